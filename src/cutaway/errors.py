@@ -1,0 +1,89 @@
+"""What can go wrong, as a family. Every message says what was asked, what is there, what to try.
+
+    CutawayError
+    ├── ConfigError            a configuration that contradicts itself or asks for the unknown
+    ├── UnknownName            a name that nothing has: says the nearest ones
+    │   ├── UnknownSite        … of a site, a hook or an activation
+    │   ├── UnknownModel       … of a model, a toy or an alias
+    │   └── UnknownTask        … of a task
+    ├── MissingActivation      a cache lacks a site that a question needs
+    ├── HookNeverFired         a hook was attached, and the run never came by
+    ├── CheckpointError        a file of weights that is missing, corrupt or unsafe
+    │   └── WeightsMismatch    … or that does not fit the configuration
+    ├── UnsupportedArchitecture  a model family, or a field of its config, that is not understood
+    ├── TokenError             text or tokens that the model cannot take
+    │   └── ContextTooLong     … because there are more than `n_ctx` of them
+    └── ShapeError             arrays that do not fit each other
+
+Each is also the built-in error that callers of such code expect (`KeyError`, `ValueError`, …).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CutawayError(Exception):
+    """The root of every error that cutaway raises on purpose."""
+
+    def __str__(self) -> str:  # KeyError would show the repr
+        return str(self.args[0]) if self.args else ""
+
+
+class ConfigError(CutawayError, ValueError):
+    """A configuration that contradicts itself or asks for something unknown."""
+
+
+class UnknownName(CutawayError, LookupError):
+    """A name that nothing has."""
+
+
+class UnknownSite(UnknownName, KeyError):
+    """No site, hook point or activation has this name."""
+
+
+class UnknownModel(UnknownName):
+    """No model, toy or alias has this name."""
+
+
+class UnknownTask(UnknownName):
+    """No task has this name."""
+
+
+class MissingActivation(CutawayError, KeyError):
+    """A cache lacks a site that a question needs."""
+
+
+class HookNeverFired(CutawayError, RuntimeError):
+    """A hook was attached, and the run never passed its site."""
+
+
+class CheckpointError(CutawayError, ValueError):
+    """A file of weights that is missing, corrupt or unsafe to open."""
+
+
+class WeightsMismatch(CheckpointError):
+    """Weights whose names or shapes do not fit the configuration."""
+
+
+class UnsupportedArchitecture(CutawayError, ValueError):
+    """A model family, or a field of its config, that is not understood."""
+
+
+class TokenError(CutawayError, ValueError):
+    """Text or tokens that the model cannot take."""
+
+
+class ContextTooLong(TokenError):
+    """More tokens than the model has positions."""
+
+
+class ShapeError(CutawayError, ValueError):
+    """Arrays or axes that do not fit each other."""
+
+
+def nearest(name: str, names: Iterable[str], *, most: int = 3) -> str:
+    """`; did you mean 'a' or 'b'?`, or nothing where no name is near: to end a sentence with."""
+    near = difflib.get_close_matches(name, list(names), n=most, cutoff=0.6)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
