@@ -1,0 +1,442 @@
+"""Tokens: text in, token ids out, and back, with any Hugging Face tokenizer or with `CharTokenizer`.
+
+The rule of BOS: text gets one BOS token in front where `prepend_bos` says so, whether or not the tokenizer
+adds it by itself; tensors of tokens are taken as they are. Padding is ours: a tokenizer is only asked to
+encode and to decode, and its settings are never changed behind its owner's back (`with_special_tokens` fills
+what is missing, once, where a tokenizer is handed to a model).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cutaway.axes import Tokens
+from cutaway.errors import ContextTooLong, TokenError
+
+SIDES = ("left", "right")
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What we ask of a tokenizer; every tokenizer of `transformers` offers it, and so does `CharTokenizer`."""
+
+    @property
+    def bos_token_id(self) -> int | None: ...
+
+    @property
+    def eos_token_id(self) -> int | None: ...
+
+    @property
+    def pad_token_id(self) -> int | None: ...
+
+    def encode(self, text: str, **options: Any) -> list[int]: ...
+
+    def decode(self, token_ids: Any, **options: Any) -> str: ...
+
+    def get_vocab(self) -> dict[str, int]: ...
+
+
+class CharTokenizer:
+    """Each entry of a short vocabulary is one token, and its id is its place in the list.
+
+    Entries are usually single characters; longer ones (`"END"`) are found first. What a toy has no word for
+    is refused, never replaced.
+
+    Args:
+        vocabulary: the tokens, in the order of their ids.
+        bos_token, eos_token, pad_token: entries with a role; each may be absent.
+
+    Raises:
+        TokenError: an entry is empty or there twice, or a token with a role is not an entry.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Sequence[str],
+        *,
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+    ) -> None:
+        self.vocabulary = list(vocabulary)
+        self._ids = {token: id for id, token in enumerate(self.vocabulary)}
+        if len(self._ids) != len(self.vocabulary) or "" in self._ids:
+            raise TokenError(f"the entries of a vocabulary must differ and not be empty: {self.vocabulary}")
+        for role, token in (("bos_token", bos_token), ("eos_token", eos_token), ("pad_token", pad_token)):
+            if token is not None and token not in self._ids:
+                raise TokenError(f"{role}={token!r} is not in the vocabulary {_listing(self.vocabulary)}")
+        self.bos_token, self.eos_token, self.pad_token = bos_token, eos_token, pad_token
+        self.padding_side = "right"
+        longest_first = sorted(self.vocabulary, key=len, reverse=True)
+        self._entry = re.compile("|".join(map(re.escape, longest_first)), re.DOTALL)
+
+    def _id(self, token: str | None) -> int | None:
+        return None if token is None else self._ids[token]
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._id(self.bos_token)
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._id(self.eos_token)
+
+    @property
+    def pad_token_id(self) -> int | None:
+        return self._id(self.pad_token)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.vocabulary)
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def __repr__(self) -> str:
+        return f"CharTokenizer({_listing(self.vocabulary)}, bos_token={self.bos_token!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CharTokenizer) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.vocabulary))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token → id."""
+        return dict(self._ids)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """Ids of a text; nothing is added to it. A character that no entry covers stops with `TokenError`."""
+        ids: list[int] = []
+        strange: list[str] = []
+        place = 0
+        while place < len(text):
+            match = self._entry.match(text, place)
+            if match is None:
+                strange.append(text[place])
+                place += 1
+            else:
+                ids.append(self._ids[match.group()])
+                place = match.end()
+        if strange:
+            names = ", ".join(map(repr, dict.fromkeys(strange)))
+            raise TokenError(f"{names} in {_short(repr(text))} is not in the vocabulary {_listing(self.vocabulary)}")
+        return ids
+
+    def decode(self, token_ids: Any, **options: Any) -> str:
+        """The text of one id or of several, put together."""
+        ids = np.atleast_1d(_as_array(token_ids)).tolist()
+        for id in ids:
+            if not 0 <= id < len(self.vocabulary):
+                raise TokenError(f"there is no token {id}; the vocabulary has {len(self.vocabulary)}")
+        return "".join(self.vocabulary[id] for id in ids)
+
+    def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
+        """The text of each sequence."""
+        return [self.decode(sequence) for sequence in sequences]
+
+    def __call__(self, text: str | Sequence[str], **options: Any) -> dict[str, Any]:
+        """`{"input_ids": …}` for one text or several, as tokenizers of `transformers` have it (without padding)."""
+        return {"input_ids": self.encode(text) if isinstance(text, str) else [self.encode(one) for one in text]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` makes an equal tokenizer of; plain JSON."""
+        roles = {"bos_token": self.bos_token, "eos_token": self.eos_token, "pad_token": self.pad_token}
+        return {"vocabulary": list(self.vocabulary), **roles}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> CharTokenizer:
+        """The tokenizer that `to_dict` wrote down."""
+        return cls(saved["vocabulary"], **{role: saved.get(role) for role in ("bos_token", "eos_token", "pad_token")})
+
+
+# What a tokenizer is like.
+
+
+def with_special_tokens(tokenizer: Any) -> Any:
+    """The same tokenizer, with the roles that it leaves open filled in as the dialect does.
+
+    No EOS: `<|endoftext|>`, where the vocabulary has it; no padding token or no BOS: the EOS token.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        return tokenizer
+    if tokenizer.eos_token is None and "<|endoftext|>" in tokenizer.get_vocab():
+        tokenizer.eos_token = "<|endoftext|>"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    return tokenizer
+
+
+def prepends_bos(tokenizer: Tokenizer) -> bool:
+    """Whether the tokenizer puts a BOS token in front by itself."""
+    added = tokenizer.encode("")
+    return len(added) > 0 and added[0] == tokenizer.bos_token_id
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """One more than the largest id that the tokenizer can give."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+# Text to tokens.
+
+
+def encode(
+    tokenizer: Tokenizer | None,
+    input: str | Sequence[str],
+    *,
+    prepend_bos: bool = True,
+    padding_side: str = "right",
+    truncate: bool = True,
+    n_ctx: int | None = None,
+    device: torch.device | str | None = None,
+) -> tuple[Tokens, Tokens]:
+    """Tokens of one text or several, and the mask that is 1 where a token is real and 0 where it is padding.
+
+    Args:
+        truncate: keep only the first `n_ctx` tokens of a text; otherwise a longer one stops with `ContextTooLong`.
+
+    Raises:
+        TokenError: no tokenizer, no BOS or padding token where one is needed, or characters it does not know.
+    """
+    tokenizer = _needed(tokenizer)
+    texts = [input] if isinstance(input, str) else list(input)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise TokenError(f"text must be a string or a list of strings, not {_short(repr(input))}")
+    if padding_side not in SIDES:
+        raise TokenError(f"padding_side={padding_side!r} is not known; there are 'left' and 'right'")
+    rows = _with_bos(tokenizer, _encode_all(tokenizer, texts), prepend_bos)
+    longest = max(map(len, rows))
+    if n_ctx is not None and longest > n_ctx:
+        if not truncate:
+            check_length(longest, n_ctx)
+        rows = [row[:n_ctx] for row in rows]
+        longest = n_ctx
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    if pad is None and any(len(row) != longest for row in rows):
+        raise TokenError("texts of different lengths need padding, and the tokenizer has no pad_token; set one")
+    tokens = torch.full((len(rows), longest), 0 if pad is None else pad, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for index, row in enumerate(rows):
+        where = slice(0, len(row)) if padding_side == "right" else slice(longest - len(row), longest)
+        tokens[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = 1
+    return tokens.to(device), mask.to(device)
+
+
+def to_tokens(
+    tokenizer: Tokenizer | None,
+    input: str | Sequence[str],
+    *,
+    prepend_bos: bool = True,
+    padding_side: str = "right",
+    truncate: bool = True,
+    n_ctx: int | None = None,
+    device: torch.device | str | None = None,
+) -> Tokens:
+    """Tokens of one text or several, `[batch, pos]`. See `encode` for the arguments and for what is raised."""
+    options: dict[str, Any] = {"truncate": truncate, "n_ctx": n_ctx, "device": device}
+    return encode(tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side, **options)[0]
+
+
+def to_single_token(tokenizer: Tokenizer | None, string: str) -> int:
+    """The id of a string that is one token; any other string stops with `TokenError`, which shows its tokens."""
+    ids = to_tokens(tokenizer, string, prepend_bos=False)[0]
+    if len(ids) != 1:
+        parts = to_str_tokens(tokenizer, ids)
+        raise TokenError(f"{string!r} is {len(ids)} tokens, not one: {parts}")
+    return int(ids[0])
+
+
+# Tokens to text.
+
+
+def to_string(tokenizer: Tokenizer | None, tokens: Any) -> str | list[str]:
+    """The text of one sequence of tokens, or the texts of a batch of them. Takes tensors, arrays and lists."""
+    tokenizer = _needed(tokenizer)
+    if isinstance(tokens, list | tuple) and any(np.ndim(row) == 1 for row in tokens):  # rows may differ in length
+        return [_decode(tokenizer, _as_array(row)) for row in tokens]
+    ids = _as_array(tokens)
+    if ids.ndim > 2:
+        raise TokenError(f"tokens of shape {list(ids.shape)} are no text; give [pos] or [batch, pos]")
+    return [_decode(tokenizer, row) for row in ids] if ids.ndim == 2 else _decode(tokenizer, np.atleast_1d(ids))
+
+
+def to_str_tokens(
+    tokenizer: Tokenizer | None,
+    input: Any,
+    *,
+    prepend_bos: bool = True,
+    padding_side: str = "right",
+    truncate: bool = True,
+    n_ctx: int | None = None,
+) -> list[str] | list[list[str]]:
+    """Each token as text, of a string or of tokens `[pos]` or `[1, pos]`; a list gives a list of such lists.
+
+    A batch given as one tensor is refused: rows are sequences of their own, so give `list(tokens)`.
+    """
+    tokenizer = _needed(tokenizer)
+    options: dict[str, Any] = {
+        "prepend_bos": prepend_bos,
+        "padding_side": padding_side,
+        "truncate": truncate,
+        "n_ctx": n_ctx,
+    }
+    if isinstance(input, list | tuple) and not all(isinstance(one, int | np.integer) for one in input):
+        return cast("list[list[str]]", [to_str_tokens(tokenizer, one, **options) for one in input])
+    if isinstance(input, str):
+        ids = to_tokens(tokenizer, input, **options)[0].numpy()
+    else:
+        ids = _as_array(input)
+        if ids.ndim > 2 or (ids.ndim == 2 and ids.shape[0] != 1):
+            raise TokenError(f"tokens of shape {list(ids.shape)} are not one sequence; give [pos], [1, pos] or a list of rows")
+    return [_decode(tokenizer, ids_of_one) for ids_of_one in ids.reshape(-1, 1)]
+
+
+def to_single_str_token(tokenizer: Tokenizer | None, int_token: int) -> str:
+    """One token as text."""
+    return _decode(_needed(tokenizer), np.atleast_1d(_as_array(int_token)))
+
+
+def get_token_position(
+    tokenizer: Tokenizer | None,
+    single_token: str | int | Int[Tensor, "..."],
+    input: str | Int[Tensor, "..."] | Int[np.ndarray, "..."],
+    *,
+    mode: str = "first",
+    prepend_bos: bool = True,
+    padding_side: str = "right",
+    n_ctx: int | None = None,
+) -> int:
+    """Where a token is in a text or in tokens `[pos]` or `[1, pos]`; `mode` says which of several: first or last.
+
+    Raises:
+        TokenError: it is not there.
+    """
+    if mode not in ("first", "last"):
+        raise TokenError(f"mode={mode!r} is not known; there are 'first' and 'last'")
+    if isinstance(input, str):
+        ids = to_tokens(tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side, n_ctx=n_ctx).numpy()
+    else:
+        ids = _as_array(input)
+    if ids.ndim == 2 and ids.shape[0] == 1:
+        ids = ids[0]
+    if ids.ndim != 1:
+        raise TokenError(f"tokens of shape {list(ids.shape)} are not one sequence; give [pos] or [1, pos]")
+    wanted = to_single_token(tokenizer, single_token) if isinstance(single_token, str) else int(single_token)
+    places = np.flatnonzero(ids == wanted)
+    if not len(places):
+        text = repr(input) if isinstance(input, str) else str(ids.tolist())
+        raise TokenError(f"the token {single_token!r} is not in {_short(text)}")
+    return int(places[0 if mode == "first" else -1])
+
+
+# What a model asks of tokens.
+
+
+def attention_mask(
+    tokenizer: Tokenizer | None,
+    tokens: Tokens,
+    *,
+    prepend_bos: bool = True,
+    padding_side: str = "right",
+) -> Tokens:
+    """Which tokens are real (1) and which are padding (0), for tokens that came without a mask.
+
+    Padding is the run of padding tokens at the padded end of a row, and nothing else. Where BOS is the padding
+    token too (GPT-2), the last of a run on the left is the BOS and counts as real, as does the first of a row of
+    nothing else on the right.
+    """
+    mask = torch.ones_like(tokens)
+    pad = None if tokenizer is None else tokenizer.pad_token_id
+    if tokenizer is None or pad is None or not tokens.numel():
+        return mask
+    real = tokens.ne(pad).long()
+    left = padding_side == "left"
+    mask[(real if left else real.flip(-1)).cumsum(-1).flip(() if left else (-1,)) == 0] = 0
+    if prepend_bos and tokenizer.bos_token_id == pad:
+        if left:  # the last of the leading run, if there is one
+            run = (mask == 0).sum(-1)
+            rows = torch.nonzero(run).flatten()
+            mask[rows, run[rows] - 1] = 1
+        else:
+            mask[:, 0] = 1
+    return mask
+
+
+def check_tokens(tokens: Tensor, d_vocab: int) -> None:
+    """Stop with `TokenError` where tokens are not ids of a vocabulary of `d_vocab`, or where there are none."""
+    if tokens.dtype.is_floating_point or tokens.dtype.is_complex or tokens.dtype == torch.bool:
+        raise TokenError(f"tokens must be whole numbers, not {tokens.dtype}")
+    if not tokens.numel():
+        raise TokenError("there are no tokens: the text is empty and no BOS token is put in front of it")
+    low, high = (int(end) for end in torch.aminmax(tokens))
+    if low < 0 or high >= d_vocab:
+        raise TokenError(f"there is no token {low if low < 0 else high}; the model's vocabulary has {d_vocab}, from 0")
+
+
+def check_length(length: int, n_ctx: int, *, past: int = 0) -> None:
+    """Stop with `ContextTooLong` where `length` more tokens after `past` do not fit into `n_ctx` positions."""
+    if past + length > n_ctx:
+        kept = f"{length} tokens after {past}" if past else f"{length} tokens"
+        raise ContextTooLong(f"{kept} are more than the {n_ctx} positions of the model; shorten the text or load with n_ctx")
+
+
+# Inside.
+
+
+def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
+    if tokenizer is None:
+        raise TokenError("this model has no tokenizer: give tokens instead of text, or set one with set_tokenizer")
+    return tokenizer
+
+
+def _encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    """Ids of each text as the tokenizer gives them; tokenizers of `transformers` take all at once."""
+    if isinstance(tokenizer, CharTokenizer) or not callable(tokenizer):
+        return [list(tokenizer.encode(text)) for text in texts]
+    return [list(row) for row in tokenizer(texts, verbose=False)["input_ids"]]
+
+
+def _with_bos(tokenizer: Tokenizer, rows: list[list[int]], wanted: bool) -> list[list[int]]:
+    """The rows with exactly one BOS (the tokenizer's own, or ours) in front of the text, or with none."""
+    own = prepends_bos(tokenizer)
+    if own == wanted:
+        return rows
+    if own:
+        return [row[1:] for row in rows]
+    if tokenizer.bos_token_id is None:
+        raise TokenError("the tokenizer has no BOS token to put in front; say prepend_bos=False")
+    return [[tokenizer.bos_token_id, *row] for row in rows]
+
+
+def _decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:
+    return tokenizer.decode([int(id) for id in ids], clean_up_tokenization_spaces=False)
+
+
+def _as_array(tokens: Any) -> np.ndarray:
+    """Tokens of any kind as an integer array."""
+    array = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
+    if array.size and array.dtype.kind not in "iu":
+        raise TokenError(f"tokens must be whole numbers, not {_short(repr(tokens))}")
+    return array.astype(np.int64)
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _listing(vocabulary: list[str], most: int = 40) -> str:
+    shown = " ".join(vocabulary[:most])
+    return shown if len(vocabulary) <= most else f"{shown} … ({len(vocabulary)})"
