@@ -118,11 +118,13 @@ def resolve(name: str | tuple[Any, ...], names: Collection[str], n_layers: int |
         if name in names:
             return name
         full = get_act_name(name)
-    else:
-        short, layer, *rest = (*name, None, None)[: max(2, len(name))]
+    elif isinstance(name, tuple) and 1 <= len(name) <= 3 and isinstance(name[0], str):
+        short, layer, layer_type = (*name, None, None)[:3]
         if isinstance(layer, int) and layer < 0 and n_layers is not None:
             layer += n_layers
-        full = get_act_name(short, layer, *rest)
+        full = get_act_name(short, layer, layer_type)
+    else:
+        raise UnknownSite(f"{name!r} names no site; give a name, as 'blocks.0.attn.hook_q', or a tuple, as ('q', 0)")
     if full in names:
         return full
     per_layer = [other for other in names if other.startswith("blocks.") and other.endswith(f".{full}")]

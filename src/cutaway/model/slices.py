@@ -64,7 +64,7 @@ class Slice:
         if self.mode == "array":
             index = torch.as_tensor(self.slice, device=tensor.device)
         elif isinstance(index, slice) and index.step is not None and index.step < 0:  # torch has no such slices
-            index = torch.as_tensor(self.indices(tensor.shape[dim]), device=tensor.device)
+            index = torch.tensor(self.indices(tensor.shape[dim]).tolist(), device=tensor.device)
         return tensor[(slice(None),) * (dim % tensor.ndim) + (index,)]
 
     def indices(self, max_ctx: int | None = None) -> np.ndarray:
