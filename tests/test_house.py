@@ -1,0 +1,275 @@
+"""The house rules that a machine can hold: import rows, public names, sizes, the README's tree, clean text."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+import cutaway
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "cutaway"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Imports point only to lower rows; neighbours in a row do not import each other; a room's own files may.
+ROWS = [
+    {"axes", "config", "errors", "tokens"},
+    {"sources", "weights", "model", "view"},
+    {"loading", "runs"},
+    {"hooked_transformer", "analysis", "tasks", "records"},
+    {"report", "compat", "exercises", "verify"},
+    {"cli"},
+]
+GROUND = {"errors", "axes"}  # row 0 itself stands on these
+NOBODY_IMPORTS = {"compat"}
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+LAZY = {"transformers", "tokenizers", "huggingface_hub", "pandas", "typer", "rich", "plotly", "sklearn", "anywidget", "IPython"}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def short(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def dotted(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(module: str) -> str:
+    """`cutaway.model.sites` lives in `model`."""
+    return module.split(".")[1]
+
+
+def row(name: str) -> int | None:
+    return next((number for number, names in enumerate(ROWS) if name in names), None)
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Every module of ours that a file imports, inside functions too, by statement or by a literal name."""
+    package = dotted(path) if path.name == "__init__.py" else dotted(path).rpartition(".")[0]
+    found = set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [base])])
+            if base == "cutaway":
+                found |= {cutaway._HOME.get(alias.name, f"cutaway.{alias.name}") for alias in node.names}
+            else:
+                found.add(base)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            found |= {
+                argument.value for argument in node.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+            }
+    return {name for name in found if isinstance(name, str) and name.startswith("cutaway.")}
+
+
+def forbidden_imports(path: Path) -> list[str]:
+    here = room(dotted(path))
+    row_here = row(here)
+    wrong = []
+    for module in sorted(imported_modules(path)):
+        there = room(module)
+        row_there = row(there)
+        if there == here or there.startswith("_"):
+            continue
+        if row_there is None:
+            wrong.append(f"{module}, which has no row")
+        elif there in NOBODY_IMPORTS:
+            wrong.append(f"{module}, which nothing imports")
+        elif row_here is not None and row_there >= row_here and not (row_here == 0 and there in GROUND):
+            wrong.append(f"{module} (row {row_there}) from row {row_here}")
+    return wrong
+
+
+def test_every_module_has_a_row() -> None:
+    rooms = {room(dotted(path)) for path in MODULES if dotted(path) != "cutaway"}
+    homeless = {name for name in rooms if row(name) is None}
+    assert not homeless, f"give these a row in DESIGN's table and in this test: {sorted(homeless)}"
+    assert sum(len(names) for names in ROWS) == len(set().union(*ROWS)), "a room stands in two rows"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parent != PACKAGE or path.name != "__init__.py"], ids=short)
+def test_imports_point_to_lower_rows(path: Path) -> None:
+    wrong = forbidden_imports(path)
+    assert not wrong, f"{short(path)} imports {'; '.join(wrong)}"
+
+
+def test_the_import_check_sees_functions_relative_imports_and_literal_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "cutaway" / "runs" / "sly.py"
+    fake.parent.mkdir(parents=True)
+    fake.write_text(
+        "import torch\n"
+        "from cutaway.errors import ConfigError\n"
+        "from cutaway import HookedTransformer\n"
+        "from .edits import x\n"
+        "def f():\n"
+        "    from ..analysis import heads\n"
+        "    import cutaway.compat.utils\n"
+        "    import_module('cutaway.cli')\n"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path / "cutaway")
+    names = ["errors", "hooked_transformer", "runs.edits", "analysis", "compat.utils", "cli"]
+    assert imported_modules(fake) == {f"cutaway.{name}" for name in names}
+    wrong = forbidden_imports(fake)
+    found = [re.split("[ ,]", text)[0] for text in wrong]
+    assert found == ["cutaway.analysis", "cutaway.cli", "cutaway.compat.utils", "cutaway.hooked_transformer"]
+
+
+# ------------------------------------------------------------------------------------------------- public names
+
+
+@pytest.mark.parametrize("name", cutaway.__all__)
+def test_public_names_can_be_imported(name: str) -> None:
+    assert getattr(cutaway, name) is not None
+    assert name in dir(cutaway)
+
+
+def test_public_names_are_those_of_the_readme() -> None:
+    section = README.split("## Public names", 1)[1].split("\n## ", 1)[0]
+    documented = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert len(documented) == len(set(documented))
+    assert set(documented) == set(cutaway.__all__) - {"__version__"}
+
+
+def test_an_unknown_public_name_is_refused_by_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'HookedTransformr'"):
+        _ = cutaway.HookedTransformr
+
+
+@pytest.mark.parametrize("code", ["import cutaway", "from cutaway import HookedTransformer, ActivationCache, FactoredMatrix"])
+def test_importing_stays_cheap(code: str) -> None:
+    listing = f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
+    heavy = LAZY & set(done.stdout.split())
+    assert not heavy, f"`{code}` also imports {sorted(heavy)}; import them where they are used"
+
+
+# --------------------------------------------------------------------------------------------------------- sizes
+
+
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_nothing_absorbs_the_library(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").count("\n")
+    assert lines <= 600, f"{short(path)} has {lines} lines; find the second idea in it"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or 0) - node.lineno + 1
+            limit = 500 if isinstance(node, ast.ClassDef) else 90
+            assert size <= limit, f"{short(path)}:{node.lineno}: {node.name} has {size} lines, more than {limit}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_files_say_what_they_are_for(path: Path) -> None:
+    tree = tree_of(path)
+    assert not tree.body or ast.get_docstring(tree), f"{short(path)} opens without saying what it is for"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_excepts_name_the_failure_they_expect(path: Path) -> None:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = {name.id for name in ast.walk(node.type) if isinstance(name, ast.Name)} if node.type else {"everything"}
+            cleans_up = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+            broad = caught & {"Exception", "BaseException", "everything"}
+            assert not broad or cleans_up, f"{short(path)}:{node.lineno} catches {', '.join(broad)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=short)
+def test_nothing_is_a_stub(path: Path) -> None:
+    raised = [ast.unparse(node) for node in ast.walk(tree_of(path)) if isinstance(node, ast.Raise)]
+    assert not [text for text in raised if "NotImplementedError" in text], short(path)
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def listed_in_readme() -> list[str]:
+    """Paths of the README's tree, folders left out."""
+    block = re.search(r"```\n(src/cutaway/\n.*?)```", README, re.DOTALL)
+    assert block, "the README has no tree that starts with src/cutaway/"
+    folders: list[str] = []
+    paths = []
+    for line in block[1].splitlines()[1:]:
+        match = re.match(r"(?P<lead>[│ ]*)[├└]── (?P<name>\S+)", line)
+        assert match, f"not a line of a tree: {line!r}"
+        depth = len(match["lead"]) // 4
+        folders = folders[:depth]
+        if match["name"].endswith("/"):
+            folders.append(match["name"])
+        else:
+            paths.append("".join(folders) + match["name"])
+    return paths
+
+
+def test_the_readme_lists_every_module_once() -> None:
+    listed = listed_in_readme()
+    assert len(listed) == len(set(listed)), "a module is listed twice"
+    there = {short(path): path for path in MODULES if path.name != "__init__.py" or path.parent == PACKAGE}
+    words = {name: (ast.get_docstring(tree_of(there[name])) or "").split("\n")[0] for name in set(there) - set(listed)}
+    lacking = [f"{name}: {what}" for name, what in sorted(words.items())]
+    assert not lacking, "the README's tree lacks\n" + "\n".join(lacking)
+    assert not set(listed) - set(there), f"the README's tree lists what is not there: {sorted(set(listed) - set(there))}"
+
+
+def written_files() -> list[Path]:
+    """What is in the repository: everything that Git tracks or would add, or every file where there is no Git."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        names = [ROOT / name for name in done.stdout.splitlines()]
+    else:
+        names = [Path(folder) / name for folder, _, files in os.walk(ROOT) if "/." not in folder for name in files]
+    kinds = {".py", ".md", ".toml", ".txt", ".json", ".html", ".css", ".js", ".ts", ".cfg", ".yml", ""}
+    return [path for path in names if path.suffix in kinds and path.is_file()]
+
+
+def test_no_file_names_a_place_of_one_machine() -> None:
+    place = re.compile(
+        "|".join(["/wor" + "k/", "/ro" + "ot/", r"/ho" + r"me/\w", "/Us" + "ers/", "file:/" + "//", r"/opt/" + r"\w"])
+    )
+    found = []
+    for path in written_files():
+        for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+            if place.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert not found, "\n".join(found)
+
+
+def test_pins_are_plain_versions() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert "torch==2.13.0" in pins
+    assert all(re.fullmatch(r'[a-z0-9-]+==[\w.]+( ; python_version >= "3\.\d+")?', pin) for pin in pins)
+
+
+# ------------------------------------------------------------------------------------------------------- checking
+
+
+def test_shapes_in_signatures_are_checked_here() -> None:
+    from cutaway.tasks.first_unique_char import first_unique
+
+    assert first_unique(torch.tensor([[2, 0, 1]]), 2).tolist() == [[2, 0, 0]]
+    with pytest.raises(jaxtyping.TypeCheckError):
+        first_unique(torch.tensor([2, 0, 1]), 2)  # lacks the batch axis
+    with pytest.raises(jaxtyping.TypeCheckError):
+        first_unique(torch.tensor([[2.0, 0.0, 1.0]]), 2)  # not tokens
