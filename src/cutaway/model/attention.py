@@ -1,0 +1,282 @@
+"""Attention: queries, keys, values, pattern, result; each a site, each computed only if needed.
+
+Nobody listening to scores or pattern means the fused kernel. Per-head results are built for listeners
+only; the stream runs through them where somebody may write.
+
+`W_Q`, `W_K`, `W_V` have the dialect's shape `[head, d_model, d_head]` and lie in memory as
+`[d_model, head, d_head]`, so that projecting is one matrix product without copying the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ShapeError
+from cutaway.model.hook_points import HookPoint
+from cutaway.model.key_values import KeyValues
+from cutaway.model.norm import LayerNorm, RMSNorm
+from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
+
+Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+Heads = Float[Tensor, "batch pos head d_head"]
+Pattern = Float[Tensor, "batch head dest src"]
+
+PACKED = 2**16  # up to this many weights, one joint product for queries, keys and values pays for joining them
+
+
+class Attention(nn.Module):
+    """One layer of attention heads.
+
+    Called with the (normalised) inputs of queries, keys and values, each `[batch, pos, d_model]` or, split by
+    head, `[batch, pos, head, d_model]`; returns what the layer adds to the residual stream.
+    """
+
+    grouped = False
+
+    def __init__(
+        self,
+        cfg: HookedTransformerConfig | dict[str, Any],
+        attn_type: str = "global",
+        layer_id: int | None = None,
+        rotary_of: Callable[[int], Rotary | None] | None = None,
+    ):
+        super().__init__()
+        self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
+        self.attn_type, self.layer_id = attn_type, layer_id
+        heads, kv, d_model, d_head, dtype = cfg.n_heads, self._kv_heads, cfg.d_model, cfg.d_head, cfg.torch_dtype
+        name = "_" if self.grouped else ""
+        self.W_Q = _d_model_first(heads, d_model, d_head, dtype)
+        self.W_O = nn.Parameter(torch.empty(heads, d_head, d_model, dtype=dtype))
+        self.b_Q = nn.Parameter(torch.zeros(heads, d_head, dtype=dtype))
+        self.b_O = nn.Parameter(torch.zeros(d_model, dtype=dtype))
+        for which in "KV":
+            self.register_parameter(f"{name}W_{which}", _d_model_first(kv, d_model, d_head, dtype))
+        for which in "KV":
+            self.register_parameter(f"{name}b_{which}", nn.Parameter(torch.zeros(kv, d_head, dtype=dtype)))
+        if cfg.use_qk_norm:
+            kind = RMSNorm if cfg.qk_norm_type == "RMS" else LayerNorm
+            over_all = cfg.qk_norm_over == "full"
+            self.q_norm = kind(cfg, d_head * heads if over_all else d_head)
+            self.k_norm = kind(cfg, d_head * kv if over_all else d_head)
+        self.attn_scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
+        if cfg.scale_attn_by_inverse_layer_idx:
+            assert layer_id is not None
+            self.attn_scale *= layer_id + 1
+        self.window = cfg.window_size if attn_type == "local" else None
+        self.rotary = (rotary_of or rotaries(cfg))(layer_id or 0)
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        if self.rotary is not None:
+            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_z, self.hook_result = HookPoint(), HookPoint()
+
+    @property
+    def _kv_heads(self) -> int:
+        return self.cfg.n_heads
+
+    @property
+    def OV(self) -> Any:
+        """What each head does to what it looks at, `W_V @ W_O`, as a pair of factors."""
+        return self.W_V, self.W_O
+
+    def forward(
+        self,
+        query_input: Input,
+        key_input: Input,
+        value_input: Input,
+        past_kv_cache_entry: KeyValues | None = None,
+        additive_attention_mask: Float[Tensor, "batch #head #pos kv_pos"] | None = None,
+        attention_mask: Tensor | None = None,
+        stream: Stream | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """What this layer adds to the residual stream, `[batch, pos, d_model]`."""
+        if stream is None:
+            start = 0 if past_kv_cache_entry is None else past_kv_cache_entry.length
+            stream = Stream(start, None if attention_mask is None else attention_mask.bool())
+        q, k, v = self.queries_keys_values(query_input, key_input, value_input, stream)
+        if past_kv_cache_entry is not None:
+            k, v = past_kv_cache_entry.append(k, v)
+        k, v = self._for_all_heads(k), self._for_all_heads(v)
+        visible = stream.visible(
+            q.shape[1], k.shape[1], causal=self.cfg.attention_dir == "causal", window=self.window, device=q.device
+        )
+        if self._fusible(q, k, additive_attention_mask):
+            z = self._fused(q, k, v, visible, causal_only=stream.padding is None and self._all_in_window(k))
+        else:
+            pattern = self._pattern(q, k, visible, additive_attention_mask)
+            z = (pattern @ v.transpose(1, 2)).transpose(1, 2)
+        return self.output(self.hook_z(z))
+
+    # Queries, keys and values.
+
+    def queries_keys_values(
+        self, query_input: Input, key_input: Input, value_input: Input, stream: Stream
+    ) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values after their sites, queries and keys normalised and rotated where they should be."""
+        q, k, v = self._project(query_input, key_input, value_input)
+        if self.cfg.clip_qkv is not None:
+            q, k, v = (x.clamp(-self.cfg.clip_qkv, self.cfg.clip_qkv) for x in (q, k, v))
+        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        if self.cfg.use_qk_norm:
+            q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+        if self.rotary is not None:
+            q = self.hook_rot_q(self.rotary.rotate(q, stream))
+            k = self.hook_rot_k(self.rotary.rotate(k, stream))
+        return q, k, v
+
+    def _weights(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weights and biases of queries, keys, values, as they are stored."""
+        return (self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V)
+
+    def _project(self, query_input: Input, key_input: Input, value_input: Input) -> tuple[Tensor, Tensor, Tensor]:
+        weights = self._weights()
+        same = query_input is key_input and key_input is value_input and query_input.ndim == 3
+        if same and sum(W.numel() for W, _ in weights) <= PACKED:
+            flat = torch.cat([_flat(W) for W, _ in weights], dim=1)
+            bias = torch.cat([b.flatten() for _, b in weights])
+            sizes = [W.shape[0] * W.shape[2] for W, _ in weights]
+            joint = F.linear(query_input, flat.T, bias).split(sizes, dim=-1)
+            return tuple(part.unflatten(-1, (-1, self.cfg.d_head)) for part in joint)  # type: ignore[return-value]
+        inputs = (query_input, key_input, value_input)
+        return tuple(project(x, W, b) for x, (W, b) in zip(inputs, weights, strict=True))  # type: ignore[return-value]
+
+    def _normed(self, x: Heads, norm: nn.Module) -> Heads:
+        return norm(x) if self.cfg.qk_norm_over == "head" else norm(x.flatten(-2)).view_as(x)  # type: ignore[no-any-return]
+
+    def _for_all_heads(self, x: Float[Tensor, "batch key kv d_head"]) -> Float[Tensor, "batch key head d_head"]:
+        times = self.cfg.n_heads // x.shape[2]
+        return x if times == 1 else x.repeat_interleave(times, dim=2)
+
+    # From queries and keys to what each head has seen.
+
+    def _fusible(self, q: Heads, k: Heads, additive_attention_mask: Tensor | None) -> bool:
+        """Whether nobody needs scores or pattern, and the fused kernel can compute this attention (and is quicker)."""
+        cfg = self.cfg
+        return not (
+            self.hook_attn_scores.listening
+            or self.hook_pattern.listening
+            or cfg.attn_scores_soft_cap > 0
+            or cfg.positional_embedding_type == "alibi"
+            or additive_attention_mask is not None
+        )
+
+    def _all_in_window(self, k: Heads) -> bool:
+        return self.window is None or self.window >= k.shape[1]
+
+    def _fused(self, q: Heads, k: Heads, v: Heads, visible: Tensor | None, *, causal_only: bool) -> Heads:
+        causal = causal_only and self.cfg.attention_dir == "causal" and q.shape[1] == k.shape[1] and q.shape[1] > 1
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        z = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if causal else visible, is_causal=causal, scale=1 / self.attn_scale
+        )
+        return z.transpose(1, 2)
+
+    def _pattern(self, q: Heads, k: Heads, visible: Tensor | None, additive_attention_mask: Tensor | None) -> Pattern:
+        """Attention probabilities, by way of the scores, after their sites. Scores have float32 precision at least."""
+        dtype = q.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            q, k = q.float(), k.float()
+        scores = (q / self.attn_scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        if self.cfg.attn_scores_soft_cap > 0:
+            scores = self.cfg.attn_scores_soft_cap * torch.tanh(scores / self.cfg.attn_scores_soft_cap)
+        if self.cfg.positional_embedding_type == "alibi":
+            scores = scores + alibi_bias(self.cfg.n_heads, scores.shape[-2], scores.shape[-1], scores.device).to(scores.dtype)
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
+        if additive_attention_mask is not None:
+            scores = scores + additive_attention_mask
+        scores = self.hook_attn_scores(scores)
+        pattern = scores.softmax(-1)
+        if visible is not None and not self.visible_everywhere(visible):
+            pattern = pattern.masked_fill(pattern.isnan(), 0)  # the queries of padding see nothing
+        return self.hook_pattern(pattern).to(dtype)
+
+    @staticmethod
+    def visible_everywhere(visible: Tensor) -> bool:
+        """Whether each query sees at least one key, as is certain where all rows are alike and causal."""
+        return visible.shape[0] == 1
+
+    # From what each head has seen to the residual stream.
+
+    def output(self, z: Heads) -> Float[Tensor, "batch pos d_model"]:
+        """What the heads write, summed, plus the output bias."""
+        if self.hook_result.listening:
+            result = self.hook_result(self.results(z))
+            if self.hook_result.written:
+                return result.sum(-2) + self.b_O
+        return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
+
+    def results(self, z: Heads) -> Float[Tensor, "batch pos head d_model"]:
+        """What each head writes into the residual stream, without the output bias."""
+        return torch.einsum("bphd,hdm->bphm", z, self.W_O)
+
+
+class GroupedQueryAttention(Attention):
+    """Attention whose heads share keys and values in groups (https://arxiv.org/abs/2305.13245).
+
+    The parameters are `_W_K`, `_W_V`, `_b_K`, `_b_V`, one per group; `W_K` and its like repeat them for each head.
+    """
+
+    grouped = True
+    _W_K: nn.Parameter
+    _W_V: nn.Parameter
+    _b_K: nn.Parameter
+    _b_V: nn.Parameter
+
+    @property
+    def _kv_heads(self) -> int:
+        return self.cfg.kv_heads
+
+    @property
+    def W_K(self) -> Float[Tensor, "head d_model d_head"]:
+        """Key weights of each head."""
+        return self._per_head(self._W_K)
+
+    @property
+    def W_V(self) -> Float[Tensor, "head d_model d_head"]:
+        """Value weights of each head."""
+        return self._per_head(self._W_V)
+
+    @property
+    def b_K(self) -> Float[Tensor, "head d_head"]:
+        """Key biases of each head."""
+        return self._per_head(self._b_K)
+
+    @property
+    def b_V(self) -> Float[Tensor, "head d_head"]:
+        """Value biases of each head."""
+        return self._per_head(self._b_V)
+
+    def _per_head(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(self.cfg.n_heads // self.cfg.kv_heads, dim=0)
+
+    def _weights(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        if self.cfg.ungroup_grouped_query_attention:
+            return super()._weights()
+        return (self.W_Q, self.b_Q), (self._W_K, self._b_K), (self._W_V, self._b_V)
+
+
+def project(x: Input, W: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]) -> Heads:
+    """`x @ W + b` for each head, from an input that all heads share or that has one entry per head."""
+    if x.ndim == 3:
+        return F.linear(x, _flat(W).T, b.flatten()).unflatten(-1, b.shape)
+    if x.shape[2] != len(W):
+        raise ShapeError(f"an input split by head needs {len(W)} of them here, not {x.shape[2]}: {tuple(x.shape)}")
+    return torch.einsum("bphm,hmd->bphd", x, W) + b
+
+
+def _flat(W: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "d_model flat"]:
+    """The weights of all heads side by side; a view, where d_model comes first in memory."""
+    return W.transpose(0, 1).flatten(1)
+
+
+def _d_model_first(heads: int, d_model: int, d_head: int, dtype: torch.dtype) -> nn.Parameter:
+    """An empty parameter `[head, d_model, d_head]` that lies in memory with `d_model` first."""
+    return nn.Parameter(torch.empty(d_model, heads, d_head, dtype=dtype).transpose(0, 1))

@@ -1,0 +1,49 @@
+"""Initial weights, drawn in the dialect's order, so that a seed gives the weights that it always gave.
+
+Every parameter whose name has `W_` is drawn; biases start at zero and norms at one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.config import HookedTransformerConfig
+
+
+def initialise(model: nn.Module, cfg: HookedTransformerConfig) -> None:
+    """Draw all weights as `cfg.init_mode` says; a `cfg.seed` reseeds Torch first."""
+    if cfg.seed is not None:
+        torch.manual_seed(cfg.seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "W_" in name:
+                drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+                parameter.copy_(_draw(drawn, name, cfg))
+
+
+def _draw(out: Tensor, name: str, cfg: HookedTransformerConfig) -> Tensor:
+    """One weight, filled: the mode's distribution, with `initializer_range` as standard deviation or gain."""
+    gain, mode = cfg.initializer_range, cfg.init_mode
+    if mode == "gpt2":
+        return out.normal_(std=gain)
+    fan_in, fan_out = fans(out)
+    if mode == "muP":  # https://arxiv.org/abs/2203.03466
+        limit = 1.0 if "embed.W_E" in name or "pos_embed" in name else 1 / fan_in if "unembed" in name else fan_in**-0.5
+        return out.uniform_(-limit * math.sqrt(3), limit * math.sqrt(3))
+    scale = gain * math.sqrt(2 / (fan_in + fan_out)) if mode.startswith("xavier") else gain * math.sqrt(2 / fan_in)
+    if mode.endswith("normal"):
+        return out.normal_(std=scale)
+    return out.uniform_(-scale * math.sqrt(3), scale * math.sqrt(3))
+
+
+def fans(weight: Tensor) -> tuple[int, int]:
+    """How many numbers a weight reads and writes: weights multiply on the right, heads come first."""
+    shape = weight.shape
+    if len(shape) < 2:
+        return shape[0], shape[0]
+    if len(shape) == 2:
+        return shape[0], shape[1]
+    return (shape[1], shape[0] * shape[2]) if shape[1] > shape[2] else (shape[0] * shape[1], shape[2])

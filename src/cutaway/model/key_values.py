@@ -1,0 +1,115 @@
+"""Kept keys and values: what attention has already seen, so that later positions need not compute it again.
+
+Keys are kept as attention reads them (rotated), in buffers that grow by doubling, so that adding a token
+copies one token.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ShapeError
+
+Keys = Float[Tensor, "batch key kv d_head"]
+
+
+class KeyValues:
+    """The keys and values of one layer; `append` adds those of new positions and returns all."""
+
+    def __init__(self, keys: Keys, values: Keys):
+        self._keys, self._values, self.length = keys, values, keys.shape[1]
+        self.frozen = False
+
+    @property
+    def past_keys(self) -> Keys:
+        """All keys so far."""
+        return self._keys[:, : self.length]
+
+    @property
+    def past_values(self) -> Keys:
+        """All values so far."""
+        return self._values[:, : self.length]
+
+    def append(self, new_keys: Keys, new_values: Keys) -> tuple[Keys, Keys]:
+        """All keys and values, those of new positions last; they are kept unless `frozen` or grad is needed."""
+        if len(new_keys) != len(self._keys):
+            raise ShapeError(f"the kept keys and values are for a batch of {len(self._keys)}, the new ones of {len(new_keys)}")
+        if self.frozen or new_keys.requires_grad or new_values.requires_grad:
+            keys = torch.cat([self.past_keys, new_keys], dim=1)
+            values = torch.cat([self.past_values, new_values], dim=1)
+            if not self.frozen:
+                self._keys, self._values, self.length = keys, values, keys.shape[1]
+            return keys, values
+        end = self.length + new_keys.shape[1]
+        if end > self._keys.shape[1]:
+            self._keys, self._values = self._grown(self._keys, end), self._grown(self._values, end)
+        self._keys[:, self.length : end] = new_keys
+        self._values[:, self.length : end] = new_values
+        self.length = end
+        return self.past_keys, self.past_values
+
+    def _grown(self, buffer: Tensor, room: int) -> Tensor:
+        new = buffer.new_empty(buffer.shape[0], max(room, 2 * self.length, 16), *buffer.shape[2:])
+        new[:, : self.length] = buffer[:, : self.length]
+        return new
+
+
+class KeyValueCache:
+    """The kept keys and values of every layer, and which of those positions are not padding.
+
+    Args:
+        entries: one `KeyValues` per layer.
+        previous_attention_mask: `[batch, key]`, true where a position is not padding.
+    """
+
+    def __init__(self, entries: list[KeyValues], previous_attention_mask: Int[Tensor, "batch key"]):
+        self.entries, self.previous_attention_mask = entries, previous_attention_mask
+        self.frozen = False
+
+    @classmethod
+    def init_cache(
+        cls, cfg: HookedTransformerConfig | dict[str, Any], device: torch.device | str | None = None, batch_size: int = 1
+    ) -> KeyValueCache:
+        """An empty cache for a batch of this size."""
+        cfg = HookedTransformerConfig.unwrap(cfg)
+        heads = cfg.n_heads if cfg.ungroup_grouped_query_attention else cfg.kv_heads
+        device = device or cfg.device
+
+        def nothing() -> Tensor:
+            return torch.empty(batch_size, 0, heads, cfg.d_head, device=device, dtype=cfg.torch_dtype)
+
+        entries = [KeyValues(nothing(), nothing()) for _ in range(cfg.n_layers)]
+        return cls(entries, torch.ones(batch_size, 0, device=device, dtype=torch.long))
+
+    @property
+    def length(self) -> int:
+        """How many positions are kept."""
+        return self.entries[0].length if self.entries else 0
+
+    def freeze(self) -> None:
+        """From now on runs read the cache and leave it as it is."""
+        self._freeze(True)
+
+    def unfreeze(self) -> None:
+        """From now on runs add to the cache."""
+        self._freeze(False)
+
+    def _freeze(self, frozen: bool) -> None:
+        self.frozen = frozen
+        for entry in self.entries:
+            entry.frozen = frozen
+
+    def append_attention_mask(self, attention_mask: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch key"]:
+        """The mask over all positions, those of new ones last; kept unless `frozen`."""
+        mask = torch.cat([self.previous_attention_mask, attention_mask.to(self.previous_attention_mask)], dim=-1)
+        if not self.frozen:
+            self.previous_attention_mask = mask
+        return mask
+
+    def __getitem__(self, layer: int) -> KeyValues:
+        return self.entries[layer]

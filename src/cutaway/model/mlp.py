@@ -1,0 +1,160 @@
+"""MLPs: plain, gated, and mixtures of them; and the activation functions by their names.
+
+Sites: `hook_pre` and `hook_post` around the activation function, `hook_pre_linear` for the other half of a
+gated MLP, `hook_mid` before the norm that activations ending in `_ln` have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.config import HookedTransformerConfig
+from cutaway.model.hook_points import HookPoint
+from cutaway.model.norm import LayerNorm, LayerNormPre
+
+Resid = Float[Tensor, "batch pos d_model"]
+
+
+def solu(x: Tensor) -> Tensor:
+    """Softmax linear unit (https://transformer-circuits.pub/2022/solu)."""
+    return x * x.softmax(-1)
+
+
+def gelu_fast(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation, with the constant rounded as its authors' code has it."""
+    return 0.5 * x * (1.0 + torch.tanh(x * 0.7978845608 * (1.0 + 0.044715 * x * x)))
+
+
+def relu2(x: Tensor) -> Tensor:
+    """The square of ReLU (https://arxiv.org/abs/2109.08668)."""
+    return F.relu(x).square()
+
+
+gelu_new = partial(F.gelu, approximate="tanh")
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu2": relu2,
+    "gelu": F.gelu,
+    "gelu_ln": F.gelu,
+    "gelu_new": gelu_new,
+    "gelu_pytorch_tanh": gelu_new,
+    "gelu_fast": gelu_fast,
+    "silu": F.silu,
+    "solu": solu,
+    "solu_ln": solu,
+}
+
+
+class MLP(nn.Module):
+    """Two matrices with an activation function between them."""
+
+    def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
+        super().__init__()
+        self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
+        assert cfg.d_mlp is not None and cfg.act_fn is not None
+        dtype = cfg.torch_dtype
+        self.act_fn = ACTIVATIONS[cfg.act_fn]
+        self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp, dtype=dtype))
+        self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model, dtype=dtype))
+        self._add_gate()
+        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp, dtype=dtype))
+        self.b_out = nn.Parameter(torch.zeros(cfg.d_model, dtype=dtype))
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
+        if cfg.has_mlp_norm:
+            self.hook_mid = HookPoint()
+            self.ln = LayerNorm(cfg, cfg.d_mlp) if cfg.normalization_type == "LN" else LayerNormPre(cfg, cfg.d_mlp)
+
+    def _add_gate(self) -> None:
+        """Where a gated MLP adds its third matrix, in the order in which the dialect draws initial weights."""
+
+    def forward(self, x: Resid) -> Resid:
+        """What the MLP writes, `[batch, pos, d_model]`."""
+        return F.linear(self._normed(self._neurons(x)), self.W_out.T, self.b_out)
+
+    def _neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
+        """The neurons' activations before the norm that some have."""
+        return self.act_fn(self.hook_pre(F.linear(x, self.W_in.T, self.b_in)))
+
+    def _normed(self, neurons: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_mlp"]:
+        return self.hook_post(self.ln(self.hook_mid(neurons)) if self.cfg.has_mlp_norm else neurons)
+
+
+class GatedMLP(MLP):
+    """An MLP whose activations gate a second, linear projection (https://arxiv.org/abs/2002.05202)."""
+
+    def _add_gate(self) -> None:
+        assert self.cfg.d_mlp is not None
+        self.W_gate = nn.Parameter(torch.empty(self.cfg.d_model, self.cfg.d_mlp, dtype=self.cfg.torch_dtype))
+        self.hook_pre_linear = HookPoint()
+
+    def _neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
+        pre = self.hook_pre(x @ self.W_gate)
+        return self.act_fn(pre) * self.hook_pre_linear(x @ self.W_in) + self.b_in
+
+
+class Expert(nn.Module):
+    """One MLP of a mixture: as `MLP` or `GatedMLP`, without sites."""
+
+    def __init__(self, cfg: HookedTransformerConfig):
+        super().__init__()
+        assert cfg.d_mlp is not None and cfg.act_fn is not None
+        self.act_fn, self.gated = ACTIVATIONS[cfg.act_fn], cfg.gated_mlp
+        dtype = cfg.torch_dtype
+        self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp, dtype=dtype))
+        if cfg.gated_mlp:
+            self.W_gate = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp, dtype=dtype))
+        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp, dtype=dtype))
+        self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model, dtype=dtype))
+        self.b_out = nn.Parameter(torch.zeros(cfg.d_model, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
+        """What this expert writes for some tokens."""
+        if self.gated:
+            neurons = self.act_fn(x @ self.W_gate) * (x @ self.W_in) + self.b_in
+        else:
+            neurons = self.act_fn(F.linear(x, self.W_in.T, self.b_in))
+        return F.linear(neurons, self.W_out.T, self.b_out)
+
+
+class MoE(nn.Module):
+    """A mixture of experts: a router sends each token to a few MLPs and mixes what they write."""
+
+    def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
+        super().__init__()
+        self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
+        assert cfg.num_experts is not None
+        self.W_gate = nn.Parameter(torch.empty(cfg.d_model, cfg.num_experts, dtype=cfg.torch_dtype))
+        self.experts = nn.ModuleList(Expert(cfg) for _ in range(cfg.num_experts))
+        self.hook_expert_weights, self.hook_expert_indices = HookPoint(), HookPoint()
+
+    def forward(self, x: Resid) -> Resid:
+        """What the chosen experts write, weighted by the router, `[batch, pos, d_model]`."""
+        assert self.cfg.experts_per_token is not None
+        weights = self.hook_expert_weights((x @ self.W_gate).softmax(-1, dtype=torch.float32))
+        chosen, indices = weights.topk(self.cfg.experts_per_token, dim=-1)
+        indices = self.hook_expert_indices(indices)
+        chosen = weights.gather(-1, indices)
+        if self.cfg.norm_topk_prob:
+            chosen = chosen / chosen.sum(-1, keepdim=True)
+        rows, out = x.flatten(0, -2), torch.zeros_like(x).flatten(0, -2)
+        indices, chosen = indices.flatten(0, -2), chosen.flatten(0, -2).to(x.dtype)
+        for number, expert in enumerate(self.experts):
+            tokens, slot = (indices == number).nonzero(as_tuple=True)
+            if len(tokens):
+                out = out.index_add(0, tokens, expert(rows[tokens]) * chosen[tokens, slot, None])
+        return out.view_as(x)
+
+
+def mlp_of(cfg: HookedTransformerConfig, layer: int) -> nn.Module:
+    """The MLP that a configuration asks for in a layer."""
+    if cfg.is_moe(layer):
+        return MoE(cfg)
+    return GatedMLP(cfg) if cfg.gated_mlp else MLP(cfg)

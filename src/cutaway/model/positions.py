@@ -1,0 +1,192 @@
+"""Positions: where tokens stand, and what attention makes of it.
+
+`Stream` travels beside the residual through the blocks and says where its rows stand: which position comes
+first, what is padding, which keys and values were kept. Rotary angles and ALiBi slopes are computed here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from cutaway.config import HookedTransformerConfig
+from cutaway.model.key_values import KeyValueCache
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where the rows of a residual stand. Blocks read it and never change it.
+
+    Args:
+        start: the position of the first column; everything before it is in `kept`.
+        padding: `[batch, key]`, true where a position (kept ones first) is a token and not padding; None: all are.
+        kept: keys and values of earlier positions, one entry per layer.
+        shortformer: position embeddings that queries and keys add to their normalised inputs.
+    """
+
+    start: int = 0
+    padding: Bool[Tensor, "batch key"] | None = None
+    kept: KeyValueCache | None = None
+    shortformer: Float[Tensor, "batch pos d_model"] | None = None
+    _masks: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
+
+    def positions(self, length: int) -> Int[Tensor, "batch pos"] | None:
+        """The position of each token in its own row, where padding shifts it; None: `start`, `start + 1`, …"""
+        if self.padding is None:
+            return None
+        return offset_positions(self.padding)[:, self.start : self.start + length]
+
+    def visible(
+        self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device
+    ) -> Bool[Tensor, "rows 1 dest src"] | None:
+        """Which keys each query may look at; None: all. Rows are the batch, or one where all are alike."""
+        key = (dest, src, causal, window, device)
+        if key not in self._masks:
+            self._masks[key] = self._visible(dest, src, causal=causal, window=window, device=device)
+        return self._masks[key]
+
+    def _visible(self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
+        seen = None
+        if (causal and dest > 1) or (window is not None and (window < src or not causal)):
+            back = (torch.arange(src - dest, src, device=device)[:, None] - torch.arange(src, device=device))[None, None]
+            seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
+            if window is not None:
+                seen = seen & (back < window)
+        if self.padding is not None:
+            tokens = self.padding[:, None, None, :src].to(device)
+            seen = tokens if seen is None else seen & tokens
+        return None if seen is None else seen.expand(-1, -1, dest, -1)
+
+
+def offset_positions(padding: Bool[Tensor, "batch key"]) -> Int[Tensor, "batch key"]:
+    """Positions that count tokens only: the first token of a row is at 0, however much padding precedes it."""
+    return (padding.long().cumsum(-1) - 1).clamp(min=0)
+
+
+class PosEmbed(nn.Module):
+    """Learned embeddings of positions; those of padding are zero."""
+
+    def __init__(self, cfg: HookedTransformerConfig | dict[str, object]):
+        super().__init__()
+        self.cfg = HookedTransformerConfig.unwrap(cfg)
+        self.W_pos = nn.Parameter(torch.empty(self.cfg.n_ctx, self.cfg.d_model, dtype=self.cfg.torch_dtype))
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        past_kv_pos_offset: int = 0,
+        attention_mask: Bool[Tensor, "batch key"] | Int[Tensor, "batch key"] | None = None,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The embedding of each token's position, as a view that batch entries share where it can be."""
+        end = past_kv_pos_offset + tokens.shape[1]
+        if attention_mask is None:
+            return self.W_pos[past_kv_pos_offset:end].expand(len(tokens), -1, -1)
+        mask = attention_mask.bool()
+        embedded = self.W_pos[offset_positions(mask)[:, past_kv_pos_offset:end]]
+        return embedded * mask[:, past_kv_pos_offset:end, None].to(embedded.dtype)
+
+
+# Rotary embeddings (https://arxiv.org/abs/2104.09864).
+
+
+class Rotary:
+    """Angles of rotary embeddings, computed when first needed and shared by all layers with the same base."""
+
+    def __init__(self, cfg: HookedTransformerConfig, base: float, *, scaled: bool = True):
+        assert cfg.rotary_dim is not None
+        self.dim, self.adjacent = cfg.rotary_dim, cfg.rotary_adjacent_pairs
+        self.cfg, self.base, self.scaled = cfg, base, scaled
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def tables(self, length: int, device: torch.device) -> tuple[Float[Tensor, "pos half"], Float[Tensor, "pos half"]]:
+        """Cosines and sines of the angles of positions below `length`, in float32."""
+        known = self._tables.get(device)
+        if known is None or len(known[0]) < length:
+            with torch.inference_mode(False), torch.no_grad():
+                frequencies, factor = rotary_frequencies(self.cfg, self.base, scaled=self.scaled, device=device)
+                room = min(self.cfg.n_ctx, max(length, 2 * len(known[0]) if known else 64))
+                angles = torch.arange(max(room, length), device=device, dtype=torch.float32)[:, None] * frequencies
+                known = self._tables[device] = angles.cos() * factor, angles.sin() * factor
+        return known[0][:length], known[1][:length]
+
+    def rotate(self, x: Float[Tensor, "batch pos head d_head"], stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
+        """`x` with the first `rotary_dim` of its coordinates turned by each token's position."""
+        end = stream.start + x.shape[1]
+        cos, sin = self.tables(end, x.device)
+        positions = stream.positions(x.shape[1])
+        rows = slice(stream.start, end) if positions is None else positions.to(x.device)
+        cos, sin = (table[rows].unsqueeze(-2).to(x.dtype) for table in (cos, sin))
+        turned = x[..., : self.dim]
+        if self.adjacent:
+            first, second = turned[..., 0::2], turned[..., 1::2]
+            turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+        else:
+            first, second = turned.chunk(2, dim=-1)
+            turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return turned if self.dim == x.shape[-1] else torch.cat([turned, x[..., self.dim :]], dim=-1)
+
+
+def rotary_frequencies(
+    cfg: HookedTransformerConfig, base: float, *, scaled: bool = True, device: torch.device | None = None
+) -> tuple[Float[Tensor, "half"], float]:
+    """The angle per position of each pair of coordinates, and the factor on cosines and sines."""
+    dim = cfg.rotary_dim
+    assert dim is not None
+    frequencies = 1.0 / base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+    if scaled and cfg.use_NTK_by_parts_rope:
+        return _by_parts(cfg, frequencies), 1.0
+    if scaled and cfg.use_yarn_rope:
+        return _yarn(cfg, frequencies, base), cfg.yarn_attention_factor
+    return frequencies, 1.0
+
+
+def _by_parts(cfg: HookedTransformerConfig, frequencies: Tensor) -> Tensor:
+    """Llama 3.1's scaling: long waves are slowed by a factor, short ones kept, those between are blended."""
+    factor, low, high = cfg.NTK_by_parts_factor, cfg.NTK_by_parts_low_freq_factor, cfg.NTK_by_parts_high_freq_factor
+    turns = cfg.NTK_original_ctx_len * frequencies / (2 * math.pi)
+    blend = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (blend + (1 - blend) / factor)
+
+
+def _yarn(cfg: HookedTransformerConfig, frequencies: Tensor, base: float) -> Tensor:
+    """YaRN (https://arxiv.org/abs/2309.00071, section 3.2): a ramp over dimensions from kept to slowed."""
+    dim = 2 * len(frequencies)
+
+    def dimension(turns: float) -> float:
+        return dim * math.log(cfg.yarn_original_max_position_embeddings / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = max(math.floor(dimension(cfg.yarn_beta_fast)), 0)
+    high = min(math.ceil(dimension(cfg.yarn_beta_slow)), dim - 1)
+    ramp = ((torch.arange(len(frequencies), device=frequencies.device) - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return frequencies * (1 - ramp) + frequencies / cfg.yarn_factor * ramp
+
+
+def rotaries(cfg: HookedTransformerConfig) -> Callable[[int], Rotary | None]:
+    """Layer → its `Rotary`, one shared object per base."""
+    if cfg.positional_embedding_type != "rotary":
+        return lambda layer: None
+    everywhere = Rotary(cfg, cfg.rotary_base)
+    local = everywhere if cfg.rotary_base_local is None else Rotary(cfg, cfg.rotary_base_local, scaled=False)
+    return lambda layer: None if not cfg.rotates(layer) else local if cfg.window(layer) is not None else everywhere
+
+
+# ALiBi (https://arxiv.org/abs/2108.12409).
+
+
+def alibi_slopes(n_heads: int, device: torch.device | None = None) -> Float[Tensor, "head"]:
+    """The slope of each head: powers of 2^(-8/n); for n that is no power of two, every second one of 2n fills up."""
+    power = 2 ** math.floor(math.log2(n_heads))
+    first = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    between = [2 ** (-4 * (2 * i + 1) / power) for i in range(n_heads - power)]
+    return torch.tensor([*first, *between], device=device)
+
+
+def alibi_bias(n_heads: int, dest: int, src: int, device: torch.device) -> Float[Tensor, "head dest src"]:
+    """What ALiBi adds to the scores: minus slope times how far back the key is."""
+    back = torch.arange(src - dest, src, device=device)[:, None] - torch.arange(src, device=device)
+    return -alibi_slopes(n_heads, device)[:, None, None] * back.clamp(min=0)

@@ -1,0 +1,343 @@
+"""The network: tokens in, logits out, with a site at every step. It can start and stop at any layer.
+
+It computes, and knows nothing of loading, caches or analyses. `forward` is made of steps that generation and
+sweeps call on their own: `prepare`, `embed_tokens`, `run_blocks`, `logits_of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cutaway import tokens as text
+from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ConfigError, ShapeError, nearest
+from cutaway.model import sites
+from cutaway.model.block import TransformerBlock
+from cutaway.model.hook_points import HookedRootModule, HookPoint
+from cutaway.model.initial import initialise
+from cutaway.model.key_values import KeyValueCache
+from cutaway.model.losses import next_token_loss
+from cutaway.model.norm import LayerNorm, norm_of
+from cutaway.model.positions import PosEmbed, Stream, rotaries
+
+Resid = Float[Tensor, "batch pos d_model"]
+Tokens = Int[Tensor, "batch pos"]
+Logits = Float[Tensor, "batch pos d_vocab_out"]
+RETURN_TYPES = ("logits", "loss", "both", None)
+
+
+class Output(NamedTuple):
+    """What `return_type="both"` gives."""
+
+    logits: Tensor
+    loss: Tensor
+
+
+class Embed(nn.Module):
+    """Tokens to vectors."""
+
+    def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
+        super().__init__()
+        self.cfg = HookedTransformerConfig.unwrap(cfg)
+        self.W_E = nn.Parameter(torch.empty(self.cfg.d_vocab, self.cfg.d_model, dtype=self.cfg.torch_dtype))
+        if self.cfg.post_embedding_ln:
+            self.ln = LayerNorm(self.cfg)
+
+    def forward(self, tokens: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+        """The embedding of each token."""
+        embedded = F.embedding(tokens, self.W_E)
+        return self.ln(embedded) if self.cfg.post_embedding_ln else embedded
+
+
+class Unembed(nn.Module):
+    """The residual stream to logits; takes any leading axes."""
+
+    def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
+        super().__init__()
+        self.cfg = HookedTransformerConfig.unwrap(cfg)
+        d_model, d_vocab, dtype = self.cfg.d_model, self.cfg.d_vocab_out, self.cfg.torch_dtype
+        self.W_U = nn.Parameter(torch.empty(d_model, d_vocab, dtype=dtype))
+        self.b_U = nn.Parameter(torch.zeros(d_vocab, dtype=dtype))
+
+    def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab_out"]:
+        """The logits of each vector."""
+        return F.linear(residual, self.W_U.T, self.b_U)
+
+
+class Transformer(HookedRootModule):
+    """A transformer of any configuration, on the device that the configuration names.
+
+    Args:
+        cfg: a configuration, or a dictionary of its fields.
+        tokenizer: for text as input; without one, tokens still work.
+        default_padding_side: where texts of different lengths are padded, `right` or `left`.
+
+    Raises:
+        ConfigError: the configuration has no vocabulary size and there is no tokenizer to tell it.
+    """
+
+    def __init__(
+        self,
+        cfg: HookedTransformerConfig | dict[str, Any],
+        tokenizer: Any = None,
+        move_to_device: bool = True,
+        default_padding_side: str | None = None,
+    ):
+        super().__init__()
+        self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
+        self.tokenizer: Any = None
+        self.default_padding_side = default_padding_side or "right"
+        if tokenizer is not None:
+            self.set_tokenizer(tokenizer)
+        if cfg.d_vocab < 1:
+            raise ConfigError("d_vocab is not set: give it in the configuration, or give a tokenizer")
+        if cfg.d_vocab_out < 1:
+            cfg.d_vocab_out = cfg.d_vocab
+        rotary_of = rotaries(cfg)
+        self.embed = Embed(cfg)
+        self.hook_tokens, self.hook_embed = HookPoint(), HookPoint()
+        self.has_positions = cfg.positional_embedding_type in ("standard", "shortformer")
+        if self.has_positions:
+            self.pos_embed = PosEmbed(cfg)
+            self.hook_pos_embed = HookPoint()
+        self.blocks = nn.ModuleList(TransformerBlock(cfg, layer, rotary_of) for layer in range(cfg.n_layers))
+        self.ln_final = norm_of(cfg, final=True)
+        self.unembed = Unembed(cfg)
+        if cfg.init_weights and self.embed.W_E.device.type != "meta":
+            self.init_weights()
+        self._covered = (0, cfg.n_layers)  # the layers of the last run
+        self.setup()
+        if move_to_device and self.embed.W_E.device.type != "meta":
+            self.to(cfg.device)
+
+    def init_weights(self) -> None:
+        """Draw the weights anew, as `cfg.init_mode` says; `cfg.seed` decides the draw where it is set."""
+        initialise(self, self.cfg)
+
+    def setup(self) -> None:
+        """Name all modules; hook points are listed in the order in which a run passes them."""
+        super().setup()
+        self.hook_dict = {name: self.hook_dict[name] for name in sites.site_names(self.cfg)}
+
+    # Sites: what a network knows about them.
+
+    @property
+    def sites(self) -> list[str]:
+        """The full names of all sites, in the order in which a run passes them."""
+        return list(self.hook_dict)
+
+    def is_enabled(self, name: str) -> bool:
+        """Whether predicates and unfiltered caches choose this site (some need a flag of the configuration)."""
+        return sites.enabled(self.cfg, name)
+
+    def position_axis(self, name: str) -> int | None:
+        """Which axis is the position (of the destination, for patterns)."""
+        words = sites.axes(name, self.cfg)
+        return next((index for index, word in enumerate(words) if word in ("pos", "dest")), None)
+
+    def why_silent(self, name: str) -> str:
+        """Why the last run did not pass this site."""
+        first, last = self._covered
+        parts = name.split(".")
+        if parts[0] == "blocks" and not first <= int(parts[1]) < last:
+            return f"the run covered layers {first} to {last - 1}" if first < last else "the run covered no layer"
+        if first > 0 and parts[0] in ("hook_tokens", "hook_embed", "hook_pos_embed", "embed"):
+            return f"the run started at layer {first}, after the embedding"
+        if last < self.cfg.n_layers or parts[0] == "ln_final":
+            return f"the run stopped at layer {last}, before the final norm"
+        return "the run did not pass it"
+
+    # Tokens.
+
+    def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
+        """Use this tokenizer for text; sets `d_vocab` where the configuration left it open."""
+        self.tokenizer = text.with_special_tokens(tokenizer)
+        self.default_padding_side = default_padding_side or self.default_padding_side
+        self.cfg.tokenizer_prepends_bos = text.prepends_bos(self.tokenizer)
+        if self.cfg.d_vocab < 1:
+            self.cfg.d_vocab = text.vocabulary_size(self.tokenizer)
+        if self.cfg.d_vocab_out < 1:
+            self.cfg.d_vocab_out = self.cfg.d_vocab
+
+    def _bos(self, prepend_bos: bool | None) -> bool:
+        return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+
+    def _tokens(
+        self, input: str | Sequence[str] | Tokens | Int[Tensor, "pos"], prepend_bos: bool | None, padding_side: str | None
+    ) -> tuple[Tokens, Tokens | None]:
+        """Checked tokens `[batch, pos]` on the model's device, and the padding mask where there may be padding."""
+        side = padding_side or self.default_padding_side
+        prepend_bos = self._bos(prepend_bos)
+        device = self.embed.W_E.device
+        if not isinstance(input, Tensor):
+            tokens, mask = text.encode(
+                self.tokenizer, input, prepend_bos=prepend_bos, padding_side=side, n_ctx=self.cfg.n_ctx, device=device
+            )
+        else:
+            tokens = (input if input.ndim > 1 else input[None]).to(device)
+            mask = text.attention_mask(self.tokenizer, tokens, prepend_bos=prepend_bos, padding_side=side)
+        if tokens.ndim != 2:
+            raise ShapeError(f"tokens are [batch, pos] or [pos], not {tuple(tokens.shape)}")
+        text.check_tokens(tokens, self.cfg.d_vocab)
+        needed = side == "left" or self.cfg.attention_dir == "bidirectional"
+        return tokens, mask if needed and not bool(mask.all()) else None
+
+    # The steps of a run.
+
+    def prepare(self, tokens: Tokens, attention_mask: Tokens | None = None, kept: KeyValueCache | None = None) -> Stream:
+        """Where these tokens stand: after which kept positions, and what is padding.
+
+        Raises:
+            ContextTooLong: they do not fit into the positions that the model has.
+        """
+        start = 0 if kept is None else kept.length
+        text.check_length(tokens.shape[1], self.cfg.n_ctx, past=start)
+        padding = attention_mask
+        if padding is not None and padding.shape != tokens.shape:
+            raise ShapeError(f"attention_mask {tuple(padding.shape)} must have the shape of the tokens, {tuple(tokens.shape)}")
+        if kept is not None:
+            new = torch.ones_like(tokens) if padding is None else padding
+            padding = kept.append_attention_mask(new)
+            if bool(padding.all()):
+                padding = None
+        return Stream(start, None if padding is None else padding.bool().to(tokens.device), kept)
+
+    def embed_tokens(self, tokens: Tokens, stream: Stream) -> tuple[Resid, Stream]:
+        """The residual stream before the first block, and the stream with shortformer's positions, where it has them."""
+        embedded = self.hook_embed(self.embed(self.hook_tokens(tokens)))
+        if not self.has_positions:
+            return embedded, stream
+        positions = self._positions(tokens, stream)
+        if self.cfg.positional_embedding_type == "shortformer":
+            return embedded, Stream(stream.start, stream.padding, stream.kept, positions)
+        return embedded + positions, stream
+
+    def _positions(self, tokens: Tokens, stream: Stream) -> Resid:
+        embedded = self.pos_embed(tokens, stream.start, stream.padding)
+        if not self.hook_pos_embed.listening:
+            return embedded
+        return self.hook_pos_embed(embedded.clone(memory_format=torch.contiguous_format))  # what is kept is no parameter
+
+    def run_blocks(self, resid: Resid, stream: Stream, start: int = 0, stop: int | None = None) -> Resid:
+        """The residual stream before block `stop`, from that before block `start`."""
+        for block in self.blocks[start:stop]:
+            if self.cfg.n_devices > 1:
+                resid = resid.to(block.attn.W_O.device)  # type: ignore[union-attr, operator]
+            resid = block(resid, stream=stream)
+        return resid
+
+    def logits_of(self, resid: Resid) -> Logits:
+        """Logits, by way of the final norm, the unembedding and the soft cap."""
+        if self.cfg.n_devices > 1:
+            resid = resid.to(self.unembed.W_U.device)
+        logits = self.unembed(self.ln_final(resid))
+        cap = self.cfg.output_logits_soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def forward(
+        self,
+        input: str | Sequence[str] | Tensor,
+        return_type: str | None = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        start_at_layer: int | None = None,
+        tokens: Tensor | None = None,
+        shortformer_pos_embed: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: KeyValueCache | None = None,
+    ) -> Any:
+        """Run the network.
+
+        Args:
+            input: text, texts, tokens `[batch, pos]` or `[pos]`; with `start_at_layer`, a residual stream.
+            return_type: "logits" `[batch, pos, d_vocab_out]`, "loss" (mean next-token loss, nats), "both", or None.
+            loss_per_token: the loss of each position, `[batch, pos - 1]`, instead of the mean.
+            prepend_bos: whether text gets a BOS token; the configuration's default where None.
+            padding_side: of texts that differ in length.
+            start_at_layer: `input` is the residual stream before this block; may be negative.
+            tokens: the tokens, where `input` is a residual stream and a loss or a padding mask needs them.
+            shortformer_pos_embed: with `start_at_layer`, the position embeddings of a shortformer model.
+            attention_mask: `[batch, pos]`, 1 for tokens and 0 for padding; found in the tokens where None.
+            stop_at_layer: return the residual stream before this block; may be negative.
+            past_kv_cache: keys and values of earlier tokens; those of these tokens are added to it.
+
+        Raises:
+            TokenError: tokens outside the vocabulary, or none at all.
+            ContextTooLong: more tokens than the model has positions.
+        """
+        if return_type not in RETURN_TYPES:
+            names = [name for name in RETURN_TYPES if name]
+            raise ValueError(
+                f"return_type={return_type!r} is not known{nearest(str(return_type), names)}; there are {names} and None"
+            )
+        start, stop = self._layers(start_at_layer, stop_at_layer)
+        mask = attention_mask
+        if start_at_layer is None:
+            found, padding = self._tokens(input, prepend_bos, padding_side)
+            tokens = found
+            mask = padding if mask is None else mask.to(found.device)
+            stream = self.prepare(found, mask, past_kv_cache)
+            resid, stream = self.embed_tokens(found, stream)
+        else:
+            resid, stream, mask = self._resumed(
+                input, tokens, shortformer_pos_embed, mask, past_kv_cache, prepend_bos, padding_side
+            )
+        self._covered = (start, self.cfg.n_layers if stop is None else stop)
+        resid = self.run_blocks(resid, stream, start, stop)
+        if stop_at_layer is not None:
+            return resid
+        return self._finished(resid, return_type, tokens, mask, loss_per_token)
+
+    def _layers(self, start: int | None, stop: int | None) -> tuple[int, int | None]:
+        n = self.cfg.n_layers
+        for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
+            if layer is not None and not -n <= layer <= n:
+                raise ValueError(f"{name}={layer} is outside the {n} layers of the model")
+        first = 0 if start is None else start % n if start < 0 else start
+        return first, None if stop is None else stop % n if stop < 0 else stop
+
+    def _resumed(
+        self,
+        resid: Any,
+        tokens: Tensor | None,
+        shortformer: Tensor | None,
+        mask: Tensor | None,
+        kept: KeyValueCache | None,
+        prepend_bos: bool | None,
+        padding_side: str | None,
+    ) -> tuple[Resid, Stream, Tensor | None]:
+        """The residual stream that a run resumes from, and where it stands."""
+        if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
+            got = tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
+            raise ShapeError(f"with start_at_layer the input is a residual stream [batch, pos, {self.cfg.d_model}], not {got}")
+        if tokens is not None and mask is None:
+            mask = self._tokens(tokens, prepend_bos, padding_side)[1]
+        shape = torch.empty(resid.shape[:2], dtype=torch.long, device=resid.device)
+        stream = self.prepare(shape, mask, kept)
+        if self.cfg.positional_embedding_type == "shortformer":
+            shortformer = self._positions(shape, stream) if shortformer is None else shortformer
+            stream = Stream(stream.start, stream.padding, stream.kept, shortformer)
+        return resid, stream, mask
+
+    def _finished(
+        self, resid: Resid, return_type: str | None, tokens: Tensor | None, mask: Tensor | None, loss_per_token: bool
+    ) -> Any:
+        if return_type is None:
+            if any(point.listening for point in self.ln_final.modules() if isinstance(point, HookPoint)):
+                self.ln_final(resid)
+            return None
+        logits = self.logits_of(resid)
+        if return_type == "logits":
+            return logits
+        if tokens is None:
+            raise ValueError("a loss needs tokens: pass tokens= beside the residual stream")
+        loss = next_token_loss(logits, tokens if tokens.ndim > 1 else tokens[None], mask, loss_per_token)
+        return loss if return_type == "loss" else Output(logits, loss)
