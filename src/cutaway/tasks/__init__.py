@@ -1,0 +1,60 @@
+"""Tasks: what our toys are trained on, and how.
+
+`find(name)` gives a task that `training.train` can train; datasets such as `FirstUniqueChar` stand on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cutaway.errors import ConfigError, UnknownTask, nearest
+from cutaway.tasks.attn_only_2l import AttnOnly2L
+from cutaway.tasks.first_unique_char import FirstUniqueChar, FirstUniqueCharTask
+from cutaway.tasks.task import UNCOUNTED, Examples, Recipe, Task, evaluate, loss_of
+
+__all__ = [
+    "UNCOUNTED",
+    "AttnOnly2L",
+    "Examples",
+    "FirstUniqueChar",
+    "FirstUniqueCharTask",
+    "Recipe",
+    "Task",
+    "evaluate",
+    "find",
+    "loss_of",
+    "names",
+    "summaries",
+]
+
+_TASKS: dict[str, type[FirstUniqueCharTask] | type[AttnOnly2L]] = {task.name: task for task in (FirstUniqueCharTask, AttnOnly2L)}
+
+
+def names() -> list[str]:
+    """The tasks there are."""
+    return list(_TASKS)
+
+
+def summaries() -> dict[str, str]:
+    """Task → one line on what is learned."""
+    return {name: task.summary for name, task in _TASKS.items()}
+
+
+def find(name: str, *, text: Sequence[str | Path] = ()) -> Task:
+    """The task of this name; a task of language takes the files that it reads.
+
+    Raises:
+        UnknownTask: no task has this name.
+        ConfigError: the task needs text and gets none, or the other way round.
+    """
+    if name not in _TASKS:
+        raise UnknownTask(f"no task called {name!r}{nearest(name, _TASKS)}; there are {', '.join(_TASKS)}")
+    task = _TASKS[name]
+    if task is AttnOnly2L:
+        if not text:
+            raise ConfigError(f"the task {name!r} learns from text: give files (text=[…], or --text FILE)")
+        return AttnOnly2L.read(text)
+    if text:
+        raise ConfigError(f"the task {name!r} draws its own examples and takes no text")
+    return FirstUniqueCharTask()

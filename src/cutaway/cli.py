@@ -1,0 +1,123 @@
+"""The command line: each command asks one thing of the rooms below and prints the answer.
+
+Commands import what they need when they run, so that `cutaway --help` is quick. Whatever goes wrong on purpose
+(`CutawayError`), or with a file, ends in one sentence on stderr and exit code 2; an interrupt ends with 130.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cutaway.errors import CutawayError
+
+FAILED, INTERRUPTED = 2, 130
+
+
+def complain(message: str) -> None:
+    """One line on stderr."""
+    typer.echo(message, err=True)
+
+
+class Commands(TyperGroup):
+    """The group of all commands: turns errors into sentences."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CutawayError as error:
+            complain(f"cutaway: {error}")
+            raise typer.Exit(FAILED) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            complain(f"cutaway: {error.filename or 'a file'}: {error.strerror or error}")
+            raise typer.Exit(FAILED) from None
+        except KeyboardInterrupt as error:
+            complain(f"interrupted{f': {error}' if error.args else ''}")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Open transformers up: read any activation, change any activation, find out which parts did the work.",
+)
+
+# Options that several commands have.
+Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …; by default cuda where there is one.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def version(wanted: bool) -> None:
+    """Print the version and stop."""
+    if wanted:
+        from cutaway import __version__
+
+        typer.echo(f"cutaway {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What all commands share."""
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="Which task: first-unique-char, attn-only-2l.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its card and the state of the training.")],
+    epochs: Annotated[int | None, typer.Option(min=1, help="How many epochs. By default the task's own.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the weights and the data. By default 42.")] = None,
+    device: Device = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Sequences in a batch. By default the task's own.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Batches in an epoch. By default the task's own.")] = None,
+    lr: Annotated[float | None, typer.Option(min=1e-9, help="Largest learning rate. By default the task's own.")] = None,
+    text: Annotated[list[Path] | None, typer.Option(help="Text file, for tasks of language; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted training in OUT.")] = False,
+) -> None:
+    """Train a small model on a task, keep the best epoch, and write a card that says how to do it again.
+
+    Interrupt it at any moment and continue with --resume: the weights come out the same.
+    """
+    from rich.console import Console
+
+    from cutaway import tasks
+    from cutaway.tasks import progress, training
+
+    chosen = tasks.find(task, text=text or [])
+    given: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        with progress.shown(console) as watch:
+            done = training.train(chosen, out, **given, device=device, resume=resume, watch=watch)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("finished epochs are kept; the same command with --resume continues") from None
+    best = done.best
+    console.print(
+        f"best: epoch {best.number}, loss {best.loss:.4f}, accuracy {best.accuracy:.4f} → {done.folder / training.MODEL}"
+    )
+
+
+def main() -> None:
+    """The entry point `cutaway`."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()
