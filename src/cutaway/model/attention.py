@@ -107,7 +107,7 @@ class Attention(nn.Module):
         visible = stream.visible(
             q.shape[1], k.shape[1], causal=self.cfg.attention_dir == "causal", window=self.window, device=q.device
         )
-        if self._fusible(q, k, additive_attention_mask):
+        if self._fusible(additive_attention_mask):
             z = self._fused(q, k, v, visible, causal_only=stream.padding is None and self._all_in_window(k))
         else:
             pattern = self._pattern(q, k, visible, additive_attention_mask)
@@ -131,11 +131,11 @@ class Attention(nn.Module):
             k = self.hook_rot_k(self.rotary.rotate(k, stream))
         return q, k, v
 
-    def _weights(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _weights(self) -> tuple[tuple[Any, Any], ...]:
         """Weights and biases of queries, keys, values, as they are stored."""
         return (self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V)
 
-    def _project(self, query_input: Input, key_input: Input, value_input: Input) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, query_input: Input, key_input: Input, value_input: Input) -> tuple[Tensor, ...]:
         weights = self._weights()
         same = query_input is key_input and key_input is value_input and query_input.ndim == 3
         if same and sum(W.numel() for W, _ in weights) <= PACKED:
@@ -143,12 +143,13 @@ class Attention(nn.Module):
             bias = torch.cat([b.flatten() for _, b in weights])
             sizes = [W.shape[0] * W.shape[2] for W, _ in weights]
             joint = F.linear(query_input, flat.T, bias).split(sizes, dim=-1)
-            return tuple(part.unflatten(-1, (-1, self.cfg.d_head)) for part in joint)  # type: ignore[return-value]
+            return tuple(part.unflatten(-1, (-1, self.cfg.d_head)) for part in joint)
         inputs = (query_input, key_input, value_input)
-        return tuple(project(x, W, b) for x, (W, b) in zip(inputs, weights, strict=True))  # type: ignore[return-value]
+        return tuple(project(x, W, b) for x, (W, b) in zip(inputs, weights, strict=True))
 
     def _normed(self, x: Heads, norm: nn.Module) -> Heads:
-        return norm(x) if self.cfg.qk_norm_over == "head" else norm(x.flatten(-2)).view_as(x)  # type: ignore[no-any-return]
+        out: Tensor = norm(x) if self.cfg.qk_norm_over == "head" else norm(x.flatten(-2)).view_as(x)
+        return out
 
     def _for_all_heads(self, x: Float[Tensor, "batch key kv d_head"]) -> Float[Tensor, "batch key head d_head"]:
         times = self.cfg.n_heads // x.shape[2]
@@ -156,8 +157,8 @@ class Attention(nn.Module):
 
     # From queries and keys to what each head has seen.
 
-    def _fusible(self, q: Heads, k: Heads, additive_attention_mask: Tensor | None) -> bool:
-        """Whether nobody needs scores or pattern, and the fused kernel can compute this attention (and is quicker)."""
+    def _fusible(self, additive_attention_mask: Tensor | None) -> bool:
+        """Whether nobody needs scores or pattern, and the fused kernel can compute this attention."""
         cfg = self.cfg
         return not (
             self.hook_attn_scores.listening
@@ -257,7 +258,7 @@ class GroupedQueryAttention(Attention):
     def _per_head(self, x: Tensor) -> Tensor:
         return x.repeat_interleave(self.cfg.n_heads // self.cfg.kv_heads, dim=0)
 
-    def _weights(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _weights(self) -> tuple[tuple[Any, Any], ...]:
         if self.cfg.ungroup_grouped_query_attention:
             return super()._weights()
         return (self.W_Q, self.b_Q), (self._W_K, self._b_K), (self._W_V, self._b_V)

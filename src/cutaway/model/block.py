@@ -84,7 +84,8 @@ class TransformerBlock(nn.Module):
     def attention(self, resid_pre: Resid, stream: Stream, kept: KeyValues | None) -> Resid:
         """What attention adds, before its site."""
         query_input, key_input, value_input = self.attention_inputs(resid_pre, stream)
-        return self.ln1_post(self.attn(query_input, key_input, value_input, past_kv_cache_entry=kept, stream=stream))  # type: ignore[no-any-return]
+        out: Tensor = self.ln1_post(self.attn(query_input, key_input, value_input, past_kv_cache_entry=kept, stream=stream))
+        return out
 
     def apply_mlp(self, resid: Resid) -> Resid:
         """What the MLP adds, from the stream that it reads, after its site."""
@@ -119,7 +120,8 @@ class TransformerBlock(nn.Module):
         one = all(x is first for x in inputs)
         if isinstance(self.ln1, nn.Identity):
             return inputs
-        written = self.ln1.hook_scale.written or self.ln1.hook_normalized.written  # type: ignore[union-attr]
+        assert isinstance(self.ln1, LayerNorm | RMSNorm)
+        written = self.ln1.hook_scale.written or self.ln1.hook_normalized.written
         if one and first.ndim == 3 and (split_sizes[0] is None or not written):
             normal = self.ln1(first, heads=split_sizes[2])
             return [normal] * 3

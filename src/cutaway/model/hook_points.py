@@ -99,7 +99,7 @@ class HookPoint(nn.Module):
             return x
         if self._forward_pre_hooks:
             x = _own(x)
-        return super().__call__(x)  # type: ignore[no-any-return]
+        return super().__call__(x)
 
     def forward(self, x: Tensor) -> Tensor:
         for listener in tuple(self.fwd_hooks):

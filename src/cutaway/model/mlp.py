@@ -79,6 +79,10 @@ class MLP(nn.Module):
         """What the MLP writes, `[batch, pos, d_model]`."""
         return F.linear(self._normed(self._neurons(x)), self.W_out.T, self.b_out)
 
+    def fold_norm(self) -> None:
+        """Replace the norm of the activations by one without weights."""
+        self.ln = LayerNormPre(self.cfg, self.cfg.d_mlp)
+
     def _neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
         """The neurons' activations before the norm that some have."""
         return self.act_fn(self.hook_pre(F.linear(x, self.W_in.T, self.b_in)))

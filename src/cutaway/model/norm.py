@@ -34,8 +34,9 @@ class LayerNorm(nn.Module):
         super().__init__()
         self.cfg = HookedTransformerConfig.unwrap(cfg)
         self.eps, self.length = self.cfg.eps, length or self.cfg.d_model
-        weights = torch.ones(self.length, dtype=self.cfg.torch_dtype), torch.zeros(self.length, dtype=self.cfg.torch_dtype)
-        self.w, self.b = map(nn.Parameter, weights) if self.affine else (None, None)
+        dtype = self.cfg.torch_dtype
+        self.w = nn.Parameter(torch.ones(self.length, dtype=dtype)) if self.affine else None
+        self.b = nn.Parameter(torch.zeros(self.length, dtype=dtype)) if self.affine else None
         self.hook_scale = HookPoint()
         self.hook_normalized = HookPoint()
 

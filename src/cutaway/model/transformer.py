@@ -25,6 +25,7 @@ from cutaway.model.key_values import KeyValueCache
 from cutaway.model.losses import next_token_loss
 from cutaway.model.norm import LayerNorm, norm_of
 from cutaway.model.positions import PosEmbed, Stream, rotaries
+from cutaway.model.stacked import StackedWeights
 
 Resid = Float[Tensor, "batch pos d_model"]
 Tokens = Int[Tensor, "batch pos"]
@@ -70,7 +71,7 @@ class Unembed(nn.Module):
         return F.linear(residual, self.W_U.T, self.b_U)
 
 
-class Transformer(HookedRootModule):
+class Transformer(HookedRootModule, StackedWeights):
     """A transformer of any configuration, on the device that the configuration names.
 
     Args:
@@ -228,7 +229,7 @@ class Transformer(HookedRootModule):
         """The residual stream before block `stop`, from that before block `start`."""
         for block in self.blocks[start:stop]:
             if self.cfg.n_devices > 1:
-                resid = resid.to(block.attn.W_O.device)  # type: ignore[union-attr, operator]
+                resid = resid.to(next(block.parameters()).device)
             resid = block(resid, stream=stream)
         return resid
 
@@ -287,9 +288,9 @@ class Transformer(HookedRootModule):
             stream = self.prepare(found, mask, past_kv_cache)
             resid, stream = self.embed_tokens(found, stream)
         else:
-            resid, stream, mask = self._resumed(
-                input, tokens, shortformer_pos_embed, mask, past_kv_cache, prepend_bos, padding_side
-            )
+            if tokens is not None and mask is None:
+                mask = self._tokens(tokens, prepend_bos, padding_side)[1]
+            resid, stream = self._resumed(input, shortformer_pos_embed, mask, past_kv_cache)
         self._covered = (start, self.cfg.n_layers if stop is None else stop)
         resid = self.run_blocks(resid, stream, start, stop)
         if stop_at_layer is not None:
@@ -305,27 +306,18 @@ class Transformer(HookedRootModule):
         return first, None if stop is None else stop % n if stop < 0 else stop
 
     def _resumed(
-        self,
-        resid: Any,
-        tokens: Tensor | None,
-        shortformer: Tensor | None,
-        mask: Tensor | None,
-        kept: KeyValueCache | None,
-        prepend_bos: bool | None,
-        padding_side: str | None,
-    ) -> tuple[Resid, Stream, Tensor | None]:
+        self, resid: Any, shortformer: Tensor | None, mask: Tensor | None, kept: KeyValueCache | None
+    ) -> tuple[Resid, Stream]:
         """The residual stream that a run resumes from, and where it stands."""
         if not isinstance(resid, Tensor) or resid.ndim != 3 or resid.shape[-1] != self.cfg.d_model:
             got = tuple(resid.shape) if isinstance(resid, Tensor) else type(resid).__name__
             raise ShapeError(f"with start_at_layer the input is a residual stream [batch, pos, {self.cfg.d_model}], not {got}")
-        if tokens is not None and mask is None:
-            mask = self._tokens(tokens, prepend_bos, padding_side)[1]
-        shape = torch.empty(resid.shape[:2], dtype=torch.long, device=resid.device)
-        stream = self.prepare(shape, mask, kept)
+        like = torch.empty(resid.shape[:2], dtype=torch.long, device=resid.device)
+        stream = self.prepare(like, mask, kept)
         if self.cfg.positional_embedding_type == "shortformer":
-            shortformer = self._positions(shape, stream) if shortformer is None else shortformer
+            shortformer = self._positions(like, stream) if shortformer is None else shortformer
             stream = Stream(stream.start, stream.padding, stream.kept, shortformer)
-        return resid, stream, mask
+        return resid, stream
 
     def _finished(
         self, resid: Resid, return_type: str | None, tokens: Tensor | None, mask: Tensor | None, loss_per_token: bool

@@ -228,3 +228,17 @@ def _keeping_axis(item: Any) -> Any:
     if isinstance(item, int) and not isinstance(item, bool):
         return slice(item, item + 1 if item != -1 else None)
     return item
+
+
+def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_dims: bool = True) -> Tensor:
+    """How much of what `left` writes `right` reads: ‖left·right‖ / (‖left‖ ‖right‖), Frobenius norms.
+
+    With `broadcast_dims`, every leading entry of `left` against every one of `right`: `[*left, *right]`.
+    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits", composition.
+    """
+    if broadcast_dims:
+        for _ in range(right.ndim - 2):
+            left = left.unsqueeze(left.ndim - 2)
+        for _ in range(left.ndim - right.ndim):
+            right = right.unsqueeze(0)
+    return (left @ right).norm() / (left.norm() * right.norm())
