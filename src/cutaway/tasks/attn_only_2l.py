@@ -92,7 +92,9 @@ class AttnOnly2L:
         """The byte-pair tokenizer, as `transformers` wraps it."""
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast(tokenizer_object=self._tokenizer, bos_token=BOS, eos_token=BOS, pad_token=BOS)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=self._tokenizer, bos_token=BOS, eos_token=BOS, pad_token=BOS, model_max_length=self.n_ctx
+        )
 
     def draw(self, count: int, generator: torch.Generator) -> Examples:
         """Windows of the text, each after BOS, and among them sequences of repeated random tokens."""

@@ -7,7 +7,7 @@ has one right answer, or none that counts (`UNCOUNTED`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +44,7 @@ class Recipe:
     clip: float | None = None
 
 
+@runtime_checkable
 class Task(Protocol):
     """A task that can be trained. `draw` takes all of its randomness from the generator that it is given."""
 

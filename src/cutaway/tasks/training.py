@@ -4,13 +4,15 @@ What happens in an epoch depends only on the seed, the epoch's number and the st
 on disk before the next epoch begins. So an interrupted training loses at most one epoch, and resumed it ends with
 the very weights of an uninterrupted one (on the same machine, with as many threads).
 
-The folder: `model.safetensors` (with its configuration and tokenizer) is the best epoch by validation loss,
-`training.pt` the state after the last one, `card.md` how the model was made.
+The folder: `model.safetensors` (with its configuration and vocabulary) is the best epoch by validation loss,
+`training.pt` the state after the last one, `card.md` how the model was made; a tokenizer of `transformers` has
+its own two files beside them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import pickle
 import time
 from collections.abc import Callable
@@ -23,8 +25,9 @@ import torch
 from cutaway.errors import CheckpointError, ConfigError
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files
-from cutaway.tasks.card import card
+from cutaway.tasks.card import card, command
 from cutaway.tasks.task import Examples, Recipe, Task, evaluate, loss_of
+from cutaway.tokens import CharTokenizer
 
 MODEL, STATE, CARD = "model.safetensors", "training.pt", "card.md"
 STATE_KEYS = {"begun", "model", "optimizer", "history", "best", "best_weights"}
@@ -100,7 +103,10 @@ def train(
     run = _Run(task, recipe, seed, _device(device))
     if state is not None:
         run.restore(state, state_file)
-    folder.mkdir(parents=True, exist_ok=True)
+    else:
+        run.write_state(state_file)
+    _clear(folder)
+    write_tokenizer(run.tokenizer, folder)
     watch.begin(recipe, len(run.history))
     validation = run.move(task.validation())
     for number in range(len(run.history) + 1, recipe.epochs + 1):
@@ -108,14 +114,15 @@ def train(
         better = run.note(epoch)
         if better:
             run.save_best(folder / MODEL)
-        files.write_atomically(folder / STATE, lambda path: torch.save(run.state(), path))
+        run.write_state(state_file)
         watch.epoch(epoch, better)
     assert run.best is not None
     run.model.load_state_dict(run.best_weights)
     run.save_best(folder / MODEL)
     done = Training(task.name, seed, recipe, tuple(run.history), run.best, folder)
     text = card(done, task, run.model)
-    files.write_atomically(folder / CARD, lambda path: path.write_text(text, encoding="utf-8"))
+    with files.replacing(folder / CARD) as file:
+        file.write(text.encode())
     return done
 
 
@@ -151,6 +158,25 @@ def _settled(task: Task, given: dict[str, Any], begun: dict[str, Any] | None, fo
     return recipe, seed
 
 
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Write a tokenizer of `transformers` as the two files that it is read from; ours goes into the model's file."""
+    if isinstance(tokenizer, CharTokenizer):
+        return
+    special = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "pad_token")}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokenizer.model_max_length, **special}
+    contents = {"tokenizer.json": tokenizer.backend_tokenizer.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
+    for name, text in contents.items():
+        with files.replacing(folder / name) as file:
+            file.write(text.encode())
+
+
+def _clear(folder: Path) -> None:
+    """Remove the drafts that a killed training may have left."""
+    for name in (MODEL, STATE, CARD):
+        for draft in folder.glob(f".{name}.*.partial"):
+            draft.unlink()
+
+
 def _device(name: str | None) -> str:
     """The device to train on; refused where this machine has none of that name."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -172,6 +198,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
+        self.tokenizer = task.tokenizer()
         self.history: list[Epoch] = []
         self.best: Epoch | None = None
         self.best_weights: dict[str, torch.Tensor] = {}
@@ -188,10 +215,10 @@ class _Run:
             steps = min(CHUNK, recipe.steps - done)
             examples = self.move(self.task.draw(steps * recipe.batch_size, generator))
             for tokens, labels in zip(*(part.split(recipe.batch_size) for part in examples), strict=True):
-                loss = self.step((number - 1) * recipe.steps + done, tokens, labels)
-                summed += loss
+                batch_loss = self.step((number - 1) * recipe.steps + done, tokens, labels)
+                summed += batch_loss
                 done += 1
-                watch.step(done, loss)
+                watch.step(done, batch_loss)
         loss, accuracy = evaluate(self.model, validation)
         return Epoch(number, float(summed) / recipe.steps, loss, accuracy, time.perf_counter() - start)
 
@@ -218,7 +245,22 @@ class _Run:
         return True
 
     def save_best(self, path: Path) -> None:
-        files.save(path, self.model.cfg, self.best_weights, self.task.tokenizer())
+        """Write the best weights, and with them where they come from."""
+        assert self.best is not None
+        inside = self.tokenizer if isinstance(self.tokenizer, CharTokenizer) else None
+        metadata = {
+            "task": self.task.name,
+            "command": command(self.task, self.seed, self.recipe),
+            "seed": self.seed,
+            "epoch": self.best.number,
+            "validation_loss": round(self.best.loss, 6),
+            "validation_accuracy": round(self.best.accuracy, 6),
+        }
+        files.save(path, self.best_weights, self.model.cfg, tokenizer=inside, metadata=metadata)
+
+    def write_state(self, path: Path) -> None:
+        with files.replacing(path) as file:
+            torch.save(self.state(), file)
 
     def state(self) -> dict[str, Any]:
         begun = {"task": self.task.name, "seed": self.seed, "data": self.task.fingerprint()}
