@@ -1,0 +1,567 @@
+"""Activation caches: what a run passed, by site, and the residual stream taken apart.
+
+A cache reads like a dictionary that understands short names: `cache["pattern", 0]`, `cache["q3"]`,
+`cache["scale", 0, "ln1"]`, `cache["resid_post", -1]`.
+
+The stacks below put terms of the residual stream on a first axis, `[component, batch, pos, d_model]`, and
+are exact: the components of a layer's input sum to that input. Three facts follow from this.
+
+* A norm is linear once its scale is frozen. "Applying" one to a component means to centre it (LayerNorm),
+  divide by the kept scale of the *whole* stream, and multiply by the norm's weight where it was not folded.
+  The norm's bias belongs to no component.
+* Where blocks normalise what they write (`ln1_post`, `ln2_post`), heads, neurons and biases pass that norm too.
+* In parallel blocks the MLP reads what attention reads, so `mlp_input` adds nothing; and position embeddings
+  of the shortformer kind are no part of the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.errors import MissingActivation, ShapeError, UnknownName, UnknownSite, nearest
+from cutaway.model.sites import RESID, axes, get_act_name, resolve, site_names
+from cutaway.model.slices import Slice, SliceInput
+from cutaway.runs.frozen_norms import check_direction, check_scale, dot, through_frozen
+
+logger = logging.getLogger(__name__)
+
+Stack = Float[Tensor, "*component_batch_pos d_model"]
+Labelled = tuple[Stack, list[str]]
+Part = SliceInput | Slice
+
+
+class ActivationCache:
+    """Activations of one run, by site.
+
+    Args:
+        cache_dict: full site name → tensor.
+        model: the network that ran; its configuration and weights are read, nothing is run.
+        has_batch_dim: whether the tensors begin with a batch axis.
+
+    Wherever a method takes `pos_slice`, `batch_slice` or `neuron_slice`, a number drops the axis, and a tuple,
+    list, slice or `Slice` keeps it. Wherever it takes `layer`, the question is what enters that layer: 0 is the
+    embedding, and `n_layers`, None and -1 are the end, before the unembedding.
+
+    Raises (all methods):
+        MissingActivation: the run did not keep a site that is needed; says which, and how to keep it.
+        UnknownSite: such a network has no such site.
+    """
+
+    def __init__(self, cache_dict: dict[str, Tensor], model: Any, has_batch_dim: bool = True) -> None:
+        self.cache_dict = cache_dict
+        self.model = model
+        self.has_batch_dim = has_batch_dim
+        self.has_embed = "hook_embed" in cache_dict
+        self.has_pos_embed = "hook_pos_embed" in cache_dict
+
+    # A dictionary with short names.
+
+    def __repr__(self) -> str:
+        return f"ActivationCache with keys {list(self.cache_dict)}"
+
+    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
+        if isinstance(key, str) and key in self.cache_dict:
+            return self.cache_dict[key]
+        try:
+            return self.cache_dict[resolve(key, self.cache_dict, self.model.cfg.n_layers)]
+        except UnknownSite:
+            missing = resolve(key, site_names(self.model.cfg), self.model.cfg.n_layers)  # or unknown to the network as well
+        raise _missing(f"cache[{key!r}]", [missing])
+
+    def __contains__(self, key: object) -> bool:
+        try:
+            resolve(key, self.cache_dict, self.model.cfg.n_layers)  # type: ignore[arg-type]
+        except UnknownSite:
+            return False
+        return True
+
+    def __len__(self) -> int:
+        return len(self.cache_dict)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache_dict)
+
+    def keys(self) -> KeysView[str]:
+        """Full names of the kept sites, in the order in which the run passed them."""
+        return self.cache_dict.keys()
+
+    def values(self) -> ValuesView[Tensor]:
+        """The kept activations."""
+        return self.cache_dict.values()
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """Pairs of full name and activation."""
+        return self.cache_dict.items()
+
+    # The whole cache.
+
+    def to(self, device: str | torch.device, move_model: bool = False) -> ActivationCache:
+        """Move the activations (and the model, if asked) to a device; the same cache."""
+        self.cache_dict = {name: tensor.to(device) for name, tensor in self.cache_dict.items()}
+        if move_model:
+            self.model.to(device)
+        return self
+
+    def remove_batch_dim(self) -> ActivationCache:
+        """Drop the batch axis, which must have one entry; the same cache."""
+        if not self.has_batch_dim:
+            logger.warning("this cache has no batch axis to remove")
+            return self
+        for name, tensor in self.cache_dict.items():
+            if tensor.shape[0] != 1:
+                raise ShapeError(
+                    f"the batch axis of {name!r} has {tensor.shape[0]} entries, so it cannot be removed; "
+                    "apply_slice_to_batch_dim(i) takes one example"
+                )
+        self.cache_dict = {name: tensor[0] for name, tensor in self.cache_dict.items()}
+        self.has_batch_dim = False
+        return self
+
+    def apply_slice_to_batch_dim(self, batch_slice: Part) -> ActivationCache:
+        """A new cache of some examples; a number drops the batch axis."""
+        if not self.has_batch_dim:
+            raise ShapeError("this cache has no batch axis, so there are no examples to choose")
+        part = Slice(batch_slice)
+        chosen = {name: part.apply(tensor) for name, tensor in self.cache_dict.items()}
+        return ActivationCache(chosen, self.model, has_batch_dim=part.mode != "int")
+
+    def toggle_autodiff(self, mode: bool = False) -> None:
+        """Switch gradients on or off for all of PyTorch, as the dialect has it; prefer `torch.no_grad()`."""
+        logger.warning("gradients are now %s, globally", "on" if mode else "off")
+        torch.set_grad_enabled(mode)
+
+    # The residual stream as it grows.
+
+    def accumulated_resid(
+        self,
+        layer: int | None = None,
+        incl_mid: bool = False,
+        apply_ln: bool = False,
+        pos_slice: Part = None,
+        mlp_input: bool = False,
+        return_labels: bool = False,
+    ) -> Stack | Labelled:
+        """The stream before each layer up to `layer`: what a logit lens reads.
+
+        `incl_mid` adds the stream between attention and MLP, `mlp_input` only that of the last layer. With
+        `apply_ln`, each stream goes through the final norm, with a scale of its own (as a logit lens wants);
+        where `layer` is not the end, through that layer's norm with its kept scale. Labels: `0_pre`, `0_mid`,
+        …, `final_post`.
+        """
+        last, end = self._layer(layer, mlp_input), self.model.cfg.n_layers
+        sites: dict[str, str] = {}
+        for l in range(last + 1):
+            if l == end:
+                sites["final_post"] = get_act_name("resid_post", end - 1) if end else self._stream(0)
+                continue
+            sites[f"{l}_pre"] = get_act_name("resid_pre", l)
+            if (incl_mid and l < last) or (mlp_input and l == last and not self.model.cfg.parallel_attn_mlp):
+                sites[f"{l}_mid"] = get_act_name("resid_mid", l)
+        self._need("accumulated_resid", sites.values())
+        part = Slice(pos_slice)
+        stack = torch.stack([part.apply(self[name], dim=-2) for name in sites.values()])
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, last, pos_slice=part, mlp_input=mlp_input, recompute_ln=last == end)
+        return (stack, list(sites)) if return_labels else stack
+
+    # The residual stream by what was written into it.
+
+    def decompose_resid(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        mode: str = "all",
+        apply_ln: bool = False,
+        pos_slice: Part = None,
+        incl_embeds: bool = True,
+        return_labels: bool = False,
+    ) -> Stack | Labelled:
+        """What embeddings, attention layers and MLPs wrote, up to the input of `layer`; they sum to that input.
+
+        `mode` leaves out one kind of layer: `all`, `attn`, `mlp`. Labels: `embed`, `pos_embed`,
+        `{l}_attn_out`, `{l}_mlp_out`.
+        """
+        if mode not in ("all", "mlp", "attn"):
+            raise UnknownName(f"decompose_resid has no mode {mode!r}{nearest(mode, ['all', 'mlp', 'attn'])}; all, mlp or attn")
+        cfg, last, part = self.model.cfg, self._layer(layer, mlp_input), Slice(pos_slice)
+        sites = self._embeddings() if incl_embeds else {}
+        for l in range(last):
+            if mode != "mlp":
+                sites[f"{l}_attn_out"] = get_act_name("attn_out", l)
+            if mode != "attn" and not cfg.attn_only:
+                sites[f"{l}_mlp_out"] = get_act_name("mlp_out", l)
+        if mode != "mlp" and mlp_input and not cfg.parallel_attn_mlp:
+            sites[f"{last}_attn_out"] = get_act_name("attn_out", last)
+        self._need("decompose_resid", sites.values(), "; or leave embeddings out with incl_embeds=False" if incl_embeds else "")
+        parts = [part.apply(self[name], dim=-2) for name in sites.values()]
+        stack = torch.stack(parts) if parts else self._empty(part)
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, last, pos_slice=part, mlp_input=mlp_input)
+        return (stack, list(sites)) if return_labels else stack
+
+    def get_full_resid_decomposition(
+        self,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        expand_neurons: bool = True,
+        apply_ln: bool = False,
+        pos_slice: Part = None,
+        return_labels: bool = False,
+    ) -> Stack | Labelled:
+        """The input of `layer` by heads, neurons (or whole MLPs), embeddings and the sum of all biases.
+
+        With neurons this takes n_layers · d_mlp components, so choose few positions. Labels: `L0H0`, …, `L0N0`, …
+        (or `0_mlp_out`, …), `embed`, `pos_embed`, `bias`.
+        """
+        last, part = self._layer(layer, mlp_input), Slice(pos_slice)
+        attended = last + (mlp_input and not self.model.cfg.parallel_attn_mlp)
+        stack, labels = self._heads("get_full_resid_decomposition", attended, part)
+        stacks = [stack]
+        if not self.model.cfg.attn_only and last:
+            if expand_neurons:
+                stack, names = self._neurons("get_full_resid_decomposition", last, part, Slice())
+            else:
+                sites = {f"{l}_mlp_out": get_act_name("mlp_out", l) for l in range(last)}
+                self._need("get_full_resid_decomposition", sites.values())
+                stack, names = torch.stack([part.apply(self[name], dim=-2) for name in sites.values()]), list(sites)
+            stacks, labels = [*stacks, stack], [*labels, *names]
+        embeddings = self._embeddings()
+        self._need("get_full_resid_decomposition", embeddings.values())
+        stacks += [part.apply(self[name], dim=-2)[None] for name in embeddings.values()]
+        bias = self._biases(attended, last if expand_neurons else 0, part)
+        stacks.append(bias.expand(1, *stacks[0].shape[1:]))
+        labels += [*embeddings, "bias"]
+        full = torch.cat(stacks)
+        if apply_ln:
+            full = self.apply_ln_to_stack(full, last, pos_slice=part, mlp_input=mlp_input)
+        return (full, labels) if return_labels else full
+
+    # Heads.
+
+    def compute_head_results(self) -> None:
+        """Put what each head writes, `[batch, pos, head, d_model]`, into the cache, from `hook_z` and `W_O`.
+
+        The stacks do not need it; it is for `cache["result", layer]`, and as large as it sounds.
+        """
+        results = [get_act_name("result", l) for l in range(self.model.cfg.n_layers)]
+        absent = [l for l, name in enumerate(results) if name not in self.cache_dict]
+        self._need("compute_head_results", [get_act_name("z", l) for l in absent])
+        for l in absent:
+            self.cache_dict[results[l]] = torch.einsum("...hd,hdm->...hm", self["z", l], self.model.blocks[l].attn.W_O)
+
+    def stack_head_results(
+        self,
+        layer: int | None = -1,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        pos_slice: Part = None,
+        apply_ln: bool = False,
+    ) -> Stack | Labelled:
+        """What each head of the layers before `layer` adds to the stream, from `hook_result` or else `hook_z`.
+
+        `incl_remainder` appends what is left of the stream. Labels: `L0H0`, …, `remainder`.
+        """
+        last, part = self._layer(layer), Slice(pos_slice)
+        stack, labels = self._heads("stack_head_results", last, part)
+        return self._finish("stack_head_results", stack, labels, last, part, incl_remainder, apply_ln, return_labels)
+
+    # Neurons.
+
+    def get_neuron_results(
+        self, layer: int, neuron_slice: Part = None, pos_slice: Part = None
+    ) -> Float[Tensor, "*batch_pos_neuron d_model"]:
+        """What each neuron of one layer adds to the stream, `[batch, pos, neuron, d_model]`; a negative layer counts back."""
+        layer = operator.index(layer)
+        layer += self.model.cfg.n_layers if layer < 0 else 0
+        neurons = Slice(neuron_slice)
+        stack = self._neurons_of("get_neuron_results", layer, Slice(pos_slice), neurons)
+        return stack[0] if neurons.mode == "int" else stack.movedim(0, -2)
+
+    def stack_neuron_results(
+        self,
+        layer: int | None,
+        pos_slice: Part = None,
+        neuron_slice: Part = None,
+        return_labels: bool = False,
+        incl_remainder: bool = False,
+        apply_ln: bool = False,
+    ) -> Stack | Labelled:
+        """What each neuron of the layers before `layer` adds to the stream.
+
+        `incl_remainder` appends what is left of the stream. Labels: `L0N0`, …, `remainder`.
+        """
+        last, part = self._layer(layer), Slice(pos_slice)
+        stack, labels = self._neurons("stack_neuron_results", last, part, Slice(neuron_slice))
+        return self._finish("stack_neuron_results", stack, labels, last, part, incl_remainder, apply_ln, return_labels)
+
+    # Any site, layer by layer.
+
+    def stack_activation(
+        self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
+    ) -> Float[Tensor, "layer ..."]:
+        """The same site of each layer before `layer`, on a first axis."""
+        names = [get_act_name(activation_name, l, sublayer_type) for l in range(self._layer(layer))]
+        self._need("stack_activation", names)
+        if not names:
+            raise ShapeError("stack_activation needs at least one layer, and layer=0 asks for those before the first")
+        return torch.stack([self[name] for name in names])
+
+    # Norms with a frozen scale, and logits.
+
+    def apply_ln_to_stack(
+        self,
+        residual_stack: Stack,
+        layer: int | None = None,
+        mlp_input: bool = False,
+        pos_slice: Part = None,
+        batch_slice: Part = None,
+        has_batch_dim: bool = True,
+        recompute_ln: bool = False,
+    ) -> Stack:
+        """What each component contributes to the normalised input of `layer`: the norm, with its kept scale.
+
+        The components' results sum to that input, less the norm's bias. A norm whose weight was not folded
+        multiplies by it. `recompute_ln` gives each component a scale of its own (and the norm's bias), as if
+        it were the whole stream.
+
+        Args:
+            residual_stack: components, `[component, batch, pos, d_model]`; batch and position as in the cache.
+            mlp_input: whether the MLP's norm is meant, not that of attention.
+            pos_slice: the positions that the stack was already limited to.
+            batch_slice: examples to choose, here, from stack and cache; from the cache alone where
+                `has_batch_dim` says that the stack has no batch axis (any more).
+        """
+        last, batch = self._layer(layer, mlp_input), Slice(batch_slice)
+        if has_batch_dim and batch.mode != "identity":
+            residual_stack = batch.apply(residual_stack, dim=1)
+        norm = self._norm_before(last, mlp_input)
+        if norm is None:
+            return residual_stack
+        site, module, centred = norm
+        if recompute_ln:
+            return module(residual_stack)
+        scale = self._scale("apply_ln_to_stack", site, Slice(pos_slice), batch)
+        check_scale(residual_stack, scale, has_batch_dim)
+        return through_frozen(residual_stack, scale, module, centred)
+
+    def logit_attrs(
+        self,
+        residual_stack: Stack,
+        tokens: Any,
+        incorrect_tokens: Any = None,
+        pos_slice: Part = None,
+        batch_slice: Part = None,
+        has_batch_dim: bool = True,
+    ) -> Float[Tensor, "*component_batch_pos"]:
+        """What each component adds to the logit of `tokens` (less that of `incorrect_tokens`), the final norm's scale frozen.
+
+        The attributions of all components sum to the logit, less what the biases of the final norm and of the
+        unembedding give. (`apply_ln` must not have been used on the stack.)
+
+        Args:
+            residual_stack: components, `[component, batch, pos, d_model]`.
+            tokens: one token (text, number) for all, or one per example `[batch]`, or per position `[batch, pos]`.
+            incorrect_tokens: the same kind of thing, to compare with.
+            pos_slice, batch_slice, has_batch_dim: as in `apply_ln_to_stack`.
+
+        Raises:
+            ShapeError: tokens do not fit each other or the stack.
+        """
+        ids, batch, part = self._token_ids(tokens), Slice(batch_slice), Slice(pos_slice)
+        direction = self.model.tokens_to_residual_directions(ids)
+        if incorrect_tokens is not None:
+            other = self._token_ids(incorrect_tokens)
+            if other.shape != ids.shape:
+                raise ShapeError(
+                    f"tokens and incorrect_tokens need the same shape, and are {tuple(ids.shape)} and {tuple(other.shape)}"
+                )
+            direction = direction - self.model.tokens_to_residual_directions(other)
+        if has_batch_dim and batch.mode != "identity":
+            residual_stack = batch.apply(residual_stack, dim=1)
+        by_example = has_batch_dim and batch.mode != "int" and part.mode != "int" and residual_stack.ndim == 4
+        if direction.ndim == 2 and by_example and len(direction) == residual_stack.shape[1]:
+            direction = direction.unsqueeze(1)  # one per example, for all its positions
+        check_direction(residual_stack, direction, ids)
+        norm = self._norm_before(self.model.cfg.n_layers, mlp_input=False)
+        if norm is None:
+            return dot(residual_stack, direction)
+        site, module, centred = norm
+        scale = self._scale("logit_attrs", site, part, batch)
+        check_scale(residual_stack, scale, has_batch_dim)
+        if (weight := getattr(module, "w", None)) is not None:
+            direction = direction * weight
+        if centred:  # centring the direction instead of each component
+            direction = direction - direction.mean(-1, keepdim=True)
+        return dot(residual_stack, direction) / scale.squeeze(-1)
+
+    def _token_ids(self, tokens: Any) -> Tensor:
+        """Text, numbers, lists or arrays of them as a tensor."""
+        if isinstance(tokens, str):
+            tokens = self.model.to_single_token(tokens)
+        elif isinstance(tokens, list | tuple) and tokens and all(isinstance(token, str) for token in tokens):
+            tokens = [self.model.to_single_token(token) for token in tokens]
+        return torch.as_tensor(tokens)
+
+    # Parts of the above.
+
+    def _layer(self, layer: int | None, mlp_input: bool = False) -> int:
+        """The layer whose input is meant, 0 to n_layers."""
+        cfg = self.model.cfg
+        last = cfg.n_layers if layer is None or layer == -1 else operator.index(layer)
+        if not 0 <= last <= cfg.n_layers:
+            raise ShapeError(f"layer={layer} must be 0 to {cfg.n_layers}; {cfg.n_layers}, -1 and None mean the end")
+        if mlp_input and (cfg.attn_only or last == cfg.n_layers):
+            where = (
+                "this network has none" if cfg.attn_only else f"after the last layer comes none; give layer, at most {last - 1}"
+            )
+            raise ShapeError(f"mlp_input=True asks for the input of an MLP, and {where}")
+        return last
+
+    def _need(self, asker: str, names: Iterable[str], otherwise: str = "") -> None:
+        """Raise for all absent sites at once."""
+        if absent := [name for name in names if name not in self.cache_dict]:
+            for name in absent:
+                resolve(name, site_names(self.model.cfg))
+            raise _missing(asker, absent, otherwise)
+
+    def _embeddings(self) -> dict[str, str]:
+        """Which embeddings are terms of the stream: label → site."""
+        has_pos = self.model.cfg.positional_embedding_type == "standard"
+        return {"embed": "hook_embed"} | ({"pos_embed": "hook_pos_embed"} if has_pos else {})
+
+    def _stream(self, layer: int) -> str:
+        """A site of the stream that enters `layer`, one that is kept if there is one."""
+        sites = [get_act_name("resid_post", layer - 1)] if layer else []
+        sites += [get_act_name("resid_pre", layer)] if layer < self.model.cfg.n_layers else []
+        return next((name for name in sites if name in self.cache_dict), sites[0])
+
+    def _empty(self, part: Slice) -> Stack:
+        """No components, with the right axes after the first."""
+        cfg = self.model.cfg
+        like = next((name for name in site_names(cfg) if name in self.cache_dict and axes(name, cfg) == RESID), None)
+        if like is None:
+            raise _missing("a stack of no components", ["hook_embed"])
+        tensor = part.apply(self.cache_dict[like], dim=-2)
+        return tensor.new_zeros(0, *tensor.shape)
+
+    def _finish(
+        self, asker: str, stack: Stack, labels: list[str], last: int, part: Slice,
+        incl_remainder: bool, apply_ln: bool, return_labels: bool,
+    ) -> Stack | Labelled:  # fmt: skip
+        """Append the rest of the stream, apply the norm, add labels: what was asked of these."""
+        if incl_remainder:
+            self._need(asker, [self._stream(last)], "; or incl_remainder=False")
+            rest = part.apply(self[self._stream(last)], dim=-2) - stack.sum(dim=0)
+            stack, labels = torch.cat([stack, rest[None]]), [*labels, "remainder"]
+        if apply_ln:
+            stack = self.apply_ln_to_stack(stack, last, pos_slice=part)
+        return (stack, labels) if return_labels else stack
+
+    def _heads(self, asker: str, last: int, part: Slice) -> Labelled:
+        """What heads of the layers before `last` write, component first."""
+        kept = [get_act_name("result", l) in self.cache_dict for l in range(last)]
+        self._need(asker, [get_act_name("z", l) for l in range(last) if not kept[l]])
+        stacks, labels = [], []
+        for l in range(last):
+            if kept[l]:
+                stack = part.apply(self["result", l], dim=-3).movedim(-2, 0)
+            else:
+                stack = torch.einsum("...hd,hdm->h...m", part.apply(self["z", l], dim=-3), self.model.blocks[l].attn.W_O)
+            stacks.append(self._after(asker, stack, l, "ln1_post", part))
+            labels += [f"L{l}H{head}" for head in range(len(stack))]
+        return (torch.cat(stacks) if stacks else self._empty(part)), labels
+
+    def _neurons(self, asker: str, last: int, part: Slice, neurons: Slice) -> Labelled:
+        """What neurons of the layers before `last` write, component first."""
+        if self.model.cfg.attn_only:
+            raise ShapeError(f"{asker} asks for neurons, and a network of attention only has none")
+        self._check_dense(asker, range(last))
+        self._need(asker, [get_act_name("post", l) for l in range(last)])
+        numbers = neurons.indices(self.model.cfg.d_mlp)
+        stacks = [self._neurons_of(asker, l, part, neurons) for l in range(last)]
+        labels = [f"L{l}N{neuron}" for l in range(last) for neuron in numbers % self.model.cfg.d_mlp]
+        return (torch.cat(stacks) if stacks else self._empty(part)), labels
+
+    def _neurons_of(self, asker: str, layer: int, part: Slice, neurons: Slice) -> Stack:
+        """What neurons of one layer write, component first; a single neuron keeps that axis."""
+        self._check_dense(asker, [layer])
+        self._need(asker, [get_act_name("post", layer)])
+        neurons = Slice.unwrap(neurons.slice) if neurons.mode == "int" else neurons
+        acts = neurons.apply(part.apply(self["post", layer], dim=-2), dim=-1)
+        written = neurons.apply(self.model.blocks[layer].mlp.W_out)
+        stack = torch.einsum("...n,nm->n...m", acts, written)
+        return self._after(asker, stack, layer, "ln2_post", part)
+
+    def _check_dense(self, asker: str, layers: Iterable[int]) -> None:
+        for layer in layers:
+            if self.model.cfg.is_moe(layer):
+                raise ShapeError(
+                    f"{asker} asks for the neurons of layer {layer}, a mixture of experts, whose neurons are not kept; "
+                    "take whole MLPs (decompose_resid, or expand_neurons=False)"
+                )
+
+    def _biases(self, attended: int, neurons: int, part: Slice) -> Tensor:
+        """The sum of the biases of `attended` attention layers and `neurons` MLPs, as they reach the stream."""
+        model, asker = self.model, "get_full_resid_decomposition"
+        total = torch.zeros(model.cfg.d_model, device=model.W_U.device, dtype=model.W_U.dtype)
+        for l in range(attended):
+            total = total + self._after(asker, model.blocks[l].attn.b_O, l, "ln1_post", part, bias=True)
+        for l in range(neurons if not model.cfg.attn_only else 0):
+            total = total + self._after(asker, model.blocks[l].mlp.b_out, l, "ln2_post", part, bias=True)
+        return total
+
+    def _after(self, asker: str, parts: Tensor, layer: int, norm: str, part: Slice, bias: bool = False) -> Tensor:
+        """What reaches the stream of `parts` of an output: the same, but where blocks normalise what they write."""
+        cfg = self.model.cfg
+        if cfg.normalization_type is None or not (cfg.use_normalization_before_and_after or cfg.post_norm_only):
+            return parts
+        module = getattr(self.model.blocks[layer], norm)
+        scale = self._scale(asker, f"blocks.{layer}.{norm}.hook_scale", part, Slice())
+        written = through_frozen(parts, scale, module, cfg.normalization_type.startswith("LN"))
+        own = getattr(module, "b", None)
+        return written + own if bias and own is not None else written
+
+    def _norm_before(self, layer: int, mlp_input: bool) -> tuple[str, Callable[[Tensor], Tensor], bool] | None:
+        """The norm at the input of `layer`: its scale's site, the module, and whether it centres; None: no norm."""
+        cfg = self.model.cfg
+        if cfg.normalization_type is None:
+            return None
+        layer_norm = cfg.normalization_type.startswith("LN")
+        if layer == cfg.n_layers:
+            return "ln_final.hook_scale", self.model.ln_final, layer_norm and not cfg.final_rms
+        if cfg.post_norm_only:
+            return None
+        name = "ln2" if mlp_input else "ln1"
+        return f"blocks.{layer}.{name}.hook_scale", getattr(self.model.blocks[layer], name), layer_norm
+
+    def _scale(self, asker: str, site: str, part: Slice, batch: Slice) -> Float[Tensor, "*batch_pos 1"]:
+        """A kept scale for some examples and positions."""
+        self._need(asker, [site])
+        scale = self.cache_dict[site]
+        if {"head", "kv"} & set(axes(site, self.model.cfg)) or scale.ndim > 2 + self.has_batch_dim:  # split inputs
+            if not torch.equal(scale, scale[..., :1, :].expand_as(scale)):
+                raise ShapeError(f"{site!r} differs between heads, so no one scale fits the stream that they read")
+            scale = scale[..., 0, :]
+        scale = part.apply(scale, dim=-2)
+        return batch.apply(scale) if self.has_batch_dim else scale
+
+
+def _missing(asker: str, names: list[str], otherwise: str = "") -> MissingActivation:
+    """The error that says what is absent and which call keeps it."""
+    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if len(names) <= 3:
+        wanted = repr(names)
+    else:
+        lasts = tuple(dict.fromkeys(".".join(name.split(".")[2:]) if name.startswith("blocks.") else name for name in names))
+        wanted = f"lambda name: name.endswith({lasts!r})"
+    return MissingActivation(
+        f"{asker} needs {shown}, which this run did not keep; run again with no names_filter, or with one that "
+        f"keeps {'it' if len(names) == 1 else 'them'}: model.run_with_cache(tokens, names_filter={wanted}){otherwise}"
+    )
