@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -139,12 +140,14 @@ def without_buffers(weights: Mapping[str, Tensor], cfg: HookedTransformerConfig 
 def check(weights: Mapping[str, Tensor | Sequence[int]], cfg: HookedTransformerConfig) -> None:
     """Do these weights (or their shapes), buffers aside, fit this configuration exactly?
 
+    The tensors of a checkpoint know their shapes and are not read for this.
+
     Raises:
         WeightsMismatch: they do not; lists what is missing, unexpected and wrongly shaped.
     """
     found = {
         name: tuple(value.shape if isinstance(value, Tensor) else value)
-        for name, value in weights.items()
+        for name, value in getattr(weights, "shapes", weights).items()
         if not is_buffer(name, cfg)
     }
     wanted = shapes(cfg)
@@ -160,6 +163,20 @@ def check(weights: Mapping[str, Tensor | Sequence[int]], cfg: HookedTransformerC
     lists = {"missing": missing, "unexpected": unexpected, "wrongly shaped": wrong}
     said = "; ".join(f"{len(names)} {kind} ({_shortened(names)})" for kind, names in lists.items() if names)
     raise WeightsMismatch(f"the weights do not fit the configuration: {said}. {_advice(missing, unexpected, cfg)}")
+
+
+def model_hash(weights: Mapping[str, Tensor]) -> str:
+    """A fingerprint of weights: SHA-256 over names, shapes, types and bytes, in the order of the names.
+
+    Buffers do not count, nor do memory layout, device and the order of the keys; any changed weight does.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        if not is_buffer(name):
+            tensor = weights[name].detach()
+            digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _norm(prefix: str, kind: str | None, width: int) -> Shapes:
