@@ -1,0 +1,130 @@
+"""A figure is data: a view's name, arrays, labels. It is lowered to HTML, to bytes or to text when somebody looks.
+
+Nothing is ever fetched from a network, and token text never becomes markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+import webbrowser
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cutaway.errors import ShapeError
+from cutaway.view import html, wire
+from cutaway.view.arrays import Array
+
+QUANTISE_ABOVE = 5_000_000  # bytes of base64 in a notebook or a page
+REFUSE_ABOVE = 25_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Figure:
+    """One figure: which view draws it, and everything that the view needs.
+
+    `text` is what a terminal shows; `height` is a first guess in CSS pixels, corrected by the page itself.
+    """
+
+    view: str
+    title: str
+    arrays: Mapping[str, Array]
+    tokens: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+    height: int = 420
+
+    def wire(self, dtype: wire.Dtype | None = None) -> bytes:
+        """The figure as gzipped bytes (`view.wire` has the format)."""
+        header = {
+            "view": self.view,
+            "title": self.title,
+            "tokens": list(self.tokens),
+            "meta": dict(self.meta),
+            "text": self.text,
+            "height": self.height,
+        }
+        return wire.pack(header, self.arrays, dtype=dtype)
+
+    @classmethod
+    def from_wire(cls, data: bytes) -> Figure:
+        """The figure that `wire` wrote, up to the precision it was written with."""
+        header, arrays = wire.unpack(data)
+        header["tokens"] = tuple(header["tokens"])
+        return cls(arrays=arrays, **header)
+
+    def to_json(self) -> str:
+        """The same bytes, as base64 in a small JSON object."""
+        data = base64.b64encode(self.wire()).decode()
+        return json.dumps({"v": wire.VERSION, "view": self.view, "title": self.title, "encoding": "gzip+base64", "data": data})
+
+    @classmethod
+    def from_json(cls, text: str) -> Figure:
+        """The figure that `to_json` wrote."""
+        return cls.from_wire(base64.b64decode(json.loads(text)["data"]))
+
+    def payload(self, *, limit: bool = True) -> str:
+        """The bytes as base64, quantised to 8 bits where they would exceed 5 MB.
+
+        Raises:
+            ShapeError: more than 25 MB even so, unless `limit` is off.
+        """
+        cells = sum(array.size for array in self.arrays.values())
+        data = self.wire() if cells < QUANTISE_ABOVE * 4 else b""  # a patient guess: 2 bytes a value, half of them zero
+        if not data or len(data) * 4 / 3 > QUANTISE_ABOVE:
+            data = self.wire("u8")
+        size = len(data) * 4 / 3
+        if limit and size > REFUSE_ABOVE:
+            raise ShapeError(
+                f"{self.title or self.view!r} would put {size / 1e6:.0f} MB into this page, and {REFUSE_ABOVE // 10**6} MB "
+                "is the most that notebooks survive. Draw fewer tokens or heads, or call .save('figure.html') and open the file"
+            )
+        return base64.b64encode(data).decode()
+
+    def html(self, *, limit: bool = False) -> str:
+        """A complete page that holds this figure and needs nothing else."""
+        return html.document(self.title or self.view, html.holder(self.payload(limit=limit), self.text, self.height))
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file, and say where."""
+        path = Path(path)
+        path.write_text(self.html(), encoding="utf-8", newline="\n")
+        return path
+
+    def show(self) -> None:
+        """Display in a notebook; elsewhere, open a browser on a temporary file."""
+        if html.in_notebook():
+            html.display(self)
+            return
+        with tempfile.NamedTemporaryFile("w", suffix=".html", delete=False, encoding="utf-8") as file:
+            file.write(self.html())
+        webbrowser.open(Path(file.name).as_uri())
+
+    def widget(self) -> Any:
+        """The live figure for a notebook, whose `selection` can be read and set (needs `cutaway[notebook]`)."""
+        from cutaway.view.widget import FigureWidget
+
+        return FigureWidget.of(self)
+
+    def with_title(self, title: str) -> Figure:
+        """The same figure under another title."""
+        return replace(self, title=title)
+
+    def _repr_html_(self) -> str:
+        try:
+            return html.frame(self.html(limit=True), self.height, self.title or self.view)
+        except ShapeError as error:
+            return html.notice(str(error))
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/html": self._repr_html_(), "text/plain": str(self)}
+
+    def __str__(self) -> str:
+        return f"{self.title}\n{self.text}".strip() if self.title else self.text or repr(self)
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
+        return f"<Figure {self.view}: {self.title or 'untitled'}{f' ({shapes})' if shapes else ''}>"

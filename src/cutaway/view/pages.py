@@ -1,0 +1,109 @@
+"""A page of sections: headings, paragraphs, figures and tables in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+from cutaway.view import html
+from cutaway.view.figure import Figure
+
+Block = str | Figure | Sequence[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Code:
+    """A block of code or of preformatted text."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A part of a page: a heading, blocks below it, and sections below those.
+
+    A block is a paragraph (a string of plain text), a list of strings (drawn as a bulleted list), a `Code` or a `Figure`.
+    `summary` is set off at the top of the section: what it found, in a sentence or two.
+    """
+
+    heading: str
+    blocks: Sequence[Block | Code] = ()
+    anchor: str = ""
+    summary: str = ""
+    sections: Sequence[Section] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """A page as data; `.html()` and `.save(path)` write it."""
+
+    title: str
+    sections: Sequence[Section]
+    intro: Sequence[Block | Code] = field(default=())
+    subtitle: str = ""
+
+    def html(self) -> str:
+        """The page, complete: styles, scripts and data are inside, and nothing is fetched."""
+        taken: set[str] = set()
+        anchored = [(section, _anchor(section, taken)) for section in self.sections]
+        below = {id(section): [(one, _anchor(one, taken)) for one in section.sections] for section, _ in anchored}
+        entries = []
+        for section, anchor in anchored:
+            inner = "".join(f'<li><a href="#{a}">{escape(s.heading)}</a></li>' for s, a in below[id(section)])
+            entries.append(f'<li><a href="#{anchor}">{escape(section.heading)}</a>{f"<ul>{inner}</ul>" if inner else ""}</li>')
+        contents = f'<nav class="ct-toc" aria-label="Contents"><h2>Contents</h2><ol>{"".join(entries)}</ol></nav>'
+        parts = "".join(_section(section, anchor, below[id(section)]) for section, anchor in anchored)
+        lead = f'<p class="ct-subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
+        body = (
+            f'<header class="ct-head"><h1>{escape(self.title)}</h1>{lead}</header>'
+            f'<div class="ct-columns">{contents if entries else ""}<main>{_blocks(self.intro)}{parts}</main></div>'
+        )
+        return html.document(self.title, body, kind="page")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file, and say where."""
+        path = Path(path)
+        path.write_text(self.html(), encoding="utf-8", newline="\n")
+        return path
+
+
+def page(title: str, sections: Sequence[Section], *, intro: Sequence[Block | Code] | str = (), subtitle: str = "") -> Page:
+    """One self-contained page with a table of contents; figures share one copy of the bundle."""
+    return Page(title, tuple(sections), (intro,) if isinstance(intro, str) else tuple(intro), subtitle)
+
+
+def _section(section: Section, anchor: str, below: Sequence[tuple[Section, str]], level: int = 2) -> str:
+    summary = f'<p class="ct-summary">{_lines(section.summary)}</p>' if section.summary else ""
+    inner = "".join(_section(one, at, (), level + 1) for one, at in below)
+    heading = f'<h{level}>{escape(section.heading)} <a class="ct-anchor" href="#{anchor}" aria-label="link here">#</a></h{level}>'
+    return f'<section id="{anchor}">{heading}{summary}{_blocks(section.blocks)}{inner}</section>'
+
+
+def _blocks(blocks: Sequence[Block | Code]) -> str:
+    parts = []
+    for block in blocks:
+        if isinstance(block, Figure):
+            parts.append(html.holder(block.payload(), block.text, block.height))
+        elif isinstance(block, Code):
+            parts.append(f'<pre class="ct-code" tabindex="0"><code>{escape(block.text)}</code></pre>')
+        elif isinstance(block, str):
+            parts.append(f"<p>{_lines(block)}</p>")
+        else:
+            parts.append("<ul>" + "".join(f"<li>{_lines(item)}</li>" for item in block) + "</ul>")
+    return "".join(parts)
+
+
+def _lines(text: str) -> str:
+    return escape(text).replace("\n", "<br>")
+
+
+def _anchor(section: Section, taken: set[str]) -> str:
+    base = re.sub(r"[^a-z0-9]+", "-", (section.anchor or section.heading).lower()).strip("-") or "section"
+    anchor, count = base, 2
+    while anchor in taken:
+        anchor, count = f"{base}-{count}", count + 1
+    taken.add(anchor)
+    return anchor

@@ -1,0 +1,110 @@
+"""The wire format: a JSON header and the arrays' bytes, one format for the page, the notebook and the workbench.
+
+    magic "CUT1" · header length (uint32, little-endian) · header (UTF-8 JSON, padded with spaces) · bytes, gzipped
+
+The header is `{v, view, title, tokens, meta, arrays: {name: {dtype, shape, layout, offset, length, …}}}`; offsets
+count from the end of the header and are multiples of 8. Layout `full` is row-major; `tril` keeps the lower
+triangle of the last two axes (the rest is zero). `u8` stores levels: value = low + level × step; where an array
+has values that are not finite, levels 253, 254 and 255 are NaN, +∞ and −∞.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from cutaway.errors import ShapeError
+from cutaway.view.arrays import Array, finite_range
+
+VERSION = 1
+MAGIC = b"CUT1"
+Dtype = Literal["f32", "f16", "u8"]
+EXACT_UP_TO = 20_000  # values; larger arrays travel as f16
+LEVELS = {"full": 255, "special": 252}  # the highest ordinary level, without and with values that are not finite
+NUMPY = {"f32": "<f4", "f16": "<f2", "u8": "u1", "i32": "<i4"}
+
+
+def lower_triangular(array: Array) -> bool:
+    """Whether the last two axes are square and zero above the diagonal."""
+    if array.ndim < 2 or array.shape[-1] != array.shape[-2] or array.shape[-1] < 2:
+        return False
+    above = ~np.tri(array.shape[-1], dtype=bool)
+    return all(not plane[above].any() for plane in array.reshape(-1, *array.shape[-2:]))
+
+
+def pack(header: Mapping[str, Any], arrays: Mapping[str, Array], *, dtype: Dtype | None = None) -> bytes:
+    """A figure as bytes. With no `dtype`, small arrays are f32 and large ones f16 (or f32 where f16 overflows)."""
+    entries: dict[str, Any] = {}
+    chunks: list[bytes] = []
+    offset = 0
+    for name, array in arrays.items():
+        entry, data = _encode(array, dtype)
+        entries[name] = entry | {"offset": offset, "length": len(data)}
+        padding = -len(data) % 8
+        chunks += [data, b"\0" * padding]
+        offset += len(data) + padding
+    text = json.dumps({"v": VERSION, **header, "arrays": entries}, ensure_ascii=False, separators=(",", ":"))
+    head = text.encode("utf-8", "surrogatepass")
+    head += b" " * (-len(head) % 8)
+    return gzip.compress(MAGIC + len(head).to_bytes(4, "little") + head + b"".join(chunks), compresslevel=6, mtime=0)
+
+
+def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The header (without its arrays) and the arrays, as float32.
+
+    Raises:
+        ShapeError: not this format, or a newer version of it.
+    """
+    raw = gzip.decompress(data)
+    if raw[:4] != MAGIC:
+        raise ShapeError(f"these bytes are no figure: they begin with {raw[:4]!r}, not {MAGIC!r}")
+    start = 8 + int.from_bytes(raw[4:8], "little")
+    header = json.loads(raw[8:start].decode("utf-8", "surrogatepass"))
+    if header.pop("v") != VERSION:
+        raise ShapeError(f"this figure was written by a newer cutaway; this one reads version {VERSION}")
+    arrays = {}
+    for name, entry in header.pop("arrays").items():
+        begin = start + entry["offset"]
+        arrays[name] = _decode(np.frombuffer(raw[begin : begin + entry["length"]], NUMPY[entry["dtype"]]), entry)
+    return header, arrays
+
+
+def _encode(array: Array, dtype: Dtype | None) -> tuple[dict[str, Any], bytes]:
+    shape = list(array.shape)
+    tril = lower_triangular(array)
+    if tril:
+        rows, columns = np.tril_indices(array.shape[-1])
+        array = array[..., rows, columns]
+    kind: str = dtype or ("f32" if array.size <= EXACT_UP_TO else "f16")
+    entry: dict[str, Any] = {"shape": shape, "layout": "tril" if tril else "full"}
+    if kind == "u8":
+        low, high = finite_range([array])
+        special = not np.isfinite(array).all()
+        step = (high - low) / LEVELS["special" if special else "full"] or 1.0
+        with np.errstate(invalid="ignore"):
+            levels = np.where(np.isfinite(array), np.rint((array - low) / step), 0).astype(np.uint8)
+        if special:
+            levels[np.isnan(array)], levels[np.isposinf(array)], levels[np.isneginf(array)] = 253, 254, 255
+        return entry | {"dtype": "u8", "low": low, "step": step, "special": special}, levels.tobytes()
+    if kind == "f16" and max(map(abs, finite_range([array]))) > 65_000:
+        kind = "f32"
+    return entry | {"dtype": kind}, array.astype(NUMPY[kind]).tobytes()
+
+
+def _decode(flat: Array, entry: Mapping[str, Any]) -> Array:
+    values = flat.astype(np.float32)
+    if entry["dtype"] == "u8":
+        values = (entry["low"] + flat * entry["step"]).astype(np.float32)
+        if entry["special"]:
+            values[flat == 253], values[flat == 254], values[flat == 255] = np.nan, np.inf, -np.inf
+    shape = entry["shape"]
+    if entry["layout"] == "full":
+        return values.reshape(shape)
+    full = np.zeros(shape, np.float32)
+    rows, columns = np.tril_indices(shape[-1])
+    full[..., rows, columns] = values.reshape(*shape[:-2], -1)
+    return full

@@ -1,0 +1,43 @@
+// Builds the bundle that ships with the Python package. With --check, compares it with the committed one.
+import { build } from "esbuild";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
+
+const here = fileURLToPath(new URL(".", import.meta.url));
+const committed = join(here, "../src/cutaway/view/static");
+const check = process.argv.includes("--check");
+const out = check ? mkdtempSync(join(tmpdir(), "cutaway-ui-")) : committed;
+const LIMIT = 60_000; // bytes, gzipped
+
+const common = {
+  absWorkingDir: here,
+  bundle: true,
+  minify: true,
+  target: "es2022",
+  charset: "ascii", // the bundle is inlined into pages
+  legalComments: "none",
+  jsx: "automatic",
+  jsxImportSource: "preact",
+};
+await build({ ...common, entryPoints: ["src/static.ts"], outfile: join(out, "figure.js"), format: "iife" });
+await build({ ...common, entryPoints: ["src/widget.ts"], outfile: join(out, "widget.js"), format: "esm" });
+await build({ ...common, entryPoints: ["src/figure.css"], outfile: join(out, "figure.css") });
+
+const names = ["figure.js", "widget.js", "figure.css"];
+const size = ["figure.js", "figure.css"].reduce((sum, name) => sum + gzipSync(readFileSync(join(out, name))).length, 0);
+if (size > LIMIT) throw new Error(`the static bundle is ${size} bytes gzipped; at most ${LIMIT} are allowed`);
+for (const name of names)
+  if (/<\/(script|style)/i.test(readFileSync(join(out, name), "utf8")))
+    throw new Error(`${name} holds a closing tag, which would end the element it is inlined into`);
+if (check) {
+  const stale = names.filter((name) => !readFileSync(join(out, name)).equals(readFileSync(join(committed, name))));
+  rmSync(out, { recursive: true });
+  if (stale.length) {
+    console.error(`${stale.join(", ")} in src/cutaway/view/static is not what ui/ builds; run: make ui`);
+    process.exit(1);
+  }
+}
+console.log(`figure.js and figure.css: ${size} bytes gzipped`);
