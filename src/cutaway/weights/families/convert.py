@@ -1,0 +1,213 @@
+"""From a config and tensors of `transformers` to ours, by a family's table.
+
+Everything is checked before a tensor is read: each config field, and the name of each tensor. The tensors
+are then read one at a time, whenever a canonical one is asked for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ConfigError, UnsupportedArchitecture, WeightsMismatch
+from cutaway.weights.canonical import shapes
+from cutaway.weights.families.rope import stretches
+from cutaway.weights.families.table import BASE, Family, Fields, Found, Place
+
+MANY = 100_000  # layers that we would believe
+
+
+def fill_in(family: Family, config: Mapping[str, Any]) -> Fields:
+    """The config with every field that it leaves out.
+
+    Raises:
+        UnsupportedArchitecture: a field that the table does not list is switched on, or one has a value that the
+            family's table does not understand. Names the field.
+    """
+    known = BASE | dict(family.fields)
+    hf = Fields(family.name, {name: field.default for name, field in known.items()} | dict(config))
+    for name, value in config.items():
+        if name not in known:
+            if value is not None and value is not False:
+                raise hf.refuse(name, "this field is not understood, and it may change what the model computes")
+            continue
+        accepted = known[name].accepted
+        if accepted is not None and value not in accepted:
+            raise hf.refuse(name, f"only {' or '.join(map(repr, accepted))} is understood")
+    for architecture in config.get("architectures") or ():
+        if architecture not in family.architectures:
+            raise hf.refuse("architectures", f"only {', '.join(family.architectures)} is understood")
+    return hf
+
+
+def configure(
+    family: Family, config: Mapping[str, Any], *, n_ctx: int | None = None, first_n_layers: int | None = None
+) -> tuple[HookedTransformerConfig, Fields]:
+    """Our configuration of a model, and the config with its left-out fields."""
+    hf = fill_in(family, config)
+    ours: dict[str, Any] = {"original_architecture": (config.get("architectures") or family.architectures)[0]}
+    for name, field in (BASE | dict(family.fields)).items():
+        if field.ours is not None:
+            ours[field.ours] = hf[name] if field.via is None else field.via(hf[name])
+    ours |= dict(family.always) | family.rest(hf)
+    if ours.get("n_key_value_heads") == ours.get("n_heads"):
+        ours["n_key_value_heads"] = None
+    ours["n_ctx"] = _context(ours, hf, n_ctx)
+    if first_n_layers is not None:
+        if not 0 <= first_n_layers <= ours["n_layers"]:
+            raise ConfigError(f"first_n_layers={first_n_layers} of a model that has {ours['n_layers']}")
+        ours["n_layers"] = first_n_layers
+    return HookedTransformerConfig.from_dict(ours), hf
+
+
+def _context(ours: Mapping[str, Any], hf: Fields, wanted: int | None) -> int:
+    longest = int(ours["n_ctx"])
+    if wanted is None or wanted <= longest:
+        return longest if wanted is None else wanted
+    if ours.get("positional_embedding_type", "standard") in ("standard", "shortformer"):
+        raise ConfigError(f"n_ctx={wanted}, and the model has learned embeddings of {longest} positions only")
+    if stretches(hf):
+        raise ConfigError(f"n_ctx={wanted}, and dynamic rotary scaling is understood up to {longest} positions only")
+    return wanted
+
+
+class CanonicalTensors(Mapping[str, Tensor]):
+    """Canonical name → tensor; each is read and reshaped when it is asked for, and not kept.
+
+    Raises:
+        WeightsMismatch: a tensor that the table asks for is not there, one is left over, or a shape is wrong.
+    """
+
+    def __init__(self, family: Family, cfg: HookedTransformerConfig, hf: Fields, foreign: Mapping[str, Tensor]):
+        self.family, self.cfg, self.hf, self.foreign = family, cfg, hf, foreign
+        self._shapes = shapes(cfg)
+        self._names = set(foreign)
+        self._layers = next(int(hf[name]) for name, field in family.fields.items() if field.ours == "n_layers")
+        self._found: dict[str, tuple[Found, list[str], Place] | None] = {name: self._find(name) for name in self._shapes}
+        self._check_all_used()
+        self._last: tuple[str, Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        entry = self._found[name]
+        if entry is None:
+            return torch.zeros(shape)
+        found, names, place = entry
+        parts = [self._read(one) for one in names]
+        x = parts[0] if len(parts) == 1 else torch.stack(parts)
+        try:
+            for step in found.steps:
+                x = step(x, place)
+        except (RuntimeError, IndexError) as problem:
+            raise self._misshapen(name, names, parts, shape) from problem
+        if tuple(x.shape) != shape:
+            raise self._misshapen(name, names, parts, shape)
+        return x
+
+    def forget(self) -> None:
+        """Let go of the tensor that was read last."""
+        self._last = None
+
+    def _read(self, name: str) -> Tensor:
+        """A foreign tensor; the last one is kept, because packed ones are asked for several times in a row."""
+        if self._last is None or self._last[0] != name:
+            self._last = None  # let go of it before the next is read
+            self._last = (name, self.foreign[name])
+        return self._last[1]
+
+    def _misshapen(self, name: str, names: list[str], parts: list[Tensor], shape: tuple[int, ...]) -> WeightsMismatch:
+        return WeightsMismatch(f"{names[0]} has shape {list(parts[0].shape)}, which gives no {name} of shape {list(shape)}")
+
+    def _find(self, canonical: str) -> tuple[Found, list[str], Place] | None:
+        pattern, layer, expert = _pattern(canonical)
+        entries = self.family.tensors.get(pattern, ())
+        options = [
+            one for one in (entries if isinstance(entries, tuple) else (entries,)) if one.when is None or one.when(self.hf)
+        ]
+        place = Place(self.cfg, self.hf, layer, expert)
+        for option in options:
+            names = self._there(option, layer, expert)
+            if names:
+                return option, names, place
+        if not options and canonical.rsplit(".", 1)[-1].lstrip("_").startswith("b"):
+            return None  # the family has no such bias
+        looked = " or ".join(repr(one.name.format(l=layer, e=expert, h=0)) for one in options)
+        raise WeightsMismatch(f"the checkpoint lacks {looked or 'any source'} for {canonical} of this {self.family.name} model")
+
+    def _there(self, option: Found, layer: int, expert: int) -> list[str]:
+        for prefix in self.family.prefixes:
+            per_head = range(MANY) if "{h}" in option.name else range(1)
+            names: list[str] = []
+            for head in per_head:
+                name = prefix + option.name.format(l=layer, e=expert, h=head)
+                if name not in self._names:
+                    break
+                names.append(name)
+            if names:
+                return names
+        return []
+
+    def _check_all_used(self) -> None:
+        """Is there a tensor that nothing reads? Then the checkpoint is more than we understand."""
+        used = {name for entry in self._found.values() if entry is not None for name in entry[1]}
+        known = [_as_regex(one.name) for entries in self.family.tensors.values() for one in _options(entries, self.hf)]
+        known += [*self.family.unused, r"lm_head\.weight"]  # a tied unembedding may be written down twice
+        left = [name for name in self._names - used if not self._beyond(name, known)]
+        if left:
+            some = ", ".join(sorted(left)[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+            raise WeightsMismatch(f"the checkpoint holds tensors that a {self.family.name} model of this config lacks: {some}")
+
+    def _beyond(self, name: str, known: Iterable[str]) -> bool:
+        """Whether an unread tensor is a buffer, an alternative form of one that was read, or of a layer left out."""
+        prefixes = "|".join(map(re.escape, self.family.prefixes))
+        for pattern in known:
+            match = re.fullmatch(f"(?:{prefixes})(?:{pattern})", name)
+            if match is None:
+                continue
+            layer = match.groupdict().get("l")
+            if layer is None or self.cfg.n_layers <= int(layer) < self._layers:
+                return True
+        return False
+
+
+def _pattern(canonical: str) -> tuple[str, int, int]:
+    """`blocks.3.mlp.experts.1.W_in` → `blocks.{l}.mlp.experts.{e}.W_in`, 3, 1; shared keys and values as the others."""
+    layer = expert = 0
+    if match := re.match(r"blocks\.(\d+)\.", canonical):
+        layer, canonical = int(match[1]), "blocks.{l}." + canonical[match.end() :]
+    if match := re.search(r"\.experts\.(\d+)\.", canonical):
+        expert, canonical = int(match[1]), canonical[: match.start()] + ".experts.{e}." + canonical[match.end() :]
+    return canonical.replace("._", "."), layer, expert
+
+
+def _options(entries: Found | tuple[Found, ...], hf: Fields) -> list[Found]:
+    options = entries if isinstance(entries, tuple) else (entries,)
+    return [one for one in options if one.when is None or one.when(hf)]
+
+
+def _as_regex(name: str) -> str:
+    """The names that a pattern stands for; the layer is a group of its own, where there is one."""
+    return re.escape(name).replace(r"\{l\}", r"(?P<l>\d+)").replace(r"\{e\}", r"\d+").replace(r"\{h\}", r"\d+")
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that describes the language model, where a model of several kinds of input has several."""
+    inner = config.get("text_config")
+    return dict(inner) if isinstance(inner, Mapping) else dict(config)
+
+
+def unknown(model_type: object, families: Iterable[Family]) -> UnsupportedArchitecture:
+    """The error for a family that we do not have; says which we do."""
+    names = ", ".join(dict.fromkeys(family.name for family in families))
+    return UnsupportedArchitecture(f"no family for model_type={model_type!r}; there are {names}")

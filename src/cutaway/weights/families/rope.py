@@ -1,0 +1,118 @@
+"""Rotary positions in configs: three generations of field names, and the kinds of scaling.
+
+Older configs have `rope_theta` and `rope_scaling`, newer ones `rope_parameters`, which holds both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from cutaway.weights.families.table import Field, Fields, read
+
+ROPE: dict[str, Field] = {
+    "rope_theta": read(),
+    "rope_scaling": read(),
+    "rope_parameters": read(),
+    "partial_rotary_factor": read(),
+    "original_max_position_embeddings": read(),
+}
+
+KEYS = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": {
+        "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
+        "original_max_position_embeddings",
+    },
+}  # fmt: skip
+"""The kinds of scaling that we have, and the parameters of each."""
+
+COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+
+
+def rotary(hf: Fields, d_head: int, *, theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
+    """Our fields of rotary positions; `theta` and `partial` are what the family takes where the config says nothing."""
+    settings, name = parameters(hf)
+    base = settings.get("rope_theta") or hf["rope_theta"] or theta
+    share = next(x for x in (settings.get("partial_rotary_factor"), hf["partial_rotary_factor"], partial) if x is not None)
+    return {
+        "positional_embedding_type": "rotary",
+        "rotary_base": float(base),
+        "rotary_dim": int(d_head * share),
+        **scaling(hf, settings, name),
+    }
+
+
+def parameters(hf: Fields) -> tuple[dict[str, Any], str]:
+    """What the config says about rotary positions, and the name of the field that says it."""
+    name = "rope_parameters" if hf["rope_parameters"] else "rope_scaling"
+    settings = hf[name] or {}
+    if not isinstance(settings, Mapping):
+        raise hf.refuse(name, "it should be a table of names and values")
+    return dict(settings), name
+
+
+def scaling(hf: Fields, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Our fields for a kind of scaling; refuses a kind or a parameter that we do not have."""
+    kind = settings.get("rope_type", settings.get("type")) or "default"
+    if kind not in KEYS:
+        raise hf.refuse(name, f"there is no rope type {kind!r}; there are {', '.join(KEYS)}")
+    original = settings.get("original_max_position_embeddings")
+    if kind != "default" and hf["original_max_position_embeddings"] is not None:
+        original = hf["original_max_position_embeddings"]
+    for key, value in settings.items():
+        if value is not None and key not in KEYS[kind] | COMMON | {"original_max_position_embeddings"}:
+            raise hf.refuse(name, f"{key!r} means nothing to us for rope type {kind!r}")
+    if kind == "default":
+        return {}
+    longest = hf["max_position_embeddings"]
+    factor = settings.get("factor")
+    if factor is None:
+        if kind != "yarn":
+            raise hf.refuse(name, f"rope type {kind!r} needs a factor")
+        factor = longest / (original or longest)
+    if kind == "linear":
+        return {"rotary_linear_factor": float(factor)}
+    if kind == "dynamic":  # slows rotations beyond max_position_embeddings only, and n_ctx ends there
+        return {}
+    if kind == "llama3":
+        return {
+            "use_NTK_by_parts_rope": True,
+            "NTK_by_parts_factor": float(factor),
+            "NTK_by_parts_low_freq_factor": float(settings["low_freq_factor"]),
+            "NTK_by_parts_high_freq_factor": float(settings["high_freq_factor"]),
+            "NTK_original_ctx_len": int(original or longest),
+        }
+    return _yarn(hf, settings, name, float(factor), int(original or longest))
+
+
+def _yarn(hf: Fields, settings: Mapping[str, Any], name: str, factor: float, original: int) -> dict[str, Any]:
+    if settings.get("truncate", True) is not True:
+        raise hf.refuse(name, "only truncate=True is understood")
+    strength = settings.get("attention_factor")
+    if strength is None:
+        m, m_all = settings.get("mscale"), settings.get("mscale_all_dim")
+        strength = _temperature(factor, m) / _temperature(factor, m_all) if m and m_all else _temperature(factor)
+    return {
+        "use_yarn_rope": True,
+        "yarn_factor": factor,
+        "yarn_attention_factor": float(strength),
+        "yarn_beta_fast": float(settings.get("beta_fast") or 32),
+        "yarn_beta_slow": float(settings.get("beta_slow") or 1),
+        "yarn_original_max_position_embeddings": original,
+    }
+
+
+def _temperature(factor: float, m: float = 1.0) -> float:
+    """YaRN's rule for the size of queries and keys (https://arxiv.org/abs/2309.00071, section 3.4)."""
+    return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
+
+
+def stretches(config: Mapping[str, Any]) -> bool:
+    """Whether the rotation depends on how long a text is once it exceeds `max_position_embeddings`."""
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return settings.get("rope_type", settings.get("type")) == "dynamic"
