@@ -21,6 +21,7 @@ from cutaway.model.norm import norm_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
+from cutaway.runs.generate import Sampling, generate
 from cutaway.weights import canonical, processing
 
 StateDict = dict[str, Tensor]
@@ -73,7 +74,7 @@ class HookedTransformer(Transformer):
 
     # Running.
 
-    def run_with_cache(  # type: ignore[override]
+    def run_with_cache(
         self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
     ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
         """Run once and keep activations; see `HookedRootModule.run_with_cache`. A cache object, or a plain dictionary."""
@@ -140,6 +141,40 @@ class HookedTransformer(Transformer):
         if isinstance(tokens, Tensor):
             return self.W_U[:, tokens.item()] if tokens.numel() == 1 else self.W_U.T[tokens.long()]  # type: ignore[index]
         return self.W_U[:, self.to_single_token(tokens) if isinstance(tokens, str) else tokens]
+
+    # Generation.
+
+    def generate(
+        self,
+        input: str | list[str] | Tensor = "",
+        max_new_tokens: int = 10,
+        stop_at_eos: bool = True,
+        eos_token_id: int | list[int] | None = None,
+        do_sample: bool = True,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        freq_penalty: float = 0.0,
+        use_past_kv_cache: bool = True,
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
+        return_type: str | None = "input",
+        verbose: bool = True,
+    ) -> Any:
+        """The prompt and what the model says next; see `runs.generate.generate` and `Sampling`."""
+        return generate(
+            self,
+            input,
+            max_new_tokens,
+            stop_at_eos=stop_at_eos,
+            eos_token_id=eos_token_id,
+            sampling=Sampling(do_sample, top_k, top_p, temperature, freq_penalty),
+            use_past_kv_cache=use_past_kv_cache,
+            prepend_bos=prepend_bos,
+            padding_side=padding_side,
+            return_type=return_type,
+            verbose=verbose,
+        )
 
     # Devices.
 

@@ -113,6 +113,7 @@ class Transformer(HookedRootModule, StackedWeights):
         if cfg.init_weights and self.embed.W_E.device.type != "meta":
             self.init_weights()
         self._covered = (0, cfg.n_layers)  # the layers of the last run
+        self.current = Stream()  # where the run stands that is under way; hooks may read it
         self.setup()
         if move_to_device and self.embed.W_E.device.type != "meta":
             self.to(cfg.device)
@@ -169,10 +170,10 @@ class Transformer(HookedRootModule, StackedWeights):
     def _bos(self, prepend_bos: bool | None) -> bool:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
 
-    def _tokens(
+    def tokens_and_mask(
         self, input: str | Sequence[str] | Tokens | Int[Tensor, "pos"], prepend_bos: bool | None, padding_side: str | None
     ) -> tuple[Tokens, Tokens | None]:
-        """Checked tokens `[batch, pos]` on the model's device, and the padding mask where there may be padding."""
+        """Checked tokens `[batch, pos]` on the model's device, and the padding mask where there is padding that matters."""
         side = padding_side or self.default_padding_side
         prepend_bos = self._bos(prepend_bos)
         device = self.embed.W_E.device
@@ -227,6 +228,7 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def run_blocks(self, resid: Resid, stream: Stream, start: int = 0, stop: int | None = None) -> Resid:
         """The residual stream before block `stop`, from that before block `start`."""
+        self.current = stream
         for block in self.blocks[start:stop]:
             if self.cfg.n_devices > 1:
                 resid = resid.to(next(block.parameters()).device)
@@ -240,6 +242,17 @@ class Transformer(HookedRootModule, StackedWeights):
         logits = self.unembed(self.ln_final(resid))
         cap = self.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def last_logits(self, tokens: Tokens, attention_mask: Tokens | None = None, kept: KeyValueCache | None = None) -> Tensor:
+        """The logits `[batch, d_vocab_out]` after the last of these tokens; those before it only if somebody listens."""
+        self.runs += 1
+        text.check_tokens(tokens, self.cfg.d_vocab)
+        stream = self.prepare(tokens, attention_mask, kept)
+        resid = self.run_blocks(*self.embed_tokens(tokens, stream))
+        self._covered = (0, self.cfg.n_layers)
+        if any(point.listening for point in self.ln_final.modules() if isinstance(point, HookPoint)):
+            return self.logits_of(resid)[:, -1]
+        return self.logits_of(resid[:, -1:])[:, 0]
 
     def forward(
         self,
@@ -282,14 +295,14 @@ class Transformer(HookedRootModule, StackedWeights):
         start, stop = self._layers(start_at_layer, stop_at_layer)
         mask = attention_mask
         if start_at_layer is None:
-            found, padding = self._tokens(input, prepend_bos, padding_side)
+            found, padding = self.tokens_and_mask(input, prepend_bos, padding_side)
             tokens = found
             mask = padding if mask is None else mask.to(found.device)
             stream = self.prepare(found, mask, past_kv_cache)
             resid, stream = self.embed_tokens(found, stream)
         else:
             if tokens is not None and mask is None:
-                mask = self._tokens(tokens, prepend_bos, padding_side)[1]
+                mask = self.tokens_and_mask(tokens, prepend_bos, padding_side)[1]
             resid, stream = self._resumed(input, shortformer_pos_embed, mask, past_kv_cache)
         self._covered = (start, self.cfg.n_layers if stop is None else stop)
         resid = self.run_blocks(resid, stream, start, stop)

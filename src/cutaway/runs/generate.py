@@ -1,0 +1,207 @@
+"""Generation: tokens one after another, with kept keys and values, under whatever hooks are attached.
+
+Each step is an ordinary run of the network from where the last one stood, so hooks fire at every step; those
+that need to know where they are read `model.current.start`, the position of the step's first token.
+Logits are computed where a token is drawn: at the last position only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway import tokens as text
+from cutaway.errors import TokenError, nearest
+from cutaway.model.key_values import KeyValueCache
+from cutaway.model.transformer import Transformer
+
+Tokens = Int[Tensor, "batch pos"]
+RETURN_TYPES = ("input", "str", "tokens", "tensor", "embeds")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn from logits.
+
+    Args:
+        do_sample: draw; otherwise the likeliest token is taken.
+        top_k: only among this many likeliest tokens.
+        top_p: only among the likeliest tokens that together have this probability.
+        temperature: divides the logits; 0 takes the likeliest token.
+        freq_penalty: lowers a token's logit by this much for each time it occurs already.
+    """
+
+    do_sample: bool = True
+    top_k: int | None = None
+    top_p: float | None = None
+    temperature: float = 1.0
+    freq_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k={self.top_k} must be at least 1")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} must not be negative")
+
+
+def sample_logits(
+    final_logits: Float[Tensor, "batch d_vocab_out"],
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    freq_penalty: float = 0.0,
+    tokens: Tokens | None = None,
+) -> Int[Tensor, "batch"]:
+    """One token per row, drawn as `Sampling` describes; a frequency penalty counts in `tokens`."""
+    if temperature == 0:
+        return final_logits.argmax(-1)
+    logits = final_logits.float() / temperature
+    if freq_penalty > 0:
+        if tokens is None:
+            raise ValueError("a frequency penalty needs the tokens so far: pass tokens=")
+        counts = torch.zeros_like(logits).scatter_add_(
+            1, tokens.long().to(logits.device), torch.ones_like(tokens, dtype=logits.dtype)
+        )
+        logits = logits - freq_penalty * counts
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    elif top_p is not None:
+        ordered, order = logits.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1).roll(1, dims=-1)
+        before[:, 0] = 0  # the likeliest token always stays
+        logits = logits.masked_fill((before > top_p).scatter(-1, order, before > top_p), -torch.inf)
+    return torch.multinomial(logits.softmax(-1), 1, replacement=True)[:, 0]
+
+
+def stream(
+    model: Transformer,
+    tokens: Tokens,
+    max_new_tokens: int,
+    *,
+    attention_mask: Tokens | None = None,
+    sampling: Sampling = Sampling(),
+    stop_tokens: Sequence[int] = (),
+    use_past_kv_cache: bool = True,
+) -> Iterator[Int[Tensor, "batch"]]:
+    """Yield the next token of each row, up to `max_new_tokens` times, until every row has drawn a stop token.
+
+    A row that has finished goes on yielding the first of the stop tokens.
+
+    Args:
+        attention_mask: `[batch, pos]`, 0 where a row is padded (on the left).
+
+    Raises:
+        ContextTooLong: prompt and new tokens together are more than the model's positions.
+    """
+    text.check_length(tokens.shape[1] + max_new_tokens, model.cfg.n_ctx)
+    kept = KeyValueCache.init_cache(model.cfg, tokens.device, len(tokens)) if use_past_kv_cache else None
+    finished: Bool[Tensor, "batch"] = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    so_far, new = tokens, tokens
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            logits = model.last_logits(new if kept is not None else so_far, attention_mask, kept)
+        drawn = _draw(logits, sampling, so_far)
+        if stop_tokens:
+            drawn = drawn.masked_fill(finished, stop_tokens[0])
+            finished = finished | torch.isin(drawn, torch.tensor(stop_tokens, device=drawn.device))
+        yield drawn
+        if stop_tokens and bool(finished.all()):
+            return
+        new = drawn[:, None]
+        so_far = torch.cat([so_far, new.to(so_far.dtype)], dim=1)
+        if attention_mask is not None:
+            one = torch.ones_like(new)
+            attention_mask = one if kept is not None else torch.cat([attention_mask, one], dim=1)
+
+
+def _draw(logits: Float[Tensor, "batch d_vocab_out"], how: Sampling, tokens: Tokens) -> Int[Tensor, "batch"]:
+    temperature = how.temperature if how.do_sample else 0.0
+    return sample_logits(logits, how.top_k, how.top_p, temperature, how.freq_penalty, tokens)
+
+
+def generate(
+    model: Transformer,
+    input: str | list[str] | Tensor,
+    max_new_tokens: int,
+    *,
+    stop_at_eos: bool = True,
+    eos_token_id: int | Sequence[int] | None = None,
+    sampling: Sampling = Sampling(),
+    use_past_kv_cache: bool = True,
+    prepend_bos: bool | None = None,
+    padding_side: str | None = None,
+    return_type: str | None = "input",
+    verbose: bool = True,
+) -> Any:
+    """Continue a text, texts (padded on the left) or tokens; gives back the prompt with what was generated.
+
+    Args:
+        stop_at_eos: stop a row when it draws `eos_token_id` (the tokenizer's, where None; or any of several).
+        return_type: "input" (as the input came), "str", "tokens" (or "tensor"), or "embeds".
+        verbose: show progress.
+
+    Raises:
+        TokenError: `stop_at_eos` without an EOS token, or tokens outside the vocabulary.
+        ContextTooLong: prompt and new tokens together are more than the model's positions.
+    """
+    kind = _return_type(input, return_type)
+    tokens, mask = model.tokens_and_mask(input, prepend_bos, padding_side or "left")
+    stops = _stop_tokens(model, eos_token_id) if stop_at_eos else []
+    steps = stream(
+        model,
+        tokens,
+        max_new_tokens,
+        attention_mask=mask,
+        sampling=sampling,
+        stop_tokens=stops,
+        use_past_kv_cache=use_past_kv_cache,
+    )
+    columns = [column[:, None] for column in _with_progress(steps, max_new_tokens, shown=verbose)]
+    out = torch.cat([tokens, *(column.to(tokens.dtype) for column in columns)], dim=1)
+    if kind == "str":
+        rows = [_words(model, row, None if mask is None else mask[index]) for index, row in enumerate(out)]
+        return rows if isinstance(input, list) else rows[0] if len(rows) == 1 else rows
+    return model.embed(out) if kind == "embeds" else out
+
+
+def _words(model: Transformer, row: Int[Tensor, "pos"], mask: Int[Tensor, "pos"] | None) -> str:
+    """One row as text, without padding and special tokens."""
+    ids = row if mask is None else torch.cat([row[: len(mask)][mask.bool()], row[len(mask) :]])
+    return str(model.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
+
+
+def _return_type(input: Any, return_type: str | None) -> str:
+    if return_type not in (*RETURN_TYPES, None):
+        hint = nearest(str(return_type), RETURN_TYPES)
+        raise ValueError(f"return_type={return_type!r} is not known{hint}; there are {', '.join(RETURN_TYPES)}")
+    if return_type in ("input", None):
+        return "tokens" if isinstance(input, Tensor) else "str"
+    return "tokens" if return_type == "tensor" else str(return_type)
+
+
+def _stop_tokens(model: Transformer, given: int | Sequence[int] | None) -> list[int]:
+    """The tokens that end a row, the one that fills up finished rows first."""
+    own = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    if given is None:
+        if own is None:
+            raise TokenError("stop_at_eos needs an EOS token, and there is none: pass eos_token_id=, or stop_at_eos=False")
+        return [int(own)]
+    stops = [given] if isinstance(given, int) else [int(one) for one in given]
+    return [int(own), *stops] if own in stops else stops
+
+
+def _with_progress(steps: Iterator[Tensor], total: int, *, shown: bool) -> Iterator[Tensor]:
+    if not shown:
+        yield from steps
+        return
+    from rich.progress import track
+
+    yield from track(steps, description="Generating", total=total, transient=True)
