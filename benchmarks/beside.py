@@ -11,6 +11,7 @@ This file runs in both environments, so it needs nothing but NumPy.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import datetime
 import gc
@@ -78,6 +79,14 @@ class Row:
 # ---------------------------------------------------------------------------------------------------- one side
 
 
+def release_memory() -> None:
+    """Give freed memory back to the system, so that a peak shows what a case itself needs (glibc; elsewhere nothing)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def peak_memory(reset: bool = False) -> tuple[int, int]:
     """Resident bytes of this process now, and their peak since the last reset (Linux; elsewhere zeros)."""
     status = Path("/proc/self/status")
@@ -90,9 +99,12 @@ def peak_memory(reset: bool = False) -> tuple[int, int]:
 
 
 def time_case(run: Callable[[], Any], seconds: float, most: int) -> dict[str, Any]:
-    """Call `run` again and again for about that long: seconds of wall and processor time per call, and peak memory."""
+    """Call `run` again and again for about that long: seconds of wall and processor time per call, and peak memory.
+
+    A case that measures memory in a process of its own returns it as `{"memory": bytes}`.
+    """
     wall, cpu = [], []
-    gc.collect()
+    release_memory()
     before, _ = peak_memory(reset=True)
     until = time.perf_counter() + seconds
     while not wall or (time.perf_counter() < until and len(wall) < most):
@@ -100,9 +112,10 @@ def time_case(run: Callable[[], Any], seconds: float, most: int) -> dict[str, An
         result = run()
         cpu.append(time.process_time() - start_cpu)
         wall.append(time.perf_counter() - start)
+        elsewhere = result["memory"] if isinstance(result, dict) and "memory" in result else None
         del result
-    _, peak = peak_memory()
-    return {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "calls": len(wall), "memory": peak - before}
+    memory = peak_memory()[1] - before if elsewhere is None else elsewhere
+    return {"wall": statistics.median(wall), "cpu": statistics.median(cpu), "calls": len(wall), "memory": memory}
 
 
 def serve(file: str, side: str, folder: str) -> None:
@@ -205,7 +218,7 @@ def measure(claim: Claim, sides: dict[str, Side], folder: Path, rounds: int, sec
     unit = "memory" if claim.memory else "wall"
     ours, theirs = ([turn[unit] for turn in side_turns] for side_turns in turns)
     up = claim.at_most is None
-    ratios = [(b / a) if up else (a / b) for a, b in zip(ours, theirs, strict=True)]
+    ratios = [(b / max(a, 1e-9)) if up else (a / max(b, 1e-9)) for a, b in zip(ours, theirs, strict=True)]
     cpu = [(b["cpu"] / a["cpu"]) if up else (a["cpu"] / b["cpu"]) for a, b in zip(*turns, strict=True) if a["cpu"] * b["cpu"]]
     low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else (ratios[0],) * 3
     return Row(

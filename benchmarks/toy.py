@@ -72,11 +72,18 @@ def loop_labels(tokens: list[list[int]]) -> list[list[int]]:
 
 
 def training(model: Any, step: Callable[[], Any], weights: dict[str, Any]) -> tuple[Callable[[], Any], Callable[[], Arrays]]:
-    """A training step as a case: what is compared are losses and weights after the first steps."""
+    """A training step as a case: what is compared are losses and weights after the first steps.
+
+    Key biases are left out: attention does not depend on them, so that their gradients, and Adam's steps, are noise.
+    """
 
     def answer() -> Arrays:
-        losses = [float(step()) for _ in range(STEPS)]
-        state = {name: tensor.detach().numpy().copy() for name, tensor in model.state_dict().items() if name in weights}
+        losses = [step().item() for _ in range(STEPS)]
+        state = {
+            name: tensor.detach().numpy().copy()
+            for name, tensor in model.state_dict().items()
+            if name in weights and not name.endswith("b_K")
+        }
         return {"losses": np.array(losses), **state}
 
     return step, answer
@@ -114,7 +121,7 @@ def peer(folder: Path) -> dict[str, Any]:
         loss = -log_probs.gather(-1, answers[..., None]).mean()
         loss.backward()
         optimizer.step()
-        return loss
+        return loss.detach()
 
     model, lean = build(**FLAGS), build()
     everything = build(**FLAGS, use_attn_in=True, use_hook_mlp_in=True)
@@ -163,12 +170,80 @@ def peer(folder: Path) -> dict[str, Any]:
 
 
 def ours(folder: Path) -> dict[str, Any]:
-    """Cutaway."""
+    """Cutaway: the same, and training as `cutaway train` does it."""
+    import torch
+
+    from cutaway import HookedTransformer
+    from cutaway.tasks import FirstUniqueChar
+    from cutaway.tasks.first_unique_char import first_unique
+    from cutaway.tasks.task import loss_of
+
+    raw = dict(np.load(folder / "weights.npz"))
+    tokens = torch.from_numpy(np.load(folder / "tokens.npy"))
+    labels = first_unique(tokens, LETTERS)
+    batch, answers, some, some_answers = tokens[:512], labels[:512], tokens[:1000], labels[:1000]
+
+    def build(**flags: bool) -> Any:
+        config = FirstUniqueChar.config(seed=42, device="cpu")
+        for name, value in (FLAGS | flags).items():
+            setattr(config, name, value)
+        model = HookedTransformer(config)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in raw.items()})
+        return model
+
+    trained = build()
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-3, fused=True)
+
+    def step() -> Any:
+        loss = loss_of(trained(batch), answers)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    model, everything = build(), build(use_attn_in=True, use_hook_mlp_in=True)
+
+    def cache() -> Any:
+        with torch.no_grad():
+            return everything.run_with_cache(some)
+
+    def forward() -> Any:
+        with torch.no_grad():
+            return model(some)
+
+    def loss_by_position(logits: Any) -> Any:
+        return -logits.log_softmax(-1).gather(-1, some_answers[..., None])[..., 0].mean(0)
+
+    def silence(head: int) -> Callable[..., Any]:
+        def hook(activation: Any, hook: Any) -> None:
+            activation[:, :, head] = 0
+
+        return hook
+
+    def ablate() -> np.ndarray:
+        rows = []
+        with torch.no_grad():
+            clean = loss_by_position(model(some))
+            for kind, layer, head in edited_places():
+                site = "hook_z" if kind == "head" else f"hook_{kind}"
+                logits = model.run_with_hooks(some, fwd_hooks=[(f"blocks.{layer}.attn.{site}", silence(head))])
+                rows.append((loss_by_position(logits) - clean).numpy())
+        return np.stack(rows)
+
+    def as_arrays() -> Arrays:
+        logits, kept = cache()
+        return {"logits": logits.numpy(), **{name: tensor.numpy() for name, tensor in kept.items()}}
 
     def run(code: str) -> Callable[[], None]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True) and None
 
     return {
+        "train": training(trained, step, raw),
+        "labels": (lambda: first_unique(tokens, LETTERS), lambda: {"labels": first_unique(tokens, LETTERS).numpy()}),
+        "cache": (cache, as_arrays),
+        "ablations": (ablate, lambda: {"loss": ablate()}),
+        "ablations_lean": (ablate, lambda: {"loss": ablate()}),
+        "forward": (forward, lambda: {"logits": forward().numpy()}),
         "import": (run("import cutaway"), dict),
         "import_torch": (run("import torch"), dict),
         "import_class": (run("from cutaway import HookedTransformer"), dict),
