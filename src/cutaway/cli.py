@@ -56,20 +56,19 @@ Device = Annotated[str | None, typer.Option(help="Where to compute: cpu, cuda, c
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
-def version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     """Print the version and stop."""
     if wanted:
         from cutaway import __version__
 
         typer.echo(f"cutaway {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
 def root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and exit.")
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """What all commands share."""
 
