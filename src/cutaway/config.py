@@ -115,13 +115,15 @@ class HookedTransformerConfig:
     rmsnorm_uses_offset: bool = False
     # --- beyond the dialect ---
     rotary_base_local: float | None = None  # a base of its own for layers of local attention (Gemma 3)
+    rotary_linear_factor: float = 1.0  # rotation this many times slower (layers with a base of their own aside)
     rotary_layers: list[bool] | None = None  # layers that rotate; None: all (SmolLM3 leaves some out)
     post_norm_only: bool = False  # norms after attention and MLP, none before (OLMo-2)
-    qk_norm_over: str = "head"  # what `use_qk_norm` normalises: one "head", or the "full" width of all heads
+    qk_norm_over: str = "head"  # `use_qk_norm` takes a "head" at a time, with "each" head weights of its own, or the "full" width
     qk_norm_type: str = "RMS"  # RMS or LN
     clip_qkv: float | None = None  # queries, keys and values are clamped to ±this (OLMo, MPT)
     norm_topk_prob: bool = True  # router probabilities of the chosen experts sum to one
     moe_layers: list[bool] | None = None  # layers whose MLP is a mixture of experts; None: all
+    d_mlp_expert: int | None = None  # neurons of one expert; None: d_mlp
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -142,7 +144,7 @@ class HookedTransformerConfig:
         one_of("positional_embedding_type", POSITIONS)
         one_of("attention_dir", ("causal", "bidirectional"))
         one_of("init_mode", INITS)
-        one_of("qk_norm_over", ("head", "full"))
+        one_of("qk_norm_over", ("head", "each", "full"))
         one_of("qk_norm_type", ("RMS", "LN"))
         if self.act_fn is not None:
             one_of("act_fn", ACTIVATIONS)
@@ -169,7 +171,9 @@ class HookedTransformerConfig:
             if self.window_size is None or self.attn_types is None:
                 raise ConfigError("use_local_attn needs window_size and attn_types (one of 'global', 'local' per layer)")
             if len(self.attn_types) < self.n_layers or set(self.attn_types) - {"global", "local"}:
-                raise ConfigError(f"attn_types={self.attn_types} must name 'global' or 'local' for each of {self.n_layers} layers")
+                raise ConfigError(
+                    f"attn_types={self.attn_types} must name 'global' or 'local' for each of {self.n_layers} layers"
+                )
         if self.positional_embedding_type == "rotary":
             self.rotary_dim = self.d_head if self.rotary_dim is None else self.rotary_dim
             if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.d_head:
@@ -194,10 +198,14 @@ class HookedTransformerConfig:
         self.n_params = self.n_layers * self.d_model * self.d_head * self.n_heads * 4
         if not self.attn_only:
             assert self.d_mlp is not None
-            per_layer = self.d_model * self.d_mlp * (3 if self.gated_mlp else 2)
-            if self.num_experts:
-                per_layer = (per_layer + self.d_model) * self.num_experts
-            self.n_params += self.n_layers * per_layer
+            matrices = 3 if self.gated_mlp else 2
+            for layer in range(self.n_layers):
+                if self.is_moe(layer):
+                    assert self.num_experts is not None
+                    width = self.d_mlp_expert or self.d_mlp
+                    self.n_params += self.d_model * (width * matrices + 1) * self.num_experts
+                else:
+                    self.n_params += self.d_model * self.d_mlp * matrices
 
     # What the rest of the code asks.
 

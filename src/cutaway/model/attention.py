@@ -21,7 +21,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.key_values import KeyValues
-from cutaway.model.norm import LayerNorm, RMSNorm
+from cutaway.model.norm import EachHeadNorm, LayerNorm, RMSNorm
 from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
@@ -61,10 +61,7 @@ class Attention(nn.Module):
         for which in "KV":
             self.register_parameter(f"{name}b_{which}", nn.Parameter(torch.zeros(kv, d_head, dtype=dtype)))
         if cfg.use_qk_norm:
-            kind = RMSNorm if cfg.qk_norm_type == "RMS" else LayerNorm
-            over_all = cfg.qk_norm_over == "full"
-            self.q_norm = kind(cfg, d_head * heads if over_all else d_head)
-            self.k_norm = kind(cfg, d_head * kv if over_all else d_head)
+            self.q_norm, self.k_norm = _head_norm(cfg, heads), _head_norm(cfg, kv)
         self.attn_scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
         if cfg.scale_attn_by_inverse_layer_idx:
             assert layer_id is not None
@@ -148,7 +145,7 @@ class Attention(nn.Module):
         return tuple(project(x, W, b) for x, (W, b) in zip(inputs, weights, strict=True))
 
     def _normed(self, x: Heads, norm: nn.Module) -> Heads:
-        out: Tensor = norm(x) if self.cfg.qk_norm_over == "head" else norm(x.flatten(-2)).view_as(x)
+        out: Tensor = norm(x.flatten(-2)).view_as(x) if self.cfg.qk_norm_over == "full" else norm(x)
         return out
 
     def _for_all_heads(self, x: Float[Tensor, "batch key kv d_head"]) -> Float[Tensor, "batch key head d_head"]:
@@ -271,6 +268,14 @@ def project(x: Input, W: Float[Tensor, "head d_model d_head"], b: Float[Tensor, 
     if x.shape[2] != len(W):
         raise ShapeError(f"an input split by head needs {len(W)} of them here, not {x.shape[2]}: {tuple(x.shape)}")
     return torch.einsum("bphm,hmd->bphd", x, W) + b
+
+
+def _head_norm(cfg: HookedTransformerConfig, heads: int) -> nn.Module:
+    """The norm of queries or keys that a configuration asks for."""
+    if cfg.qk_norm_over == "each":
+        return EachHeadNorm(cfg, heads)
+    kind = RMSNorm if cfg.qk_norm_type == "RMS" else LayerNorm
+    return kind(cfg, cfg.d_head * (heads if cfg.qk_norm_over == "full" else 1))
 
 
 def _flat(W: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "d_model flat"]:

@@ -109,14 +109,15 @@ class Expert(nn.Module):
 
     def __init__(self, cfg: HookedTransformerConfig):
         super().__init__()
-        assert cfg.d_mlp is not None and cfg.act_fn is not None
+        d_mlp = cfg.d_mlp_expert or cfg.d_mlp
+        assert d_mlp is not None and cfg.act_fn is not None
         self.act_fn, self.gated = ACTIVATIONS[cfg.act_fn], cfg.gated_mlp
         dtype = cfg.torch_dtype
-        self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp, dtype=dtype))
+        self.W_in = nn.Parameter(torch.empty(cfg.d_model, d_mlp, dtype=dtype))
         if cfg.gated_mlp:
-            self.W_gate = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp, dtype=dtype))
-        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp, dtype=dtype))
-        self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model, dtype=dtype))
+            self.W_gate = nn.Parameter(torch.empty(cfg.d_model, d_mlp, dtype=dtype))
+        self.b_in = nn.Parameter(torch.zeros(d_mlp, dtype=dtype))
+        self.W_out = nn.Parameter(torch.empty(d_mlp, cfg.d_model, dtype=dtype))
         self.b_out = nn.Parameter(torch.zeros(cfg.d_model, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

@@ -91,6 +91,37 @@ class RMSNormPre(RMSNorm):
     affine = False
 
 
+class EachHeadNorm(nn.Module):
+    """A norm of every head by itself, with weights of its own; those of all heads lie side by side.
+
+    `hook_normalized` comes before the weights; the precision is float32 at least.
+    """
+
+    def __init__(self, cfg: Config, heads: int):
+        super().__init__()
+        self.cfg = HookedTransformerConfig.unwrap(cfg)
+        self.eps, self.d_head, self.centred = self.cfg.eps, self.cfg.d_head, self.cfg.qk_norm_type == "LN"
+        width, dtype = heads * self.d_head, self.cfg.torch_dtype
+        self.w = nn.Parameter(torch.ones(width, dtype=dtype))
+        self.b = nn.Parameter(torch.zeros(width, dtype=dtype)) if self.centred else None
+        self.hook_scale = HookPoint()
+        self.hook_normalized = HookPoint()
+
+    def forward(self, x: Float[Tensor, "*axes head d_head"]) -> Float[Tensor, "*axes head d_head"]:
+        """The normalised input, in the precision of the model."""
+        full = precise(x)
+        if self.centred:
+            full = full - full.mean(-1, keepdim=True)
+        normalized = self.hook_normalized(divided(full, self.hook_scale, self.eps, None)).to(x.dtype)
+        normalized = normalized * self._per_head(self.w, x)
+        return normalized if self.b is None else normalized + self._per_head(self.b, x)
+
+    def _per_head(self, weights: Tensor, x: Tensor) -> Tensor:
+        """`[head, d_head]`, repeated where heads share keys and somebody asked for a key per head."""
+        weights = weights.unflatten(0, (-1, self.d_head))
+        return weights.repeat_interleave(x.shape[-2] // len(weights), dim=0)
+
+
 def precise(x: Tensor) -> Tensor:
     """`x` in float32, or in float64 where it is."""
     return x if x.dtype == torch.float64 else x.float()

@@ -142,7 +142,7 @@ def rotary_frequencies(
         return _by_parts(cfg, frequencies), 1.0
     if scaled and cfg.use_yarn_rope:
         return _yarn(cfg, frequencies, base), cfg.yarn_attention_factor
-    return frequencies, 1.0
+    return frequencies / (cfg.rotary_linear_factor if scaled else 1.0), 1.0
 
 
 def _by_parts(cfg: HookedTransformerConfig, frequencies: Tensor) -> Tensor:

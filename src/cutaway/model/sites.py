@@ -58,6 +58,11 @@ def axes(name: str, cfg: HookedTransformerConfig) -> Axes:
     Raises:
         UnknownSite: such a network has no such site.
     """
+    in_block = re.match(r"blocks\.(\d+)\.", name)
+    if in_block and int(in_block[1]) < cfg.n_layers:  # what a cache asks for each site: quickly
+        found = dict(_block(cfg, int(in_block[1]))).get(name[in_block.end() :])
+        if found is not None:
+            return found
     table = dict(_table(cfg))
     return table[resolve(name, table)]
 
@@ -209,7 +214,7 @@ def _attention(cfg: HookedTransformerConfig, layer: int) -> Table:
     yield "hook_v", keys
     if cfg.use_qk_norm:
         for name, of in (("q_norm", HEADS), ("k_norm", keys)):
-            if cfg.qk_norm_over == "head":
+            if cfg.qk_norm_over != "full":
                 yield from _norm(name, scale=(*of[:-1], "1"), normalized=of)
             else:  # all heads side by side
                 yield from _norm(name, normalized=("batch", "pos", f"{of[2]}*d_head"))

@@ -55,7 +55,7 @@ def shapes(cfg: HookedTransformerConfig) -> Shapes:
             assert cfg.num_experts is not None
             table[f"{block}.mlp.W_gate"] = (cfg.d_model, cfg.num_experts)
         for mlp in mlps(cfg, layer):
-            table |= _mlp(mlp, cfg)
+            table |= _mlp(mlp, cfg, cfg.d_mlp_expert if cfg.is_moe(layer) else None)
         table |= _post_norm(f"{block}.ln2_post", cfg)
     table |= _norm("ln_final", final_normalization(cfg), cfg.d_model)
     table["unembed.W_U"] = (cfg.d_model, cfg.d_vocab_out)
@@ -198,22 +198,23 @@ def _attention(prefix: str, cfg: HookedTransformerConfig) -> Shapes:
     table[f"{prefix}.b_Q"] = (cfg.n_heads, cfg.d_head)
     table |= {f"{prefix}.{grouped(cfg, name)}": (cfg.kv_heads, cfg.d_head) for name in ("b_K", "b_V")}
     if cfg.use_qk_norm:
-        full = cfg.qk_norm_over == "full"
-        table |= _norm(f"{prefix}.q_norm", cfg.qk_norm_type, cfg.d_head * (cfg.n_heads if full else 1))
-        table |= _norm(f"{prefix}.k_norm", cfg.qk_norm_type, cfg.d_head * (cfg.kv_heads if full else 1))
+        shared = cfg.qk_norm_over == "head"
+        table |= _norm(f"{prefix}.q_norm", cfg.qk_norm_type, cfg.d_head * (1 if shared else cfg.n_heads))
+        table |= _norm(f"{prefix}.k_norm", cfg.qk_norm_type, cfg.d_head * (1 if shared else cfg.kv_heads))
     table[f"{prefix}.W_O"] = (cfg.n_heads, cfg.d_head, cfg.d_model)
     table[f"{prefix}.b_O"] = (cfg.d_model,)
     return table
 
 
-def _mlp(prefix: str, cfg: HookedTransformerConfig) -> Shapes:
-    assert cfg.d_mlp is not None
-    table: Shapes = {f"{prefix}.W_in": (cfg.d_model, cfg.d_mlp), f"{prefix}.b_in": (cfg.d_mlp,)}
+def _mlp(prefix: str, cfg: HookedTransformerConfig, width: int | None = None) -> Shapes:
+    width = width or cfg.d_mlp
+    assert width is not None
+    table: Shapes = {f"{prefix}.W_in": (cfg.d_model, width), f"{prefix}.b_in": (width,)}
     if cfg.gated_mlp:
-        table[f"{prefix}.W_gate"] = (cfg.d_model, cfg.d_mlp)
+        table[f"{prefix}.W_gate"] = (cfg.d_model, width)
     if cfg.has_mlp_norm and cfg.normalization_type == "LN":
-        table |= _norm(f"{prefix}.ln", "LN", cfg.d_mlp)
-    table[f"{prefix}.W_out"] = (cfg.d_mlp, cfg.d_model)
+        table |= _norm(f"{prefix}.ln", "LN", width)
+    table[f"{prefix}.W_out"] = (width, cfg.d_model)
     table[f"{prefix}.b_out"] = (cfg.d_model,)
     return table
 
