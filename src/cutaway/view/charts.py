@@ -98,7 +98,7 @@ def bar_chart(
         "references": [[name, float(y)] for name, y in (references or {}).items()],
     }  # fmt: skip
     largest = np.argsort(-np.abs(np.nan_to_num(values[0])), kind="stable")[:5]
-    lines = [f"{value_name} of {len(labels)} {x_name or 'groups'}; the largest:"]
+    lines = [f"{value_name} by {x_name or 'group'} ({len(labels)}); the largest:"]
     lines += [
         f"{labels[i]}: " + ", ".join(f"{n} {number(float(v[i]))}" for n, v in zip(names, values, strict=True)) for i in largest
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -241,8 +242,10 @@ def _texts(
         "rangeGiven": given is not None,
     }  # fmt: skip
     lines = [f"{len(texts)} texts, {count} tokens" if len(texts) > 1 else f"{count} tokens"]
-    for _, position in top_cells(arrays[0], 5):
-        kind = int(np.nanargmax(np.abs(np.nan_to_num(arrays[0][:, position]))))
-        lines.append(f"{texts[0][position]!r} ({position}): {number(float(arrays[0][kind, position]))}")
+    menus_said = [[f"{menu['name']} {option}" for option in menu["options"]] for menu in menus]
+    kinds = [", ".join(words) for words in product(*menus_said)]
+    for kind, position in top_cells(arrays[0], 5):
+        where = f" at {kinds[kind]}" if menus else ""
+        lines.append(f"{texts[0][position]!r} ({position}){where}: {number(float(arrays[0][kind, position]))}")
     named = {f"v{index}": array for index, array in enumerate(arrays)}
     return Figure("tokens", title, named, (), meta, "\n".join(lines), 150 + 26 * (count // 14 + len(texts)))

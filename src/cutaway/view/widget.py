@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cutaway.view.figure import Figure
 
 
-class FigureWidget(anywidget.AnyWidget):  # type: ignore[misc]  # anywidget ships no types for its base
+class FigureWidget(anywidget.AnyWidget):
     """A figure and what is selected in it."""
 
     _esm = static("widget.js")

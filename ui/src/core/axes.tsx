@@ -1,6 +1,6 @@
 // Axes of line and bar charts: round ticks, lines across, names.
 
-import { number } from "./format";
+import { tick } from "./format";
 
 /** Round numbers from `low` to `high`, about `count` of them. */
 export function ticks(low: number, high: number, count: number): number[] {
@@ -51,7 +51,7 @@ export function YAxis({ at, y, left, right, name, height }: {
       {at.map((value) => (
         <g>
           <line x1={left} x2={right} y1={y(value)} y2={y(value)} class={Math.abs(value) < 1e-12 ? "ct-zero" : "ct-grid"} />
-          <text x={left - 6} y={y(value) + 4} text-anchor="end">{number(Math.abs(value) < 1e-12 ? 0 : value)}</text>
+          <text x={left - 6} y={y(value) + 4} text-anchor="end">{tick(Math.abs(value) < 1e-12 ? 0 : value)}</text>
         </g>
       ))}
       {name && <text class="ct-axis-name" transform={`translate(13 ${height / 2}) rotate(-90)`} text-anchor="middle">{name}</text>}

@@ -19,11 +19,18 @@ export function signed(value: number, approx = false): string {
 
 const SEEN: Record<string, string> = { " ": "·", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽", "\u200b": "∅" };
 
-/** A token with its white space visible, cut to `most` characters. */
+/** A token with its white space visible (a single space between words is left), cut to `most` characters. */
 export function visible(token: string, most = 200): string {
   if (token === "") return "∅";
   const cut = token.length > most ? token.slice(0, most - 1) + "…" : token;
-  return cut.replace(/[ \n\t\r\u00a0\u200b]/g, (one) => SEEN[one]);
+  return cut.replace(/(?<!\S) | (?!\S)|[\n\t\r\u00a0\u200b]/g, (one) => SEEN[one]);
+}
+
+/** A number on an axis: no more digits than it needs. */
+export function tick(value: number): string {
+  const size = Math.abs(value);
+  if (size && (size < 1e-3 || size >= 1e5)) return value.toExponential().replace(/(\.\d{0,2})\d*e/, "$1e").replaceAll("-", "−");
+  return String(Number(value.toPrecision(6))).replaceAll("-", "−");
 }
 
 /** `position "token"`, or the label alone. */

@@ -56,7 +56,7 @@ export interface Layout {
   stepY: number;
 }
 
-const longest = (labels: string[] | null, count: number): number =>
+export const longest = (labels: string[] | null, count: number): number =>
   labels ? labels.reduce((most, one) => Math.max(most, Math.min(LONGEST, visible(one, LONGEST).length)), 1) : String(count - 1).length;
 
 /** Sizes of everything, from the place there is. */

@@ -71,7 +71,7 @@ export function Attribution({ spec, arrays, store, width }: ViewProps) {
       />
       <h4 class="ct-sub"><bdi>
         {valueName} of {single ? "" : <>{answerName} <b>{place(answers, answer)}</b> at </>}position <b>{place(positions, position)}</b>: sum {signed(sum, approx)}
-        {total !== null && <>, of {signed(total, arrays.total.approx)}; left over {signed(total - sum, approx)}</>}
+        {total !== null && <> of {signed(total, arrays.total.approx)}; left over {signed(total - sum, approx)}</>}
       </bdi></h4>
       <Bar><Switch label="largest first" on={ordered.value} onFlip={() => (ordered.value = !ordered.value)} /></Bar>
       <ContributionBars bars={bars} scale={scale} approx={approx} picked={single ? cell?.row ?? -1 : chosen - (maps.length - components.length)} onPick={(index) => {

@@ -4,7 +4,7 @@ import { useComputed, useSignal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { Plane } from "../core/decode";
 import { number, place, visible } from "../core/format";
-import { HeatMap, layout } from "../core/heatmap";
+import { HeatMap, layout, longest } from "../core/heatmap";
 import { Bar, Legend, Menu, Readout, Switch, TopCells, Zoom, useId, useScale } from "../core/parts";
 import type { Cell } from "../core/store";
 import { theme } from "../core/theme";
@@ -54,11 +54,12 @@ export function Grid({ spec, arrays, store, width }: ViewProps) {
   const text = useComputed(() => describe(store, say, value, approx));
   const chosen = Math.min(store.panel.value, panels.length - 1);
   const rest = Math.max(...planes.map((plane) => plane.cols));
-  const wanted = Math.max(190, Math.min(width, 130 + rest * 14));
+  const side = 28 + longest(ys[0], planes[0].rows) * 7.2;
+  const wanted = Math.max(150, Math.min(width, side + rest * (rest > 30 ? 8 : 18) + 4));
   const beside = many ? Math.max(1, Math.min(meta.columns ?? panels.length, Math.floor((width + 16) / (wanted + 16)))) : 1;
   const room = many ? Math.floor((width - 16 * (beside - 1)) / beside) : width;
   const square = planes.every((plane) => plane.rows === plane.cols || plane.rows > 48) && !panels[0].text;
-  const most = many ? 20 : panels[0].text ? 76 : 28;
+  const most = many ? 24 : panels[0].text ? 76 : 28;
   const pooled = planes.some((plane, i) => layout(plane.rows, plane.cols, xs[i], ys[i], room, { square, most, ratio: devicePixelRatio }).kx > 1);
   return (
     <>

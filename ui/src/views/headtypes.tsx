@@ -48,7 +48,7 @@ export function HeadTypes({ spec, arrays, store }: ViewProps) {
       <div class="ct-scroll">
         <table class="ct-heads" ref={body} onKeyDown={onKeyDown} onPointerLeave={() => store.preview(null)} aria-label={spec.title}>
           <thead>
-            <tr><td>layer</td>{Array.from({ length: heads }, (_, head) => <th scope="col">{head}</th>)}</tr>
+            <tr><td>layer ↓ head →</td>{Array.from({ length: heads }, (_, head) => <th scope="col">{head}</th>)}</tr>
           </thead>
           <tbody>
             {Array.from({ length: layers }, (_, layer) => (

@@ -4,7 +4,7 @@ import { useComputed, useSignal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { SERIES } from "../core/color";
 import { YAxis, extent, logTicks, scaler, ticks } from "../core/axes";
-import { number, visible } from "../core/format";
+import { number, tick, visible } from "../core/format";
 import { Readout, useId } from "../core/parts";
 import { theme } from "../core/theme";
 import type { ViewProps } from "./view";
@@ -97,7 +97,7 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
       <>
         <YAxis at={meta.logY ? logTicks(...domain.y) : ticks(...domain.y, 6)} y={y} left={size.left} right={size.right} name={meta.yName} height={size.bottom} />
         {xTicks.map((at) => (
-          <text x={x(at)} y={size.bottom + 17} text-anchor="middle">{labels ? visible(labels[at], Math.max(3, Math.floor(10 * Math.max(1, fits / Math.max(fits, count))))) : number(at)}</text>
+          <text x={x(at)} y={size.bottom + 17} text-anchor="middle">{labels ? visible(labels[at], Math.max(3, Math.floor(10 * Math.max(1, fits / Math.max(fits, count))))) : tick(at)}</text>
         ))}
         <text class="ct-axis-name" x={(size.left + size.right) / 2} y={size.bottom + 36} text-anchor="middle">{meta.xName}</text>
         {meta.references.map(([word, value]: [string, number]) => (
@@ -123,7 +123,7 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
             }}
           >
             <svg width="22" height="8" aria-hidden="true"><line x1="0" x2="22" y1="4" y2="4" stroke={color(s)} stroke-width="3" stroke-dasharray={DASHES[Math.floor(s / colors.length) % 4]} /></svg>
-            {visible(word, 60).replaceAll("·", " ")}
+            {visible(word, 60)}
           </button>
         ))}
         {arrays.low && <span class="ct-muted">band: {meta.intervalName}</span>}

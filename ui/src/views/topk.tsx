@@ -18,7 +18,7 @@ export function TopK({ spec, arrays, width }: ViewProps) {
   const layer = useSignal(0);
   const side = useSignal(0);
   const from = useSignal(0);
-  const beside = Math.max(1, Math.min(neurons.length, Math.floor((width - 40) / 130)));
+  const beside = Math.max(1, Math.min(neurons.length, Math.floor((width - 40) / 165)));
   const planes = useMemo(() => [new Plane(arrays.value, 0), new Plane(arrays.value, 1)], [arrays]);
   const { low, high } = useMemo(() => census(planes), [planes]);
   const far = Math.max(Math.abs(low), Math.abs(high)) || 1;
@@ -47,7 +47,7 @@ export function TopK({ spec, arrays, width }: ViewProps) {
                 {columns.map((n) => {
                   const { word, value } = at(n, r);
                   const color = rgb(scale, value);
-                  return <td><bdi class="ct-token" style={{ background: css(color), color: ink(color) }}>{visible(word, 24)}</bdi> <span class="ct-num">{number(value, arrays.value.approx)}</span></td>;
+                  return <td><bdi class="ct-token" style={{ background: css(color), color: ink(color) }}>{visible(word, 14)}</bdi> <span class="ct-num">{number(value, arrays.value.approx)}</span></td>;
                 })}
               </tr>
             ))}
