@@ -189,3 +189,19 @@ def test_foldable_norms_are_the_same_before_and_after_folding() -> None:
     assert set(canonical.foldable_norms(config())) == set(NORMS)
     assert canonical.foldable_norms(config(normalization_type="LNPre")) == canonical.foldable_norms(config())
     assert canonical.foldable_norms(config(normalization_type=None)) == {}
+
+
+def test_the_hash_of_a_model_follows_its_weights_and_nothing_else() -> None:
+    weights = {"b": torch.arange(6.0).view(2, 3), "a": torch.ones(2)}
+    fingerprint = canonical.model_hash(weights)
+    assert fingerprint == "e345b9708df34837957f81aa54c74d661515bc8d2cb8a9008bd1d6236344ce33"
+    assert canonical.model_hash({"a": weights["a"], "b": weights["b"].T.contiguous().T}) == fingerprint
+    assert canonical.model_hash(weights | {"blocks.0.attn.mask": torch.ones(1)}) == fingerprint
+    changed = [
+        {**weights, "a": torch.nextafter(weights["a"], torch.tensor(2.0))},
+        {**weights, "b": weights["b"].view(3, 2)},
+        {**weights, "a": weights["a"].double()},
+        {"a": weights["b"], "b": weights["a"]},
+        {"c": weights["b"], "a": weights["a"]},
+    ]
+    assert len({fingerprint, *map(canonical.model_hash, changed)}) == 6

@@ -40,6 +40,7 @@ _CODES = {
 
 # What torch's reader has been seen to raise on damaged files, cut or changed at random.
 _DAMAGE = (
+    SafetensorError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     struct.error,
@@ -273,7 +274,9 @@ def _files_in(folder: Path) -> str:
 
 def _damaged(file: Path, error: BaseException) -> NoReturn:
     said = str(error).strip().splitlines()
-    why = f" ({said[0][:120]})" if said and not isinstance(error, (pickle.UnpicklingError, KeyError)) else ""
+    why = f" ({said[0][:120]})" if said and not isinstance(error, KeyError) else ""
+    if isinstance(error, pickle.UnpicklingError):
+        why = " (or a pickle of more than weights; nothing in it was run)"
     raise CheckpointError(f"{file.name} is cut short, damaged, or no file of weights{why}; download or save it again") from error
 
 
