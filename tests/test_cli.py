@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from cutaway import tasks
 from cutaway.cli import app
 from cutaway.tasks.training import CARD, MODEL, STATE
 
@@ -98,7 +99,8 @@ def test_help_is_quick_because_torch_stays_out():
 def test_help_names_the_commands():
     result = run("--help")
     assert result.exit_code == 0 and "train" in result.stdout
-    assert "--resume" in run("train", "--help").stdout
+    said = run("train", "--help").stdout
+    assert "--resume" in said and all(name in said for name in tasks.names())
 
 
 def test_version():

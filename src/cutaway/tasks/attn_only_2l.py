@@ -40,7 +40,7 @@ class AttnOnly2L:
     texts: tuple[str, ...]
     vocab_size: int = 1024
     n_ctx: int = 128
-    repeats: float = 0.5
+    repeats: float = 0.4
     recipe: Recipe = field(
         default_factory=lambda: Recipe(epochs=40, steps=400, batch_size=16, lr=3e-3, weight_decay=0.01, clip=1.0)
     )
@@ -193,7 +193,7 @@ def head_scores(
     half = (tokens.shape[1] - 1) // 2
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
     with torch.no_grad():
-        _, cache = model.run_with_cache(tokens.to(model.cfg.device), names_filter=names, return_cache_object=False)
+        _, cache = model.run_with_cache(tokens.to(model.cfg.device), names_filter=names)
     patterns = torch.stack([cache[name] for name in names])  # layer batch head dest src
     previous = patterns.diagonal(-1, -2, -1).mean((1, -1))
     induction = patterns.diagonal(1 - half, -2, -1)[..., 2:].mean((1, -1))  # destinations in the second half
