@@ -26,6 +26,7 @@ from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
+Keys = Float[Tensor, "batch key kv d_head"]  # keys or values: fewer heads, and more positions, than the queries
 Pattern = Float[Tensor, "batch head dest src"]
 
 PACKED = 2**16  # up to this many weights, one joint product for queries, keys and values pays for joining them
@@ -115,7 +116,7 @@ class Attention(nn.Module):
 
     def queries_keys_values(
         self, query_input: Input, key_input: Input, value_input: Input, stream: Stream
-    ) -> tuple[Heads, Heads, Heads]:
+    ) -> tuple[Heads, Keys, Keys]:
         """Queries, keys and values after their sites, queries and keys normalised and rotated where they should be."""
         q, k, v = self._project(query_input, key_input, value_input)
         if self.cfg.clip_qkv is not None:
@@ -165,10 +166,10 @@ class Attention(nn.Module):
             or additive_attention_mask is not None
         )
 
-    def _all_in_window(self, k: Heads) -> bool:
+    def _all_in_window(self, k: Keys) -> bool:
         return self.window is None or self.window >= k.shape[1]
 
-    def _fused(self, q: Heads, k: Heads, v: Heads, visible: Tensor | None, *, causal_only: bool) -> Heads:
+    def _fused(self, q: Heads, k: Keys, v: Keys, visible: Tensor | None, *, causal_only: bool) -> Heads:
         causal = causal_only and self.cfg.attention_dir == "causal" and q.shape[1] == k.shape[1] and q.shape[1] > 1
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         z = F.scaled_dot_product_attention(
@@ -176,7 +177,7 @@ class Attention(nn.Module):
         )
         return z.transpose(1, 2)
 
-    def _pattern(self, q: Heads, k: Heads, visible: Tensor | None, additive_attention_mask: Tensor | None) -> Pattern:
+    def _pattern(self, q: Heads, k: Keys, visible: Tensor | None, additive_attention_mask: Tensor | None) -> Pattern:
         """Attention probabilities, by way of the scores, after their sites. Scores have float32 precision at least."""
         dtype = q.dtype
         if dtype in (torch.float16, torch.bfloat16):

@@ -32,7 +32,7 @@ from cutaway.runs.frozen_norms import check_direction, check_scale, dot, through
 
 logger = logging.getLogger(__name__)
 
-Stack = Float[Tensor, "*component_batch_pos d_model"]
+Stack = Float[Tensor, "... d_model"]  # component, batch, pos, d_model; batch and pos as far as they were kept
 Labelled = tuple[Stack, list[str]]
 Part = SliceInput | Slice
 
@@ -76,8 +76,10 @@ class ActivationCache:
         raise _missing(f"cache[{key!r}]", [missing])
 
     def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str | tuple):
+            return False
         try:
-            resolve(key, self.cache_dict, self.model.cfg.n_layers)  # type: ignore[arg-type]
+            resolve(key, self.cache_dict, self.model.cfg.n_layers)
         except UnknownSite:
             return False
         return True
@@ -359,7 +361,7 @@ class ActivationCache:
         pos_slice: Part = None,
         batch_slice: Part = None,
         has_batch_dim: bool = True,
-    ) -> Float[Tensor, "*component_batch_pos"]:
+    ) -> Float[Tensor, "..."]:
         """What each component adds to the logit of `tokens` (less that of `incorrect_tokens`), the final norm's scale frozen.
 
         The attributions of all components sum to the logit, less what the biases of the final norm and of the
