@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownSite
 from cutaway.model.sites import axes, enabled, get_act_name, resolve, site_names, split_name
+from cutaway.model.transformer import Transformer
 
 
 def config(**changes: Any) -> HookedTransformerConfig:
@@ -163,3 +165,15 @@ def test_a_name_is_found_or_the_nearest_ones_are_named() -> None:
             resolve(asked, names)
     with pytest.raises(UnknownSite, match="there are none"):
         resolve("q0", [])
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_run_passes_the_sites_in_this_order_with_these_axes(kind: str) -> None:
+    cfg = config(**CONFIGS[kind], init_weights=True, seed=0)
+    _, kept = Transformer(cfg).run_with_cache(torch.zeros(3, 5, dtype=torch.long), names_filter=site_names(cfg))
+    sizes = {"batch": 3, "pos": 5, "dest": 5, "src": 5, "head": 2, "kv": cfg.kv_heads, "d_model": 8, "d_head": 4}
+    sizes |= {"d_mlp": 32, "1": 1, "expert": 3, "chosen": 2, "head*d_head": 8}
+    assert list(kept) == site_names(cfg)
+    assert {name: tuple(tensor.shape) for name, tensor in kept.items()} == {
+        name: tuple(sizes[word] for word in axes(name, cfg)) for name in site_names(cfg)
+    }
