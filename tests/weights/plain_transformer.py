@@ -83,7 +83,8 @@ class Plain:
         place = torch.arange(length)
         back = place[:, None] - place[None, :]
         if cfg.positional_embedding_type == "alibi":
-            scores = scores - back * 2.0 ** -torch.arange(1, cfg.n_heads + 1)[:, None, None]
+            slopes = 2.0 ** (-8 * torch.arange(1, cfg.n_heads + 1, dtype=x.dtype) / cfg.n_heads)  # heads: a power of two
+            scores = scores - back * slopes[:, None, None]
         if cfg.attn_scores_soft_cap > 0:
             scores = cfg.attn_scores_soft_cap * torch.tanh(scores / cfg.attn_scores_soft_cap)
         pattern = scores.masked_fill(back < 0, float("-inf")).softmax(-1)
@@ -115,12 +116,16 @@ class Plain:
     def mlp(self, x: Tensor, mlp: str) -> Tensor:
         pre = x @ self.weights[f"{mlp}.W_in"]
         if self.cfg.gated_mlp:
-            post = torch.nn.functional.silu(x @ self.weights[f"{mlp}.W_gate"]) * pre + self.weights[f"{mlp}.b_in"]
+            post = self.activation(x @ self.weights[f"{mlp}.W_gate"]) * pre + self.weights[f"{mlp}.b_in"]
         else:
-            post = torch.nn.functional.gelu(pre + self.weights[f"{mlp}.b_in"])
+            post = self.activation(pre + self.weights[f"{mlp}.b_in"])
         if self.cfg.has_mlp_norm:
             post = self.norm(post, f"{mlp}.ln", "LN")
         return post @ self.weights[f"{mlp}.W_out"] + self.weights[f"{mlp}.b_out"]
+
+    def activation(self, x: Tensor) -> Tensor:
+        name = self.cfg.act_fn.removesuffix("_ln")
+        return {"gelu": torch.nn.functional.gelu, "silu": torch.nn.functional.silu, "solu": lambda x: x * x.softmax(-1)}[name](x)
 
 
 def rotated(x: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class MoE(nn.Module):
     def forward(self, x: Resid) -> Resid:
         """What the chosen experts write, weighted by the router, `[batch, pos, d_model]`."""
         assert self.cfg.experts_per_token is not None
-        weights = self.hook_expert_weights((x @ self.W_gate).softmax(-1, dtype=torch.float32))
+        weights = self.hook_expert_weights((x @ self.W_gate).softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)))
         chosen, indices = weights.topk(self.cfg.experts_per_token, dim=-1)
         indices = self.hook_expert_indices(indices)
         chosen = weights.gather(-1, indices)
