@@ -99,18 +99,36 @@ class Attention(nn.Module):
             start = 0 if past_kv_cache_entry is None else past_kv_cache_entry.length
             stream = Stream(start, None if attention_mask is None else attention_mask.bool())
         q, k, v = self.queries_keys_values(query_input, key_input, value_input, stream)
-        if past_kv_cache_entry is not None:
-            k, v = past_kv_cache_entry.append(k, v)
-        k, v = self._for_all_heads(k), self._for_all_heads(v)
-        visible = stream.visible(
-            q.shape[1], k.shape[1], causal=self.cfg.attention_dir == "causal", window=self.window, device=q.device
-        )
-        if self._fusible(additive_attention_mask):
-            z = self._fused(q, k, v, visible, causal_only=stream.padding is None and self._all_in_window(k))
-        else:
-            pattern = self._pattern(q, k, visible, additive_attention_mask)
-            z = (pattern @ v.transpose(1, 2)).transpose(1, 2)
+        z = stream.attend(self, q, k, v, kept=past_kv_cache_entry, additive_attention_mask=additive_attention_mask)
         return self.output(self.hook_z(z))
+
+    def attend(
+        self,
+        q: Heads,
+        k: Heads,
+        v: Heads,
+        stream: Stream,
+        kept: KeyValues | None = None,
+        additive_attention_mask: Float[Tensor, "batch #head #pos kv_pos"] | None = None,
+    ) -> Heads:
+        """What each head has seen, from queries and keys as attention reads them; of all heads, or of those given."""
+        if kept is not None:
+            k, v = kept.append(k, v)
+        k, v = self._for_all_heads(k, q.shape[2]), self._for_all_heads(v, q.shape[2])
+        visible = self._visible(q, k, stream)
+        if self._fusible(additive_attention_mask):
+            return self._fused(q, k, v, visible, causal_only=stream.padding is None and self._all_in_window(k))
+        pattern = self._pattern(q, k, visible, additive_attention_mask)
+        return (pattern @ v.transpose(1, 2)).transpose(1, 2)
+
+    def pattern(self, q: Heads, k: Heads, stream: Stream) -> Pattern:
+        """Attention probabilities, from queries and keys as attention reads them."""
+        k = self._for_all_heads(k, q.shape[2])
+        return self._pattern(q, k, self._visible(q, k, stream), None)
+
+    def _visible(self, q: Heads, k: Heads, stream: Stream) -> Tensor | None:
+        causal = self.cfg.attention_dir == "causal"
+        return stream.visible(q.shape[1], k.shape[1], causal=causal, window=self.window, device=q.device)
 
     # Queries, keys and values.
 
@@ -125,9 +143,15 @@ class Attention(nn.Module):
         if self.cfg.use_qk_norm:
             q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
         if self.rotary is not None:
-            q = self.hook_rot_q(self.rotary.rotate(q, stream))
+            q = self.hook_rot_q(self.rotary.rotate(q, stream.of_queries()))
             k = self.hook_rot_k(self.rotary.rotate(k, stream))
         return q, k, v
+
+    def as_read(self, x: Heads, which: str, stream: Stream) -> Heads:
+        """Queries ("q") or keys ("k") normalised and rotated as attention reads them; no site is passed."""
+        if self.cfg.use_qk_norm:
+            x = self._normed(x, self.q_norm if which == "q" else self.k_norm)
+        return x if self.rotary is None else self.rotary.rotate(x, stream)
 
     def _weights(self) -> tuple[tuple[Any, Any], ...]:
         """Weights and biases of queries, keys, values, as they are stored."""
@@ -149,8 +173,8 @@ class Attention(nn.Module):
         out: Tensor = norm(x.flatten(-2)).view_as(x) if self.cfg.qk_norm_over == "full" else norm(x)
         return out
 
-    def _for_all_heads(self, x: Float[Tensor, "batch key kv d_head"]) -> Float[Tensor, "batch key head d_head"]:
-        times = self.cfg.n_heads // x.shape[2]
+    def _for_all_heads(self, x: Float[Tensor, "batch key kv d_head"], heads: int) -> Float[Tensor, "batch key head d_head"]:
+        times = heads // x.shape[2]
         return x if times == 1 else x.repeat_interleave(times, dim=2)
 
     # From queries and keys to what each head has seen.
@@ -188,7 +212,7 @@ class Attention(nn.Module):
         if self.cfg.positional_embedding_type == "alibi":
             scores = scores + alibi_bias(self.cfg.n_heads, scores.shape[-2], scores.shape[-1], scores.device).to(scores.dtype)
         if visible is not None:
-            scores = scores.masked_fill(~visible, -torch.inf)
+            scores = scores.masked_fill_(~visible, -torch.inf)  # the product is fresh, and nobody has seen it
         if additive_attention_mask is not None:
             scores = scores + additive_attention_mask
         scores = self.hook_attn_scores(scores)
