@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
+from cutaway.weights.families import dialect
 from cutaway.weights.families.bloom import BLOOM
 from cutaway.weights.families.convert import CanonicalTensors, configure, text_config, unknown
 from cutaway.weights.families.falcon import FALCON
@@ -58,6 +59,8 @@ def configuration(
     config: Mapping[str, Any], *, n_ctx: int | None = None, first_n_layers: int | None = None
 ) -> HookedTransformerConfig:
     """Our configuration of a model, from its config alone."""
+    if dialect.is_own(config):
+        return dialect.configuration(config, n_ctx=n_ctx, first_n_layers=first_n_layers)
     return configure(family_of(config), text_config(config), n_ctx=n_ctx, first_n_layers=first_n_layers)[0]
 
 
@@ -67,8 +70,8 @@ def convert(
     *,
     n_ctx: int | None = None,
     first_n_layers: int | None = None,
-) -> tuple[HookedTransformerConfig, CanonicalTensors]:
-    """Our configuration and canonical tensors of a model of `transformers`.
+) -> tuple[HookedTransformerConfig, Mapping[str, Tensor]]:
+    """Our configuration and canonical tensors of a model of `transformers`, or of the dialect's own.
 
     Args:
         config: what `config.json` holds, or `model.config.to_dict()`.
@@ -80,6 +83,9 @@ def convert(
         UnsupportedArchitecture: the family, or a field of the config, is not understood.
         WeightsMismatch: the names or shapes of the tensors are not those of the family.
     """
+    if dialect.is_own(config):
+        own = dialect.configuration(config, n_ctx=n_ctx, first_n_layers=first_n_layers)
+        return own, dialect.tensors(config, tensors, own)
     family = family_of(config)
     cfg, hf = configure(family, text_config(config), n_ctx=n_ctx, first_n_layers=first_n_layers)
     return cfg, CanonicalTensors(family, cfg, hf, tensors)

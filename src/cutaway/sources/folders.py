@@ -1,0 +1,100 @@
+"""Folders as `save_pretrained` and the Hugging Face hub lay them out: a config, weights, a tokenizer.
+
+A folder never touches the network.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cutaway.errors import CheckpointError
+from cutaway.sources.checkpoint import LazyTensors
+from cutaway.sources.foreign import ForeignCheckpoint
+from cutaway.sources.tensor_files import pickled, safetensors, sharded
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where weights may be, best first."""
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
+"""Files of which a tokenizer has at least one."""
+
+TOKENIZER_PARTS = (*TOKENIZER, "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+
+
+class TokenizerMissing(UserWarning):
+    """A folder has tokenizer files that could not be read; the model takes tokens instead of text."""
+
+
+def read(folder: str | Path, *, tokenizer: Any = None, with_tokenizer: bool = True, name: str | None = None) -> ForeignCheckpoint:
+    """The model in a folder.
+
+    Args:
+        tokenizer: used instead of the folder's own.
+        with_tokenizer: whether to look for one at all.
+        name: what to call it; by default as its folder.
+
+    Raises:
+        CheckpointError: no config or no weights are there, or they are damaged.
+    """
+    place = Path(folder).expanduser()
+    config = read_config(place)
+    tensors = read_tensors(place)
+    if tokenizer is None and with_tokenizer:
+        tokenizer = read_tokenizer(place)
+    return ForeignCheckpoint(config, tensors, tokenizer, name or place.resolve().name, {"folder": str(place)})
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What `config.json` of a folder holds."""
+    file = folder / CONFIG
+    if not folder.is_dir():
+        raise CheckpointError(f"no folder {folder}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no {CONFIG} in {folder}; a model's folder is as save_pretrained writes it") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} is damaged: it is not JSON; download or save it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is damaged: it is not a table of names and values")
+    return config
+
+
+def weight_files(names: Iterable[str]) -> str | None:
+    """Which of these files holds the weights, or says where they are: the best there is."""
+    there = set(names)
+    return next((name for name in WEIGHTS if name in there), None) or own_weights(there)
+
+
+def own_weights(names: Iterable[str]) -> str | None:
+    """The final weights in a repository of the dialect's own models."""
+    return next((name for name in sorted(names) if name.endswith("final.pth") and "/" not in name), None)
+
+
+def read_tensors(folder: Path) -> LazyTensors:
+    """The weights in a folder: safetensors or `.bin`, in one file or several."""
+    name = weight_files(file.name for file in folder.iterdir())
+    if name is None:
+        there = ", ".join(sorted(file.name for file in folder.iterdir())[:6]) or "nothing"
+        raise CheckpointError(f"no weights in {folder}: it should hold one of {', '.join(WEIGHTS)}, and holds {there}")
+    files = sharded(folder / name) if name.endswith(".index.json") else [folder / name]
+    return safetensors(files) if "safetensors" in name else pickled(files)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder, or None; one that cannot be read is a warning, since tokens work without it."""
+    if not any((folder / name).is_file() for name in TOKENIZER):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
+        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        warnings.warn(f"the tokenizer in {folder} cannot be read ({said}); tokens still work", TokenizerMissing, stacklevel=2)
+        return None

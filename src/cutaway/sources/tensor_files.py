@@ -1,0 +1,136 @@
+"""Tensors in files, read one at a time by plain reads: nothing stays mapped, so memory is what was asked for.
+
+A header is believed only after it was checked against the size of its file.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import CheckpointError
+from cutaway.sources.checkpoint import LazyTensors
+from cutaway.sources.files import _load_state_dict as load_state_dict
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""The types of safetensors that we read; weights in others (8-bit floats, packed integers) are refused."""
+
+LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
+
+
+@dataclass(frozen=True)
+class _Entry:
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+
+def safetensors(files: Iterable[Path]) -> LazyTensors:
+    """The tensors of one safetensors file, or of several that belong together.
+
+    Raises:
+        CheckpointError: a file is missing or cut short, or its header is no header.
+    """
+    entries: dict[str, _Entry] = {}
+    for file in files:
+        entries |= _header(file)
+    return LazyTensors({name: entry.shape for name, entry in entries.items()}, lambda name: _read(name, entries[name]))
+
+
+def _header(file: Path) -> dict[str, _Entry]:
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            start = opened.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(size - 8, LARGEST_HEADER):
+                raise _damaged(file, "its header does not fit into it")
+            header = json.loads(opened.read(length))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"no file {file}; the model lacks a part, download it again") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
+    except ValueError as error:  # no JSON, no UTF-8
+        raise _damaged(file, "its header is not JSON") from error
+    if not isinstance(header, dict):
+        raise _damaged(file, "its header is not a table")
+    room = size - 8 - length
+    return {name: _entry(file, name, about, 8 + length, room) for name, about in header.items() if name != "__metadata__"}
+
+
+def _entry(file: Path, name: str, about: Any, offset: int, room: int) -> _Entry:
+    try:
+        code, shape, (start, end) = about["dtype"], tuple(map(int, about["shape"])), map(int, about["data_offsets"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise _damaged(file, f"its header does not say where {name!r} is") from error
+    if code not in DTYPES:
+        raise CheckpointError(f"{name!r} in {file.name} is of type {code}, which we do not read; there are {', '.join(DTYPES)}")
+    if min(shape, default=0) < 0 or not 0 <= start <= end <= room or end - start != DTYPES[code].itemsize * prod(shape):
+        raise _damaged(file, f"{name!r} does not fit into it")
+    return _Entry(file, DTYPES[code], shape, offset + start)
+
+
+def _read(name: str, entry: _Entry) -> Tensor:
+    tensor = torch.empty(entry.shape, dtype=entry.dtype)
+    if not tensor.numel():
+        return tensor
+    room = tensor.reshape(-1).view(torch.uint8).numpy().data
+    try:
+        with entry.file.open("rb", buffering=0) as opened:
+            opened.seek(entry.start)
+            done = 0
+            while done < len(room):
+                count = opened.readinto(room[done:])
+                if not count:
+                    raise _damaged(entry.file, f"it ends within {name!r}")
+                done += count
+    except OSError as error:
+        raise CheckpointError(f"cannot read {name!r} from {entry.file}: {error.strerror or error}") from error
+    return tensor
+
+
+def pickled(files: Iterable[Path]) -> LazyTensors:
+    """The tensors of `.bin` or `.pth` files, which are opened as weights alone: no code in them can run.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, asks for code, or holds no state dict.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"no file {file}; the model lacks a part, download it again")
+        tensors |= load_state_dict(file)
+    return LazyTensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
+
+
+def sharded(index: Path) -> list[Path]:
+    """The files that an index (`….index.json`) names, in its folder.
+
+    Raises:
+        CheckpointError: the index is damaged, or names a file elsewhere.
+    """
+    try:
+        table = json.loads(index.read_text(encoding="utf-8"))
+        names = sorted(set(table["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index.name} is damaged: it should say which file holds which tensor") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index.name} names a file outside its folder: {name!r}")
+    return [index.parent / name for name in names]
+
+
+def _damaged(file: Path, why: str) -> CheckpointError:
+    return CheckpointError(f"{file.name} is cut short or damaged: {why}; download or save it again")
