@@ -1,0 +1,148 @@
+"""Norm scales, measured: what each norm divides by, and how far that is from a constant.
+
+A norm is linear once its scale is frozen. Circuits of weights put one number there, the mean; its spread says
+how good that approximation is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.analysis.asking import Subject, network, run_for, scale_of
+from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ShapeError, UnknownName
+from cutaway.model.transformer import Transformer
+from cutaway.runs.results import Labelled, Means, Result
+from cutaway.view import Figure
+
+FINAL = "ln_final"
+
+
+def norms_of(cfg: HookedTransformerConfig) -> dict[str, str]:
+    """Each norm of the residual stream by name (`0.ln1`, `0.ln2`, …, `ln_final`), with the site of its scale."""
+    if cfg.normalization_type is None:
+        return {}
+    parts = [] if cfg.post_norm_only else ["ln1"] if cfg.attn_only else ["ln1", "ln2"]
+    if cfg.use_normalization_before_and_after or cfg.post_norm_only:
+        parts = [*parts, "ln1_post"] + ([] if cfg.attn_only else ["ln2_post"])
+    named = {f"{l}.{part}": f"blocks.{l}.{part}.hook_scale" for l in range(cfg.n_layers) for part in parts}
+    return named | {FINAL: "ln_final.hook_scale"}
+
+
+@dataclass(frozen=True, eq=False)
+class NormScales(Result):
+    """The scale that each norm divided by, `[norm, batch, pos]`."""
+
+    values: Labelled
+
+    def of(self, norm: str) -> float:
+        """The mean scale of a norm: `0.ln1`, …, `ln_final`."""
+        return self.values.sel(norm=norm).mean().item()
+
+    def spread_of(self, norm: str) -> float:
+        """The standard deviation of a norm's scale."""
+        return self.values.sel(norm=norm).std().item()
+
+    def by_position(self) -> Means:
+        """Mean over examples at each position, with intervals."""
+        return self.values.means("batch")
+
+    def std_by_position(self) -> Labelled:
+        """Standard deviation over examples at each position."""
+        return self.values.std("batch")
+
+    def figure(self) -> Figure:
+        """The mean scale of each norm over positions, with the range that nine tenths of the examples fall in."""
+        from cutaway.view import line_chart
+
+        data = self.values.data
+        tails = torch.quantile(data.float(), torch.tensor([0.05, 0.95], device=data.device), dim=1)
+        names = self.values.names("norm")
+        return line_chart(
+            dict(zip(names, data.mean(1), strict=True)),
+            intervals={name: tails[:, i] for i, name in enumerate(names)},
+            x_name="position", y_name="scale", title="What each norm divides by", interval_name="5% to 95% of examples",
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        """Mean and standard deviation of each norm's scale."""
+        lines = ["scale of each norm: mean ± standard deviation over examples and positions"]
+        for name in self.values.names("norm"):
+            mean, std = self.of(name), self.spread_of(name)
+            lines.append(f"{name}: {mean:.4g} ± {std:.2g} ({std / mean:.0%})")
+        return "\n".join(lines)
+
+
+def norm_scales(subject: Subject, tokens: Any = None) -> NormScales:
+    """Measure the scale of every norm of the residual stream.
+
+    Args:
+        subject: a network, to be run on `tokens`, or a cache that holds the `hook_scale` sites.
+
+    Raises:
+        ShapeError: the network has no norms.
+        MissingActivation: the cache lacks a scale.
+    """
+    cfg = network(subject).cfg
+    norms = norms_of(cfg)
+    if not norms:
+        raise ShapeError("this network has no norms, so there are no scales to measure; circuits need none")
+    cache = run_for(subject, tokens, list(norms.values()), "norm_scales")
+    stack = torch.stack([scale_of(cache, site)[..., 0] for site in norms.values()])
+    return NormScales(Labelled(stack, ("norm", "batch", "pos"), {"norm": list(norms)}, "norm scale"))
+
+
+def divisor(model: Transformer, scales: NormScales | None, norm: str) -> float:
+    """The number that stands for a norm's scale in a circuit: its mean, or 1 where none were measured or it has no norm."""
+    if scales is None or norm not in norms_of(model.cfg):
+        return 1.0
+    if norm not in scales.values.names("norm"):
+        raise UnknownName(f"the measured scales lack {norm!r}; measure them on this network: norm_scales(model, tokens)")
+    value = scales.of(norm)
+    return value if math.isfinite(value) else 1.0
+
+
+def norm_module(model: Transformer, norm: str) -> nn.Module:
+    """The norm of that name; an identity where the network has none there."""
+    if norm == FINAL:
+        return model.ln_final
+    layer, part = norm.split(".")
+    module: nn.Module = getattr(model.blocks[int(layer)], part, nn.Identity())
+    return module
+
+
+def centres(model: Transformer, norm: str) -> bool:
+    """Whether a norm subtracts the mean (LayerNorm), apart from dividing."""
+    kind = model.cfg.normalization_type
+    if norm not in norms_of(model.cfg) or kind is None:
+        return False
+    return kind.startswith("LN") and not (norm == FINAL and model.cfg.final_rms)
+
+
+def into_norm(model: Transformer, norm: str, vectors: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
+    """What vectors of the stream become in a norm, but for its scale and its bias: centred, times its weight."""
+    if centres(model, norm):
+        vectors = vectors - vectors.mean(-1, keepdim=True)
+    weight = getattr(norm_module(model, norm), "w", None)
+    return vectors if weight is None else vectors * weight.detach()
+
+
+def back_through(
+    model: Transformer, norm: str, directions: Float[Tensor, "*any d_model"], scale: Tensor | None
+) -> Float[Tensor, "*any d_model"]:
+    """The directions before a norm that read what `directions` read after it, its scale frozen.
+
+    Products with them give what each term of the stream adds, without the norm's bias.
+    """
+    weight = getattr(norm_module(model, norm), "w", None)
+    if weight is not None:
+        directions = directions * weight.detach()
+    if centres(model, norm):
+        directions = directions - directions.mean(-1, keepdim=True)
+    return directions if scale is None else directions / scale
