@@ -275,6 +275,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_is_done() -> None:
 def test_processing_seeds_nothing() -> None:
     weights, _, _ = model("LN")
     cfg = HookedTransformerConfig(**BASE, seed=5)
+    torch.rand(1)
     state = torch.get_rng_state()
     processing.process(weights, cfg)
     assert torch.equal(torch.get_rng_state(), state)
