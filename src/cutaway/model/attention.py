@@ -26,6 +26,7 @@ from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
+Keys = Float[Tensor, "batch key kv d_head"]
 Keys = Float[Tensor, "batch key kv d_head"]  # keys or values: fewer heads, and more positions, than the queries
 Pattern = Float[Tensor, "batch head dest src"]
 
@@ -105,8 +106,8 @@ class Attention(nn.Module):
     def attend(
         self,
         q: Heads,
-        k: Heads,
-        v: Heads,
+        k: Keys,
+        v: Keys,
         stream: Stream,
         kept: KeyValues | None = None,
         additive_attention_mask: Float[Tensor, "batch #head #pos kv_pos"] | None = None,
@@ -121,12 +122,12 @@ class Attention(nn.Module):
         pattern = self._pattern(q, k, visible, additive_attention_mask)
         return (pattern @ v.transpose(1, 2)).transpose(1, 2)
 
-    def pattern(self, q: Heads, k: Heads, stream: Stream) -> Pattern:
+    def pattern(self, q: Heads, k: Keys, stream: Stream) -> Pattern:
         """Attention probabilities, from queries and keys as attention reads them."""
         k = self._for_all_heads(k, q.shape[2])
         return self._pattern(q, k, self._visible(q, k, stream), None)
 
-    def _visible(self, q: Heads, k: Heads, stream: Stream) -> Tensor | None:
+    def _visible(self, q: Tensor, k: Tensor, stream: Stream) -> Tensor | None:
         causal = self.cfg.attention_dir == "causal"
         return stream.visible(q.shape[1], k.shape[1], causal=causal, window=self.window, device=q.device)
 
@@ -147,7 +148,7 @@ class Attention(nn.Module):
             k = self.hook_rot_k(self.rotary.rotate(k, stream))
         return q, k, v
 
-    def as_read(self, x: Heads, which: str, stream: Stream) -> Heads:
+    def as_read(self, x: Heads | Keys, which: str, stream: Stream) -> Heads | Keys:
         """Queries ("q") or keys ("k") normalised and rotated as attention reads them; no site is passed."""
         if self.cfg.use_qk_norm:
             x = self._normed(x, self.q_norm if which == "q" else self.k_norm)

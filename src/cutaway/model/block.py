@@ -74,16 +74,24 @@ class TransformerBlock(nn.Module):
             past_kv_cache_entry = stream.kept[self.layer]
         resid_pre = self.hook_resid_pre(resid_pre)
         attn_out = self.hook_attn_out(self.attention(resid_pre, stream, past_kv_cache_entry))
+        return self.after_attention(stream.asked(resid_pre), attn_out)
+
+    def after_attention(self, resid_pre: Resid, attn_out: Resid) -> Resid:
+        """The residual stream after this block, from that before it and what attention adds."""
         if self.cfg.attn_only:
             return self.hook_resid_post(resid_pre + attn_out)
         if self.cfg.parallel_attn_mlp:
             return self.hook_resid_post(resid_pre + attn_out + self.apply_mlp(resid_pre))
-        resid_mid = self.hook_resid_mid(resid_pre + attn_out)
+        return self.after_mid(self.hook_resid_mid(resid_pre + attn_out))
+
+    def after_mid(self, resid_mid: Resid) -> Resid:
+        """The residual stream after this block, from that between attention and MLP."""
         return self.hook_resid_post(resid_mid + self.apply_mlp(resid_mid))
 
     def attention(self, resid_pre: Resid, stream: Stream, kept: KeyValues | None) -> Resid:
         """What attention adds, before its site."""
         query_input, key_input, value_input = self.attention_inputs(resid_pre, stream)
+        query_input = stream.asked(query_input)
         out: Tensor = self.ln1_post(self.attn(query_input, key_input, value_input, past_kv_cache_entry=kept, stream=stream))
         return out
 

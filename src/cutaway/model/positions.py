@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,6 +41,21 @@ class Stream:
         if self.padding is None:
             return None
         return offset_positions(self.padding)[:, self.start : self.start + length]
+
+    # What streams of another kind do in their own way: sweeps record what attention reads, or pack rows of unequal length.
+
+    def attend(self, attention: Any, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
+        """What each head of `attention` has seen."""
+        out: Tensor = attention.attend(q, k, v, self, **given)
+        return out
+
+    def asked(self, x: Tensor) -> Tensor:
+        """The positions of `x` that the run goes on with after attention: here all."""
+        return x
+
+    def of_queries(self) -> Stream:
+        """Where those positions stand."""
+        return self
 
     def visible(
         self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device
