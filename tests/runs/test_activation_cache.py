@@ -238,6 +238,23 @@ def test_one_example_alone_is_that_example_of_the_batch(plain: tuple[HookedTrans
     torch.testing.assert_close(kept["q", 0], alone["q", 0])
 
 
+@pytest.mark.parametrize("part", [(1, 4), [0, 5], slice(-2, None)], ids=str)
+@pytest.mark.parametrize("kind", ["plain", "gemma"])
+def test_a_cache_of_some_positions_answers_for_them(kind: str, part: Any) -> None:
+    model, _, cache = run(kind)
+    tokens = torch.randint(0, 11, (BATCH, POS), generator=torch.Generator().manual_seed(2))
+    _, some = model.run_with_cache(tokens, pos_slice=part)
+    index = Slice(part).slice
+    for question in (
+        lambda cache: cache.decompose_resid(apply_ln=True),
+        lambda cache: cache.stack_head_results(2, apply_ln=True, incl_remainder=True),
+        lambda cache: cache.get_full_resid_decomposition(1, mlp_input=True, apply_ln=True),
+        lambda cache: cache.accumulated_resid(apply_ln=True),
+        lambda cache: cache.logit_attrs(cache.decompose_resid(), 3)[..., None],
+    ):
+        torch.testing.assert_close(question(some), question(cache)[:, :, index])
+
+
 # Logits.
 
 
@@ -379,6 +396,11 @@ def test_the_call_in_the_message_keeps_what_was_missing(plain: tuple[HookedTrans
         little.get_full_resid_decomposition()
     call = str(caught.value).partition("model.run_with_cache")[2]
     assert len(eval(f"model.run_with_cache{call}", {"model": model, "tokens": tokens})[1]) == 3
+    with pytest.raises(MissingActivation) as caught:
+        little.accumulated_resid(incl_mid=True)
+    call = str(caught.value).partition("model.run_with_cache")[2]
+    again = eval(f"model.run_with_cache{call}", {"model": model, "tokens": tokens})[1]
+    assert again.accumulated_resid(incl_mid=True).shape == (7, 1, 3, 12)
 
 
 def test_what_no_network_can_answer_is_refused(plain: tuple[HookedTransformer, Tensor, ActivationCache]) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ShapeError
-from cutaway.runs.factored_matrix import FactoredMatrix
+from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
 
 SIZES = [(10, 4, 10), (10, 4, 8), (5, 9, 7), (6, 6, 6), (3, 8, 12), (9, 2, 3)]  # l, m, r
 LEADS = [(), (3,), (2, 3)]
@@ -188,3 +188,14 @@ def test_what_does_not_fit_is_refused() -> None:
         matrix.unsqueeze(1)
     with pytest.raises(TypeError):
         matrix @ "text"
+
+
+def test_composition_scores_are_norms_of_products_over_products_of_norms() -> None:
+    left, right = factored(6, 2, 5, (3, 2)), factored(5, 3, 4, (4,), seed=1)
+    scores = composition_scores(left, right)
+    assert scores.shape == (3, 2, 4)
+    for i, j, k in [(0, 0, 0), (2, 1, 3), (1, 0, 2)]:
+        a, b = left.AB[i, j], right.AB[k]
+        torch.testing.assert_close(scores[i, j, k], (a @ b).norm() / (a.norm() * b.norm()))
+    paired = composition_scores(left[:, 0], factored(5, 3, 4, (3,), seed=1), broadcast_dims=False)
+    assert paired.shape == (3,)

@@ -25,8 +25,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.config import HookedTransformerConfig
 from cutaway.errors import MissingActivation, ShapeError, UnknownName, UnknownSite, nearest
-from cutaway.model.sites import RESID, axes, get_act_name, resolve, site_names
+from cutaway.model.sites import RESID, axes, enabled, get_act_name, resolve, site_names
 from cutaway.model.slices import Slice, SliceInput
 from cutaway.runs.frozen_norms import check_direction, check_scale, dot, through_frozen
 
@@ -73,7 +74,7 @@ class ActivationCache:
             return self.cache_dict[resolve(key, self.cache_dict, self.model.cfg.n_layers)]
         except UnknownSite:
             missing = resolve(key, site_names(self.model.cfg), self.model.cfg.n_layers)  # or unknown to the network as well
-        raise _missing(f"cache[{key!r}]", [missing])
+        raise _missing(self.model.cfg, f"cache[{key!r}]", [missing])
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str | tuple):
@@ -431,7 +432,7 @@ class ActivationCache:
         if absent := [name for name in names if name not in self.cache_dict]:
             for name in absent:
                 resolve(name, site_names(self.model.cfg))
-            raise _missing(asker, absent, otherwise)
+            raise _missing(self.model.cfg, asker, absent, otherwise)
 
     def _embeddings(self) -> dict[str, str]:
         """Which embeddings are terms of the stream: label → site."""
@@ -449,7 +450,7 @@ class ActivationCache:
         cfg = self.model.cfg
         like = next((name for name in site_names(cfg) if name in self.cache_dict and axes(name, cfg) == RESID), None)
         if like is None:
-            raise _missing("a stack of no components", ["hook_embed"])
+            raise _missing(self.model.cfg, "a stack of no components", ["hook_embed"])
         tensor = part.apply(self.cache_dict[like], dim=-2)
         return tensor.new_zeros(0, *tensor.shape)
 
@@ -555,15 +556,16 @@ class ActivationCache:
         return batch.apply(scale) if self.has_batch_dim else scale
 
 
-def _missing(asker: str, names: list[str], otherwise: str = "") -> MissingActivation:
+def _missing(cfg: HookedTransformerConfig, asker: str, names: list[str], otherwise: str = "") -> MissingActivation:
     """The error that says what is absent and which call keeps it."""
     shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if len(names) <= 3:
         wanted = repr(names)
     else:
-        lasts = tuple(dict.fromkeys(".".join(name.split(".")[2:]) if name.startswith("blocks.") else name for name in names))
-        wanted = f"lambda name: name.endswith({lasts!r})"
+        lasts = dict.fromkeys(".".join(name.split(".")[2:]) if name.startswith("blocks.") else name for name in names)
+        wanted = f"[name for name in model.sites if name.endswith({tuple(lasts)!r})]"
+    unfiltered = "without names_filter, or " if all(enabled(cfg, name) for name in names) else ""
     return MissingActivation(
-        f"{asker} needs {shown}, which this run did not keep; run again with no names_filter, or with one that "
-        f"keeps {'it' if len(names) == 1 else 'them'}: model.run_with_cache(tokens, names_filter={wanted}){otherwise}"
+        f"{asker} needs {shown}, which this run did not keep; run again {unfiltered}with "
+        f"{'it' if len(names) == 1 else 'them'} in it: model.run_with_cache(tokens, names_filter={wanted}){otherwise}"
     )
