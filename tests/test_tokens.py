@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -215,3 +216,11 @@ def test_tokens_outside_the_vocabulary() -> None:
 
 def test_every_tokenizer_fits_the_protocol(toy: tk.CharTokenizer, gpt2) -> None:  # type: ignore[no-untyped-def]
     assert isinstance(toy, tk.Tokenizer) and isinstance(gpt2, tk.Tokenizer)
+
+
+def test_tokenizers_are_kept_as_json(toy: tk.CharTokenizer) -> None:
+    assert tk.from_saved(json.loads(json.dumps(tk.to_saved(toy)))) == toy
+    with pytest.raises(TokenError, match="cannot be kept with weights"):
+        tk.to_saved(object())
+    with pytest.raises(TokenError, match="not understood"):
+        tk.from_saved({"fast": {"version": "1.0"}})

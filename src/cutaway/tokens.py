@@ -8,6 +8,7 @@ what is missing, once, where a tokenizer is handed to a model).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
@@ -155,6 +156,39 @@ class CharTokenizer:
     def from_dict(cls, saved: Mapping[str, Any]) -> CharTokenizer:
         """The tokenizer that `to_dict` wrote down."""
         return cls(saved["vocabulary"], **{role: saved.get(role) for role in ("bos_token", "eos_token", "pad_token")})
+
+
+def to_saved(tokenizer: Any) -> dict[str, Any]:
+    """A tokenizer as plain JSON, to be kept beside weights: `CharTokenizer`, or a fast one of `transformers`.
+
+    Raises:
+        TokenError: it is of another kind.
+    """
+    if isinstance(tokenizer, CharTokenizer):
+        return tokenizer.to_dict()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise TokenError(f"a {type(tokenizer).__name__} cannot be kept with weights; a CharTokenizer or a fast tokenizer can")
+    roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "pad_token")}
+    return {"fast": json.loads(backend.to_str()), **roles}
+
+
+def from_saved(saved: Mapping[str, Any]) -> Any:
+    """The tokenizer that `to_saved` wrote down.
+
+    Raises:
+        TokenError: it is not understood.
+    """
+    if "fast" not in saved:
+        return CharTokenizer.from_dict(saved)
+    if not isinstance(saved["fast"], Mapping) or not {"model", "pre_tokenizer", "decoder"} <= set(saved["fast"]):
+        raise TokenError("the saved tokenizer is not understood; save it again")
+    from tokenizers import Tokenizer as Backend
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend.from_str(json.dumps(saved["fast"]))
+    roles = {role: saved.get(role) for role in ("bos_token", "eos_token", "pad_token")}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
 
 
 # What a tokenizer is like.

@@ -26,7 +26,7 @@ from torch import Tensor
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError, ConfigError, TokenError, nearest
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
-from cutaway.tokens import CharTokenizer
+from cutaway.tokens import from_saved, to_saved
 
 FORMAT = 1
 KEY = "cutaway"
@@ -84,7 +84,7 @@ def save(
     state_dict: Mapping[str, Tensor],
     cfg: HookedTransformerConfig,
     *,
-    tokenizer: CharTokenizer | None = None,
+    tokenizer: Any = None,
     processed: bool = False,
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
@@ -93,6 +93,7 @@ def save(
     Tensors are written one by one, so at most one is copied at a time. The same input gives the same bytes.
 
     Args:
+        tokenizer: a `CharTokenizer` or a fast one of `transformers`.
         metadata: whatever says where the weights came from, as JSON has it.
 
     Raises:
@@ -109,7 +110,7 @@ def save(
     about = {
         "format": FORMAT,
         "config": config_to_json(cfg),
-        "tokenizer": None if tokenizer is None else tokenizer.to_dict(),
+        "tokenizer": None if tokenizer is None else to_saved(tokenizer),
         "processed": processed,
         "metadata": dict(metadata or {}),
     }
@@ -197,7 +198,7 @@ def _read_safetensors(file: Path, cfg: HookedTransformerConfig | None) -> Checkp
     about = _about(file, metadata.get(KEY))
     try:
         config = cfg if cfg is not None else config_from_json(about["config"]) if "config" in about else None
-        tokenizer = CharTokenizer.from_dict(about["tokenizer"]) if about.get("tokenizer") else None
+        tokenizer = from_saved(about["tokenizer"]) if about.get("tokenizer") else None
     except (ConfigError, TokenError, KeyError, TypeError) as error:
         raise CheckpointError(f"what {file.name} says about its model is not understood: {error}") from error
     if config is None:

@@ -4,15 +4,13 @@ What happens in an epoch depends only on the seed, the epoch's number and the st
 on disk before the next epoch begins. So an interrupted training loses at most one epoch, and resumed it ends with
 the very weights of an uninterrupted one (on the same machine, with as many threads).
 
-The folder: `model.safetensors` (with its configuration and vocabulary) is the best epoch by validation loss,
-`training.pt` the state after the last one, `card.md` how the model was made; a tokenizer of `transformers` has
-its own two files beside them.
+The folder: `model.safetensors` (with its configuration and tokenizer) is the best epoch by validation loss,
+`training.pt` the state after the last one, `card.md` how the model was made.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pickle
 import time
 from collections.abc import Callable
@@ -27,7 +25,6 @@ from cutaway.model.transformer import Transformer
 from cutaway.sources import files
 from cutaway.tasks.card import card, command
 from cutaway.tasks.task import Examples, Recipe, Task, evaluate, loss_of
-from cutaway.tokens import CharTokenizer
 
 MODEL, STATE, CARD = "model.safetensors", "training.pt", "card.md"
 STATE_KEYS = {"begun", "model", "optimizer", "history", "best", "best_weights"}
@@ -106,7 +103,6 @@ def train(
     else:
         run.write_state(state_file)
     _clear(folder)
-    write_tokenizer(run.tokenizer, folder)
     watch.begin(recipe, len(run.history))
     validation = run.move(task.validation())
     for number in range(len(run.history) + 1, recipe.epochs + 1):
@@ -156,18 +152,6 @@ def _settled(task: Task, given: dict[str, Any], begun: dict[str, Any] | None, fo
     if recipe.epochs < 1 or recipe.steps < 1 or recipe.batch_size < 1 or recipe.lr <= 0 or not 0 <= seed < 2**40:
         raise ConfigError(f"epochs, steps, batch size and learning rate must be positive, the seed small: {recipe}, seed {seed}")
     return recipe, seed
-
-
-def write_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer of `transformers` as the two files that it is read from; ours goes into the model's file."""
-    if isinstance(tokenizer, CharTokenizer):
-        return
-    special = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "pad_token")}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": tokenizer.model_max_length, **special}
-    contents = {"tokenizer.json": tokenizer.backend_tokenizer.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
-    for name, text in contents.items():
-        with files.replacing(folder / name) as file:
-            file.write(text.encode())
 
 
 def _clear(folder: Path) -> None:
@@ -247,7 +231,6 @@ class _Run:
     def save_best(self, path: Path) -> None:
         """Write the best weights, and with them where they come from."""
         assert self.best is not None
-        inside = self.tokenizer if isinstance(self.tokenizer, CharTokenizer) else None
         metadata = {
             "task": self.task.name,
             "command": command(self.task, self.seed, self.recipe),
@@ -256,7 +239,7 @@ class _Run:
             "validation_loss": round(self.best.loss, 6),
             "validation_accuracy": round(self.best.accuracy, 6),
         }
-        files.save(path, self.best_weights, self.model.cfg, tokenizer=inside, metadata=metadata)
+        files.save(path, self.best_weights, self.model.cfg, tokenizer=self.tokenizer, metadata=metadata)
 
     def write_state(self, path: Path) -> None:
         with files.replacing(path) as file:
