@@ -214,7 +214,7 @@ class Means(Result):
 
     def sel(self, **which: str | int | Sequence[str | int]) -> Means:
         """A part, as `Labelled.sel` takes it."""
-        counted = {axis: part for axis, part in which.items() if axis in self.count.axes}
+        counted = {axis: part for axis, part in which.items() if axis in self.count.axes}  # one count may serve all rows
         return Means(self.values.sel(**which), self.low.sel(**which), self.high.sel(**which), self.count.sel(**counted))
 
     def figure(self, title: str = "", *, lines: bool | None = None) -> Figure:
