@@ -243,6 +243,7 @@ def attribute_all_tokens(
     own = getattr(norm, "b", None)
     if own is not None:
         logits = logits + own.detach().to(resid.dtype) @ W_U
+
     def read(x: Tensor) -> Tensor:
         x = into_norm(model, FINAL, x)
         return (x if scale is None else x / scale) @ W_U
@@ -310,7 +311,7 @@ def _written(cache: ActivationCache, at: Any) -> tuple[Float[Tensor, "component 
         heads = torch.einsum("bphd,hdm->hbpm", z, block.attn.W_O.detach().to(z.dtype))
         own: Tensor = block.attn.b_O.detach().to(z.dtype)
         if f"{l}.ln1_post" in norms_of(cfg):
-                    scale = at(scale_of(cache, f"blocks.{l}.ln1_post.hook_scale"))
+            scale = at(scale_of(cache, f"blocks.{l}.ln1_post.hook_scale"))
             heads, own = (into_norm(model, f"{l}.ln1_post", x) / scale for x in (heads, own.expand_as(bias)))
             extra = getattr(block.ln1_post, "b", None)
             own = own if extra is None else own + extra.detach()
