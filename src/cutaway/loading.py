@@ -1,13 +1,16 @@
-"""From a checkpoint to a network: weights are rewritten and moved in one at a time, never held twice.
+"""From a source to a network: weights are rewritten and moved in one at a time, never held twice.
 
 A network is first laid out without memory (on the meta device); then each parameter takes its tensor, in the
-right precision, on the right device, in the memory order that the network computes with.
+right precision, on the right device, in the memory order that the network computes with. The largest go
+first, when there is most room.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -16,22 +19,165 @@ from torch import Tensor, nn
 from cutaway.config import DTYPES, HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.model.transformer import Transformer
-from cutaway.weights import canonical
+from cutaway.sources import files, folders, hub, objects, toys
+from cutaway.sources.checkpoint import Checkpoint
+from cutaway.sources.foreign import ForeignCheckpoint
+from cutaway.weights import canonical, families, processing
 
 Network = TypeVar("Network", bound=Transformer)
+
+WORTH_A_BAR = 100_000_000  # parameters from which on loading takes long enough to show how far it is
+
+
+def from_pretrained(
+    kind: type[Network],
+    model_name: Any,
+    fold_ln: bool = True,
+    center_writing_weights: bool = True,
+    center_unembed: bool = True,
+    refactor_factored_attn_matrices: bool = False,
+    checkpoint_index: int | None = None,
+    checkpoint_value: int | None = None,
+    checkpoint_label: int | None = None,
+    hf_model: Any = None,
+    device: torch.device | str | None = None,
+    n_devices: int = 1,
+    tokenizer: Any = None,
+    move_to_device: bool = True,
+    fold_value_biases: bool = True,
+    default_prepend_bos: bool | None = None,
+    default_padding_side: str | None = None,
+    dtype: torch.dtype | str = "float32",
+    first_n_layers: int | None = None,
+    n_ctx: int | None = None,
+    **hf_kwargs: Any,
+) -> Network:
+    """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
+
+    Args:
+        model_name: a bundled model, an id or a short name of the Hugging Face hub, a folder, or one of our files.
+        fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices: see
+            `cutaway.weights.processing`.
+        checkpoint_index, checkpoint_value: which checkpoint of a training run: its number, or its step.
+        hf_model: a live `transformers` model to take the weights from; then `model_name` is only a name.
+        n_devices: GPUs to spread the layers over.
+        tokenizer: instead of the model's own.
+        first_n_layers, n_ctx: a smaller model than the published one.
+        hf_kwargs: `revision`, or `torch_dtype` instead of `dtype`.
+
+    Raises:
+        UnknownModel: nothing has this name; says near names.
+        UnsupportedArchitecture: the model is of a family, or has a config field, that is not understood.
+        CheckpointError: its files cannot be fetched, or are damaged.
+        ConfigError: options contradict each other or the model, or ask for a device or precision that is not there.
+    """
+    dtype = as_dtype(hf_kwargs.pop("torch_dtype", None) or dtype)
+    value = checkpoint_value if checkpoint_value is not None else checkpoint_label
+    revision, chosen = _revision(model_name, hf_kwargs.pop("revision", None), checkpoint_index, value)
+    for harmless in ("trust_remote_code", "low_cpu_mem_usage", "use_safetensors"):
+        hf_kwargs.pop(harmless, None)
+    if hf_kwargs:
+        raise TypeError(f"from_pretrained does not know {', '.join(hf_kwargs)}")
+    source = find(model_name, hf_model=hf_model, tokenizer=tokenizer, revision=revision)
+    checkpoint = understand(source, n_ctx=n_ctx, first_n_layers=first_n_layers)
+    cfg = copy.copy(checkpoint.config)
+    for field, setting in chosen.items():
+        setattr(cfg, field, setting)
+    cfg.default_prepend_bos = cfg.default_prepend_bos if default_prepend_bos is None else default_prepend_bos
+    cfg.n_devices, cfg.dtype = n_devices, dtype
+    cfg.device = (device or ("cuda" if torch.cuda.is_available() else "cpu")) if move_to_device else "cpu"
+    check_device(cfg)
+    tokenizer = tokenizer if tokenizer is not None else checkpoint.tokenizer
+    if tokenizer is None and cfg.tokenizer_name is not None:
+        tokenizer = pretrained_tokenizer(cfg.tokenizer_name)
+    rewrites = {
+        "fold_ln": fold_ln,
+        "center_writing_weights": center_writing_weights,
+        "center_unembed": center_unembed,
+        "fold_value_biases": fold_value_biases,
+        "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
+    }
+    weights: Mapping[str, Tensor] = checkpoint.tensors
+    with progress(cfg) as shown:
+        if any(rewrites.values()) and not checkpoint.processed:
+            held = {name: _wide_enough(weights[name], dtype) for name in shown(list(weights), "reading")}
+            weights, cfg = processing.process(held, cfg, **rewrites)
+            held.clear()
+        return build(kind, cfg, weights, tokenizer=tokenizer, default_padding_side=default_padding_side, shown=shown)
+
+
+def _revision(model_name: Any, revision: str | None, index: int | None, value: int | None) -> tuple[str | None, dict[str, Any]]:
+    """The revision on the hub, and what the configuration notes about a checkpoint of a training run."""
+    if index is None and value is None:
+        return revision, {}
+    if revision is not None:
+        raise ConfigError("give a revision or a checkpoint, not both")
+    revision, index, step = hub.checkpoint_revision(hub.official(str(model_name)), index=index, value=value)
+    noted = {"from_checkpoint": True, "checkpoint_index": index, "checkpoint_value": step, "checkpoint_label_type": "step"}
+    return revision, noted
+
+
+def find(model_name: Any, *, hf_model: Any = None, tokenizer: Any = None, revision: str | None = None) -> Any:
+    """The source that a name, a path or a live model stands for: a `Checkpoint` or a `ForeignCheckpoint`.
+
+    A live model, a folder, a file and a bundled model never touch the network.
+    """
+    if hf_model is not None:
+        return objects.read(hf_model, tokenizer=tokenizer, name=str(model_name) if model_name else None)
+    if not isinstance(model_name, str | Path):
+        return objects.read(model_name, tokenizer=tokenizer)
+    if model_name in toys.names():
+        return toys.find(str(model_name))
+    place = Path(model_name).expanduser()
+    if place.is_dir():
+        return folders.read(place, tokenizer=tokenizer)
+    if place.is_file() or place.suffix in files.SUFFIXES:
+        return files.read(place)
+    return hub.read(str(model_name), revision=revision, tokenizer=tokenizer)
+
+
+def understand(
+    source: Checkpoint | ForeignCheckpoint, *, n_ctx: int | None = None, first_n_layers: int | None = None
+) -> Checkpoint:
+    """A checkpoint in our form, whatever form its source has; nothing is read yet.
+
+    Raises:
+        UnsupportedArchitecture: its family, or a field of its config, is not understood.
+        WeightsMismatch: its tensors are not those of its family.
+    """
+    if isinstance(source, Checkpoint):
+        if n_ctx is not None or first_n_layers is not None:
+            raise ConfigError("n_ctx and first_n_layers are for models of transformers; this one is ours, and small already")
+        return source
+    cfg, tensors = families.convert(source.config, source.tensors, n_ctx=n_ctx, first_n_layers=first_n_layers)
+    cfg.model_name = source.name.rsplit("/", 1)[-1]
+    if source.tokenizer is not None:
+        cfg.tokenizer_name = getattr(source.tokenizer, "name_or_path", None) or None
+    return Checkpoint(cfg, tensors, source.tokenizer, False, source.provenance)
+
+
+def pretrained_tokenizer(name: str) -> Any:
+    """The tokenizer of a folder, an id or a short name: from the cache, or fetched into it.
+
+    Raises:
+        TokenError: there is none.
+        UnknownModel, CheckpointError: nothing has this name, or it cannot be fetched.
+    """
+    return hub.read_tokenizer(name)
 
 
 def build(
     kind: type[Network],
     cfg: HookedTransformerConfig,
-    weights: MutableMapping[str, Tensor],
+    weights: Mapping[str, Tensor],
     *,
     tokenizer: Any = None,
     default_padding_side: str | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    shown: Shown | None = None,
 ) -> Network:
-    """A network of class `kind` with these weights; `weights` is emptied as they move in.
+    """A network of class `kind` with these weights; a dict of them is emptied as they move in.
 
     Raises:
         WeightsMismatch: the weights do not fit the configuration.
@@ -39,11 +185,13 @@ def build(
     cfg = copy.copy(cfg)
     cfg.device = device or cfg.device
     cfg.dtype = as_dtype(dtype) if dtype is not None else cfg.dtype
-    canonical.check(weights, cfg)
+    canonical.check(getattr(weights, "shapes", weights), cfg)
     with torch.device("meta"):
         model = kind(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side)
-    for name in [name for name, _ in model.named_parameters()]:
-        _place(model, name, weights.pop(name), device=torch.device(str(cfg.device)), dtype=cfg.torch_dtype)
+    names = sorted((name for name, _ in model.named_parameters()), key=lambda name: -model.get_parameter(name).numel())
+    for name in names if shown is None else shown(names, "loading"):
+        tensor = weights.pop(name) if isinstance(weights, MutableMapping) else weights[name]
+        _place(model, name, tensor, device=_device_of(name, cfg), dtype=cfg.torch_dtype)
     return model.eval() if not model.training else model
 
 
@@ -56,6 +204,84 @@ def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device,
     with torch.no_grad():
         real.copy_(tensor)
     setattr(module, last, nn.Parameter(real, requires_grad=dtype.is_floating_point))
+
+
+def _wide_enough(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the precision that is asked for, or in its own where that is wider: rewriting must not round twice."""
+    return tensor.to(torch.promote_types(tensor.dtype, dtype))
+
+
+# Devices.
+
+
+def _device_of(name: str, cfg: HookedTransformerConfig) -> torch.device:
+    """Where a parameter lives: layers are spread evenly, embeddings are with the first, the unembedding with the last."""
+    first = torch.device(str(cfg.device))
+    if cfg.n_devices == 1:
+        return first
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        number = int(parts[1]) * cfg.n_devices // cfg.n_layers
+    else:
+        number = cfg.n_devices - 1 if parts[0] in ("ln_final", "unembed") else 0
+    return torch.device(first.type, (first.index or 0) + number)
+
+
+def check_device(cfg: HookedTransformerConfig) -> None:
+    """Stop with `ConfigError` where a device is missing, or cannot compute in the precision that is asked for."""
+    try:
+        device = torch.device(str(cfg.device))
+    except RuntimeError as error:
+        raise ConfigError(f"no device called {str(cfg.device)!r}; there are cpu, cuda, cuda:1, …, mps") from error
+    if cfg.n_devices < 1:
+        raise ConfigError(f"n_devices={cfg.n_devices} must be at least 1")
+    if cfg.n_devices > 1 and device.type != "cuda":
+        raise ConfigError(f"n_devices={cfg.n_devices} needs GPUs, and device is {device}")
+    if device.type == "cuda":
+        there, last = torch.cuda.device_count(), (device.index or 0) + cfg.n_devices - 1
+        if last >= there:
+            have = f"{there} GPU{'s' if there != 1 else ''}" if there else "no GPU"
+            raise ConfigError(f"device={device} with n_devices={cfg.n_devices}, and there is {have} here; try device='cpu'")
+    try:
+        probe = torch.ones(2, 2, dtype=cfg.torch_dtype, device=device)
+        probe = probe @ probe
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ConfigError(f"{device} cannot compute in {cfg.dtype}: {str(error).splitlines()[0]}") from error
+
+
+# Progress.
+
+
+class Shown:
+    """Goes through names and shows how far it is; stays quiet for small models and where nobody watches."""
+
+    def __init__(self, bar: Any = None):
+        self.bar = bar
+
+    def __call__(self, names: Iterable[str], doing: str) -> Iterator[str]:
+        """The names, one by one."""
+        if self.bar is None:
+            yield from names
+            return
+        names = list(names)
+        yield from self.bar.track(names, description=doing)
+
+
+@contextmanager
+def progress(cfg: HookedTransformerConfig) -> Iterator[Shown]:
+    """A bar on stderr while weights are read, where they are many."""
+    if (cfg.n_params or 0) < WORTH_A_BAR:
+        yield Shown()
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield Shown(bar)
+
+
+# Precision, and state dicts.
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -85,21 +85,21 @@ class CanonicalTensors(Mapping[str, Tensor]):
 
     def __init__(self, family: Family, cfg: HookedTransformerConfig, hf: Fields, foreign: Mapping[str, Tensor]):
         self.family, self.cfg, self.hf, self.foreign = family, cfg, hf, foreign
-        self._shapes = shapes(cfg)
+        self.shapes = shapes(cfg)
         self._names = set(foreign)
         self._layers = next(int(hf[name]) for name, field in family.fields.items() if field.ours == "n_layers")
-        self._found: dict[str, tuple[Found, list[str], Place] | None] = {name: self._find(name) for name in self._shapes}
+        self._found: dict[str, tuple[Found, list[str], Place] | None] = {name: self._find(name) for name in self.shapes}
         self._check_all_used()
         self._last: tuple[str, Tensor] | None = None
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self.shapes)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self.shapes)
 
     def __getitem__(self, name: str) -> Tensor:
-        shape = self._shapes[name]
+        shape = self.shapes[name]
         entry = self._found[name]
         if entry is None:
             return torch.zeros(shape)
