@@ -25,8 +25,8 @@ from cutaway.model.norm import EachHeadNorm, LayerNorm, RMSNorm
 from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+KeyInput = Float[Tensor, "batch key d_model"] | Float[Tensor, "batch key kv d_model"]
 Heads = Float[Tensor, "batch pos head d_head"]
-Keys = Float[Tensor, "batch key kv d_head"]
 Keys = Float[Tensor, "batch key kv d_head"]  # keys or values: fewer heads, and more positions, than the queries
 Pattern = Float[Tensor, "batch head dest src"]
 
@@ -88,8 +88,8 @@ class Attention(nn.Module):
     def forward(
         self,
         query_input: Input,
-        key_input: Input,
-        value_input: Input,
+        key_input: KeyInput,
+        value_input: KeyInput,
         past_kv_cache_entry: KeyValues | None = None,
         additive_attention_mask: Float[Tensor, "batch #head #pos kv_pos"] | None = None,
         attention_mask: Tensor | None = None,
@@ -134,7 +134,7 @@ class Attention(nn.Module):
     # Queries, keys and values.
 
     def queries_keys_values(
-        self, query_input: Input, key_input: Input, value_input: Input, stream: Stream
+        self, query_input: Input, key_input: KeyInput, value_input: KeyInput, stream: Stream
     ) -> tuple[Heads, Keys, Keys]:
         """Queries, keys and values after their sites, queries and keys normalised and rotated where they should be."""
         q, k, v = self._project(query_input, key_input, value_input)
@@ -158,7 +158,7 @@ class Attention(nn.Module):
         """Weights and biases of queries, keys, values, as they are stored."""
         return (self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V)
 
-    def _project(self, query_input: Input, key_input: Input, value_input: Input) -> tuple[Tensor, ...]:
+    def _project(self, query_input: Input, key_input: KeyInput, value_input: KeyInput) -> tuple[Tensor, ...]:
         weights = self._weights()
         same = query_input is key_input and key_input is value_input and query_input.ndim == 3
         if same and sum(W.numel() for W, _ in weights) <= PACKED:
