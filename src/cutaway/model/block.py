@@ -22,7 +22,8 @@ from cutaway.model.norm import LayerNorm, RMSNorm, norm_of, through
 from cutaway.model.positions import Rotary, Stream
 
 Resid = Float[Tensor, "batch pos d_model"]
-SplitResid = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+ForQueries = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
+ForKeys = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos kv d_model"]
 
 
 class TransformerBlock(nn.Module):
@@ -99,7 +100,7 @@ class TransformerBlock(nn.Module):
         """What the MLP adds, from the stream that it reads, after its site."""
         return self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(self.hook_mlp_in(resid)))))
 
-    def attention_inputs(self, resid_pre: Resid, stream: Stream) -> tuple[SplitResid, SplitResid, SplitResid]:
+    def attention_inputs(self, resid_pre: Resid, stream: Stream) -> tuple[ForQueries, ForKeys, ForKeys]:
         """The normalised inputs of queries, keys and values: one tensor three times, unless somebody split them."""
         cfg = self.cfg
         kv = cfg.n_heads if cfg.ungroup_grouped_query_attention else cfg.kv_heads

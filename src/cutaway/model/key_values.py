@@ -16,6 +16,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError
 
 Keys = Float[Tensor, "batch key kv d_head"]
+New = Float[Tensor, "batch new kv d_head"]
 
 
 class KeyValues:
@@ -35,7 +36,7 @@ class KeyValues:
         """All values so far."""
         return self._values[:, : self.length]
 
-    def append(self, new_keys: Keys, new_values: Keys) -> tuple[Keys, Keys]:
+    def append(self, new_keys: New, new_values: New) -> tuple[Keys, Keys]:
         """All keys and values, those of new positions last; they are kept unless `frozen` or grad is needed."""
         if len(new_keys) != len(self._keys):
             raise ShapeError(f"the kept keys and values are for a batch of {len(self._keys)}, the new ones of {len(new_keys)}")

@@ -228,7 +228,7 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def run_blocks(self, resid: Resid, stream: Stream, start: int = 0, stop: int | None = None) -> Resid:
         """The residual stream before block `stop`, from that before block `start`."""
-        self.current = stream
+        self.current = Stream(stream.start, stream.padding)
         for block in self.blocks[start:stop]:
             if self.cfg.n_devices > 1:
                 resid = resid.to(next(block.parameters()).device)
