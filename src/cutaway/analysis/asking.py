@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
@@ -76,13 +77,22 @@ def scale_of(cache: ActivationCache, name: str) -> Tensor:
     return scale
 
 
-def as_tokens(model: Transformer, tokens: Any) -> Tensor:
+def as_tokens(model: Transformer, tokens: Any) -> Int[Tensor, "batch pos"]:
     """Text, a list of texts, or token ids as `[batch, pos]`."""
+    return real_tokens(model, tokens)[0]
+
+
+def real_tokens(model: Transformer, tokens: Any) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
+    """Tokens of a text or texts, and which of them are no padding (None: all)."""
     if isinstance(tokens, Tensor):
-        return tokens if tokens.ndim == 2 else tokens[None]
+        return (tokens if tokens.ndim == 2 else tokens[None]), None
     if isinstance(tokens, str) or (isinstance(tokens, list | tuple) and tokens and isinstance(tokens[0], str)):
-        return encode(model.tokenizer, tokens, prepend_bos=model.cfg.default_prepend_bos, n_ctx=model.cfg.n_ctx)[0]
-    return as_tokens(model, torch.as_tensor(tokens))
+        side, device = model.default_padding_side, model.W_U.device
+        bos = model.cfg.default_prepend_bos
+        ids, mask = encode(model.tokenizer, tokens, prepend_bos=bos, padding_side=side, n_ctx=model.cfg.n_ctx, device=device)
+        real = mask.bool()
+        return ids, None if bool(real.all()) else real
+    return real_tokens(model, torch.as_tensor(tokens))
 
 
 def head_names(cfg: HookedTransformerConfig, layers: Iterable[int] | None = None) -> list[str]:
