@@ -12,6 +12,7 @@ import { Grid } from "./views/grid";
 import { HeadTypes } from "./views/headtypes";
 import { Lines } from "./views/lines";
 import { LogProbs } from "./views/logprobs";
+import { Search } from "./views/search";
 import { TableView } from "./views/table";
 import { Tokens } from "./views/tokens";
 import { TopK } from "./views/topk";
@@ -19,7 +20,7 @@ import type { ViewProps } from "./views/view";
 
 const VIEWS: Record<string, FunctionComponent<ViewProps>> = {
   attention: Attention, attribution: Attribution, bars: Bars, grid: Grid, headtypes: HeadTypes, lines: Lines,
-  logprobs: LogProbs, table: TableView, tokens: Tokens, topk: TopK,
+  logprobs: LogProbs, search: Search, table: TableView, tokens: Tokens, topk: TopK,
 };
 
 class Guard extends Component<{ children: ComponentChildren; text: string }> {

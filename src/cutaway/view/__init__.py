@@ -12,6 +12,7 @@ from cutaway.view.figure import Figure
 from cutaway.view.grids import Panel, circuit, heat_map, lens_grid, small_multiples, sweep_grid
 from cutaway.view.pages import Code, Page, Section, page
 from cutaway.view.texts import colored_tokens, text_neuron_activations, token_log_probs, top_samples, topk_tokens
+from cutaway.view.vocabulary import vocabulary_circuit
 
 __all__ = [
     "Code",
@@ -38,4 +39,5 @@ __all__ = [
     "token_log_probs",
     "top_samples",
     "topk_tokens",
+    "vocabulary_circuit",
 ]

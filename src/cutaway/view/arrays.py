@@ -12,6 +12,7 @@ from cutaway.errors import ShapeError
 
 Array = NDArray[Any]
 Values = Any  # a nested list, a NumPy array or a torch tensor
+Labels = Iterable[Any]  # strings, or whatever has them
 
 
 def as_array(values: Values, name: str, *, ndim: int | tuple[int, ...] | None = None) -> Array:
@@ -65,7 +66,7 @@ def finite_range(arrays: Iterable[Array]) -> tuple[float, float]:
     return (min(lows), max(highs)) if lows else (0.0, 0.0)
 
 
-def color_range(arrays: Sequence[Array], scale: str, given: Sequence[float] | None) -> list[float]:
+def color_range(arrays: Sequence[Array], scale: str, given: Values | None) -> list[float]:
     """The values at the two ends of a colour scale: symmetric around 0 for a diverging one.
 
     Raises:

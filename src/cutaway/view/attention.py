@@ -5,26 +5,26 @@ Every matrix is [dest, src]: a row is the token that looks (query), a column the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from cutaway.errors import ShapeError
-from cutaway.view.arrays import Values, as_array, as_labels, color_range, number, top_cells
+from cutaway.view.arrays import Labels, Values, as_array, as_labels, color_range, number, top_cells
 from cutaway.view.figure import Figure
 
 
 def attention_patterns(
-    tokens: Sequence[Any],
+    tokens: Labels,
     patterns: Values,
-    head_names: Sequence[str] | None = None,
+    head_names: Labels | None = None,
     *,
-    src_tokens: Sequence[Any] | None = None,
+    src_tokens: Labels | None = None,
     title: str = "Attention patterns",
     value_name: str = "attention",
     scale: str = "sequential",
-    range: Sequence[float] | None = None,
+    range: Values | None = None,
     per_head: bool = False,
 ) -> Figure:
     """Attention patterns over tokens: a thumbnail for each head, the chosen one large, and the text itself.
@@ -50,14 +50,14 @@ def attention_patterns(
 
 
 def head_gallery(
-    tokens: Sequence[Any],
+    tokens: Labels,
     patterns: Values,
     *,
-    src_tokens: Sequence[Any] | None = None,
+    src_tokens: Labels | None = None,
     title: str = "All heads",
     value_name: str = "attention",
     scale: str = "sequential",
-    range: Sequence[float] | None = None,
+    range: Values | None = None,
     per_head: bool = True,
 ) -> Figure:
     """Every head of a model at once, a row of thumbnails for each layer; a click shows one large.
@@ -76,14 +76,14 @@ def head_gallery(
 
 
 def _attention(
-    tokens: Sequence[Any],
+    tokens: Labels,
     values: Any,
-    head_names: Sequence[str] | None,
-    src_tokens: Sequence[Any] | None,
+    head_names: Labels | None,
+    src_tokens: Labels | None,
     title: str,
     value_name: str,
     scale: str,
-    given: Sequence[float] | None,
+    given: Values | None,
     per_head: bool,
     columns: int | None,
 ) -> Figure:
@@ -117,7 +117,7 @@ def _attention(
 def head_types(
     scores: Mapping[str, Values],
     *,
-    threshold: float = 0.4,
+    threshold: float | int = 0.4,
     title: str = "What each head does",
     letters: Mapping[str, str] | None = None,
 ) -> Figure:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cutaway.errors import ShapeError
-from cutaway.view.arrays import Array, Values, as_array, as_labels, number
+from cutaway.view.arrays import Array, Labels, Values, as_array, as_labels, number
 from cutaway.view.figure import Figure
 
 Intervals = Mapping[str, Values]  # for each series its bounds [low or high, point]
@@ -16,13 +16,13 @@ Intervals = Mapping[str, Values]  # for each series its bounds [low or high, poi
 
 def line_chart(
     series: Mapping[str, Values],
-    x: Values | Sequence[str] | None = None,
+    x: Values | None = None,
     *,
     intervals: Intervals | None = None,
     x_name: str = "",
     y_name: str = "",
     title: str = "",
-    references: Mapping[str, float] | None = None,
+    references: Mapping[str, Any] | None = None,
     interval_name: str = "95% interval",
     log_x: bool = False,
     log_y: bool = False,
@@ -42,7 +42,9 @@ def line_chart(
     """
     names, values = _series(series)
     count = values.shape[1]
-    labels = [str(one) for one in x] if x is not None and len(x) and isinstance(x[0], str) else None
+    labels = None
+    if x is not None and not hasattr(x, "detach") and any(isinstance(one, str) for one in x):
+        labels = [str(one) for one in x]
     at = as_array(np.arange(count) if labels or x is None else x, "x", ndim=1)
     if len(labels or at) != count:
         raise ShapeError(f"x has {len(labels or at)} points, but the series have {count}")
@@ -62,7 +64,7 @@ def line_chart(
 
 
 def bar_chart(
-    groups: Sequence[Any],
+    groups: Labels,
     series: Mapping[str, Values] | Values,
     *,
     intervals: Intervals | Values | None = None,
@@ -71,7 +73,7 @@ def bar_chart(
     title: str = "",
     interval_name: str = "95% interval",
     sort: bool = False,
-    references: Mapping[str, float] | None = None,
+    references: Mapping[str, Any] | None = None,
 ) -> Figure:
     """Bars: for each group one bar of each series, with whiskers where intervals are given.
 
@@ -113,7 +115,7 @@ def steering_response(
     x_name: str = "steering coefficient",
     y_name: str = "response",
     title: str = "Steering response",
-    references: Mapping[str, float] | None = None,
+    references: Mapping[str, Any] | None = None,
 ) -> Figure:
     """How answers change with the strength of steering: one curve for each answer or direction.
 
@@ -126,7 +128,7 @@ def steering_response(
     )
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str = "", note: str = "") -> Figure:
+def table(columns: Labels, rows: Iterable[Labels], *, title: str = "", note: str = "") -> Figure:
     """A table that readers can sort. Numbers are aligned and rounded for reading, and kept as they are underneath.
 
     Raises:
@@ -134,7 +136,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]], *, title: str =
     """
     names = [str(name) for name in columns]
     cells = []
-    for index, row in enumerate(rows):
+    for index, row in enumerate(map(list, rows)):
         if len(row) != len(names):
             raise ShapeError(f"row {index} has {len(row)} cells, but there are {len(names)} columns ({', '.join(names)})")
         cells.append([_cell(cell) for cell in row])

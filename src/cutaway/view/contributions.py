@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cutaway.errors import ShapeError
-from cutaway.view.arrays import Values, as_array, as_labels, color_range, number
+from cutaway.view.arrays import Labels, Values, as_array, as_labels, color_range, number
 from cutaway.view.figure import Figure
 
 
 def attribution(
     values: Values,
-    components: Sequence[Any],
-    positions: Sequence[Any] | None = None,
-    answers: Sequence[Any] | None = None,
+    components: Labels,
+    positions: Labels | None = None,
+    answers: Labels | None = None,
     *,
     total: Values | None = None,
-    correct: Sequence[int] | None = None,
+    correct: Values | None = None,
     title: str = "Attribution",
     value_name: str = "logits",
     answer_name: str = "token",
-    range: Sequence[float] | None = None,
+    range: Values | None = None,
 ) -> Figure:
     """What each component adds: a heat map for the chosen one, bars over all of them for the chosen cell.
 

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import ShapeError
-from cutaway.view import html, wire
+from cutaway.view import html, widget, wire
 from cutaway.view.arrays import Array
 
 QUANTISE_ABOVE = 5_000_000  # bytes of base64 in a notebook or a page
 REFUSE_ABOVE = 25_000_000
+MOST_CELLS = 40_000_000  # stored values: more cannot be less than 25 MB unless they are mostly alike
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,17 +73,22 @@ class Figure:
         Raises:
             ShapeError: more than 25 MB even so, unless `limit` is off.
         """
-        cells = sum(array.size for array in self.arrays.values())
-        data = self.wire() if cells < QUANTISE_ABOVE * 4 else b""  # a patient guess: 2 bytes a value, half of them zero
+        cells = sum(_stored(array) for array in self.arrays.values())
+        if limit and cells > MOST_CELLS:
+            raise self._too_large(cells)
+        data = self.wire() if cells < QUANTISE_ABOVE * 2 else b""  # at 2 bytes a value, more can hardly fit
         if not data or len(data) * 4 / 3 > QUANTISE_ABOVE:
             data = self.wire("u8")
-        size = len(data) * 4 / 3
-        if limit and size > REFUSE_ABOVE:
-            raise ShapeError(
-                f"{self.title or self.view!r} would put {size / 1e6:.0f} MB into this page, and {REFUSE_ABOVE // 10**6} MB "
-                "is the most that notebooks survive. Draw fewer tokens or heads, or call .save('figure.html') and open the file"
-            )
+        if limit and len(data) * 4 / 3 > REFUSE_ABOVE:
+            raise self._too_large(len(data) * 4 // 3)
         return base64.b64encode(data).decode()
+
+    def _too_large(self, size: int) -> ShapeError:
+        return ShapeError(
+            f"{self.title or self.view} would put about {size / 1e6:.0f} MB into this page, and {REFUSE_ABOVE // 10**6} MB is "
+            "the most that notebooks survive. Draw fewer tokens or heads (a window of the text, one layer), or call "
+            ".save('figure.html') and open that file in a browser"
+        )
 
     def html(self, *, limit: bool = False) -> str:
         """A complete page that holds this figure and needs nothing else."""
@@ -105,9 +111,7 @@ class Figure:
 
     def widget(self) -> Any:
         """The live figure for a notebook, whose `selection` can be read and set (needs `cutaway[notebook]`)."""
-        from cutaway.view.widget import FigureWidget
-
-        return FigureWidget.of(self)
+        return widget.live(self.wire())
 
     def with_title(self, title: str) -> Figure:
         """The same figure under another title."""
@@ -128,3 +132,9 @@ class Figure:
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in self.arrays.items())
         return f"<Figure {self.view}: {self.title or 'untitled'}{f' ({shapes})' if shapes else ''}>"
+
+
+def _stored(array: Array) -> int:
+    """How many values travel: square matrices are taken for lower triangles."""
+    square = array.ndim >= 2 and array.shape[-1] == array.shape[-2]
+    return array.size // 2 if square else array.size

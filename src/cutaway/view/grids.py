@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cutaway.errors import ShapeError
-from cutaway.view.arrays import Array, Values, as_array, as_labels, color_range, number, top_cells
+from cutaway.view.arrays import Array, Labels, Values, as_array, as_labels, color_range, number, top_cells
 from cutaway.view.figure import Figure
 
 SCALES = ("diverging", "sequential", "viridis")
@@ -22,26 +22,26 @@ class Panel:
 
     name: str
     values: Values
-    x_labels: Sequence[Any] | None = None
-    y_labels: Sequence[Any] | None = None
-    marks: Sequence[Sequence[Any]] | None = None
-    text: Sequence[Sequence[Any]] | None = None
+    x_labels: Labels | None = None
+    y_labels: Labels | None = None
+    marks: Iterable[Labels] | None = None
+    text: Iterable[Labels] | None = None
 
 
 def heat_map(
     values: Values,
-    x_labels: Sequence[Any] | None = None,
-    y_labels: Sequence[Any] | None = None,
+    x_labels: Labels | None = None,
+    y_labels: Labels | None = None,
     *,
     x_name: str = "column",
     y_name: str = "row",
     value_name: str = "value",
     title: str = "",
-    marks: Sequence[Sequence[Any]] | None = None,
+    marks: Iterable[Labels] | None = None,
     scale: str = "diverging",
-    range: Sequence[float] | None = None,
-    splits: Mapping[str, Sequence[int]] | None = None,
-    text: Sequence[Sequence[Any]] | None = None,
+    range: Values | None = None,
+    splits: Mapping[str, Values] | None = None,
+    text: Iterable[Labels] | None = None,
 ) -> Figure:
     """A matrix as colours, rows downwards.
 
@@ -65,16 +65,16 @@ def heat_map(
 
 def small_multiples(
     panels: Sequence[Panel] | Mapping[str, Values],
-    x_labels: Sequence[Any] | None = None,
-    y_labels: Sequence[Any] | None = None,
+    x_labels: Labels | None = None,
+    y_labels: Labels | None = None,
     *,
     x_name: str = "column",
     y_name: str = "row",
     value_name: str = "value",
     title: str = "",
     scale: str = "diverging",
-    range: Sequence[float] | None = None,
-    splits: Mapping[str, Sequence[int]] | None = None,
+    range: Values | None = None,
+    splits: Mapping[str, Values] | None = None,
     common: bool = True,
     columns: int | None = None,
 ) -> Figure:
@@ -108,7 +108,7 @@ def small_multiples(
     return Figure("grid", title, named, (), meta, _words(meta, arrays), _height(meta, arrays))
 
 
-def _panel(panel: Panel, array: Array, x_labels: Sequence[Any] | None, y_labels: Sequence[Any] | None) -> dict[str, Any]:
+def _panel(panel: Panel, array: Array, x_labels: Labels | None, y_labels: Labels | None) -> dict[str, Any]:
     rows, columns = array.shape
     if max(rows, columns) > WIDEST:
         raise ShapeError(
@@ -122,7 +122,7 @@ def _panel(panel: Panel, array: Array, x_labels: Sequence[Any] | None, y_labels:
     if y is None:
         as_labels(y_labels, rows, "y_labels", "rows")
     marks = []
-    for mark in panel.marks if panel.marks is not None else ():
+    for mark in map(list, panel.marks if panel.marks is not None else ()):
         row, column = int(mark[0]), int(mark[1])
         if not (0 <= row < rows and 0 <= column < columns):
             raise ShapeError(f"the mark {tuple(mark)!r} is outside the {rows} × {columns} cells (row, column)")
@@ -160,16 +160,16 @@ def _height(meta: Mapping[str, Any], arrays: Sequence[Array]) -> int:
 
 def sweep_grid(
     values: Values,
-    row_labels: Sequence[Any] | None = None,
-    column_labels: Sequence[Any] | None = None,
+    row_labels: Labels | None = None,
+    column_labels: Labels | None = None,
     *,
-    kinds: Sequence[str] | None = None,
+    kinds: Labels | None = None,
     row_name: str = "layer",
     column_name: str = "position",
     value_name: str = "recovered",
     title: str = "Patching",
-    marks: Sequence[Sequence[Any]] | None = None,
-    range: Sequence[float] | None = None,
+    marks: Iterable[Labels] | None = None,
+    range: Values | None = None,
     scale: str = "diverging",
 ) -> Figure:
     """What a sweep of edits did: layer × position or layer × head, one panel for each kind of edit.
@@ -193,14 +193,14 @@ def sweep_grid(
 
 
 def lens_grid(
-    tokens: Sequence[Any],
+    tokens: Labels,
     values: Values,
-    predictions: Sequence[Sequence[Any]],
+    predictions: Iterable[Labels],
     *,
-    layer_names: Sequence[Any] | None = None,
+    layer_names: Labels | None = None,
     title: str = "What each layer would predict",
     value_name: str = "probability",
-    range: Sequence[float] | None = None,
+    range: Values | None = None,
 ) -> Figure:
     """The logit lens: layers × positions, each cell coloured by a value and holding the predicted token.
 
@@ -223,16 +223,16 @@ def lens_grid(
 
 def circuit(
     values: Values,
-    x_labels: Sequence[Any] | None = None,
-    y_labels: Sequence[Any] | None = None,
+    x_labels: Labels | None = None,
+    y_labels: Labels | None = None,
     *,
-    names: Sequence[str] | None = None,
+    names: Labels | None = None,
     x_name: str = "to (key) token",
     y_name: str = "from (query) token",
     value_name: str = "score",
     title: str = "Circuit",
-    splits: Mapping[str, Sequence[int]] | None = None,
-    range: Sequence[float] | None = None,
+    splits: Mapping[str, Values] | None = None,
+    range: Values | None = None,
     common: bool = True,
     top: int = 64,
 ) -> Figure:

@@ -45,7 +45,7 @@ def document(title: str, body: str, *, head: str = "", kind: str = "single") -> 
 def frame(page: str, height: int, title: str) -> str:
     """The page inside a sandboxed frame, whose height follows what the page reports."""
     listen = (
-        "const f=this;addEventListener('message',e=>{if(e.source===f.contentWindow&&e.data&&e.data.cutawayHeight)"
+        "const f=this;window.addEventListener('message',e=>{if(e.source===f.contentWindow&&e.data&&e.data.cutawayHeight)"
         "f.style.height=Math.ceil(e.data.cutawayHeight)+'px'});f.contentWindow.postMessage({cutawayAsk:1},'*')"
     )
     return (

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from cutaway.errors import ShapeError
 from cutaway.view import html
 from cutaway.view.figure import Figure
 
@@ -86,7 +87,7 @@ def _blocks(blocks: Sequence[Block | Code]) -> str:
     parts = []
     for block in blocks:
         if isinstance(block, Figure):
-            parts.append(html.holder(block.payload(), block.text, block.height))
+            parts.append(_drawn(block))
         elif isinstance(block, Code):
             parts.append(f'<pre class="ct-code" tabindex="0"><code>{escape(block.text)}</code></pre>')
         elif isinstance(block, str):
@@ -94,6 +95,13 @@ def _blocks(blocks: Sequence[Block | Code]) -> str:
         else:
             parts.append("<ul>" + "".join(f"<li>{_lines(item)}</li>" for item in block) + "</ul>")
     return "".join(parts)
+
+
+def _drawn(figure: Figure) -> str:
+    try:
+        return html.holder(figure.payload(), figure.text, figure.height)
+    except ShapeError as error:  # too large for a page: said in its place
+        return html.notice(str(error))
 
 
 def _lines(text: str) -> str:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from cutaway.errors import ShapeError
-from cutaway.view.arrays import Array, Values, as_array, as_labels, color_range, number, top_cells
+from cutaway.view.arrays import Array, Labels, Values, as_array, as_labels, color_range, number, top_cells
 from cutaway.view.figure import Figure
 
 MOST_TOKENS = 20_000  # in one figure of text
 
 
 def colored_tokens(
-    tokens: Sequence[Any],
+    tokens: Labels,
     values: Values,
-    names: Sequence[str] | None = None,
+    names: Labels | None = None,
     *,
     title: str = "",
     value_name: str = "value",
     scale: str = "diverging",
-    range: Sequence[float] | None = None,
+    range: Values | None = None,
 ) -> Figure:
     """A text whose tokens are coloured by a value; with several values, one is chosen at a time.
 
@@ -42,11 +42,11 @@ def colored_tokens(
 
 
 def text_neuron_activations(
-    tokens: Sequence[Any],
+    tokens: Labels,
     activations: Values,
     *,
-    layer_names: Sequence[Any] | None = None,
-    neuron_names: Sequence[Any] | None = None,
+    layer_names: Labels | None = None,
+    neuron_names: Labels | None = None,
     first_name: str = "layer",
     second_name: str = "neuron",
     title: str = "Neuron activations",
@@ -72,10 +72,10 @@ def text_neuron_activations(
 
 
 def top_samples(
-    samples: Sequence[Sequence[Any]],
-    activations: Sequence[Values],
+    samples: Iterable[Labels],
+    activations: Iterable[Values],
     *,
-    names: Sequence[Any] | None = None,
+    names: Labels | None = None,
     menu_name: str = "neuron",
     k: int = 10,
     title: str = "Texts that activate most",
@@ -105,12 +105,12 @@ def top_samples(
 
 
 def topk_tokens(
-    tokens: Sequence[Any],
+    tokens: Labels,
     activations: Values,
     *,
     k: int = 10,
-    layer_names: Sequence[Any] | None = None,
-    neuron_names: Sequence[Any] | None = None,
+    layer_names: Labels | None = None,
+    neuron_names: Labels | None = None,
     first_name: str = "layer",
     second_name: str = "neuron",
     title: str = "Tokens that activate most",
@@ -150,9 +150,9 @@ def topk_tokens(
 
 
 def token_log_probs(
-    tokens: Sequence[Any],
+    tokens: Labels,
     log_probs: Values,
-    vocabulary: Sequence[Any] | Mapping[int, Any],
+    vocabulary: Labels | Mapping[int, Any],
     token_ids: Values,
     *,
     k: int = 10,
@@ -184,9 +184,10 @@ def token_log_probs(
     nan = np.full(1, np.nan, np.float32)
     used = sorted({int(i) for i in top.ravel()})
     place = {index: at for at, index in enumerate(used)}
+    known = vocabulary if isinstance(vocabulary, Mapping) else list(vocabulary)
     meta = {
         "k": k,
-        "words": [str(vocabulary[i]) for i in used],
+        "words": [str(known[i]) for i in used],
         "top": [[place[int(i)] for i in row] for row in top],
         "vocabulary": array.shape[1],
     }
@@ -205,13 +206,15 @@ def token_log_probs(
 
 
 def _several(
-    tokens: Sequence[Any], values: Any, name: str, ndim: int | tuple[int, ...], *, last: bool = False
+    tokens: Labels, values: Any, name: str, ndim: int | tuple[int, ...], *, last: bool = False
 ) -> tuple[list[list[str]], list[Array]]:
     """One text or several, each with its array, whose first (or `last`) axis is the text's length."""
-    if isinstance(tokens, str) or not len(tokens):
+    tokens = tokens if isinstance(tokens, str) else list(tokens)
+    if isinstance(tokens, str) or not tokens:
         raise ShapeError(f"tokens must be a list of strings, or a list of such lists; this is {str(tokens)[:40]!r}")
     if isinstance(tokens[0], str):
         tokens, values = [tokens], [values]
+    values = list(values)
     if len(tokens) != len(values):
         raise ShapeError(f"there are {len(tokens)} texts, but {len(values)} arrays of {name}")
     arrays = [as_array(value, f"{name} of text {index}", ndim=ndim) for index, value in enumerate(values)]
@@ -232,7 +235,7 @@ def _texts(
     title: str,
     value_name: str,
     scale: str,
-    given: Sequence[float] | None,
+    given: Values | None,
 ) -> Figure:
     count = sum(map(len, texts))
     if count > MOST_TOKENS:

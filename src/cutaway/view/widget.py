@@ -5,26 +5,37 @@ Selections are dictionaries such as `{"panel": 3, "row": 5, "col": 2}`; setting 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import anywidget  # the optional extra: pip install cutaway[notebook]
-import traitlets
+from functools import cache
+from typing import Any
 
 from cutaway.view.html import static
 
-if TYPE_CHECKING:
-    from cutaway.view.figure import Figure
+
+def live(data: bytes) -> Any:
+    """A widget that shows the figure with these bytes (`Figure.wire`).
+
+    Raises:
+        ModuleNotFoundError: the optional extra is not installed.
+    """
+    return _widget_class()(data=data)
 
 
-class FigureWidget(anywidget.AnyWidget):
-    """A figure and what is selected in it."""
+@cache
+def _widget_class() -> Any:
+    try:
+        import anywidget
+        import traitlets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error.name} is not installed, which live figures need; install it with: pip install 'cutaway[notebook]'"
+        ) from error
 
-    _esm = static("widget.js")
-    _css = static("figure.css")
-    data = traitlets.Bytes().tag(sync=True)
-    selection = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+    class FigureWidget(anywidget.AnyWidget):
+        """A figure and what is selected in it."""
 
-    @classmethod
-    def of(cls, figure: Figure) -> FigureWidget:
-        """A widget that shows `figure`."""
-        return cls(data=figure.wire())
+        _esm = static("widget.js")
+        _css = static("figure.css")
+        data = traitlets.Bytes().tag(sync=True)
+        selection = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)
+
+    return FigureWidget

@@ -5,7 +5,7 @@
 The header is `{v, view, title, tokens, meta, arrays: {name: {dtype, shape, layout, offset, length, …}}}`; offsets
 count from the end of the header and are multiples of 8. Layout `full` is row-major; `tril` keeps the lower
 triangle of the last two axes (the rest is zero). `u8` stores levels: value = low + level × step; where an array
-has values that are not finite, levels 253, 254 and 255 are NaN, +∞ and −∞.
+has values that are not finite, levels 253, 254 and 255 are NaN, +∞ and −∞. `i32` holds whole numbers as they are.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, Array], *, dtype: Dtype
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
-    """The header (without its arrays) and the arrays, as float32.
+    """The header (without its arrays) and the arrays: float32, or int32 where they were integers.
 
     Raises:
         ShapeError: not this format, or a newer version of it.
@@ -80,13 +80,15 @@ def _encode(array: Array, dtype: Dtype | None) -> tuple[dict[str, Any], bytes]:
         rows, columns = np.tril_indices(array.shape[-1])
         array = array[..., rows, columns]
     kind: str = dtype or ("f32" if array.size <= EXACT_UP_TO else "f16")
+    if np.issubdtype(array.dtype, np.integer):  # an index must not change
+        kind = "i32"
     entry: dict[str, Any] = {"shape": shape, "layout": "tril" if tril else "full"}
     if kind == "u8":
         low, high = finite_range([array])
         special = not np.isfinite(array).all()
         step = (high - low) / LEVELS["special" if special else "full"] or 1.0
         with np.errstate(invalid="ignore"):
-            levels = np.where(np.isfinite(array), np.rint((array - low) / step), 0).astype(np.uint8)
+            levels = np.where(np.isfinite(array), np.rint((array.astype(np.float64) - low) / step), 0).astype(np.uint8)
         if special:
             levels[np.isnan(array)], levels[np.isposinf(array)], levels[np.isneginf(array)] = 253, 254, 255
         return entry | {"dtype": "u8", "low": low, "step": step, "special": special}, levels.tobytes()
@@ -96,7 +98,7 @@ def _encode(array: Array, dtype: Dtype | None) -> tuple[dict[str, Any], bytes]:
 
 
 def _decode(flat: Array, entry: Mapping[str, Any]) -> Array:
-    values = flat.astype(np.float32)
+    values = flat if entry["dtype"] == "i32" else flat.astype(np.float32)
     if entry["dtype"] == "u8":
         values = (entry["low"] + flat * entry["step"]).astype(np.float32)
         if entry["special"]:
@@ -104,7 +106,7 @@ def _decode(flat: Array, entry: Mapping[str, Any]) -> Array:
     shape = entry["shape"]
     if entry["layout"] == "full":
         return values.reshape(shape)
-    full = np.zeros(shape, np.float32)
+    full = np.zeros(shape, values.dtype)
     rows, columns = np.tril_indices(shape[-1])
     full[..., rows, columns] = values.reshape(*shape[:-2], -1)
     return full

@@ -52,12 +52,13 @@ export interface Layout {
   width: number;
   height: number;
   vertical: boolean;
+  chars: number;
   stepX: number;
   stepY: number;
 }
 
-export const longest = (labels: string[] | null, count: number): number =>
-  labels ? labels.reduce((most, one) => Math.max(most, Math.min(LONGEST, visible(one, LONGEST).length)), 1) : String(count - 1).length;
+export const longest = (labels: string[] | null, count: number, most = LONGEST): number =>
+  labels ? labels.reduce((so, one) => Math.max(so, Math.min(most, visible(one, most).length)), 1) : String(count - 1).length;
 
 /** Sizes of everything, from the place there is. */
 export function layout(
@@ -68,7 +69,8 @@ export function layout(
   place: number,
   options: { square?: boolean; zoom?: number; most?: number; text?: boolean; ratio?: number },
 ): Layout {
-  const left = 24 + longest(y, rows) * CHAR;
+  const chars = place < 480 ? 9 : LONGEST;
+  const left = 24 + longest(y, rows, chars) * CHAR;
   const room = Math.max(40, place - left - 4);
   const most = options.most ?? 28;
   let cw = Math.min(most, room / cols);
@@ -82,12 +84,13 @@ export function layout(
   const ky = Math.max(1, Math.ceil(1 / (ch * ratio) - 1e-9));
   cw *= zoom;
   ch *= zoom;
-  const vertical = longest(x, cols) * CHAR + 4 > cw;
-  const top = 20 + (vertical ? longest(x, cols) * CHAR + 4 : 16);
-  const stepX = Math.max(1, Math.ceil((vertical ? 12 : longest(x, cols) * CHAR + 4) / cw));
+  const long = longest(x, cols, chars) * CHAR + 4;
+  const vertical = long > cw;
+  const top = 20 + (vertical ? long : 16);
+  const stepX = Math.max(1, Math.ceil((vertical ? 12 : long) / cw));
   const width = Math.ceil(cols / kx) * kx * cw;
   const height = Math.ceil(rows / ky) * ky * ch;
-  return { cw, ch, kx, ky, left, top, width, height, vertical, stepX, stepY: Math.max(1, Math.ceil(12 / ch)) };
+  return { cw, ch, kx, ky, left, top, width, height, vertical, chars, stepX, stepY: Math.max(1, Math.ceil(12 / ch)) };
 }
 
 export function HeatMap(props: Props) {
@@ -178,7 +181,7 @@ function Labels({ axis, count, at, across = false }: { axis: AxisSpec; count: nu
     const step = across ? at.stepX : at.stepY;
     const out = [];
     for (let i = 0; i < count; i += step) {
-      const text = axis.labels ? visible(axis.labels[i], LONGEST) : String(i);
+      const text = axis.labels ? visible(axis.labels[i], at.chars) : String(i);
       const style = across
         ? { left: at.left + (i + 0.5) * at.cw, bottom: `calc(100% - ${at.top - 3}px)` }
         : { right: `calc(100% - ${at.left - 4}px)`, top: at.top + (i + 0.5) * at.ch };

@@ -61,8 +61,8 @@ export function pixels(plane: Plane, scale: Scale, ky = 1, kx = 1, hollow = fals
       for (let c = 0; c < end; c++) {
         const value = source.stored(start + c);
         const x = (c / kx) | 0;
-        const size = scale.name === "diverging" ? Math.abs(value) : value - low;
-        if (size > bold[x] || !(size < Infinity)) (row[x] = value), (bold[x] = size < Infinity ? size : Infinity);
+        const size = !Number.isFinite(value) ? Infinity : scale.name === "diverging" ? Math.abs(value) : value - low;
+        if (size > bold[x]) (row[x] = value), (bold[x] = size);
       }
     }
     for (let x = 0; x < width; x++) {

@@ -84,9 +84,11 @@ export function describe(store: Store, say: (cell: Cell) => string, value: (cell
   const { hover, pinned, compared } = store;
   const parts = [];
   if (hover.value) parts.push(say(hover.value));
-  if (pinned.value) parts.push(`pinned: ${say(pinned.value)}`);
-  if (compared.value && pinned.value)
-    parts.push(`compared: ${say(compared.value)} (difference ${number(value(compared.value) - value(pinned.value), approx)})`);
+  if (pinned.value) {
+    const other = compared.value;
+    const more = other ? ` — compared: ${say(other)} (difference ${number(value(other) - value(pinned.value), approx)})` : "";
+    parts.push(`pinned: ${say(pinned.value)}${more}`);
+  }
   return parts.join("\n") || "Point at a cell to read it; click to pin it, shift-click another to compare; arrow keys move.";
 }
 

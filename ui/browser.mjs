@@ -1,0 +1,107 @@
+// A browser for tests and pictures: reads commands as JSON lines, answers each with one JSON line.
+// Every request beyond the page itself is aborted and reported.
+import { chromium } from "playwright-core";
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+
+const FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+const browser = await chromium.launch({ executablePath: process.argv[2] ?? "/usr/bin/chromium", args: [...FLAGS, "--enable-precise-memory-info"] });
+const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+let context, page, frame, requests, errors;
+
+const commands = {
+  /** Opens a file; `ready` is what to wait for. */
+  async open({ file, width = 1200, height = 900, dark = false, ready = "html[data-ready=yes]", scale = 1, timeout = 30000, allow = false }) {
+    await context?.close();
+    context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? "dark" : "light", deviceScaleFactor: scale, offline: !allow });
+    page = await context.newPage();
+    requests = [];
+    errors = [];
+    page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
+    page.on("pageerror", (error) => errors.push(error.message));
+    await page.route("**/*", (route) => {
+      const url = route.request().url();
+      if (url === "file://" + file || url.startsWith("data:") || url.startsWith("about:")) return route.continue();
+      requests.push(url);
+      return route.abort();
+    });
+    const start = performance.now();
+    await page.goto("file://" + file, { timeout });
+    if (ready) await page.waitForSelector(ready, { timeout, state: "attached" });
+    frame = page.mainFrame();
+    return { milliseconds: performance.now() - start };
+  },
+  /** Goes into the first frame of the page. */
+  async enter() {
+    frame = await (await page.waitForSelector("iframe")).contentFrame();
+    await frame.waitForSelector("html[data-ready=yes]", { state: "attached" });
+  },
+  evaluate: ({ code }) => frame.evaluate(code),
+  async hover({ selector, x, y }) {
+    await frame.locator(selector).first().hover({ position: { x, y } });
+  },
+  async click({ selector, x, y, shift = false }) {
+    const position = x === undefined ? undefined : { x, y };
+    await frame.locator(selector).first().click({ position, modifiers: shift ? ["Shift"] : [] });
+  },
+  async focus({ selector }) {
+    await frame.locator(selector).first().focus();
+  },
+  press: ({ key }) => page.keyboard.press(key),
+  async fill({ selector, text }) {
+    await frame.locator(selector).first().fill(text);
+  },
+  async choose({ selector, value }) {
+    await frame.locator(selector).first().selectOption(String(value));
+  },
+  text: ({ selector }) => frame.locator(selector).first().innerText(),
+  async axe() {
+    await frame.evaluate(axe);
+    const found = await frame.evaluate("axe.run(document, { resultTypes: ['violations'] })");
+    return found.violations.map(({ id, impact, nodes }) => ({ id, impact, nodes: nodes.slice(0, 5).map((node) => `${node.html.slice(0, 200)}: ${node.failureSummary}`) }));
+  },
+  async picture({ path, selector, full = false }) {
+    if (selector) await frame.locator(selector).first().screenshot({ path });
+    else await page.screenshot({ path, fullPage: full });
+  },
+  /** Seconds of hovering along a line, one frame after the other. */
+  async wander({ selector, steps = 60 }) {
+    return frame.evaluate(
+      ([selector, steps]) => {
+        const area = document.querySelector(selector);
+        const box = area.getBoundingClientRect();
+        const times = [];
+        for (let i = 0; i < steps; i++) {
+          const at = { clientX: box.left + (box.width * (i + 0.5)) / steps, clientY: box.top + box.height * (0.3 + (0.6 * i) / steps), bubbles: true };
+          const start = performance.now();
+          for (const kind of ["pointermove", "mousemove", "mouseover"]) (document.elementFromPoint(at.clientX, at.clientY) ?? area).dispatchEvent(new (kind === "pointermove" ? PointerEvent : MouseEvent)(kind, at));
+          document.body.getBoundingClientRect(); // styles and layout too
+          times.push(performance.now() - start);
+        }
+        return times;
+      },
+      [selector, steps],
+    );
+  },
+  async memory() {
+    const session = await context.newCDPSession(page);
+    await session.send("HeapProfiler.collectGarbage");
+    const { usedSize, embedderHeapUsedSize = 0, backingStorageSize = 0 } = await session.send("Runtime.getHeapUsage");
+    return { heap: usedSize, embedder: embedderHeapUsedSize, buffers: backingStorageSize };
+  },
+  report: () => ({ requests, errors }),
+  pid: () => browser.process?.()?.pid ?? null,
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { command, ...options } = JSON.parse(line);
+  if (command === "quit") break;
+  try {
+    const answer = await commands[command](options);
+    process.stdout.write(JSON.stringify({ answer: answer ?? null }) + "\n");
+  } catch (error) {
+    process.stdout.write(JSON.stringify({ error: error.message }) + "\n");
+  }
+}
+await browser.close();
