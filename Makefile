@@ -1,6 +1,8 @@
 # make demo    the report on the bundled model, from nothing: environment, installation, report
 # make test    lint, types and tests, from nothing
 # make bench   the benchmarks beside TransformerLens 2.18, which gets an environment of its own
+# make gallery every figure in one page, with the code that makes it
+# make ui      the figures' bundle, built again from ui/ (needs Node; the bundle is committed)
 # make venv    only the environment; made again when pyproject.toml or constraints.txt change
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ BENCHMARKS := $(filter-out benchmarks/peer.py,$(shell grep -ls '^if __name__ == 
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo test lint types pytest bench format clean
+.PHONY: help venv demo test lint types pytest bench gallery ui ui-tools format clean
 
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -40,8 +42,23 @@ lint: venv
 types: venv
 	$(BIN)/mypy
 
-pytest: venv
+pytest: venv ui-tools
 	$(BIN)/pytest
+
+gallery: venv
+	$(BIN)/python examples/gallery.py --out out/gallery.html
+
+ui: ui/node_modules/.installed
+	cd ui && node build.mjs
+
+ui/node_modules/.installed: ui/package-lock.json
+	cd ui && npm ci --silent --no-audit --no-fund
+	@touch $@
+
+# Tests of figures run in a browser where Node is found; elsewhere they say so and skip.
+ui-tools:
+	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory ui/node_modules/.installed; \
+	else echo "npm was not found: figures will not be looked at in a browser"; fi
 
 format: venv
 	$(BIN)/ruff check --fix $(PATHS)
