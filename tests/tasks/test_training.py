@@ -75,6 +75,20 @@ def test_the_global_generator_is_left_alone(tmp_path: Path):
     assert torch.equal(torch.rand(3), wanted)
 
 
+def test_every_epoch_and_every_seed_draws_examples_of_its_own(tmp_path: Path):
+    drawn: list[torch.Tensor] = []
+
+    class Recorded(FirstUniqueCharTask):
+        def draw(self, count: int, generator: torch.Generator) -> Examples:
+            examples = super().draw(count, generator)
+            drawn.append(examples.tokens)
+            return examples
+
+    for seed in (1, 2):
+        train(Recorded(), tmp_path / str(seed), **{**SHORT, "epochs": 2}, seed=seed, device="cpu")
+    assert len(drawn) == 4 and len({tuple(tokens.flatten().tolist()) for tokens in drawn}) == 4
+
+
 def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     losses = iter([1.5, 0.5, 1.0])
     weights = []
