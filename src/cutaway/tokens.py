@@ -132,12 +132,13 @@ class CharTokenizer:
         return ids
 
     def decode(self, token_ids: Any, **options: Any) -> str:
-        """The text of one id or of several, put together."""
+        """The text of one id or of several, put together; without BOS, EOS and padding if `skip_special_tokens`."""
         ids = np.atleast_1d(_as_array(token_ids)).tolist()
         for id in ids:
             if not 0 <= id < len(self.vocabulary):
                 raise TokenError(f"there is no token {id}; the vocabulary has {len(self.vocabulary)}")
-        return "".join(self.vocabulary[id] for id in ids)
+        special = {self.bos_token_id, self.eos_token_id, self.pad_token_id} if options.get("skip_special_tokens") else set()
+        return "".join(self.vocabulary[id] for id in ids if id not in special)
 
     def batch_decode(self, sequences: Any, **options: Any) -> list[str]:
         """The text of each sequence."""

@@ -217,7 +217,7 @@ def test_an_unknown_site_is_refused_with_near_names() -> None:
         lambda: model.run_with_cache(tokens, names_filter="blocks.0.attn.hook_patern"),
         lambda: model.run_with_cache(tokens, names_filter=["hook_embed", "blocks.0.attn.hook_patern"]),
     ):
-        with pytest.raises(UnknownSite, match="did you mean 'blocks.0.attn.hook_pattern'"):
+        with pytest.raises(UnknownSite, match=r"did you mean 'blocks\.0\.attn\.hook_pattern'"):
             call()
     assert attached(model) == 0
 
@@ -312,7 +312,7 @@ def test_a_wrong_shape_is_refused() -> None:
 @every
 def test_gradients_at_sites_are_those_of_autograd(name: str) -> None:
     model, tokens = network(name), some_tokens()
-    loss, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
+    _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True)
     for site in ("blocks.1.hook_resid_pre", "blocks.0.attn.hook_z", "blocks.1.attn.hook_pattern"):
         leaf = cache[site].clone().requires_grad_()
         again = model.run_with_hooks(tokens, return_type="loss", fwd_hooks=[(site, lambda x, hook, leaf=leaf: leaf)])

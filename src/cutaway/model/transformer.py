@@ -208,7 +208,8 @@ class Transformer(HookedRootModule, StackedWeights):
             padding = kept.append_attention_mask(new)
             if bool(padding.all()):
                 padding = None
-        return Stream(start, None if padding is None else padding.bool().to(tokens.device), kept)
+        self.current = Stream(start, None if padding is None else padding.bool().to(tokens.device))
+        return Stream(start, self.current.padding, kept)
 
     def embed_tokens(self, tokens: Tokens, stream: Stream) -> tuple[Resid, Stream]:
         """The residual stream before the first block, and the stream with shortformer's positions, where it has them."""
@@ -228,7 +229,6 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def run_blocks(self, resid: Resid, stream: Stream, start: int = 0, stop: int | None = None) -> Resid:
         """The residual stream before block `stop`, from that before block `start`."""
-        self.current = Stream(stream.start, stream.padding)
         for block in self.blocks[start:stop]:
             if self.cfg.n_devices > 1:
                 resid = resid.to(next(block.parameters()).device)

@@ -172,7 +172,7 @@ def generate(
     return model.embed(out) if kind == "embeds" else out
 
 
-def _words(model: Transformer, row: Int[Tensor, "pos"], mask: Int[Tensor, "pos"] | None) -> str:
+def _words(model: Transformer, row: Int[Tensor, "pos"], mask: Int[Tensor, "prompt"] | None) -> str:
     """One row as text, without padding and special tokens."""
     ids = row if mask is None else torch.cat([row[: len(mask)][mask.bool()], row[len(mask) :]])
     return str(model.tokenizer.decode(ids.tolist(), skip_special_tokens=True))
