@@ -18,27 +18,26 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, ValuesView
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError, UnknownName, UnknownSite, nearest
-from cutaway.model.sites import RESID, axes, enabled, get_act_name, resolve, site_names
-from cutaway.model.slices import Slice, SliceInput
+from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.model.sites import RESID, axes, get_act_name, site_names
+from cutaway.model.slices import Slice
+from cutaway.runs.activation_store import ActivationStore, Part, missing
 from cutaway.runs.frozen_norms import check_direction, check_scale, dot, through_frozen
 
 logger = logging.getLogger(__name__)
 
 Stack = Float[Tensor, "... d_model"]  # component, batch, pos, d_model; batch and pos as far as they were kept
 Labelled = tuple[Stack, list[str]]
-Part = SliceInput | Slice
 
 
-class ActivationCache:
+class ActivationCache(ActivationStore):
     """Activations of one run, by site.
 
     Args:
@@ -54,91 +53,6 @@ class ActivationCache:
         MissingActivation: the run did not keep a site that is needed; says which, and how to keep it.
         UnknownSite: such a network has no such site.
     """
-
-    def __init__(self, cache_dict: dict[str, Tensor], model: Any, has_batch_dim: bool = True) -> None:
-        self.cache_dict = cache_dict
-        self.model = model
-        self.has_batch_dim = has_batch_dim
-        self.has_embed = "hook_embed" in cache_dict
-        self.has_pos_embed = "hook_pos_embed" in cache_dict
-
-    # A dictionary with short names.
-
-    def __repr__(self) -> str:
-        return f"ActivationCache with keys {list(self.cache_dict)}"
-
-    def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
-        if isinstance(key, str) and key in self.cache_dict:
-            return self.cache_dict[key]
-        try:
-            return self.cache_dict[resolve(key, self.cache_dict, self.model.cfg.n_layers)]
-        except UnknownSite:
-            missing = resolve(key, site_names(self.model.cfg), self.model.cfg.n_layers)  # or unknown to the network as well
-        raise _missing(self.model.cfg, f"cache[{key!r}]", [missing])
-
-    def __contains__(self, key: object) -> bool:
-        if not isinstance(key, str | tuple):
-            return False
-        try:
-            resolve(key, self.cache_dict, self.model.cfg.n_layers)
-        except UnknownSite:
-            return False
-        return True
-
-    def __len__(self) -> int:
-        return len(self.cache_dict)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.cache_dict)
-
-    def keys(self) -> KeysView[str]:
-        """Full names of the kept sites, in the order in which the run passed them."""
-        return self.cache_dict.keys()
-
-    def values(self) -> ValuesView[Tensor]:
-        """The kept activations."""
-        return self.cache_dict.values()
-
-    def items(self) -> ItemsView[str, Tensor]:
-        """Pairs of full name and activation."""
-        return self.cache_dict.items()
-
-    # The whole cache.
-
-    def to(self, device: str | torch.device, move_model: bool = False) -> ActivationCache:
-        """Move the activations (and the model, if asked) to a device; the same cache."""
-        self.cache_dict = {name: tensor.to(device) for name, tensor in self.cache_dict.items()}
-        if move_model:
-            self.model.to(device)
-        return self
-
-    def remove_batch_dim(self) -> ActivationCache:
-        """Drop the batch axis, which must have one entry; the same cache."""
-        if not self.has_batch_dim:
-            logger.warning("this cache has no batch axis to remove")
-            return self
-        for name, tensor in self.cache_dict.items():
-            if tensor.shape[0] != 1:
-                raise ShapeError(
-                    f"the batch axis of {name!r} has {tensor.shape[0]} entries, so it cannot be removed; "
-                    "apply_slice_to_batch_dim(i) takes one example"
-                )
-        self.cache_dict = {name: tensor[0] for name, tensor in self.cache_dict.items()}
-        self.has_batch_dim = False
-        return self
-
-    def apply_slice_to_batch_dim(self, batch_slice: Part) -> ActivationCache:
-        """A new cache of some examples; a number drops the batch axis."""
-        if not self.has_batch_dim:
-            raise ShapeError("this cache has no batch axis, so there are no examples to choose")
-        part = Slice(batch_slice)
-        chosen = {name: part.apply(tensor) for name, tensor in self.cache_dict.items()}
-        return ActivationCache(chosen, self.model, has_batch_dim=part.mode != "int")
-
-    def toggle_autodiff(self, mode: bool = False) -> None:
-        """Switch gradients on or off for all of PyTorch, as the dialect has it; prefer `torch.no_grad()`."""
-        logger.warning("gradients are now %s, globally", "on" if mode else "off")
-        torch.set_grad_enabled(mode)
 
     # The residual stream as it grows.
 
@@ -427,13 +341,6 @@ class ActivationCache:
             raise ShapeError(f"mlp_input=True asks for the input of an MLP, and {where}")
         return last
 
-    def _need(self, asker: str, names: Iterable[str], otherwise: str = "") -> None:
-        """Raise for all absent sites at once."""
-        if absent := [name for name in names if name not in self.cache_dict]:
-            for name in absent:
-                resolve(name, site_names(self.model.cfg))
-            raise _missing(self.model.cfg, asker, absent, otherwise)
-
     def _embeddings(self) -> dict[str, str]:
         """Which embeddings are terms of the stream: label → site."""
         has_pos = self.model.cfg.positional_embedding_type == "standard"
@@ -450,7 +357,7 @@ class ActivationCache:
         cfg = self.model.cfg
         like = next((name for name in site_names(cfg) if name in self.cache_dict and axes(name, cfg) == RESID), None)
         if like is None:
-            raise _missing(self.model.cfg, "a stack of no components", ["hook_embed"])
+            raise missing(self.model.cfg, "a stack of no components", ["hook_embed"])
         tensor = part.apply(self.cache_dict[like], dim=-2)
         return tensor.new_zeros(0, *tensor.shape)
 
@@ -554,18 +461,3 @@ class ActivationCache:
             scale = scale[..., 0, :]
         scale = part.apply(scale, dim=-2)
         return batch.apply(scale) if self.has_batch_dim else scale
-
-
-def _missing(cfg: HookedTransformerConfig, asker: str, names: list[str], otherwise: str = "") -> MissingActivation:
-    """The error that says what is absent and which call keeps it."""
-    shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-    if len(names) <= 3:
-        wanted = repr(names)
-    else:
-        lasts = dict.fromkeys(".".join(name.split(".")[2:]) if name.startswith("blocks.") else name for name in names)
-        wanted = f"[name for name in model.sites if name.endswith({tuple(lasts)!r})]"
-    unfiltered = "without names_filter, or " if all(enabled(cfg, name) for name in names) else ""
-    return MissingActivation(
-        f"{asker} needs {shown}, which this run did not keep; run again {unfiltered}with "
-        f"{'it' if len(names) == 1 else 'them'} in it: model.run_with_cache(tokens, names_filter={wanted}){otherwise}"
-    )
