@@ -65,19 +65,46 @@ const commands = {
     if (selector) await frame.locator(selector).first().screenshot({ path });
     else await page.screenshot({ path, fullPage: full });
   },
-  /** Seconds of hovering along a line, one frame after the other. */
+  /** Opens a file and says when a canvas of it was first on the screen; milliseconds since the page began, or null. */
+  async painted({ file, timeout = 60000, within = "canvas" }) {
+    await context?.close();
+    context = await browser.newContext({ viewport: { width: 1200, height: 900 }, offline: true, bypassCSP: true });
+    page = await context.newPage();
+    page.setDefaultTimeout(timeout);
+    await page.addInitScript((within) => {
+      const look = () => {
+        const drawn = [...document.querySelectorAll(within)].some((one) => one.width > 1 && one.getBoundingClientRect().width > 1);
+        if (drawn) requestAnimationFrame(() => requestAnimationFrame(() => (window.paintedAt = performance.now())));
+        else requestAnimationFrame(look);
+      };
+      requestAnimationFrame(look);
+    }, within);
+    try {
+      await page.goto("file://" + file, { timeout, waitUntil: "commit" });
+      await page.waitForFunction("window.paintedAt", null, { timeout });
+      frame = page.mainFrame();
+      return await frame.evaluate("window.paintedAt");
+    } catch (error) {
+      if (!/Timeout|crash|closed/i.test(error.message)) throw error;
+      return null;
+    }
+  },
+  /** Milliseconds of each of many hovers along a line, until the page has a new layout. */
   async wander({ selector, steps = 60 }) {
     return frame.evaluate(
-      ([selector, steps]) => {
+      async ([selector, steps]) => {
         const area = document.querySelector(selector);
+        area.scrollIntoView();
         const box = area.getBoundingClientRect();
         const times = [];
         for (let i = 0; i < steps; i++) {
           const at = { clientX: box.left + (box.width * (i + 0.5)) / steps, clientY: box.top + box.height * (0.3 + (0.6 * i) / steps), bubbles: true };
           const start = performance.now();
           for (const kind of ["pointermove", "mousemove", "mouseover"]) (document.elementFromPoint(at.clientX, at.clientY) ?? area).dispatchEvent(new (kind === "pointermove" ? PointerEvent : MouseEvent)(kind, at));
-          document.body.getBoundingClientRect(); // styles and layout too
+          for (let turn = 0; turn < 8; turn++) await null; // views are drawn in the microtasks that follow
+          document.body.getBoundingClientRect();
           times.push(performance.now() - start);
+          await new Promise(requestAnimationFrame);
         }
         return times;
       },
@@ -88,10 +115,12 @@ const commands = {
     const session = await context.newCDPSession(page);
     await session.send("HeapProfiler.collectGarbage");
     const { usedSize, embedderHeapUsedSize = 0, backingStorageSize = 0 } = await session.send("Runtime.getHeapUsage");
-    return { heap: usedSize, embedder: embedderHeapUsedSize, buffers: backingStorageSize };
+    const whole = await browser.newBrowserCDPSession();
+    const { processInfo } = await whole.send("SystemInfo.getProcessInfo");
+    const renderers = processInfo.filter(({ type }) => type === "renderer").map(({ id }) => id);
+    return { heap: usedSize + embedderHeapUsedSize + backingStorageSize, renderers };
   },
   report: () => ({ requests, errors }),
-  pid: () => browser.process?.()?.pid ?? null,
 };
 
 for await (const line of createInterface({ input: process.stdin })) {

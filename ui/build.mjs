@@ -1,6 +1,6 @@
 // Builds the bundle that ships with the Python package. With --check, compares it with the committed one.
 import { build } from "esbuild";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -26,7 +26,12 @@ await build({ ...common, entryPoints: ["src/static.ts"], outfile: join(out, "fig
 await build({ ...common, entryPoints: ["src/widget.ts"], outfile: join(out, "widget.js"), format: "esm" });
 await build({ ...common, entryPoints: ["src/figure.css"], outfile: join(out, "figure.css") });
 
-const names = ["figure.js", "widget.js", "figure.css"];
+// The bundle holds copies of these; their licence asks to be named.
+const parts = ["preact", "@preact/signals", "@preact/signals-core"];
+const licences = parts.map((name) => `${name}\n\n${readFileSync(join(here, "node_modules", name, "LICENSE"), "utf8").trim()}\n`);
+writeFileSync(join(out, "LICENSES.txt"), licences.join("\n\n"));
+
+const names = ["figure.js", "widget.js", "figure.css", "LICENSES.txt"];
 const size = ["figure.js", "figure.css"].reduce((sum, name) => sum + gzipSync(readFileSync(join(out, name))).length, 0);
 if (size > LIMIT) throw new Error(`the static bundle is ${size} bytes gzipped; at most ${LIMIT} are allowed`);
 for (const name of names)

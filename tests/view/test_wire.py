@@ -33,10 +33,19 @@ def test_any_array_comes_back(values: np.ndarray) -> None:
     np.testing.assert_array_equal(exact["a"], values)
     _, rounded = wire.unpack(wire.pack({}, {"a": values}, dtype="u8"))
     finite = values[np.isfinite(values)].astype(np.float64)
-    step = (finite.max() - finite.min()) / 252 if finite.size else 0.0
+    step = max(finite.max() - finite.min(), np.abs(finite).max()) / 126 if finite.size else 0.0
     same = np.isfinite(values)
     np.testing.assert_array_equal(rounded["a"][~same], values[~same])
     assert np.all(np.abs(rounded["a"][same] - values[same].astype(np.float64)) <= 0.51 * step + 1e-6 * np.abs(values[same]))
+
+
+def test_eight_bits_tell_small_attention_apart() -> None:
+    values = np.array([[0.0, 0.001, 0.002, 0.004, 0.5, 1.0]], np.float32)
+    rounded = wire.unpack(wire.pack({}, {"a": values}, dtype="u8"))[1]["a"]
+    np.testing.assert_allclose(rounded, values, rtol=0.1)
+    signed = wire.unpack(wire.pack({}, {"a": np.concatenate([values, -values])}, dtype="u8"))[1]["a"]
+    np.testing.assert_array_equal(signed[0], -signed[1])
+    np.testing.assert_allclose(signed[:1], values, rtol=0.2)
 
 
 def test_a_triangle_takes_half_the_room() -> None:

@@ -4,8 +4,9 @@
 
 The header is `{v, view, title, tokens, meta, arrays: {name: {dtype, shape, layout, offset, length, …}}}`; offsets
 count from the end of the header and are multiples of 8. Layout `full` is row-major; `tril` keeps the lower
-triangle of the last two axes (the rest is zero). `u8` stores levels: value = low + level × step; where an array
-has values that are not finite, levels 253, 254 and 255 are NaN, +∞ and −∞. `i32` holds whole numbers as they are.
+triangle of the last two axes (the rest is zero). `u8` stores levels, and the header what each level means; levels 253,
+254 and 255 are NaN, +∞ and −∞. Levels lie closer together near zero (as squares do), because most attention is small.
+`i32` holds whole numbers as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ VERSION = 1
 MAGIC = b"CUT1"
 Dtype = Literal["f32", "f16", "u8"]
 EXACT_UP_TO = 20_000  # values; larger arrays travel as f16
-LEVELS = {"full": 255, "special": 252}  # the highest ordinary level, without and with values that are not finite
+LEVELS = 253  # for finite values; the three above are NaN, +∞, −∞
 NUMPY = {"f32": "<f4", "f16": "<f2", "u8": "u1", "i32": "<i4"}
 
 
@@ -84,25 +85,29 @@ def _encode(array: Array, dtype: Dtype | None) -> tuple[dict[str, Any], bytes]:
         kind = "i32"
     entry: dict[str, Any] = {"shape": shape, "layout": "tril" if tril else "full"}
     if kind == "u8":
-        low, high = finite_range([array])
-        special = not np.isfinite(array).all()
-        step = (high - low) / LEVELS["special" if special else "full"] or 1.0
-        with np.errstate(invalid="ignore"):
-            levels = np.where(np.isfinite(array), np.rint((array.astype(np.float64) - low) / step), 0).astype(np.uint8)
-        if special:
+        table = _levels(*finite_range([array]))
+        levels = np.searchsorted((table[1:] + table[:-1]) / 2, array.astype(np.float64)).astype(np.uint8)
+        if not np.isfinite(array).all():
             levels[np.isnan(array)], levels[np.isposinf(array)], levels[np.isneginf(array)] = 253, 254, 255
-        return entry | {"dtype": "u8", "low": low, "step": step, "special": special}, levels.tobytes()
+        return entry | {"dtype": "u8", "levels": [float(f"{value:.7g}") for value in table]}, levels.tobytes()
     if kind == "f16" and max(map(abs, finite_range([array]))) > 65_000:
         kind = "f32"
     return entry | {"dtype": kind}, array.astype(NUMPY[kind]).tobytes()
 
 
+def _levels(low: float, high: float) -> Array:
+    """What each level means: squares away from zero, or away from the end that is nearest to it."""
+    if low < 0 < high:
+        steps = np.linspace(-1, 1, LEVELS)  # an odd number, so that zero is one of them
+        return np.sign(steps) * steps**2 * max(-low, high)
+    steps = np.linspace(0, 1, LEVELS) ** 2
+    return low + (high - low) * steps if low >= 0 else high - (high - low) * steps[::-1]
+
+
 def _decode(flat: Array, entry: Mapping[str, Any]) -> Array:
     values = flat if entry["dtype"] == "i32" else flat.astype(np.float32)
     if entry["dtype"] == "u8":
-        values = (entry["low"] + flat * entry["step"]).astype(np.float32)
-        if entry["special"]:
-            values[flat == 253], values[flat == 254], values[flat == 255] = np.nan, np.inf, -np.inf
+        values = np.array([*entry["levels"], np.nan, np.inf, -np.inf], np.float32)[flat]
     shape = entry["shape"]
     if entry["layout"] == "full":
         return values.reshape(shape)

@@ -6,9 +6,7 @@ export interface Entry {
   layout: "full" | "tril";
   offset: number;
   length: number;
-  low?: number;
-  step?: number;
-  special?: boolean;
+  levels?: number[];
 }
 
 export interface Spec {
@@ -25,9 +23,7 @@ export interface Spec {
 export class Data {
   readonly approx: boolean;
   readonly codes: Uint8Array | null;
-  readonly low: number;
-  readonly step: number;
-  readonly special: boolean;
+  private readonly levels: Float64Array;
   private readonly flat: Float32Array | Int32Array | Uint8Array;
   private readonly planeSize: number;
 
@@ -38,9 +34,7 @@ export class Data {
     entry: Entry,
   ) {
     this.approx = entry.dtype === "u8" || entry.dtype === "f16";
-    this.low = entry.low ?? 0;
-    this.step = entry.step ?? 1;
-    this.special = entry.special ?? false;
+    this.levels = new Float64Array([...(entry.levels ?? []), NaN, Infinity, -Infinity]);
     const size = bytes.length / (entry.dtype === "u8" ? 1 : entry.dtype === "f16" ? 2 : 4);
     if (entry.dtype === "u8") this.flat = bytes;
     else if (entry.dtype === "f16") this.flat = halfs(new Uint16Array(bytes.buffer, bytes.byteOffset, size));
@@ -60,9 +54,7 @@ export class Data {
   /** The value stored at a place. */
   stored(index: number): number {
     const value = this.flat[index];
-    if (!this.codes) return value;
-    if (this.special && value > 252) return value === 253 ? NaN : value === 254 ? Infinity : -Infinity;
-    return this.low + value * this.step;
+    return this.codes ? this.levels[value] : value;
   }
 
   /** The value of a cell of a plane. */
