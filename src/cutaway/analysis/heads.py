@@ -124,8 +124,10 @@ def mask_of(condition: Condition, dest: int, src: int, device: torch.device | No
     return mask.to(device)
 
 
-def kind_mask(kind: str, tokens: Int[Tensor, "batch pos"] | None, length: int) -> Bool[Tensor, "#batch dest src"]:
-    """The pairs (query, key) that a kind is about; see `KINDS`.
+def kind_mask(
+    kind: str, tokens: Int[Tensor, "batch pos"] | None, length: int, real: Bool[Tensor, "batch pos"] | None = None
+) -> Bool[Tensor, "#batch dest src"]:
+    """The pairs (query, key) that a kind is about; see `KINDS`. `real` says which positions are no padding.
 
     Raises:
         UnknownName: no such kind.
@@ -140,7 +142,8 @@ def kind_mask(kind: str, tokens: Int[Tensor, "batch pos"] | None, length: int) -
     if kind == "previous":
         return (query == key + 1)[None]
     if kind == "first":
-        return (key == 0).expand(length, length)[None]
+        start = torch.zeros(1, 1, 1, dtype=torch.long) if real is None else real.long().argmax(-1)[:, None, None]
+        return (key == start.to(key.device)).expand(-1, length, length)
     if tokens is None:
         raise ShapeError(f"{kind!r} compares tokens; pass tokens beside the cache, or ask for kinds of positions only")
     same = (tokens[:, :, None] == tokens[:, None, :]) & (key < query)
@@ -253,7 +256,7 @@ def _masks(
         raise ShapeError(f"tokens have {tokens.shape[1]} positions, but the patterns {src} keys")
     masks = []
     for kind, condition in asked.items():
-        mask = kind_mask(kind, tokens, src) if condition is None else mask_of(condition, dest, src)
+        mask = kind_mask(kind, tokens, src, real) if condition is None else mask_of(condition, dest, src)
         masks.append(mask if real is None else mask & real[:, :, None] & real[:, None, :])
     return masks
 

@@ -1,0 +1,117 @@
+"""The hardest inputs: a search that changes one token at a time for as long as a score rises.
+
+Each chain starts from a sequence of its own and moves to the best of its neighbours (one token replaced) until none
+is better, so what chains end in says what a model fails on, and how many of them end there says how rare that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.axes import Tokens
+from cutaway.errors import ShapeError
+from cutaway.runs.results import Labelled, Result
+from cutaway.view import Figure, line_chart
+
+Score = Callable[[Tokens], Float[Tensor, "batch"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Climb(Result):
+    """Where chains began and ended, and their scores on the way, `[round, chain]`; a chain that stopped keeps its score."""
+
+    values: Labelled
+    start: Tensor
+    tokens: Tensor
+    looked_at: int
+
+    @property
+    def final(self) -> Float[Tensor, "chain"]:
+        """The score that each chain ended with."""
+        return self.values.data[-1]
+
+    @property
+    def changes(self) -> Int[Tensor, "chain"]:
+        """How many tokens differ between the beginning and the end."""
+        return (self.start != self.tokens).sum(1)
+
+    def figure(self) -> Figure:
+        """The median chain, the middle half and the best, by round."""
+        data = self.values.data.float()
+        low, middle, high = torch.quantile(data, torch.tensor([0.25, 0.5, 0.75], dtype=data.dtype), dim=1)
+        series = {"median chain": middle, "best chain": data.max(1).values}
+        return line_chart(
+            series, intervals={"median chain": torch.stack([low, high])}, x_name="round", y_name=self.values.what,
+            title="Search for hard inputs", interval_name="middle half of the chains",
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        """What the search came to."""
+        rounds, chains = self.values.shape
+        first, last = self.values.data[0], self.final
+        return (
+            f"{chains} chains, {rounds - 1} rounds, {self.looked_at:,} sequences looked at: {self.values.what} from "
+            f"{float(first.median()):.3g} (median; highest {float(first.max()):.3g}) to "
+            f"{float(last.median()):.3g} (highest {float(last.max()):.3g})"
+        )
+
+
+@torch.no_grad()
+def climb(
+    score: Score,
+    start: Tokens,
+    alphabet: Sequence[int],
+    *,
+    positions: Sequence[int] | None = None,
+    rounds: int = 20,
+    neighbours: int = 256,
+    batch_size: int = 4096,
+    seed: int = 0,
+    what: str = "score",
+    unit: str = "",
+) -> Climb:
+    """Raise a score of sequences by replacing one token at a time.
+
+    Args:
+        score: sequences `[batch, pos]` to one number each.
+        start: one sequence for each chain.
+        alphabet: the tokens that may be put in.
+        positions: where; everywhere by default.
+        neighbours: how many replacements a chain tries in a round: all there are where they are no more, else a sample.
+        rounds: at most; the search ends earlier when no chain improves (and nothing is sampled).
+
+    Raises:
+        ShapeError: no chains, no tokens to put in, or nowhere to put them.
+    """
+    places = list(range(start.shape[1])) if positions is None else list(positions)
+    if not len(start) or not places or not len(alphabet):
+        raise ShapeError("a search needs at least one sequence, one position and one token to put there")
+    device, generator = start.device, torch.Generator().manual_seed(seed)
+    pairs = torch.cartesian_prod(torch.tensor(places), torch.tensor(list(alphabet))).view(-1, 2)
+    sampled = len(pairs) > neighbours
+    current = start.clone()
+    best = _scores(score, current, batch_size)
+    history, looked_at = [best], len(start)
+    for _ in range(rounds):
+        tried = pairs[torch.randperm(len(pairs), generator=generator)[:neighbours]] if sampled else pairs
+        tried = tried.to(device)
+        around = current[:, None].repeat(1, len(tried), 1)
+        around[:, torch.arange(len(tried), device=device), tried[:, 0]] = tried[:, 1]
+        found, which = _scores(score, around.flatten(0, 1), batch_size).view(len(current), -1).max(1)
+        looked_at += around.shape[0] * around.shape[1]
+        better = found > best
+        current = torch.where(better[:, None], around[torch.arange(len(current), device=device), which], current)
+        best = torch.where(better, found, best)
+        history.append(best)
+        if not sampled and not bool(better.any()):
+            break
+    return Climb(Labelled(torch.stack(history), ("round", "chain"), {}, what, unit), start, current, looked_at)
+
+
+def _scores(score: Score, tokens: Tokens, batch_size: int) -> Float[Tensor, "batch"]:
+    return torch.cat([score(part) for part in tokens.split(batch_size)])

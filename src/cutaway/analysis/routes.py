@@ -1,0 +1,141 @@
+"""Routes: what a head's scores and outputs are made of, split by the token that it looks at and by what stood there.
+
+Three exact splits of one layer, for a given run: its keys by component of the stream (`scores_by_key`), what it
+writes by component of the values it moved (`outputs_by_component`), and its effect on a logit by source and
+component (`moved`). Scales of norms and attention patterns are those of the run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway.analysis.asking import Subject, head_names, kept, network, run_for, scale_of
+from cutaway.analysis.pathways import components_into, sites_into
+from cutaway.analysis.scales import FINAL, back_through, norms_of
+from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.model.transformer import Transformer
+from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.results import Labelled
+
+Split = Labelled
+"""`[component, batch, dest, src]`."""
+
+
+def sites(model: Transformer, layer: int) -> list[str]:
+    """The sites that the functions below read of one layer."""
+    attn = f"blocks.{layer}.attn"
+    final = ["ln_final.hook_scale"] if norms_of(model.cfg) else []
+    return [*sites_into(model, layer), f"{attn}.hook_q", f"{attn}.hook_pattern", *final]
+
+
+def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
+    """What each component of the keys adds to a head's scores, with the queries of the run, `[component, batch, dest, src]`.
+
+    What is the same for all keys of a query (biases) changes no pattern and is left out; so are scores of hidden keys,
+    which hold 0.
+
+    Raises:
+        UnknownName: no such head.
+        ConfigError: keys are rotated or normalised, so that they are no sum over components here.
+    """
+    model = network(subject)
+    layer, one = _place(model, head)
+    if model.cfg.use_qk_norm or model.blocks[layer].attn.rotary is not None:
+        raise ConfigError("keys that are rotated or normalised are not split by component; use pathways or measured patterns")
+    cache = run_for(subject, tokens, sites(model, layer), "scores_by_key")
+    parts, labels = components_into(cache, layer)
+    attn = model.blocks[layer].attn
+    keys = parts @ attn.W_K.detach()[one].to(parts.dtype)
+    queries = kept(cache, f"blocks.{layer}.attn.hook_q")[:, :, one]
+    scores = torch.einsum("bdh,cbsh->cbds", queries, keys) / attn.attn_scale
+    if model.cfg.attention_dir == "causal":
+        scores = scores.tril()
+    return Labelled(scores, ("component", "batch", "dest", "src"), {"component": labels}, "part of the attention score")
+
+
+def outputs_by_component(
+    subject: Subject, layer: int, tokens: Any = None
+) -> tuple[Float[Tensor, "component head batch pos d_model"], list[str]]:
+    """What each head of a layer writes, split by the components of what it moved; and their labels.
+
+    The last component is `bias`: what values hold whatever the input. With the output bias, all sum to what attention
+    writes, before any norm that follows.
+    """
+    model = network(subject)
+    _in_range(model, layer)
+    cache = run_for(subject, tokens, sites(model, layer), "outputs_by_component")
+    values, labels = _values(cache, layer)
+    pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")
+    mixed = torch.einsum("bhds,cbshe->cbdhe", pattern, values)
+    W_O = model.blocks[layer].attn.W_O.detach().to(mixed.dtype)
+    return torch.einsum("cbdhe,hem->chbdm", mixed, W_O), labels
+
+
+def moved(subject: Subject, head: str, targets: Int[Tensor, "batch pos"], tokens: Any = None) -> Split:
+    """What a head adds to the logit of each position's target, by source and component, `[component, batch, dest, src]`.
+
+    Summed over sources and components it is the head's direct attribution. Targets below 0 get 0.
+
+    Raises:
+        UnknownName: no such head.
+        ConfigError: a norm follows the head before it reaches the stream.
+    """
+    model = network(subject)
+    layer, one = _place(model, head)
+    if f"{layer}.ln1_post" in norms_of(model.cfg):
+        raise ConfigError("a norm follows this head before the stream; its sources are not split here")
+    cache = run_for(subject, tokens, sites(model, layer), "moved")
+    values, labels = _values(cache, layer)
+    if tuple(targets.shape) != tuple(values.shape[1:3]):
+        raise ShapeError(f"targets must be {tuple(values.shape[1:3])} (batch, pos), not {tuple(targets.shape)}")
+    targets = targets.to(values.device)
+    scale = scale_of(cache, "ln_final.hook_scale") if norms_of(model.cfg) else None
+    directions = model.unembed.W_U.detach().to(values.dtype).T[targets.clamp(min=0)]
+    back = back_through(model, FINAL, directions, scale) * (targets >= 0)[..., None]
+    read = back @ model.blocks[layer].attn.W_O.detach().to(values.dtype)[one].T
+    pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")[:, one]
+    data = torch.einsum("bdh,cbsh->cbds", read, values[:, :, :, one]) * pattern
+    return Labelled(data, ("component", "batch", "dest", "src"), {"component": labels}, "effect on the logit", "logits")
+
+
+def over_pairs(split: Split, mask: Bool[Tensor, "batch dest src"]) -> Labelled:
+    """The mean of each component over the pairs of a mask, `[component]`; NaN where there are none."""
+    chosen = mask.to(split.data.device).to(split.data.dtype)
+    mean = torch.einsum("cbds,bds->c", split.data, chosen) / chosen.sum()
+    return Labelled(mean, ("component",), {"component": split.names("component")}, f"mean {split.what}", split.unit)
+
+
+def summed(split: Split, mask: Bool[Tensor, "batch dest src"]) -> Labelled:
+    """The sum over the sources that a mask picks, `[component, batch, dest]`."""
+    data = (split.data * mask.to(split.data.device)).sum(-1)
+    return Labelled(data, ("component", "batch", "pos"), {"component": split.names("component")}, split.what, split.unit)
+
+
+def _values(cache: ActivationCache, layer: int) -> tuple[Float[Tensor, "component batch src head d_head"], list[str]]:
+    """Values of all heads by component, and what they hold whatever the input."""
+    model: Transformer = cache.model
+    parts, labels = components_into(cache, layer)
+    attn = model.blocks[layer].attn
+    W_V = attn.W_V.detach().to(parts.dtype)
+    values = torch.einsum("cbpm,hme->cbphe", parts, W_V)
+    bias = attn.b_V.detach().to(parts.dtype)
+    own = getattr(getattr(model.blocks[layer], "ln1", None), "b", None)
+    if own is not None:
+        bias = bias + torch.einsum("m,hme->he", own.detach().to(parts.dtype), W_V)
+    return torch.cat([values, bias.expand(1, *values.shape[1:])]), [*labels, "bias"]
+
+
+def _place(model: Transformer, head: str) -> tuple[int, int]:
+    names = head_names(model.cfg)
+    if head not in names:
+        raise UnknownName(f"{head!r} is no head of this network; there are {names[0]} to {names[-1]}")
+    return divmod(names.index(head), model.cfg.n_heads)
+
+
+def _in_range(model: Transformer, layer: int) -> None:
+    if not 0 <= layer < model.cfg.n_layers:
+        raise ShapeError(f"layer={layer} is not one of the {model.cfg.n_layers} layers")
