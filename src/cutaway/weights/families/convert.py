@@ -1,7 +1,7 @@
 """From a config and tensors of `transformers` to ours, by a family's table.
 
-Everything is checked before a tensor is read: each config field, and the name of each tensor. The tensors
-are then read one at a time, whenever a canonical one is asked for.
+Everything is checked before a tensor is read: each config field, and the name and shape of each tensor. The
+tensors are then read one at a time, whenever a canonical one is asked for.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ class CanonicalTensors(Mapping[str, Tensor]):
     """Canonical name → tensor; each is read and reshaped when it is asked for, and not kept.
 
     Raises:
-        WeightsMismatch: a tensor that the table asks for is not there, one is left over, or a shape is wrong.
+        WeightsMismatch: (when it is made) a tensor that the table asks for is not there, one is left over, or a shape
+            is wrong.
     """
 
     def __init__(self, family: Family, cfg: HookedTransformerConfig, hf: Fields, foreign: Mapping[str, Tensor]):
@@ -90,6 +91,7 @@ class CanonicalTensors(Mapping[str, Tensor]):
         self._layers = next(int(hf[name]) for name, field in family.fields.items() if field.ours == "n_layers")
         self._found: dict[str, tuple[Found, list[str], Place] | None] = {name: self._find(name) for name in self.shapes}
         self._check_all_used()
+        self._check_shapes()
         self._last: tuple[str, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -99,21 +101,11 @@ class CanonicalTensors(Mapping[str, Tensor]):
         return iter(self.shapes)
 
     def __getitem__(self, name: str) -> Tensor:
-        shape = self.shapes[name]
         entry = self._found[name]
         if entry is None:
-            return torch.zeros(shape)
+            return torch.zeros(self.shapes[name])
         found, names, place = entry
-        parts = [self._read(one) for one in names]
-        x = parts[0] if len(parts) == 1 else torch.stack(parts)
-        try:
-            for step in found.steps:
-                x = step(x, place)
-        except (RuntimeError, IndexError) as problem:
-            raise self._misshapen(name, names, parts, shape) from problem
-        if tuple(x.shape) != shape:
-            raise self._misshapen(name, names, parts, shape)
-        return x
+        return _reshaped(found, place, [self._read(one) for one in names])
 
     def forget(self) -> None:
         """Let go of the tensor that was read last."""
@@ -126,8 +118,21 @@ class CanonicalTensors(Mapping[str, Tensor]):
             self._last = (name, self.foreign[name])
         return self._last[1]
 
-    def _misshapen(self, name: str, names: list[str], parts: list[Tensor], shape: tuple[int, ...]) -> WeightsMismatch:
-        return WeightsMismatch(f"{names[0]} has shape {list(parts[0].shape)}, which gives no {name} of shape {list(shape)}")
+    def _check_shapes(self) -> None:
+        """Does every reshaping give the shape that is wanted? Tried on tensors without memory, once for each kind."""
+        given: Mapping[str, tuple[int, ...]] = getattr(self.foreign, "shapes", {})
+        known: dict[tuple[object, ...], tuple[int, ...] | None] = {}
+        for canonical, entry in self._found.items():
+            if entry is None:
+                continue
+            found, names, place = entry
+            shapes_there = [tuple(given[name] if name in given else self.foreign[name].shape) for name in names]
+            kind = (_pattern(canonical)[0], found.name, *shapes_there)
+            if kind not in known:
+                known[kind] = _shape_after(found, place, shapes_there)
+            if known[kind] != self.shapes[canonical]:
+                wanted = f"{canonical} of shape {list(self.shapes[canonical])}"
+                raise WeightsMismatch(f"{names[0]} has shape {list(shapes_there[0])}, which gives no {wanted}")
 
     def _find(self, canonical: str) -> tuple[Found, list[str], Place] | None:
         pattern, layer, expert = _pattern(canonical)
@@ -179,6 +184,21 @@ class CanonicalTensors(Mapping[str, Tensor]):
             if layer is None or self.cfg.n_layers <= int(layer) < self._layers:
                 return True
         return False
+
+
+def _reshaped(found: Found, place: Place, parts: list[Tensor]) -> Tensor:
+    x = parts[0] if len(parts) == 1 else torch.stack(parts)
+    for step in found.steps:
+        x = step(x, place)
+    return x
+
+
+def _shape_after(found: Found, place: Place, shapes_there: list[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape that a tensor comes out with; None where the reshaping fails."""
+    try:
+        return tuple(_reshaped(found, place, [torch.empty(shape, device="meta") for shape in shapes_there]).shape)
+    except (RuntimeError, IndexError):
+        return None
 
 
 def _pattern(canonical: str) -> tuple[str, int, int]:

@@ -61,7 +61,7 @@ def in_turn(hf: Fields) -> bool:
 def norms() -> Tensors:
     table: Tensors = {}
     for letter, kind in (("w", "weight"), ("b", "bias")):
-        shared = found("h.{l}.input_layernorm." + kind)
+        shared = found("h.{l}.input_layernorm." + kind, when=lambda hf: not two_norms(hf))
         table[f"blocks.{{l}}.ln1.{letter}"] = (found("h.{l}.ln_attn." + kind, when=two_norms), shared)
         after = found("h.{l}.post_attention_layernorm." + kind, when=in_turn)
         table[f"blocks.{{l}}.ln2.{letter}"] = (found("h.{l}.ln_mlp." + kind, when=two_norms), after, shared)

@@ -104,8 +104,8 @@ def gemma3_rest(hf: Fields) -> dict[str, Any]:
     local = hf["rope_local_base_freq"] or 10000.0
     if "full_attention" in settings or "sliding_attention" in settings:
         sliding = settings.get("sliding_attention") or {}
-        if sliding.get("rope_type", "default") != "default":
-            raise hf.refuse(name, "scaled rotation in sliding layers is not understood")
+        if sliding.get("rope_type", "default") != "default" or sliding.get("partial_rotary_factor") not in (None, 1):
+            raise hf.refuse(name, "in sliding layers only plain rotation of whole heads is understood")
         local = sliding.get("rope_theta") or local
         hf = Fields(hf.family, hf | {name: settings.get("full_attention") or {}})
     return (

@@ -1,4 +1,7 @@
-"""Llama 1, 2 and 3, and those that are Llama with little else: Mistral, SmolLM3, Granite, OLMo and OLMo 2."""
+"""Llama 1, 2 and 3, and those that are Llama with little else: Mistral, SmolLM3, Granite, OLMo and OLMo 2.
+
+`mlp_bias` is refused: the one bias of our gated MLPs is added behind the gate, theirs before it.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def fields(**own: Field) -> dict[str, Field]:
     return common | own
 
 
-def rest(hf: Fields, *, theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
+def rest(hf: Fields, *, theta: float = 10000.0, partial: float | None = None) -> dict[str, Any]:
     """Heads and rotary positions."""
     shape = heads(hf)
     return shape | rotary(hf, shape["d_head"], theta=theta, partial=partial)
@@ -52,13 +55,11 @@ LLAMA = Family(
     name="Llama",
     model_type="llama",
     architectures=("LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM"),
-    fields=fields(attention_bias=read(False), mlp_bias=read(False)),
+    fields=fields(attention_bias=read(False), mlp_bias=only(False)),
     always=ALWAYS,
     rest=rest,
     unused=UNUSED,
-    tensors=BODY
-    | attention("layers.{l}.self_attn", bias="attention_bias")
-    | mlp("layers.{l}.mlp", "up_proj", "down_proj", "gate_proj", bias="mlp_bias"),
+    tensors=BODY | attention("layers.{l}.self_attn", bias="attention_bias"),
     examples=("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-3.2-1B", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
 )
 
@@ -103,7 +104,7 @@ SMOLLM3 = Family(
         num_key_value_heads=read(4),
         tie_word_embeddings=into("tie_word_embeddings", True),
         attention_bias=read(False),
-        mlp_bias=read(False),
+        mlp_bias=only(False),
         no_rope_layers=read(),
         no_rope_layer_interval=read(4),
         use_sliding_window=read(False),
@@ -125,7 +126,7 @@ GRANITE = Family(
     architectures=("GraniteForCausalLM", "GraniteModel"),
     fields=fields(
         attention_bias=read(False),
-        mlp_bias=read(False),
+        mlp_bias=only(False),
         embedding_multiplier=read(1.0),
         residual_multiplier=read(1.0),
         attention_multiplier=into("attn_scale", 1.0, lambda multiplier: 1 / multiplier),
@@ -140,7 +141,7 @@ GRANITE = Family(
         after=(scaled(lambda hf: 1 / hf["logits_scaling"]),),
     )
     | attention("layers.{l}.self_attn", bias="attention_bias", out=(RESIDUAL,))
-    | mlp("layers.{l}.mlp", "up_proj", "down_proj", "gate_proj", bias="mlp_bias", out=(RESIDUAL,)),
+    | mlp("layers.{l}.mlp", "up_proj", "down_proj", "gate_proj", out=(RESIDUAL,)),
     examples=("ibm-granite/granite-3.1-2b-base",),
 )
 

@@ -14,7 +14,7 @@ FIELDS = {
     "d_model": into("d_model", 2048),
     "n_layers": into("n_layers", 24),
     "n_heads": into("n_heads", 16),
-    "expansion_ratio": read(4),
+    "expansion_ratio": only(4),
     "layer_norm_epsilon": into("eps", 1e-5),
     "attn_config": read(),
     "no_bias": only(True),
@@ -43,7 +43,7 @@ def rest(hf: Fields) -> dict[str, Any]:
         if (entry is None and value not in (None, False)) or (entry and entry.accepted and value not in entry.accepted):
             raise hf.refuse("attn_config", f"{name}={value!r} is not understood")
     d_head = hf["d_model"] // hf["n_heads"]
-    ours: dict[str, Any] = {"d_head": d_head, "d_mlp": int(hf["expansion_ratio"] * hf["d_model"])}
+    ours: dict[str, Any] = {"d_head": d_head, "d_mlp": 4 * hf["d_model"]}
     if inner.get("softmax_scale") is not None:
         ours["attn_scale"] = 1 / inner["softmax_scale"]
     if inner.get("clip_qkv"):

@@ -21,7 +21,7 @@ FIELDS = {
     "use_parallel_residual": into("parallel_attn_mlp", True),
     "attention_bias": read(True),
     "rotary_pct": read(0.25),
-    "rotary_emb_base": read(10000),
+    "rotary_emb_base": read(10000.0),
     "tie_word_embeddings": into("tie_word_embeddings", False),
     **ROPE,
 } | ignored("attention_dropout hidden_dropout classifier_dropout")
@@ -29,7 +29,7 @@ FIELDS = {
 
 def rest(hf: Fields) -> dict[str, Any]:
     d_head = hf["hidden_size"] // hf["num_attention_heads"]
-    return {"d_head": d_head, **rotary(hf, d_head, theta=hf["rotary_emb_base"], partial=hf["rotary_pct"])}
+    return {"d_head": d_head, **rotary(hf, d_head, theta=float(hf["rotary_emb_base"]), partial=float(hf["rotary_pct"]))}
 
 
 NEOX = Family(

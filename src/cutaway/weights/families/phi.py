@@ -55,7 +55,7 @@ PHI3 = Family(
         **ignored("resid_pdrop embd_pdrop"),
     ),
     always=ALWAYS,
-    rest=lambda hf: rest(hf) | everywhere(hf),
+    rest=lambda hf: rest(hf, partial=1.0) | everywhere(hf),
     tensors={name: where for name, where in BODY.items() if ".attn." not in name and ".mlp." not in name}
     | packed("layers.{l}.self_attn.qkv_proj", stacked)
     | output("layers.{l}.self_attn.o_proj")

@@ -34,11 +34,16 @@ KEYS = {
 COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
-def rotary(hf: Fields, d_head: int, *, theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
-    """Our fields of rotary positions; `theta` and `partial` are what the family takes where the config says nothing."""
+def rotary(hf: Fields, d_head: int, *, theta: float = 10000.0, partial: float | None = None) -> dict[str, Any]:
+    """Our fields of rotary positions; `theta` and `partial` are what the family takes where the config says nothing.
+
+    Families without `partial` always rotate whole heads.
+    """
     settings, name = parameters(hf)
     base = settings.get("rope_theta") or hf["rope_theta"] or theta
-    share = next(x for x in (settings.get("partial_rotary_factor"), hf["partial_rotary_factor"], partial) if x is not None)
+    share = next(x for x in (settings.get("partial_rotary_factor"), hf["partial_rotary_factor"], partial, 1.0) if x is not None)
+    if partial is None and share != 1:
+        raise hf.refuse(name, f"{hf.family} models rotate whole heads, and partial_rotary_factor is {share}")
     return {
         "positional_embedding_type": "rotary",
         "rotary_base": float(base),

@@ -1,0 +1,195 @@
+"""What a table does not understand stops the load, by name, before a tensor is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny
+from torch import Tensor
+
+from cutaway.errors import ConfigError, UnsupportedArchitecture, WeightsMismatch
+from cutaway.weights import canonical
+from cutaway.weights.families import FAMILIES, configuration, convert
+from cutaway.weights.families.table import BASE
+
+LLAMA = tiny("llama")
+CONFIG, TENSORS = LLAMA.config.to_dict(), LLAMA.state_dict()
+
+
+class Watched(dict[str, Tensor]):
+    """Tensors that count their reads; shapes are free, and so is the first, at which the type checker looks."""
+
+    reads = 0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.reads += name != next(iter(self))
+        return super().__getitem__(name)
+
+
+def refused(changes: dict[str, Any], why: str, kind: type[Exception] = UnsupportedArchitecture, base: Any = CONFIG) -> None:
+    watched = Watched(TENSORS)
+    with pytest.raises(kind, match=why):
+        convert({**base, **changes}, watched)
+    assert watched.reads == 0
+
+
+def test_an_unknown_family_lists_those_that_there_are() -> None:
+    refused({"model_type": "mamba"}, "no family for model_type='mamba'; there are GPT-2, GPT-Neo, .*StarCoder 2")
+
+
+def test_a_field_that_is_not_in_the_table_is_named() -> None:
+    refused({"attention_sink": 4}, "attention_sink=4 in the config of this Llama model")
+    refused({"quantization_config": {"bits": 4}}, "quantization_config=")
+    gpt2 = tiny("gpt2").config.to_dict()
+    refused({"attention_bias": True}, "attention_bias=True in the config of this GPT-2 model: .*not understood", base=gpt2)
+
+
+def test_a_field_that_is_off_or_says_nothing_is_fine() -> None:
+    for harmless in ({"attention_sink": None}, {"attention_sink": False}, {"attention_dropout": 0.5}, {"use_cache": False}):
+        convert(CONFIG | harmless, TENSORS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        (
+            {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
+            "there is no rope type 'longrope'; there are default, linear",
+        ),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope type 'linear' needs a factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "'beta_fast' means nothing to us"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "only truncate=True"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "Llama models rotate whole heads"),
+        ({"hidden_act": "quick_gelu"}, "activation function 'quick_gelu' is not one we have; there are relu, gelu"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder=True .* only False is understood"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures=.* only LlamaForCausalLM"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+    ],
+)
+def test_a_value_that_is_not_understood_is_named(changes: dict[str, Any], why: str) -> None:
+    refused(changes, why)
+
+
+def test_mpt_looks_into_its_inner_config() -> None:
+    config = tiny("mpt").config.to_dict()
+    for change in ({"alibi": False}, {"qk_ln": True}, {"something_new": 3}):
+        with pytest.raises(UnsupportedArchitecture, match=f"attn_config=.*{next(iter(change))}"):
+            configuration(config | {"attn_config": config["attn_config"] | change})
+
+
+def test_tensors_that_are_missing_left_over_or_misshapen() -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    without = {key: tensor for key, tensor in TENSORS.items() if key != name}
+    with pytest.raises(WeightsMismatch, match=r"lacks 'layers\.1\.mlp\.up_proj\.weight' for blocks\.1\.mlp\.W_in of this Llama"):
+        convert(CONFIG, without)
+    with pytest.raises(WeightsMismatch, match=r"lacks: model\.layers\.0\.self_attn\.q_proj\.lora_A"):
+        convert(CONFIG, TENSORS | {"model.layers.0.self_attn.q_proj.lora_A": torch.zeros(2, 2)})
+    with pytest.raises(
+        WeightsMismatch, match=r"up_proj\.weight has shape \[36, 52\], which gives no blocks\.1\.mlp\.W_in of shape"
+    ):
+        convert(CONFIG, TENSORS | {name: TENSORS[name].T})
+    refused({"num_hidden_layers": 2}, r"lacks: model\.layers\.2\.", WeightsMismatch)
+
+
+def test_buffers_of_old_files_are_passed_over() -> None:
+    convert(CONFIG, TENSORS | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(3)})
+    gpt2 = tiny("gpt2")
+    old = {name.removeprefix("transformer."): tensor for name, tensor in gpt2.state_dict().items()}  # as the published file
+    convert(gpt2.config.to_dict(), old | {"h.0.attn.bias": torch.ones(1, 1, 40, 40)})
+
+
+def test_fewer_layers_and_positions() -> None:
+    cfg, weights = convert(CONFIG, TENSORS, first_n_layers=2, n_ctx=7)
+    assert (cfg.n_layers, cfg.n_ctx) == (2, 7)
+    canonical.check(dict(weights), cfg)
+    gpt2 = tiny("gpt2")
+    cfg, weights = convert(gpt2.config.to_dict(), gpt2.state_dict(), n_ctx=7)
+    assert weights["pos_embed.W_pos"].shape == (7, 36)
+    with pytest.raises(ConfigError, match="n_ctx=41, and the model has learned embeddings of 40 positions only"):
+        convert(gpt2.config.to_dict(), gpt2.state_dict(), n_ctx=41)
+    with pytest.raises(ConfigError, match="first_n_layers=4 of a model that has 3"):
+        convert(CONFIG, TENSORS, first_n_layers=4)
+    assert configuration(CONFIG, n_ctx=99).n_ctx == 99
+    dynamic = tiny("llama, dynamic").config.to_dict()
+    with pytest.raises(ConfigError, match="dynamic rotary scaling is understood up to 40 positions only"):
+        configuration(dynamic, n_ctx=41)
+
+
+def test_tensors_are_read_one_at_a_time_and_packed_ones_once() -> None:
+    gpt2 = tiny("gpt2")
+    watched = Watched(gpt2.state_dict())
+    cfg, weights = convert(gpt2.config.to_dict(), watched)
+    assert watched.reads == 0
+    for letter in "QKV":
+        weights[f"blocks.1.attn.W_{letter}"]
+    assert watched.reads == 1
+    assert weights["blocks.0.attn.W_Q"].shape == (6, 36, 6)
+    assert set(weights) == set(canonical.shapes(cfg))
+
+
+def test_constants_are_folded_before_rounding() -> None:
+    """A checkpoint in bfloat16 keeps the embedding's scale exact, and norms of 1 + w lose nothing."""
+    gemma = tiny("gemma")
+    half = {name: tensor.bfloat16() for name, tensor in gemma.state_dict().items()}
+    _, weights = convert(gemma.config.to_dict(), half)
+    assert torch.equal(weights["embed.W_E"], half["model.embed_tokens.weight"].float() * 6.0)
+    assert torch.equal(weights["ln_final.w"], 1 + half["model.norm.weight"].float())
+    assert weights["unembed.W_U"].dtype == torch.bfloat16
+
+
+def test_every_default_is_that_of_transformers() -> None:
+    """A field that a config leaves out means what `transformers` takes for it."""
+    import transformers
+
+    for model_type, family in FAMILIES.items():
+        theirs = transformers.CONFIG_MAPPING[model_type]()
+        given = theirs.to_dict()
+        for name, field in family.fields.items():
+            if name in given and field.default is not None and field.accepted is None and name not in BASE:
+                unused = name == "sliding_window" and not given.get("use_sliding_window", True)
+                assert given[name] == field.default or unused, (model_type, name, given[name], field.default)
+
+
+# The dialect's own models.
+
+OWN = {
+    "n_layers": 2, "d_model": 16, "n_ctx": 10, "d_head": 4, "n_heads": 4, "d_mlp": 24, "d_vocab": 19, "act_fn": "solu_ln",
+    "attn_only": False, "normalization": "LNPre", "tokenizer_name": "EleutherAI/gpt-neox-20b", "lr": 1e-3, "seed": 3,
+}  # fmt: skip
+
+
+def own_weights(config: dict[str, Any]) -> dict[str, Tensor]:
+    return {name: torch.randn(shape) for name, shape in canonical.shapes(configuration(config)).items()}
+
+
+def test_own_models_are_canonical_already() -> None:
+    config = OWN | {"shortformer_pos": True, "attn_only": True, "final_rms": True}
+    weights = own_weights(config)
+    before = torch.get_rng_state()
+    cfg, tensors = convert(config, weights | {"blocks.0.attn.mask": torch.ones(10, 10)}, n_ctx=6)
+    assert torch.equal(torch.get_rng_state(), before)  # the seed of its training reseeds nothing
+    assert (cfg.positional_embedding_type, cfg.normalization_type, cfg.final_rms, cfg.n_ctx) == ("shortformer", "LNPre", True, 6)
+    assert torch.equal(tensors["blocks.1.attn.W_O"], weights["blocks.1.attn.W_O"])
+    assert tensors["pos_embed.W_pos"].shape == (6, 16)
+    with pytest.raises(WeightsMismatch, match="it lacks"):
+        convert(config, {name: weights[name] for name in list(weights)[1:]})
+
+
+def test_the_first_solu_models_are_turned_round() -> None:
+    config = OWN | {"architecture": "neel-solu-old", "normalization": "LN"}
+    weights = own_weights(config)
+    old = {
+        (name.replace("ln_final", "norm").replace("ln", "norm")): tensor.transpose(-2, -1) if "W_" in name else tensor
+        for name, tensor in weights.items()
+    }
+    _, tensors = convert(config, old)
+    for name, tensor in weights.items():
+        assert torch.equal(tensors[name], tensor), name
+    with pytest.raises(UnsupportedArchitecture, match="architecture='mingpt'"):
+        convert(config | {"architecture": "mingpt"}, old)
