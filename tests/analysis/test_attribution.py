@@ -111,7 +111,7 @@ def test_a_cache_without_batch_axis() -> None:
 def test_an_edit_shows_as_what_is_left_over() -> None:
     model, tokens = double("gpt2"), some_tokens()
     site = "blocks.1.hook_resid_post"
-    with model.hooks(fwd_hooks=[(site, lambda resid, hook: resid + torch.randn(24, dtype=resid.dtype))]):
+    with model.hooks(fwd_hooks=[(site, lambda resid, hook: resid + torch.arange(24))]):
         _, cache = model.run_with_cache(tokens)
     assert float(attribute(cache, targets=1).remainder.data.abs().max()) > 0.1
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError
+from cutaway.errors import MissingActivation, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.tokens import encode, to_single_token
@@ -95,6 +95,30 @@ def real_tokens(model: Transformer, tokens: Any) -> tuple[Int[Tensor, "batch pos
     return real_tokens(model, torch.as_tensor(tokens))
 
 
+def tokens_of_text(model: Transformer, text: Any) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
+    """Like `real_tokens`, but a single text longer than the context becomes several windows, each after a BOS token.
+
+    The windows cover the text once; the last one is padded.
+    """
+    if not isinstance(text, str):
+        return real_tokens(model, text)
+    cfg = model.cfg
+    ids, _ = encode(model.tokenizer, text, prepend_bos=cfg.default_prepend_bos, truncate=False)
+    if ids.shape[1] <= cfg.n_ctx:
+        return ids.to(model.W_U.device), None
+    bos = getattr(model.tokenizer, "bos_token_id", None) if cfg.default_prepend_bos else None
+    has_bos = bos is not None and int(ids[0, 0]) == bos
+    body = ids[0, 1:] if has_bos else ids[0]
+    room = cfg.n_ctx - has_bos
+    rows = -(-len(body) // room)
+    padded = torch.cat([body, body.new_zeros(rows * room - len(body))]).view(rows, room)
+    real = (torch.arange(rows * room) < len(body)).view(rows, room)
+    if has_bos:
+        padded = torch.cat([padded.new_full((rows, 1), int(bos or 0)), padded], 1)
+        real = torch.cat([torch.ones_like(real[:, :1]), real], 1)
+    return padded.to(model.W_U.device), None if bool(real.all()) else real.to(model.W_U.device)
+
+
 def head_names(cfg: HookedTransformerConfig, layers: Iterable[int] | None = None) -> list[str]:
     """`0.0`, `0.1`, …: layer and head."""
     return [f"{layer}.{head}" for layer in (range(cfg.n_layers) if layers is None else layers) for head in range(cfg.n_heads)]
@@ -135,3 +159,53 @@ def single_token(model: Transformer, token: str | int, vocab: Sequence[str] | No
     if vocab is not None and token in vocab:
         return list(vocab).index(token)
     return to_single_token(model.tokenizer, token)
+
+
+def target_ids(
+    model: Transformer,
+    targets: Any,
+    tokens: Int[Tensor, "batch pos"] | None,
+    shape: Sequence[int],
+    vocab: Sequence[str] | None,
+    device: torch.device,
+    *,
+    asker: str,
+    optional: bool = False,
+) -> Int[Tensor, "batch pos"]:
+    """A target token for every position, negative for none: the next token where `targets` is None.
+
+    `targets` may be one token (text or number), one per example, or one per position.
+
+    Raises:
+        ShapeError: they do not fit the positions; or there are neither targets nor tokens (unless `optional`).
+        TokenError: a text that is no single token, or a token outside the vocabulary.
+    """
+    batch, length = shape
+    if targets is None:
+        if tokens is None:
+            if optional:
+                return torch.full((batch, length), -1, device=device)
+            raise ShapeError(f"{asker} needs targets, or tokens whose successors are the targets")
+        ids = tokens.to(device)
+        if tuple(ids.shape) != (batch, length):
+            raise ShapeError(f"tokens are {tuple(ids.shape)}, but the run has {batch} examples of {length} positions")
+        return torch.cat([ids[:, 1:], ids.new_full((batch, 1), -1)], 1)
+    if isinstance(targets, str):
+        targets = single_token(model, targets, vocab)
+    elif isinstance(targets, list | tuple) and targets and isinstance(targets[0], str):
+        targets = [single_token(model, one, vocab) for one in targets]
+    ids = torch.as_tensor(targets, device=device)
+    if ids.is_floating_point() or ids.ndim > 2:
+        raise ShapeError(
+            f"targets are whole numbers, one, one per example or one per position; not {ids.dtype} {tuple(ids.shape)}"
+        )
+    given, ids = tuple(ids.shape), ids.long()
+    if ids.ndim == 1:
+        ids = ids[None] if batch == 1 and len(ids) == length else ids[:, None]
+    try:
+        ids = ids.expand(batch, length)
+    except RuntimeError:
+        raise ShapeError(f"targets of shape {given} do not fit {batch} examples of {length} positions") from None
+    if ids.numel() and int(ids.max()) >= model.cfg.d_vocab_out:
+        raise TokenError(f"a target is token {int(ids.max())}, but there are {model.cfg.d_vocab_out} logits")
+    return ids

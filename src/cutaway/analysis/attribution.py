@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import Subject, as_tokens, head_names, kept, network, run_for, scale_of, single_token, vocabulary
+from cutaway.analysis.asking import Subject, as_tokens, head_names, kept, network, run_for, scale_of, target_ids, vocabulary
 from cutaway.analysis.scales import FINAL, back_through, into_norm, norm_module, norms_of
-from cutaway.errors import ShapeError, TokenError
+from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled, Means, Result, grouped
@@ -169,13 +169,14 @@ def attribute(
     cache = run_for(subject, tokens, sites(model, neurons=neurons), "attribute")
     resid = _final_resid(cache)
     shape = resid.shape[:2]
-    ids = _targets(model, targets, tokens, shape, vocab, resid.device)
+    given = None if tokens is None else as_tokens(model, tokens)
+    ids = target_ids(model, targets, given, shape, vocab, resid.device, asker="attribute")
     counted = ids >= 0
     directions = _rows(model.unembed.W_U, ids.clamp(min=0), resid.dtype)
     bias = model.unembed.b_U.detach().to(resid.dtype)[ids.clamp(min=0)]
     what = "effect on the logit"
     if minus is not None:
-        others = _targets(model, minus, tokens, shape, vocab, resid.device)
+        others = target_ids(model, minus, given, shape, vocab, resid.device, asker="attribute")
         counted = counted & (others >= 0)
         directions = directions - _rows(model.unembed.W_U, others.clamp(min=0), resid.dtype)
         bias = bias - model.unembed.b_U.detach().to(resid.dtype)[others.clamp(min=0)]
@@ -351,38 +352,3 @@ def _dot(x: Tensor, directions: Directions) -> Float[Tensor, "batch pos"]:
 def _rows(W_U: Float[Tensor, "d_model d_vocab"], ids: Int[Tensor, "batch pos"], dtype: torch.dtype) -> Directions:
     """The unembedding direction of each token."""
     return W_U.detach().T[ids].to(dtype)
-
-
-def _targets(
-    model: Transformer, targets: Any, tokens: Any, shape: torch.Size, vocab: Sequence[str] | None, device: torch.device
-) -> Int[Tensor, "batch pos"]:
-    """A target for every position, negative for none."""
-    batch, length = shape
-    if targets is None:
-        if tokens is None:
-            raise ShapeError("attribute needs targets, or tokens whose successors are the targets")
-        ids = as_tokens(model, tokens).to(device)
-        if tuple(ids.shape) != (batch, length):
-            raise ShapeError(f"tokens are {tuple(ids.shape)}, but the run has {batch} examples of {length} positions")
-        return torch.cat([ids[:, 1:], ids.new_full((batch, 1), -1)], 1)
-    if isinstance(targets, str | int):
-        targets = single_token(model, targets, vocab)
-    elif isinstance(targets, list | tuple) and targets and isinstance(targets[0], str):
-        targets = [single_token(model, one, vocab) for one in targets]
-    ids = torch.as_tensor(targets, device=device)
-    if ids.is_floating_point() or ids.ndim > 2:
-        raise ShapeError(
-            f"targets are whole numbers, one, one per example or one per position; not {ids.dtype} {tuple(ids.shape)}"
-        )
-    ids = ids.long()
-    if ids.ndim == 1:
-        ids = ids[:, None] if len(ids) == batch else ids[None] if batch == 1 and len(ids) == length else ids[:, None]
-    try:
-        ids = ids.expand(batch, length)
-    except RuntimeError:
-        raise ShapeError(
-            f"targets of shape {tuple(torch.as_tensor(targets).shape)} do not fit {batch} examples of {length} positions"
-        ) from None
-    if ids.numel() and int(ids.max()) >= model.cfg.d_vocab_out:
-        raise TokenError(f"a target is token {int(ids.max())}, but there are {model.cfg.d_vocab_out} logits")
-    return ids

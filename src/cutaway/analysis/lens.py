@@ -1,0 +1,254 @@
+"""The logit lens: what the network would predict if it stopped here.
+
+A stream before some layer goes through the final norm (with a scale of its own) and the unembedding. What one
+component wrote goes through the final norm with the scale of the whole stream, so that it is that component's part
+of the final logits. Distributions over the vocabulary are made a few positions at a time and never kept.
+
+Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.analysis.asking import Subject, head_names, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
+from cutaway.analysis.scales import FINAL, into_norm, norms_of
+from cutaway.errors import UnknownName
+from cutaway.model.transformer import Transformer
+from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.results import Labelled, Means, Result, grouped
+from cutaway.view import Figure, lens_grid, line_chart
+
+STREAMS = ("resid", "attn_out", "mlp_out", "heads")
+ENTRIES = 2**24  # numbers of a distribution held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Lens(Result):
+    """What each row (a stream, or a component) would predict, `[row, batch, pos]`.
+
+    `values` is the probability of each position's target, `rank` how many tokens are likelier, `kl` the divergence
+    KL(final ‖ row) and `entropy` in nats; `top` and `top_probability` have the `k` likeliest tokens on a last axis.
+    `final` is the likeliest token at the end. Positions without a target hold NaN in `values`, and −1 in `rank`.
+    """
+
+    values: Labelled
+    rank: Labelled
+    kl: Labelled
+    entropy: Labelled
+    top: Tensor
+    top_probability: Labelled
+    targets: Tensor
+    final: Tensor
+    words: dict[int, str]
+
+    def by_row(self) -> Means:
+        """The mean probability of the target, `[row]`, over all positions, with intervals."""
+        return self._over(self.values)
+
+    def kl_by_row(self) -> Means:
+        """The mean divergence from the final distribution, `[row]`."""
+        return self._over(self.kl)
+
+    def _over(self, values: Labelled) -> Means:
+        missing = values.data.isnan()
+        filled = Labelled(values.data.nan_to_num(0), values.axes, values.labels, values.what, values.unit)
+        everything = torch.zeros_like(self.targets)
+        return grouped(filled, everything, ["all"], where=~missing[0], axis="positions").sel(positions="all")
+
+    def tops(self, example: int = 0) -> list[list[str]]:
+        """The likeliest token of each row at each position of an example."""
+        return [[self.words[token] for token in row] for row in self.top[:, example, :, 0].tolist()]
+
+    def figure(self, example: int = 0, tokens: Sequence[str] | None = None) -> Figure:
+        """One example: rows × positions, the likeliest token in each cell, coloured by its probability."""
+        shown = self.top_probability.data[:, example, :, 0]
+        names = list(tokens) if tokens is not None else [str(position) for position in range(shown.shape[1])]
+        return lens_grid(names, shown, self.tops(example), layer_names=self.values.names("row"))
+
+    def curve(self) -> Figure:
+        """The mean divergence from the final distribution, row by row."""
+        means = self.kl_by_row()
+        bounds = {"KL(final ‖ row)": torch.stack([means.low.data, means.high.data])}
+        series = {"KL(final ‖ row)": means.values.data}
+        return line_chart(
+            series, list(self.values.names("row")), intervals=bounds, x_name="row", y_name="nats", title="How far from the end"
+        )
+
+    def summary(self) -> str:
+        """Row by row: probability and rank of the target, divergence, and how often the answer is the final one already."""
+        counted = ~self.values.data[0].isnan()
+        lines = ["row: probability of the target, its median rank, KL to the end in nats, same top token as the end"]
+        for index, name in enumerate(self.values.names("row")):
+            same = float((self.top[index, ..., 0] == self.final).float().mean())
+            kl = float(self.kl.data[index].mean())
+            probability, rank = self.values.data[index][counted], self.rank.data[index][counted].float()
+            said = f"{float(probability.mean()):.3f}, {float(rank.median()):.0f}, " if counted.any() else "no target, "
+            lines.append(f"{name}: {said}{kl:.3g}, {same:.0%}")
+        return "\n".join(lines)
+
+
+def lens(
+    subject: Subject,
+    tokens: Any = None,
+    *,
+    of: str | Sequence[str] = "resid",
+    targets: Any = None,
+    k: int = 5,
+    middle: bool = False,
+    vocab: Sequence[str] | None = None,
+) -> Lens:
+    """The logit lens at every position.
+
+    Args:
+        subject: a network, to be run on `tokens`, or a cache.
+        of: the stream before each layer (`resid`), or what was written: `attn_out`, `mlp_out`, `heads`, or names of
+            components (`embed`, `0.1`, `1.attn`, `1.mlp`).
+        targets: as for `attribute`: the next token where None.
+        k: how many of the likeliest tokens to keep.
+        middle: also the streams between attention and MLP.
+
+    Raises:
+        MissingActivation: the cache lacks a stream.
+        UnknownName: there is no such component.
+    """
+    model = network(subject)
+    rows = _rows(model, of, middle)
+    needed = list(dict.fromkeys([*rows.values(), *_final_sites(model, of)]))
+    ids = None if tokens is None else real_tokens(model, tokens)[0]
+    cache = run_for(subject, tokens, needed, "lens")
+    final = kept(cache, _final_sites(model, of)[0])
+    batch, length = final.shape[:2]
+    wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, asker="lens", optional=True)
+    own_scale = of == "resid"
+    frozen = None if own_scale or not norms_of(model.cfg) else scale_of(cache, "ln_final.hook_scale")
+    k = min(k, model.cfg.d_vocab_out)
+    found: dict[str, list[Tensor]] = {name: [] for name in ("probability", "rank", "kl", "entropy", "top", "top_probability")}
+    answers: list[Tensor] = []
+    step = max(1, ENTRIES // model.cfg.d_vocab_out)
+    with torch.no_grad():
+        for at in range(0, batch * length, step):
+            part = slice(at, at + step)
+            end = model.logits_of(final.flatten(0, 1)[None, part].to(model.W_U.dtype))[0].float().log_softmax(-1)
+            answers.append(end.argmax(-1))
+            lines: dict[str, list[Tensor]] = {name: [] for name in found}
+            for name, site in rows.items():
+                vectors = _vectors(cache, name, site).flatten(0, 1)[None, part]
+                scale = None if frozen is None else frozen.flatten(0, 1)[None, part]
+                logits = _read(model, vectors, scale, own_scale)[0].float()
+                for key, value in _facts(logits.log_softmax(-1), end, wanted.flatten()[part], k).items():
+                    lines[key].append(value)
+            for key, parts in lines.items():
+                found[key].append(torch.stack(parts))
+    return _result(model, found, list(rows), torch.cat(answers).view(batch, length), wanted, vocab)
+
+
+def _result(
+    model: Transformer,
+    found: dict[str, list[Tensor]],
+    rows: list[str],
+    final: Tensor,
+    wanted: Tensor,
+    vocab: Sequence[str] | None,
+) -> Lens:
+    labels = {"row": rows}
+    axes = ("row", "batch", "pos")
+
+    def whole(name: str) -> Tensor:
+        data = torch.cat(found[name], 1)
+        return data.reshape(len(rows), *final.shape, *data.shape[2:])
+
+    top = whole("top")
+    words = {token: token_name(model, token, vocab) for token in top.unique().tolist()}
+    return Lens(
+        Labelled(whole("probability"), axes, labels, "probability of the target", "probability"),
+        Labelled(whole("rank"), axes, labels, "rank of the target"),
+        Labelled(whole("kl"), axes, labels, "KL(final ‖ row)", "nats"),
+        Labelled(whole("entropy"), axes, labels, "entropy", "nats"),
+        top,
+        Labelled(whole("top_probability"), (*axes, "top"), labels, "probability of the likeliest tokens", "probability"),
+        wanted,
+        final,
+        words,
+    )
+
+
+def _facts(row: Float[Tensor, "n vocab"], end: Float[Tensor, "n vocab"], targets: Int[Tensor, "n"], k: int) -> dict[str, Tensor]:
+    """What is kept of distributions, given as log-probabilities."""
+    own = row.gather(1, targets.clamp(min=0)[:, None])
+    none = targets < 0
+    probability = row.exp()
+    top_probability, top = probability.topk(k, -1)
+    return {
+        "probability": own[:, 0].exp().masked_fill(none, torch.nan),
+        "rank": (row > own).sum(-1).masked_fill(none, -1),
+        "kl": (end.exp() * (end - row)).nan_to_num(0).sum(-1).clamp(min=0),
+        "entropy": -(probability * row).nan_to_num(0).sum(-1),
+        "top": top,
+        "top_probability": top_probability,
+    }
+
+
+def _read(model: Transformer, vectors: Tensor, scale: Tensor | None, own_scale: bool) -> Tensor:
+    """The logits of streams, or of components with the scale of the whole stream (no biases, no cap)."""
+    if own_scale:
+        return model.logits_of(vectors.to(model.W_U.dtype))
+    vectors = into_norm(model, FINAL, vectors)
+    return (vectors if scale is None else vectors / scale) @ model.W_U.detach().to(vectors.dtype)
+
+
+# Which rows there are, and where each is read.
+
+
+def _rows(model: Transformer, of: str | Sequence[str], middle: bool) -> dict[str, str]:
+    """Name of each row → the site that it needs."""
+    cfg = model.cfg
+    layers = range(cfg.n_layers)
+    if of == "resid":
+        rows = {}
+        for l in layers:
+            rows[f"{l}_pre"] = f"blocks.{l}.hook_resid_pre"
+            if middle and not cfg.attn_only and not cfg.parallel_attn_mlp:
+                rows[f"{l}_mid"] = f"blocks.{l}.hook_resid_mid"
+        last = f"blocks.{cfg.n_layers - 1}.hook_resid_post" if cfg.n_layers else "hook_embed"
+        return rows | {"final": last}
+    every = {"embed": "hook_embed"}
+    if cfg.positional_embedding_type == "standard":
+        every["pos_embed"] = "hook_pos_embed"
+    every |= {f"{l}.attn": f"blocks.{l}.hook_attn_out" for l in layers}
+    every |= {} if cfg.attn_only else {f"{l}.mlp": f"blocks.{l}.hook_mlp_out" for l in layers}
+    after = cfg.use_normalization_before_and_after or cfg.post_norm_only
+    every |= {} if after else {head: f"blocks.{head.split('.')[0]}.attn.hook_z" for head in head_names(cfg)}
+    if isinstance(of, str) and of in STREAMS:
+        kinds = {"attn_out": lambda name: name.endswith(".attn"), "mlp_out": lambda name: name.endswith(".mlp")}
+        chosen = kinds.get(of, lambda name: name in set(head_names(cfg)))
+        rows = {name: site for name, site in every.items() if chosen(name)}
+        if not rows:
+            raise UnknownName(f"this network has no {of} to look at one by one")
+        return rows
+    names = [of] if isinstance(of, str) else list(of)
+    if absent := [name for name in names if name not in every]:
+        raise UnknownName(
+            f"lens knows no {absent[0]!r}; it takes {', '.join(STREAMS)}, or some of {', '.join(list(every)[:8])}, …"
+        )
+    return {name: every[name] for name in names}
+
+
+def _final_sites(model: Transformer, of: str | Sequence[str]) -> list[str]:
+    layers = model.cfg.n_layers
+    last = f"blocks.{layers - 1}.hook_resid_post" if layers else "hook_embed"
+    return [last] + ([] if of == "resid" or not norms_of(model.cfg) else ["ln_final.hook_scale"])
+
+
+def _vectors(cache: ActivationCache, name: str, site: str) -> Float[Tensor, "batch pos d_model"]:
+    if not site.endswith("hook_z"):
+        return kept(cache, site)
+    layer, head = (int(part) for part in name.split("."))
+    z = kept(cache, site)[:, :, head]
+    return z @ cache.model.blocks[layer].attn.W_O.detach()[head].to(z.dtype)

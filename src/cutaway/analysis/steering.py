@@ -1,0 +1,428 @@
+"""Steering: a direction of the residual stream that stands for a contrast, written into runs.
+
+A `SteeringVector` is made from activations (`activation_addition`, `contrast`), knows what it was made from, and is
+refused by any other model. A `Steer` says how to apply one: strength, positions, added or projected out or clamped.
+Positions count a row's own tokens, so padding on the left shifts nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway import tokens as text
+from cutaway.errors import CheckpointError, ShapeError, TokenError, WeightsMismatch
+from cutaway.model import sites
+from cutaway.model.hook_points import HookPoint
+from cutaway.model.transformer import Transformer
+from cutaway.runs import edits
+from cutaway.sources.files import replacing
+from cutaway.weights.canonical import model_hash
+
+Vector = Float[Tensor, "place d_model"]
+HOW = ("add", "project_out", "clamp")
+METHODS = ("mean", "pca", "probe")
+Positions = str | tuple[int, int] | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringVector:
+    """A direction of the residual stream, and where it comes from.
+
+    Args:
+        values: `[place, d_model]`: one vector for any position, or one for each of the first positions (`front`).
+        layer: the layer that it was read at and is written to.
+        site: short name of the site, such as "resid_pre".
+        method: "pair", "mean", "pca" or "probe".
+        front: whether row *i* belongs to position *i* of a text.
+        positive, negative: the prompts.
+        read_at: at which positions the prompts were read, in words.
+        model_hash: of the model that it was made with.
+    """
+
+    values: Vector
+    layer: int
+    site: str
+    method: str
+    front: bool
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    read_at: str
+    model_hash: str
+    model_name: str = "custom"
+
+    @property
+    def norm(self) -> float:
+        """The root of the summed squares, over all places."""
+        return float(self.values.norm())
+
+    @property
+    def full_site(self) -> str:
+        """The full name of the site that it is written to."""
+        return sites.get_act_name(self.site, self.layer)
+
+    def scaled(self, factor: float) -> SteeringVector:
+        """The same vector, longer or shorter."""
+        return SteeringVector(**{**self.__dict__, "values": self.values * factor})
+
+    def at(self, layer: int) -> SteeringVector:
+        """The same vector, written at another layer."""
+        return SteeringVector(**{**self.__dict__, "layer": layer})
+
+    def check(self, model: Transformer) -> None:
+        """Stop with `WeightsMismatch` where this is not the model that the vector was made with."""
+        if self.values.shape[-1] != model.cfg.d_model:
+            raise ShapeError(f"the vector has width {self.values.shape[-1]}, and the model's residual stream {model.cfg.d_model}")
+        own = fingerprint(model)
+        if own != self.model_hash:
+            raise WeightsMismatch(
+                f"the vector was made with another model ({self.model_name}, {self.model_hash[:12]}) than this one "
+                f"({model.cfg.model_name}, {own[:12]}); make it anew with this model"
+            )
+
+    def edit(self, strength: float = 1.0, positions: Sequence[int] | int | None = None, layer: int | None = None) -> edits.Edit:
+        """Adding this vector, as an edit for sweeps and records; of whole runs whose rows are not padded on the left."""
+        site = (self.site, self.layer if layer is None else layer)
+        if not self.front:
+            return edits.add(self.values[0], strength).at(site, positions=positions)
+        if positions is not None:
+            raise ShapeError(f"this vector belongs to the first {len(self.values)} positions; it takes no others")
+        return edits.add(self.values, strength).at(site, positions=range(len(self.values)))
+
+    def save(self, path: str | Path) -> None:
+        """Write values and provenance to a safetensors file, whole or not at all."""
+        from safetensors.torch import save
+
+        said = {key: value for key, value in asdict(self).items() if key != "values"}
+        with replacing(path) as file:
+            file.write(save({"values": self.values.contiguous()}, metadata={"steering_vector": json.dumps(said)}))
+
+    @classmethod
+    def load(cls, path: str | Path, model: Transformer | None = None) -> SteeringVector:
+        """Read a saved vector; with `model`, refuse it where it was made with another one.
+
+        Raises:
+            CheckpointError: there is no such file, or it holds no steering vector.
+            WeightsMismatch: it was made with another model.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                said = (file.metadata() or {}).get("steering_vector")
+                if said is None:
+                    raise CheckpointError(f"{path} holds no steering vector; SteeringVector.save writes one")
+                values = file.get_tensor("values")
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"no steering vector can be read from {path}: {error}") from error
+        fields: dict[str, Any] = json.loads(said)
+        fields |= {key: tuple(fields[key]) for key in ("positive", "negative")}
+        vector = cls(values=values, **fields)
+        if model is not None:
+            vector.check(model)
+        return vector
+
+
+def fingerprint(model: Transformer) -> str:
+    """The hash of a model's weights, computed anew only when a weight was written to."""
+    state = tuple((weight.data_ptr(), weight._version) for weight in model.parameters())
+    known: tuple[Any, str] | None = model.__dict__.get("_fingerprint")
+    if known is None or known[0] != state:
+        known = state, model_hash(model.state_dict())
+        model.__dict__["_fingerprint"] = known
+    return known[1]
+
+
+# Making vectors.
+
+
+@torch.no_grad()
+def activations(
+    model: Transformer,
+    prompts: Sequence[str],
+    layers: Sequence[int],
+    *,
+    site: str = "resid_pre",
+    position: int | str = -1,
+    prepend_bos: bool | None = None,
+    batch: int = 16,
+) -> Float[Tensor, "layer prompt d_model"]:
+    """The activation of each prompt at one of its own positions, or its mean over them (`position="mean"`).
+
+    Raises:
+        TokenError: there are no prompts, or one is shorter than `position`.
+    """
+    if not prompts:
+        raise TokenError("there are no prompts; give at least one")
+    names = [sites.resolve((site, layer), model.sites, model.cfg.n_layers) for layer in layers]
+    rows = []
+    for start in range(0, len(prompts), batch):
+        bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+        some = list(prompts[start : start + batch])
+        tokens, mask = text.encode(model.tokenizer, some, prepend_bos=bos, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+        _, store = Transformer.run_with_cache(
+            model, tokens, names_filter=names, attention_mask=mask, return_type=None, stop_at_layer=_stop(model, names)
+        )
+        kept = torch.stack([store[name] for name in names])
+        if position == "mean":
+            rows.append((kept * mask[..., None]).sum(2) / mask.sum(1)[:, None])
+            continue
+        if not isinstance(position, int):
+            raise ShapeError(f"position={position!r} must be a number or 'mean'")
+        lengths = mask.sum(1)
+        where = position + lengths if position < 0 else torch.full_like(lengths, position)
+        if bool((where < 0).any() | (where >= lengths).any()):
+            short = some[int(((where < 0) | (where >= lengths)).nonzero()[0])]
+            raise TokenError(f"the prompt {short!r} has no position {position}; it is {int(lengths.min())} tokens long at most")
+        rows.append(kept[:, torch.arange(len(some)), where])
+    return torch.cat(rows, 1)
+
+
+def _stop(model: Transformer, names: Sequence[str]) -> int | None:
+    """The first layer that need not run."""
+    last = 1 + max(int(name.split(".")[1]) for name in names)
+    return last if last < model.cfg.n_layers else None
+
+
+@torch.no_grad()
+def activation_addition(
+    model: Transformer, positive: str, negative: str, layer: int, *, site: str = "resid_pre", prepend_bos: bool | None = None
+) -> SteeringVector:
+    """The difference of two prompts, position by position, for the front of other texts.
+
+    The shorter prompt is padded with spaces on the right until both have as many tokens. Source: Turner et al. 2023,
+    "Activation addition" (https://arxiv.org/abs/2308.10248), section 3.
+    """
+    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+    encoded = [
+        text.to_tokens(model.tokenizer, prompt, prepend_bos=bos, device=model.W_E.device) for prompt in (positive, negative)
+    ]
+    longest = max(tokens.shape[1] for tokens in encoded)
+    pad = _space(model)
+    both = torch.cat([torch.nn.functional.pad(tokens, (0, longest - tokens.shape[1]), value=pad) for tokens in encoded])
+    name = sites.resolve((site, _layer(model, layer)), model.sites, model.cfg.n_layers)
+    _, store = Transformer.run_with_cache(
+        model,
+        both,
+        names_filter=[name],
+        attention_mask=torch.ones_like(both),
+        return_type=None,
+        stop_at_layer=_stop(model, [name]),
+    )
+    difference = store[name][0] - store[name][1]
+    aligned = f"each of the first {longest} positions" + (
+        f", the shorter prompt padded with {model.tokenizer.decode([pad])!r}" if encoded[0].shape != encoded[1].shape else ""
+    )
+    return SteeringVector(
+        difference, _layer(model, layer), site, "pair", True, (positive,), (negative,), aligned,
+        fingerprint(model), model.cfg.model_name,
+    )  # fmt: skip
+
+
+def _space(model: Transformer) -> int:
+    """The token that fills up the shorter prompt: a space where that is one token."""
+    ids = model.tokenizer.encode(" ") if " " in model.tokenizer.get_vocab() or callable(model.tokenizer) else []
+    ids = [token for token in ids if token != model.tokenizer.bos_token_id]
+    if len(ids) == 1:
+        return int(ids[0])
+    pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.tokenizer.eos_token_id
+    if pad is None:
+        raise TokenError("the prompts differ in length, and the tokenizer has neither a space nor a padding token to align them")
+    return int(pad)
+
+
+def _layer(model: Transformer, layer: int) -> int:
+    n = model.cfg.n_layers
+    if not -n <= layer < n:
+        raise ShapeError(f"layer {layer} is outside the {n} layers of the model, 0 to {n - 1}")
+    return layer % n
+
+
+def contrast(
+    model: Transformer,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    layers: int | Sequence[int] | None = None,
+    *,
+    method: str = "mean",
+    site: str = "resid_pre",
+    position: int | str = -1,
+    prepend_bos: bool | None = None,
+) -> dict[int, SteeringVector]:
+    """The direction from one set of prompts to another, at each layer.
+
+    Args:
+        layers: which layers; None: all.
+        method: "mean", the difference of means (Rimsky et al. 2023, https://arxiv.org/abs/2312.06681); "pca", the first
+            principal component of the differences of pairs (Zou et al. 2023, https://arxiv.org/abs/2310.01405);
+            "probe", the weights of a logistic regression. All have the length of the difference of means.
+        position: the position of each prompt that is read, or "mean".
+
+    Raises:
+        TokenError: a set of prompts is empty.
+        ShapeError: a layer is out of range, or "pca" is given sets of different sizes.
+    """
+    if method not in METHODS:
+        raise ShapeError(f"method={method!r} is not known; there are {', '.join(METHODS)}")
+    chosen = range(model.cfg.n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
+    numbers = [_layer(model, layer) for layer in chosen]
+    options: dict[str, Any] = {"site": site, "position": position, "prepend_bos": prepend_bos}
+    plus, minus = (activations(model, prompts, numbers, **options) for prompts in (positive, negative))
+    values = directions(plus, minus, method)
+    own = fingerprint(model)
+    read = "the mean over positions" if position == "mean" else f"position {position} of each prompt"
+    return {
+        layer: SteeringVector(
+            values[index][None], layer, site, method, False, tuple(positive), tuple(negative), read, own, model.cfg.model_name
+        )
+        for index, layer in enumerate(numbers)
+    }
+
+
+def directions(
+    plus: Float[Tensor, "layer positive d_model"], minus: Float[Tensor, "layer negative d_model"], method: str = "mean"
+) -> Float[Tensor, "layer d_model"]:
+    """The direction from one set of activations to another, by one of the methods of `contrast`."""
+    difference = plus.mean(1) - minus.mean(1)
+    if method == "mean":
+        return difference
+    if method == "pca":
+        if plus.shape[1] != minus.shape[1] or plus.shape[1] < 2:
+            raise ShapeError(f"'pca' needs pairs of prompts, at least two: {plus.shape[1]} and {minus.shape[1]} were given")
+        pairs = (plus - minus).double()
+        found = torch.linalg.svd(torch.cat([pairs, -pairs], 1), full_matrices=False).Vh[:, 0]
+    else:
+        found = torch.stack([probe(a, b) for a, b in zip(plus, minus, strict=True)])
+    sign = (found * difference).sum(-1, keepdim=True).sign()
+    length = difference.norm(dim=-1, keepdim=True)
+    return (found / found.norm(dim=-1, keepdim=True) * sign * length).to(difference.dtype)
+
+
+@torch.enable_grad()
+def probe(
+    plus: Float[Tensor, "positive d_model"], minus: Float[Tensor, "negative d_model"], penalty: float = 1.0
+) -> Float[Tensor, "d_model"]:
+    """Weights of a logistic regression that tells the two sets apart, with an L2 penalty on standardised inputs."""
+    x = torch.cat([plus, minus]).double()
+    y = torch.cat([torch.ones(len(plus)), torch.zeros(len(minus))]).to(x)
+    spread = x.std(0, unbiased=False).mean().clamp(min=1e-12)
+    x = (x - x.mean(0)) / spread
+    weights = torch.zeros(x.shape[1] + 1, dtype=x.dtype, device=x.device, requires_grad=True)
+    optimiser = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        logits = x @ weights[:-1] + weights[-1]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="sum")
+        loss = loss + penalty * weights[:-1].square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return weights[:-1].detach()
+
+
+# Applying them.
+
+
+@dataclass(frozen=True, eq=False)
+class Steer:
+    """How a vector is written into a run.
+
+    Args:
+        strength: times the vector; for "clamp", times its length is what the component along it becomes.
+        positions: "all", "prompt", "generated", a range `(start, stop)`, or a list; of each row's own tokens. A vector
+            of front positions keeps to those.
+        how: "add", "project_out" (the component along it is removed) or "clamp" (it is set).
+        layers: where, other than the vector's own layer.
+    """
+
+    vector: SteeringVector
+    strength: float = 1.0
+    positions: Positions = "all"
+    how: str = "add"
+    layers: Sequence[int] | None = None
+    _prompt: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.how not in HOW:
+            raise ShapeError(f"how={self.how!r} is not known; there are {', '.join(HOW)}")
+        if isinstance(self.positions, str) and self.positions not in ("all", "prompt", "generated"):
+            raise ShapeError(f"positions={self.positions!r} is not known; there are 'all', 'prompt', 'generated', or numbers")
+        if not torch.isfinite(torch.tensor(self.strength)):
+            raise ShapeError(f"strength={self.strength} is not a number that can be used")
+        if self.vector.front and self.how != "add":
+            raise ShapeError("a vector of front positions can only be added")
+
+    def hooks(self, model: Transformer) -> list[tuple[str, Any]]:
+        """Pairs of site and function for `model.hooks(…)`."""
+        layers = [self.vector.layer] if self.layers is None else [_layer(model, layer) for layer in self.layers]
+        names = [sites.resolve((self.vector.site, layer), model.sites, model.cfg.n_layers) for layer in layers]
+
+        def write(x: Tensor, hook: HookPoint) -> Tensor:
+            return self.written(x, *self._where(model, x))
+
+        return [(name, write) for name in names]
+
+    def written(
+        self, x: Float[Tensor, "batch pos d_model"], place: Int[Tensor, "rows pos"], here: Bool[Tensor, "rows pos"]
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """`x` steered where `here`; `place` says which of its row's tokens each is."""
+        values = self.vector.values.to(x)
+        if self.vector.front:
+            delta = self.strength * values[place.clamp(0, len(values) - 1)]
+        elif self.how == "add":
+            delta = self.strength * values[0]
+        else:
+            unit = values[0] / values[0].norm()
+            goal = self.strength * values[0].norm() if self.how == "clamp" else 0.0
+            delta = (goal - (x * unit).sum(-1, keepdim=True)) * unit
+        out = torch.where(here[..., None], x + delta, x)
+        if not bool(torch.isfinite(out).all()):
+            raise ShapeError(
+                f"steering with strength {self.strength} at layer {self.vector.layer} leaves numbers that are not finite"
+            )
+        return out
+
+    def _where(self, model: Transformer, x: Tensor) -> tuple[Int[Tensor, "rows pos"], Bool[Tensor, "rows pos"]]:
+        """Which of its row's tokens each column is, and whether it is steered."""
+        stream, length = model.current, x.shape[1]
+        if stream.start == 0:
+            self._prompt["length"] = length
+        columns = torch.arange(stream.start, stream.start + length, device=x.device)[None]
+        place, here = columns, torch.ones_like(columns, dtype=torch.bool)
+        if stream.padding is not None:
+            place = (stream.padding.long().cumsum(-1) - 1)[:, stream.start : stream.start + length]
+            here = stream.padding[:, stream.start : stream.start + length]
+        if self.vector.front:
+            here = here & (place < len(self.vector.values))
+        if self.positions in ("prompt", "generated"):
+            prompt = columns < self._prompt.get("length", 0)
+            here = here & (prompt if self.positions == "prompt" else ~prompt)
+        elif isinstance(self.positions, tuple) and len(self.positions) == 2:
+            here = here & (place >= self.positions[0]) & (place < self.positions[1])
+        elif not isinstance(self.positions, str):
+            here = here & torch.isin(place, torch.tensor(list(self.positions), device=x.device))
+        return place, here
+
+
+@contextmanager
+def steering(model: Transformer, *steers: Steer, check: bool = True) -> Iterator[Transformer]:
+    """Apply one or several vectors to everything that the model runs inside: `with steering(model, Steer(v, 4.0)): …`
+
+    Raises:
+        WeightsMismatch: a vector was made with another model.
+    """
+    if check:
+        for vector in {id(one.vector): one.vector for one in steers}.values():
+            vector.check(model)
+    with model.hooks([pair for one in steers for pair in one.hooks(model)]):
+        yield model
