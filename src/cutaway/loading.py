@@ -8,7 +8,7 @@ first, when there is most room.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from cutaway.config import DTYPES, HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files, folders, hub, objects, toys
-from cutaway.sources.checkpoint import Checkpoint
+from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.weights import canonical, families, processing
 
@@ -100,10 +100,9 @@ def from_pretrained(
     weights: Mapping[str, Tensor] = checkpoint.tensors
     with progress(cfg) as shown:
         if any(rewrites.values()) and not checkpoint.processed:
-            held = {name: _wide_enough(weights[name], dtype) for name in shown(list(weights), "reading")}
-            weights, cfg = processing.process(held, cfg, **rewrites)
-            held.clear()
-        return build(kind, cfg, weights, tokenizer=tokenizer, default_padding_side=default_padding_side, shown=shown)
+            weights, cfg = processing.process(_read_once(weights, dtype, shown), cfg, **rewrites)
+        mine = weights is not checkpoint.tensors
+        return build(kind, cfg, weights, tokenizer=tokenizer, default_padding_side=default_padding_side, shown=shown, mine=mine)
 
 
 def _revision(model_name: Any, revision: str | None, index: int | None, value: int | None) -> tuple[str | None, dict[str, Any]]:
@@ -176,8 +175,12 @@ def build(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     shown: Shown | None = None,
+    mine: bool = False,
 ) -> Network:
     """A network of class `kind` with these weights; a dict of them is emptied as they move in.
+
+    Args:
+        mine: nobody else has these tensors, so that those that fit as they are may become parameters.
 
     Raises:
         WeightsMismatch: the weights do not fit the configuration.
@@ -189,26 +192,42 @@ def build(
     with torch.device("meta"):
         model = kind(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side)
     names = sorted((name for name, _ in model.named_parameters()), key=lambda name: -model.get_parameter(name).numel())
-    for name in names if shown is None else shown(names, "loading"):
+    step = (shown or Shown()).steps(len(names), "loading")
+    for name in names:
         tensor = weights.pop(name) if isinstance(weights, MutableMapping) else weights[name]
-        _place(model, name, tensor, device=_device_of(name, cfg), dtype=cfg.torch_dtype)
+        _place(model, name, tensor, device=_device_of(name, cfg), dtype=cfg.torch_dtype, mine=mine)
     return model.eval() if not model.training else model
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device, dtype: torch.dtype) -> None:
+def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device, dtype: torch.dtype, mine: bool) -> None:
     """Put one tensor where a parameter without memory stands, in that parameter's memory order."""
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
     empty: nn.Parameter = getattr(module, last)
-    real = torch.empty_strided(empty.shape, empty.stride(), dtype=dtype, device=device)
-    with torch.no_grad():
-        real.copy_(tensor)
+    as_it_should_be = (tensor.stride(), tensor.dtype, tensor.device) == (empty.stride(), dtype, device)
+    if mine and as_it_should_be and tensor.untyped_storage().nbytes() == tensor.nbytes:
+        real = tensor
+    else:
+        real = torch.empty_strided(empty.shape, empty.stride(), dtype=dtype, device=device)
+        with torch.no_grad():
+            real.copy_(tensor)
     setattr(module, last, nn.Parameter(real, requires_grad=dtype.is_floating_point))
 
 
-def _wide_enough(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the precision that is asked for, or in its own where that is wider: rewriting must not round twice."""
-    return tensor.to(torch.promote_types(tensor.dtype, dtype))
+def _read_once(weights: Mapping[str, Tensor], dtype: torch.dtype, shown: Shown) -> LazyTensors:
+    """Copies of the weights, each made when it is asked for, as their rewriting will.
+
+    They have the precision that is asked for, or their own where that is wider: rewriting must not round twice.
+    """
+    shapes = getattr(weights, "shapes", None) or {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    bar = iter(shown(list(shapes), "reading"))
+
+    def read(name: str) -> Tensor:
+        next(bar, None)
+        tensor = weights[name].detach()
+        return tensor.to(torch.promote_types(tensor.dtype, dtype), copy=True)
+
+    return LazyTensors(shapes, read)
 
 
 # Devices.
@@ -253,18 +272,17 @@ def check_device(cfg: HookedTransformerConfig) -> None:
 
 
 class Shown:
-    """Goes through names and shows how far it is; stays quiet for small models and where nobody watches."""
+    """Shows how far something is; stays quiet for small models and where nobody watches."""
 
     def __init__(self, bar: Any = None):
         self.bar = bar
 
-    def __call__(self, names: Iterable[str], doing: str) -> Iterator[str]:
-        """The names, one by one."""
+    def steps(self, total: int, doing: str) -> Callable[[], None]:
+        """To be called after each of `total` steps."""
         if self.bar is None:
-            yield from names
-            return
-        names = list(names)
-        yield from self.bar.track(names, description=doing)
+            return lambda: None
+        task = self.bar.add_task(doing, total=total)
+        return lambda: self.bar.advance(task)
 
 
 @contextmanager

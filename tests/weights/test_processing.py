@@ -11,6 +11,7 @@ from plain_transformer import Plain, random_weights
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, WeightsMismatch
+from cutaway.sources.checkpoint import LazyTensors
 from cutaway.weights import canonical, processing
 from cutaway.weights.processing import SkippedRewrite
 
@@ -286,3 +287,21 @@ def test_parameters_come_out_as_plain_tensors_where_they_are_rewritten() -> None
     parameters = {key: torch.nn.Parameter(tensor) for key, tensor in weights.items()}
     processed, _ = processing.process(parameters, cfg)
     assert not any(tensor.requires_grad for tensor in processed.values())
+
+
+@every_architecture
+def test_pieces_and_parts_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that are read when asked for are read once, and rewriting them in tiny pieces gives the same."""
+    weights, cfg, _ = model(name)
+    whole, after = quiet(processing.process, weights, cfg)
+    read = []
+    lazy = LazyTensors(
+        {key: tuple(tensor.shape) for key, tensor in weights.items()}, lambda key: read.append(key) or weights[key]
+    )
+    monkeypatch.setattr(processing, "PIECE", 16)
+    pieces, after_pieces = quiet(processing.process, lazy, cfg)
+    assert sorted(read) == sorted(set(read))
+    assert after_pieces.to_dict() == after.to_dict()
+    assert pieces.keys() == whole.keys()
+    for key in whole:
+        torch.testing.assert_close(pieces[key], whole[key], rtol=0, atol=1e-13)

@@ -5,7 +5,8 @@ tensors that it does not touch. What would change the model's predictions is not
 hold for an architecture is skipped, and a `SkippedRewrite` warning says why.
 
 Each tensor is rewritten in the next wider precision (half in float32, float32 in float64) and rounded once at
-the end, so that sums over thousands of weights cost no accuracy, and only one tensor at a time is wide.
+the end, so that sums over thousands of weights cost no accuracy. Only a piece of a tensor is wide at a time, and
+`process` takes one part of the model after another, so that it needs little room beyond the weights.
 
 The rewrites are those of Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits".
 """
@@ -13,7 +14,7 @@ The rewrites are those of Elhage et al. 2021, "A Mathematical Framework for Tran
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,8 @@ from cutaway.weights import canonical
 from cutaway.weights.canonical import grouped
 
 StateDict = dict[str, Tensor]
+
+PIECE = 2**16  # numbers that are wide at a time: they stay in the processor's cache
 
 
 class SkippedRewrite(UserWarning):
@@ -65,7 +68,8 @@ def fold_layer_norm(
         WeightsMismatch: the weights do not fit the configuration.
     """
     weights = _begin(state_dict, cfg)
-    _fold_layer_norm(weights, cfg, fold_biases, center_weights)
+    stayed = _fold_layer_norm(weights, cfg, fold_biases, center_weights)
+    _say_what_stayed(stayed, weights, cfg, fold_biases)
     return weights
 
 
@@ -80,7 +84,8 @@ def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransfor
         WeightsMismatch: the weights do not fit the configuration.
     """
     weights = _begin(state_dict, cfg)
-    _center_writing_weights(weights, cfg)
+    if _holds("center_writing_weights", cfg):
+        _center_writing_weights(weights, cfg)
     return weights
 
 
@@ -93,7 +98,8 @@ def center_unembed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfi
         WeightsMismatch: the weights do not fit the configuration.
     """
     weights = _begin(state_dict, cfg)
-    _center_unembed(weights, cfg)
+    if _holds("center_unembed", cfg):
+        _center_unembed(weights, cfg)
     return weights
 
 
@@ -106,7 +112,8 @@ def fold_value_biases(state_dict: Mapping[str, Tensor], cfg: HookedTransformerCo
         WeightsMismatch: the weights do not fit the configuration.
     """
     weights = _begin(state_dict, cfg)
-    _fold_value_biases(weights, cfg)
+    if _holds("fold_value_biases", cfg):
+        _fold_value_biases(weights, cfg)
     return weights
 
 
@@ -121,7 +128,8 @@ def refactor_factored_attn_matrices(state_dict: Mapping[str, Tensor], cfg: Hooke
         WeightsMismatch: the weights do not fit the configuration.
     """
     weights = _begin(state_dict, cfg)
-    _refactor_factored_attn_matrices(weights, cfg)
+    if _holds("refactor_factored_attn_matrices", cfg):
+        _refactor_factored_attn_matrices(weights, cfg)
     return weights
 
 
@@ -137,6 +145,8 @@ def process(
 ) -> tuple[StateDict, HookedTransformerConfig]:
     """The rewrites that are asked for, and the configuration of what comes out; neither input is changed.
 
+    Tensors that are read when they are asked for (of a checkpoint) are read once, part by part.
+
     Where every norm was folded, LN becomes LNPre and RMS becomes RMSPre. Where some norm had to stay, the type
     stays too, and the folded ones are there with w = 1, b = 0. Either way the weights fit the configuration.
 
@@ -144,104 +154,135 @@ def process(
         ConfigError: a refactoring is asked for that does not hold for this architecture.
         WeightsMismatch: the weights do not fit the configuration.
     """
-    weights = canonical.without_buffers(_begin(state_dict, cfg), cfg)
-    if fold_ln:
-        _fold_layer_norm(weights, cfg)
+    _check(state_dict, cfg)
     asked = {
         "center_writing_weights": center_writing_weights,
         "center_unembed": center_unembed,
         "fold_value_biases": fold_value_biases,
         "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
     }
+    rewrites = []
     for name, rewrite in _REWRITES.items():
-        if asked[name]:
-            rewrite(weights, cfg)
+        if asked[name] and _holds(name, cfg):
+            rewrites.append(rewrite)
+    done: StateDict = {}
+    stayed: list[str] = []
+    for names in _parts(name for name in state_dict if not canonical.is_buffer(name, cfg)):
+        part = {name: state_dict[name] for name in names}
+        if fold_ln:
+            stayed += _fold_layer_norm(part, cfg)
+        for rewrite in rewrites:
+            rewrite(part, cfg)
+        done |= part
+    if fold_ln:
+        _say_what_stayed(stayed, done, cfg)
     kind = cfg.normalization_type or ""
-    if any(name in weights for name in canonical.foldable_norms(cfg)):
+    if any(name in done for name in canonical.foldable_norms(cfg)):
         cfg = canonical.with_normalization(cfg, canonical.UNFOLDED.get(kind, kind))
     elif fold_ln and kind in canonical.FOLDED:
         cfg = canonical.with_normalization(cfg, canonical.FOLDED[kind])
-    return canonical.fill_norms(weights, cfg), cfg
+    return canonical.fill_norms(done, cfg), cfg
 
 
-# The same, on a dict of their own. They change the dict and never a tensor in it.
+# The same, on a dict of their own, which may hold one part of the model alone. They change the dict and never a
+# tensor in it.
 
 
 @torch.no_grad()
 def _fold_layer_norm(
     weights: StateDict, cfg: HookedTransformerConfig, fold_biases: bool = True, center_weights: bool = True
-) -> None:
-    left = []
+) -> list[str]:
+    """Fold the norms that can be folded; returns those that stay."""
+    stayed = []
     for norm in _foldable_norms(cfg):
+        if not weights.keys() >= norm.readers.keys():
+            continue
         w, b = weights.get(f"{norm.name}.w"), weights.get(f"{norm.name}.b")
         if b is not None and b.any() and not (fold_biases and all(norm.readers.values())):
-            left.append(norm.name)
+            stayed.append(norm.name)
             continue
         for matrix, bias in norm.readers.items():
-            wide = _wide(weights[matrix])
             if b is not None and bias is not None:
-                _put(weights, bias, _wide(weights[bias]) + _wide(b) @ wide)
-            if w is not None:
-                wide = wide * _wide(w)[:, None]
-            if norm.centred and center_weights:
-                wide = wide - wide.mean(-2, keepdim=True)
-            _put(weights, matrix, wide)
+                added = [_wide(b) @ _wide(piece) for piece in _pieces(weights[matrix], -1)]
+                _put(weights, bias, _wide(weights[bias]) + torch.cat(added, -1))
+
+            def folded(piece: Tensor, w: Tensor | None = w, centred: bool = norm.centred and center_weights) -> Tensor:
+                piece = piece if w is None else piece * _wide(w)[:, None]
+                return piece - piece.mean(-2, keepdim=True) if centred else piece
+
+            _rewrite(weights, matrix, folded, along=-1)
         weights.pop(f"{norm.name}.w", None)
         weights.pop(f"{norm.name}.b", None)
-    if left:
-        what = f"{left[0]} and {len(left) - 1} more norms" if len(left) > 1 else left[0]
+    return stayed
+
+
+def _say_what_stayed(stayed: list[str], weights: StateDict, cfg: HookedTransformerConfig, fold_biases: bool = True) -> None:
+    order = [norm.name for norm in _foldable_norms(cfg)]
+    stayed = sorted(stayed, key=order.index)
+    if stayed:
+        what = f"{stayed[0]} and {len(stayed) - 1} more norms" if len(stayed) > 1 else stayed[0]
         why = "no bias can take up theirs in all that reads them" if fold_biases else "they have biases, and fold_biases=False"
         _skipped(f"{what} stay as they are: {why}")
     if cfg.positional_embedding_type == "shortformer" and any(".ln1." in name for name in weights):
         _skipped("ln1 stays as it is: a shortformer adds positions behind it, where its weights do not apply")
 
 
+def _holds(rewrite: str, cfg: HookedTransformerConfig) -> bool:
+    """Whether a rewrite leaves the predictions of this architecture alone; warns where it would not.
+
+    Raises:
+        ConfigError: a refactoring that does not hold.
+    """
+    why = None
+    if rewrite == "center_writing_weights":
+        if cfg.normalization_type not in ("LN", "LNPre"):
+            why = f"normalization_type={cfg.normalization_type!r} does not subtract the mean"
+        elif cfg.final_rms:
+            why = "with final_rms, the last norm does not subtract the mean"
+        elif cfg.post_norm_only:
+            why = "with post_norm_only, attention and MLP read the stream without a norm"
+    elif rewrite == "center_unembed" and cfg.output_logits_soft_cap > 0:
+        why = f"output_logits_soft_cap={cfg.output_logits_soft_cap:g} would turn the shift into a change"
+    elif rewrite == "fold_value_biases" and cfg.clip_qkv is not None:
+        why = f"with clip_qkv={cfg.clip_qkv:g}, values are clipped after their bias"
+    elif rewrite == "refactor_factored_attn_matrices":
+        between = {
+            "queries and keys are rotated by position": cfg.positional_embedding_type == "rotary",
+            "queries and keys are normalised": cfg.use_qk_norm,
+            "queries, keys and values are clipped": cfg.clip_qkv is not None,
+            "groups of queries share keys and values": cfg.kv_heads != cfg.n_heads,
+        }
+        for reason, holds in between.items():
+            if holds:
+                raise ConfigError(f"refactor_factored_attn_matrices would change this model: {reason}; leave it out")
+    if why is not None:
+        _skipped(f"{rewrite}: {why}")
+    return why is None
+
+
 @torch.no_grad()
 def _center_writing_weights(weights: StateDict, cfg: HookedTransformerConfig) -> None:
-    if cfg.normalization_type not in ("LN", "LNPre"):
-        _skipped(f"center_writing_weights: normalization_type={cfg.normalization_type!r} does not subtract the mean")
-    elif cfg.final_rms:
-        _skipped("center_writing_weights: with final_rms, the last norm does not subtract the mean")
-    elif cfg.post_norm_only:
-        _skipped("center_writing_weights: with post_norm_only, attention and MLP read the stream without a norm")
-    else:
-        for name in _writers(cfg):
-            wide = _wide(weights[name])
-            _put(weights, name, wide - wide.mean(-1, keepdim=True))
+    for name in _writers(cfg):
+        if name in weights:
+            _rewrite(weights, name, _centred, along=0)
 
 
 @torch.no_grad()
 def _center_unembed(weights: StateDict, cfg: HookedTransformerConfig) -> None:
-    if cfg.output_logits_soft_cap > 0:
-        _skipped(f"center_unembed: output_logits_soft_cap={cfg.output_logits_soft_cap:g} would turn the shift into a change")
-        return
     for name in ("unembed.W_U", "unembed.b_U"):
-        wide = _wide(weights[name])
-        _put(weights, name, wide - wide.mean(-1, keepdim=True))
+        if name in weights:
+            _rewrite(weights, name, _centred, along=0)
 
 
 @torch.no_grad()
 def _fold_value_biases(weights: StateDict, cfg: HookedTransformerConfig) -> None:
-    if cfg.clip_qkv is not None:
-        _skipped(f"fold_value_biases: with clip_qkv={cfg.clip_qkv:g}, values are clipped after their bias")
-        return
-    for layer in range(cfg.n_layers):
-        _fold_value_bias(weights, cfg, f"blocks.{layer}.attn")
+    for attn in _attentions(weights, cfg):
+        _fold_value_bias(weights, cfg, attn)
 
 
 @torch.no_grad()
 def _refactor_factored_attn_matrices(weights: StateDict, cfg: HookedTransformerConfig) -> None:
-    between = {
-        "queries and keys are rotated by position": cfg.positional_embedding_type == "rotary",
-        "queries and keys are normalised": cfg.use_qk_norm,
-        "queries, keys and values are clipped": cfg.clip_qkv is not None,
-        "groups of queries share keys and values": cfg.kv_heads != cfg.n_heads,
-    }
-    for reason, holds in between.items():
-        if holds:
-            raise ConfigError(f"refactor_factored_attn_matrices would change this model: {reason}; leave it out")
-    for layer in range(cfg.n_layers):
-        attn = f"blocks.{layer}.attn"
+    for attn in _attentions(weights, cfg):
         W_K, b_K, W_V = (f"{attn}.{grouped(cfg, name)}" for name in ("W_K", "b_K", "W_V"))
         queries, keys = (
             torch.cat([_wide(weights[W]), _wide(weights[b])[:, None]], dim=1)
@@ -267,19 +308,40 @@ _REWRITES: dict[str, Callable[[StateDict, HookedTransformerConfig], None]] = {
 
 
 def _begin(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
-    """A new dict of the same tensors, if they fit; norms may be there or folded, and foreign keys are passed on."""
-    weights = dict(state_dict)
+    """A new dict of the same tensors, if they fit; foreign keys are passed on."""
+    _check(state_dict, cfg)
+    return dict(state_dict)
+
+
+def _check(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> None:
+    """Do the weights fit? Their norms may be there or folded, and foreign keys do not matter; nothing is read."""
+    there = getattr(state_dict, "shapes", None) or {name: tuple(tensor.shape) for name, tensor in state_dict.items()}
     norms = canonical.foldable_norms(cfg)
     kind = cfg.normalization_type
     unfolded = canonical.with_normalization(cfg, canonical.UNFOLDED.get(kind or "", kind))
     found: dict[str, tuple[int, ...]] = {}
     for name in canonical.shapes(unfolded):
-        if name in weights:
-            found[name] = tuple(weights[name].shape)
+        if name in there:
+            found[name] = there[name]
         elif name in norms:
             found[name] = norms[name]
     canonical.check(found, unfolded)
-    return weights
+
+
+def _parts(names: Iterable[str]) -> list[list[str]]:
+    """The names that rewrites bring together: of the end of the stream, of its beginning, of each layer."""
+    parts: dict[str, list[str]] = {"unembed": [], "embed": []}  # usually the largest: they come when there is most room
+    for name in names:
+        place = name.split(".")
+        part = ".".join(place[:2]) if place[0] == "blocks" else "unembed" if place[0] in ("ln_final", "unembed") else "embed"
+        parts.setdefault(part, []).append(name)
+    return list(parts.values())
+
+
+def _attentions(weights: StateDict, cfg: HookedTransformerConfig) -> list[str]:
+    """The attention layers that the dict holds, by the prefix of their names."""
+    attentions = (f"blocks.{layer}.attn" for layer in range(cfg.n_layers))
+    return [attn for attn in attentions if f"{attn}.W_O" in weights]
 
 
 def _foldable_norms(cfg: HookedTransformerConfig) -> Iterator[FoldableNorm]:
@@ -358,6 +420,29 @@ def _put(weights: StateDict, name: str, wide: Tensor) -> None:
     weights[name] = wide.to(weights[name].dtype).contiguous()
 
 
+def _rewrite(weights: StateDict, name: str, function: Callable[[Tensor], Tensor], *, along: int) -> None:
+    """Put `function` of a tensor in its place; it is wide a piece at a time, as pieces along this axis do not mix.
+
+    A vector counts as one piece.
+    """
+    old = weights[name]
+    new = torch.empty_like(old, memory_format=torch.contiguous_format)
+    for before, after in zip(_pieces(old, along), _pieces(new, along), strict=True):
+        after.copy_(function(_wide(before)))
+    weights[name] = new
+
+
+def _pieces(tensor: Tensor, along: int) -> tuple[Tensor, ...]:
+    if tensor.ndim < 2:
+        return (tensor,)
+    size = tensor.shape[along]
+    return tensor.split(max(1, PIECE * size // max(1, tensor.numel())), along)
+
+
+def _centred(wide: Tensor) -> Tensor:
+    return wide - wide.mean(-1, keepdim=True)
+
+
 def _skipped(why: str) -> None:
-    """Warn at the line that asked for the rewrite (behind us, the worker, `torch.no_grad` and the public function)."""
-    warnings.warn(why, SkippedRewrite, stacklevel=5)
+    """Warn at the line that asked for the rewrite (behind us, the worker and the public function)."""
+    warnings.warn(why, SkippedRewrite, stacklevel=4)
