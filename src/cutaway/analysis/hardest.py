@@ -97,18 +97,21 @@ def climb(
     current = start.clone()
     best = _scores(score, current, batch_size)
     history, looked_at = [best], len(start)
+    going = torch.arange(len(start), device=device)  # a chain that no replacement improves has stopped for good
     for _ in range(rounds):
         tried = pairs[torch.randperm(len(pairs), generator=generator)[:neighbours]] if sampled else pairs
         tried = tried.to(device)
-        around = current[:, None].repeat(1, len(tried), 1)
+        around = current[going, None].repeat(1, len(tried), 1)
         around[:, torch.arange(len(tried), device=device), tried[:, 0]] = tried[:, 1]
-        found, which = _scores(score, around.flatten(0, 1), batch_size).view(len(current), -1).max(1)
+        found, which = _scores(score, around.flatten(0, 1), batch_size).view(len(going), -1).max(1)
         looked_at += around.shape[0] * around.shape[1]
-        better = found > best
-        current = torch.where(better[:, None], around[torch.arange(len(current), device=device), which], current)
-        best = torch.where(better, found, best)
+        better = found > best[going]
+        moving = going[better]
+        current[moving] = around[better, which[better]]
+        best = best.index_put((moving,), found[better])
         history.append(best)
-        if not sampled and not bool(better.any()):
+        going = going if sampled else moving
+        if not len(going):
             break
     return Climb(Labelled(torch.stack(history), ("round", "chain"), {}, what, unit), start, current, looked_at)
 

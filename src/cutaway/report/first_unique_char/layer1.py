@@ -1,0 +1,295 @@
+"""Layer 1: what its heads attend to, read by component, and what layers 0 and 1 write to the logits."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cutaway.analysis import circuits
+from cutaway.analysis.circuits import Circuit
+from cutaway.report.first_unique_char.layer0 import drawn
+from cutaway.report.first_unique_char.study import Study
+from cutaway.report.parts import Part
+from cutaway.report.words import by_head, listed, mean_of, num, percent, signed
+from cutaway.view import Figure, Panel, heat_map, small_multiples, table
+
+PANELS_SHOWN = 3
+
+
+def scores(study: Study) -> Part:
+    """QK circuits of layer 1 with mean queries, by embedding and by position, and the pattern that shows them."""
+    own, other, moved = _by_component(study)
+    summary = (
+        "With their mean queries, the heads of layer 1 score the letters that they are responsible for "
+        + listed(f"{signed(own[h] - other[h])} ({h})" for h in own)
+        + " relative to other letters where no head of layer 0 comes between. When the letter's duplicate detector has moved it "
+        "to a position, that difference becomes " + listed(f"{signed(value)} ({h})" for h, value in moved.items()) + "."
+    )
+    text = "?" + (letters := "".join(study.letters[:4])) + letters
+    tokens = study.encode(text)
+    _, cache = study.run(tokens)
+    on_text = Part(
+        f"Attention on {study.text(tokens[0])}",
+        _said_of_text(study, tokens[0], cache, len(letters)),
+        [drawn(study, tokens[0], cache, [1], f"Layer 1 on {study.text(tokens[0])}")],
+    )
+    numbers = {
+        "layer_1_scores": {"responsible_letters": own, "other_letters": other, "responsible_after_duplicate_detector": moved}
+    }
+    return Part("Layer 1 scores", summary, (), numbers, parts=[_by_embedding(study), on_text, _by_position(study)])
+
+
+def _by_component(study: Study) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """Mean scores of a head's own letters and of the others by embedding; and the difference by way of duplicate detectors."""
+    own, other, moved = {}, {}, {}
+    tokens_of = study.responsible.tokens_of
+    for head in study.names(1):
+        mine = [study.letters.index(letter) for letter in tokens_of[head]]
+        rest = [token for token in range(len(study.letters)) if token not in mine]
+        direct = circuits.key_scores(study.cache, head, key="embed", scales=study.scales, vocab=study.vocab).data[1:]
+        own[head], other[head] = mean_of(direct[:, mine]), mean_of(direct[:, rest])
+        differences = []
+        for letter in tokens_of[head]:
+            for via in study.detectors.heads("duplicate", letter):
+                by = circuits.key_scores(study.cache, head, key=f"embed → {via}", scales=study.scales, vocab=study.vocab).data[1:]
+                differences.append(by[:, study.letters.index(letter)].mean() - by[:, rest].mean())
+        moved[head] = float(torch.stack(differences).mean()) if differences else math.nan
+    return own, other, moved
+
+
+def _grid(study: Study, start: str) -> tuple[Figure, dict[str, dict[str, Circuit]]]:
+    panels, found = [], {}  # type: list[Panel], dict[str, dict[str, Circuit]]
+    for head in study.names(1):
+        found[head] = {}
+        for via in ["", *study.names(0)]:
+            key = f"{start} → {via}" if via else start
+            circuit = circuits.key_scores(study.cache, head, key=key, scales=study.scales, vocab=study.vocab)
+            data = circuit.data.tril() if start == "pos" else circuit.data
+            panels.append(
+                Panel(f"Q={head}, K={via or ('token' if start == 'embed' else 'position')}", data, circuit.columns, circuit.rows)
+            )
+            found[head][via or "direct"] = circuit
+    what = "token" if start == "embed" else "position"
+    figure = small_multiples(
+        panels, x_name=f"key: {what}", y_name="query position", value_name="score", columns=len(study.names(0)) + 1,
+        title=f"Scores of mean queries with each component of the keys, by {what}",
+    )  # fmt: skip
+    return figure, found
+
+
+def _by_embedding(study: Study) -> Part:
+    figure, found = _grid(study, "embed")
+    size = {head: {via: float(circuit.data[1:].abs().mean()) for via, circuit in by.items()} for head, by in found.items()}
+    top = {head: max((via for via in by if via != "direct"), key=lambda via: by[via]) for head, by in size.items()}
+    signs = []
+    for head in study.names(1):
+        for letter in study.responsible.tokens_of[head]:
+            for via in study.detectors.heads("duplicate", letter):
+                column = found[head][via].data[1:, study.letters.index(letter)].mean()
+                rest = found[head][via].data[1:, : study.null].mean()
+                signs.append(bool(column > rest))
+    summary = (
+        "Of the heads of layer 0, the one whose output moves scores most is "
+        + listed(f"{via} for {head}" for head, via in top.items())
+        + f". A letter moved by its duplicate detector raises the score of its responsible head above the mean letter's in {sum(signs)} of "
+        f"{len(signs)} cases."
+    )
+    return Part("By embedding", summary, [figure], {"layer_1_scores": {"size_by_embedding": size}})
+
+
+def _by_position(study: Study) -> Part:
+    figure, found = _grid(study, "pos")
+    embedding = mean_of(
+        torch.stack(
+            [
+                circuits.key_scores(study.cache, head, key="embed", scales=study.scales, vocab=study.vocab).data[1:].abs().mean()
+                for head in study.names(1)
+            ]
+        )
+    )
+    triangle = torch.ones(study.length, study.length, dtype=torch.bool, device=study.device).tril()
+    size = {head: {via: mean_of(c.data.abs(), triangle) for via, c in by.items()} for head, by in found.items()}
+    slopes = {head: {via: _slope(c.data) for via, c in by.items()} for head, by in found.items()}
+    kind = _kinds(study)
+    rows = [[head, via, kind.get((head, via), ""), size[head][via], slopes[head][via]] for head in size for via in size[head]]
+    whole = mean_of(torch.tensor([value for by in size.values() for value in by.values()]))
+    falling = [slopes[h][v] for (h, v), k in kind.items() if k.startswith("duplicate")]
+    rising = [slopes[h][v] for (h, v), k in kind.items() if k.startswith("anti")]
+    summary = (
+        f"Scores by position have a mean size of {num(whole)}, beside {num(embedding)} by embedding. Per position further on, the score of "
+        f"what duplicate detectors move changes by {signed(mean_of(torch.tensor(falling)), 3)} on average, and of what "
+        f"anti-duplicate detectors move by {signed(mean_of(torch.tensor(rising)), 3)}."
+    )
+    blocks = [
+        figure,
+        table(
+            ["head", "key component", "mostly, for its letters", "mean size", "change per position"],
+            rows,
+            title="Scores by position of the key",
+        ),
+    ]
+    return Part("By position", summary, blocks, {"layer_1_scores": {"size_by_position": size, "slope_by_position": slopes}})
+
+
+def _kinds(study: Study) -> dict[tuple[str, str], str]:
+    """What each head of layer 0 mostly is for the letters of each head of layer 1."""
+    out = {}
+    for head, letters in study.responsible.tokens_of.items():
+        for via in study.names(0):
+            counts = {
+                kind: sum(via in study.detectors.heads(kind, letter) for letter in letters)
+                for kind in ("duplicate", "anti_duplicate")
+            }
+            best = max(counts, key=lambda kind: counts[kind])
+            if counts[best]:
+                out[head, via] = f"{best.replace('_', '-')} detector ({counts[best]} of {len(letters)})"
+    return out
+
+
+def _slope(scores: Tensor) -> float:
+    """The mean change of a score from one visible key to the next, over queries (position 0 left out)."""
+    slopes = [
+        (row[1 : query + 1] * (x := torch.arange(query, dtype=row.dtype, device=row.device) - (query - 1) / 2)).sum()
+        / x.square().sum()
+        for query, row in enumerate(scores)
+        if query >= 4
+    ]
+    return float(torch.stack(slopes).mean()) if slopes else math.nan
+
+
+def _said_of_text(study: Study, tokens: Tensor, cache: object, half: int) -> str:
+    said = []
+    query = len(tokens) - 1
+    for head in study.names(1):
+        pattern = cache["pattern", 1][0, int(head.split(".")[1]), query]  # type: ignore[index]
+        own = set(study.responsible.tokens_of[head])
+        places = range(1, len(tokens))
+        good = sum(float(pattern[place]) for place in places if (study.vocab[int(tokens[place])] in own) == (place > half))
+        best = int(pattern.argmax())
+        said.append(f"{head} {percent(good)} (most to {study.vocab[int(tokens[best])]} at {best})")
+    return (
+        "From the last position, the attention to first instances of letters outside a head's own set and to second instances "
+        f"of letters inside it is {listed(said)}."
+    )
+
+
+# What is written to the logits.
+
+
+def first_outputs(study: Study) -> Part:
+    """OV circuits of layer 0, straight to the logits."""
+    found = {head: study.path("embed", head, "logits") for head in study.names(0)}
+    letters = range(len(study.letters))
+    diagonal = {head: circuit.diagonal().data[: len(study.letters)] for head, circuit in found.items()}
+    off = {head: _off(circuit.data[: len(study.letters), : len(study.letters)]) for head, circuit in found.items()}
+    most = {head: float(values.max()) for head, values in diagonal.items()}
+    top = max(most, key=lambda head: most[head])
+    half = most[top] / 2
+    raised = {head: [study.letters[i] for i in letters if float(values[i]) > half] for head, values in diagonal.items()}
+    missed = [letter for letter in study.letters if not any(letter in own for own in raised.values())]
+    summary = (
+        "A letter that is attended to changes its own logit by "
+        + listed(f"{signed(mean_of(diagonal[h]))} ({h}; other letters {signed(off[h])})" for h in found)
+        + f" on average. By more than half of the largest value ({num(most[top])}) it is raised for {by_head(raised)}; no head does so for "
+        f"{listed(missed) if missed else 'none of the letters'}."
+    ).replace("no head does so for none of the letters", "some head does so for every letter")
+    numbers = {
+        "layer_0_outputs": {
+            "diagonal": {h: dict(zip(study.letters, v.tolist(), strict=True)) for h, v in diagonal.items()},
+            "raised": raised,
+        }
+    }
+    return Part(
+        "What layer 0 writes to the logits",
+        summary,
+        [circuits.panels(found, "OV circuits of layer 0, straight to the logits")],
+        numbers,
+    )
+
+
+def _off(square: Tensor) -> float:
+    """The mean off the diagonal."""
+    return mean_of(square, ~torch.eye(len(square), dtype=torch.bool, device=square.device))
+
+
+def outputs(study: Study) -> Part:
+    """OV circuits of layer 1, alone and after each head of layer 0, and their diagonals."""
+    grid: dict[str, Circuit] = {}
+    for head in study.names(1):
+        grid[head] = study.path("embed", head, "logits")
+        for via in study.names(0):
+            grid[f"{via} → {head}"] = study.path("embed", via, head, "logits")
+    panels = [Panel(name, circuit.data, circuit.columns, circuit.rows) for name, circuit in grid.items()]
+    picture = small_multiples(
+        panels, x_name="output logit", y_name="input token", value_name="logits", columns=len(study.names(0)) + 1,
+        title="OV circuits of layer 1, alone and after each head of layer 0",
+    )  # fmt: skip
+    answer = study.responsible
+    strength = answer.strength
+    gap = {}
+    for letter, head in answer.head_of.items():
+        values = strength.sel(token=letter).data.sort(descending=True).values
+        gap[letter] = float(values[0] / values[1]) if len(values) > 1 else math.inf
+    weakest = min(gap, key=lambda letter: gap[letter])
+    dup, anti, foreign = _diagonals(study)
+    summary = (
+        f"By the size of their diagonals, the responsible heads are {by_head(answer.tokens_of)}; the clearest is ahead of the next head "
+        f"{num(max(gap.values()))} times, the least clear ({weakest}) {num(gap[weakest])} times. Through the responsible head, a letter moved by "
+        f"its duplicate detectors changes its own logit by {signed(dup)} on average, moved by its anti-duplicate detectors by "
+        f"{signed(anti)}; anti-duplicate detectors through the other heads add {signed(foreign)}."
+    )
+    blocks = [
+        picture,
+        answer.figure(),
+        heat_map(strength.data, strength.names("token"), strength.names("head"), x_name="token", y_name="head", value_name="norm of the diagonal",
+                 title="Strength of each head for each token", scale="sequential",
+                 marks=[(strength.names("head").index(h), n, "responsible") for n, h in enumerate(answer.head_of.values())]),
+    ]  # fmt: skip
+    numbers = {
+        "layer_1_outputs": {
+            "strength": strength.as_dict(), "diagonals": answer.values.as_dict(),
+            "own_logit": {"duplicate_responsible": dup, "anti_duplicate_responsible": anti, "anti_duplicate_other": foreign},
+        }
+    }  # fmt: skip
+    return Part("What layer 1 writes to the logits", summary, blocks, numbers)
+
+
+def _diagonals(study: Study) -> tuple[float, float, float]:
+    """Mean effects of letters on their own logits: duplicate and anti-duplicate detectors through the responsible head; others."""
+    values = study.responsible.values
+    dup, anti, foreign = [], [], []
+    for letter, head in study.responsible.head_of.items():
+        for via in study.detectors.heads("duplicate", letter):
+            dup.append(values.sel(head=head, token=letter, via=via).item())
+        for via in study.detectors.heads("anti_duplicate", letter):
+            anti.append(values.sel(head=head, token=letter, via=via).item())
+            foreign += [values.sel(head=one, token=letter, via=via).item() for one in study.names(1) if one != head]
+    return tuple(mean_of(torch.tensor(part)) for part in (dup, anti, foreign))  # type: ignore[return-value]
+
+
+def full(study: Study) -> Part:
+    """The full duplicate and anti-duplicate circuits."""
+    found, count = study.full_circuits, len(study.letters)
+    facts = {}
+    for name, circuit in found.items():
+        data = circuit.data
+        facts[name] = {
+            "own_logit": dict(zip(circuit.rows, data[:, :count].diagonal().tolist(), strict=False)),
+            "own_logit_mean": mean_of(data[:, :count].diagonal()),
+            "other_letters_mean": _off(data[:, :count]),
+            "null_mean": mean_of(data[:, study.null]),
+        }
+    below = sum(value < 0 for value in facts["duplicate"]["own_logit"].values())
+    above = sum(value > 0 for value in facts["anti_duplicate"]["own_logit"].values())
+    parts = facts["anti_duplicate_responsible"]["own_logit_mean"], facts["anti_duplicate_other"]["own_logit_mean"]
+    summary = (
+        f"Through its duplicate detectors and its responsible head, a letter lowers its own logit for {below} of {count} letters "
+        f"({signed(facts['duplicate']['own_logit_mean'])} on average; other letters {signed(facts['duplicate']['other_letters_mean'])}, ? "
+        f"{signed(facts['duplicate']['null_mean'])}). Through its anti-duplicate detectors it raises it for {above} of {count} "
+        f"({signed(facts['anti_duplicate']['own_logit_mean'])}), of which {signed(parts[0])} through the responsible head and "
+        f"{signed(parts[1])} through the others."
+    )
+    return Part("Full duplicate and anti-duplicate circuits", summary, [circuits.panels({c.name: c for c in found.values()}, "Each letter by way of its own detectors and heads")],
+                {"full_circuits": facts})  # fmt: skip
