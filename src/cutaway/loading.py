@@ -196,6 +196,7 @@ def build(
     for name in names:
         tensor = weights.pop(name) if isinstance(weights, MutableMapping) else weights[name]
         _place(model, name, tensor, device=_device_of(name, cfg), dtype=cfg.torch_dtype, mine=mine)
+        step()
     return model.eval() if not model.training else model
 
 
@@ -220,10 +221,10 @@ def _read_once(weights: Mapping[str, Tensor], dtype: torch.dtype, shown: Shown) 
     They have the precision that is asked for, or their own where that is wider: rewriting must not round twice.
     """
     shapes = getattr(weights, "shapes", None) or {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    bar = iter(shown(list(shapes), "reading"))
+    step = shown.steps(len(shapes), "reading")
 
     def read(name: str) -> Tensor:
-        next(bar, None)
+        step()
         tensor = weights[name].detach()
         return tensor.to(torch.promote_types(tensor.dtype, dtype), copy=True)
 
