@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.util
 import re
 from collections.abc import Callable
@@ -87,12 +88,18 @@ def assert_painted(pixels: np.ndarray, values: np.ndarray, scale: str, low: floa
 # ------------------------------------------------------------------------------------------------- every view
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_view_is_drawn_without_the_network(show: Callable[..., Browser], name: str) -> None:
-    browser = show(examples()[name])
-    assert browser("evaluate", code="document.querySelector('.cutaway').dataset.ready") == "yes"
-    assert "could not be drawn" not in browser("text", selector="body")
-    assert len(browser("text", selector=".ct-figure")) > 40
+def test_every_view_is_drawn_without_the_network(show: Callable[..., Browser]) -> None:
+    browser = show(gallery().page())
+    what = "[one.dataset.ready, one.firstChild.dataset.view, one.innerText]"
+    found = browser("evaluate", code=f"[...document.querySelectorAll('.cutaway')].map(one => {what})")
+    assert len(found) == len(NAMES)
+    for name, (ready, drawn, text) in zip(NAMES, found, strict=True):
+        assert (ready, drawn) == ("yes", examples()[name].view), name
+        assert examples()[name].title in text
+        assert "could not be drawn" not in text
+        assert len(text) > len(examples()[name].title) + 40
+    canvases = "[...document.querySelectorAll('canvas.ct-cells')].every(one => one.width > 1 && one.height > 1)"
+    assert browser("evaluate", code=canvases)
     browser.quiet()
 
 
@@ -127,35 +134,42 @@ def test_dark_and_light_differ_and_can_be_switched(show: Callable[..., Browser])
 # ------------------------------------------------------------------------------------------------- hostile text
 
 
-@pytest.mark.parametrize(
-    "name", ["attention", "tokens", "heat_map", "bars", "table", "attribution", "lens", "logprobs", "topk", "search", "page"]
-)
-def test_hostile_tokens_show_as_text(show: Callable[..., Browser], name: str) -> None:
+def hostile() -> list[view.Figure]:
+    """Every kind of view, with hostile text wherever text goes."""
     n = len(HOSTILE)
     square = np.tril(np.ones((2, n, n))) / np.arange(1, n + 1)[:, None]
     noise = np.random.default_rng(0).normal(size=(n, n))
-    figure: view.Figure | view.Page = {
-        "attention": lambda: view.attention_patterns(HOSTILE, square, HOSTILE[:2], title=HOSTILE[2]),
-        "tokens": lambda: view.top_samples([HOSTILE, HOSTILE], [noise[:3], noise[:3]], names=HOSTILE[:3], menu_name=HOSTILE[1]),
-        "heat_map": lambda: view.heat_map(
-            noise, HOSTILE, HOSTILE, x_name=HOSTILE[1], title=HOSTILE[2], marks=[(0, 0, HOSTILE[2])]
-        ),
-        "bars": lambda: view.bar_chart(HOSTILE, {HOSTILE[1]: noise[0], HOSTILE[2]: noise[1]}, title=HOSTILE[1]),
-        "table": lambda: view.table(HOSTILE, [HOSTILE, HOSTILE], title=HOSTILE[1], note=HOSTILE[2]),
-        "attribution": lambda: view.attribution(noise[None], [HOSTILE[1]], HOSTILE, HOSTILE, answer_name=HOSTILE[2]),
-        "lens": lambda: view.lens_grid(HOSTILE, noise, [HOSTILE] * n),
-        "logprobs": lambda: view.token_log_probs(HOSTILE, -abs(noise), HOSTILE, range(n)),
-        "topk": lambda: view.topk_tokens(HOSTILE, noise[:, None, :]),
-        "search": lambda: view.vocabulary_circuit(noise, None, HOSTILE),
-        "page": lambda: view.page(
-            HOSTILE[1], [view.Section(HOSTILE[2], [HOSTILE[1], HOSTILE, view.Code(HOSTILE[1])], summary=HOSTILE[2])]
-        ),
-    }[name]()
-    browser = show(figure)
+    script, image = HOSTILE[1], HOSTILE[2]
+    return [
+        view.attention_patterns(HOSTILE, square, HOSTILE[:2], title=image),
+        view.top_samples([HOSTILE, HOSTILE], [noise[:3], noise[:3]], names=HOSTILE[:3], menu_name=script),
+        view.heat_map(noise, HOSTILE, HOSTILE, x_name=script, title=image, marks=[(0, 0, image)]),
+        view.bar_chart(HOSTILE, {script: noise[0], image: noise[1]}, title=script),
+        view.line_chart({script: noise[0], image: noise[1]}, HOSTILE, x_name=image, references={image: 0.5}),
+        view.table(HOSTILE, [HOSTILE, HOSTILE], title=script, note=image),
+        view.attribution(np.stack([noise, noise]), [script, image], HOSTILE, HOSTILE, answer_name=image),
+        view.lens_grid(HOSTILE, noise, [HOSTILE] * n, title=script + image),
+        view.token_log_probs(HOSTILE, -abs(noise), HOSTILE, range(n)),
+        view.topk_tokens(HOSTILE, noise[:, None, :], neuron_names=HOSTILE, title=image + script),
+        view.vocabulary_circuit(noise, None, HOSTILE, row_name=image),
+        view.head_types({script: [[1.0]], image: [[0.0]]}, title=image),
+    ]
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_hostile_tokens_show_as_text(show: Callable[..., Browser], width: int) -> None:
+    figures = hostile()
+    section = view.Section(HOSTILE[2], [HOSTILE[1], HOSTILE, view.Code(HOSTILE[1]), *figures], summary=HOSTILE[2])
+    browser = show(view.page(HOSTILE[1], [section]), width=width)
     assert browser("evaluate", code="document.images.length") == 0
-    assert browser("evaluate", code="document.title") != "owned"
-    assert "</script>" in browser("evaluate", code="document.body.innerText + document.title")
-    assert browser("evaluate", code="document.documentElement.scrollWidth") <= 1200
+    assert browser("evaluate", code="document.title") == HOSTILE[1]
+    texts = browser("evaluate", code="[...document.querySelectorAll('.cutaway')].map(one => one.textContent)")
+    assert len(texts) == len(figures)
+    for figure, text in zip(figures, texts, strict=True):
+        assert "</script>" in text, figure.view
+        assert "<img src=x" in text, figure.view
+        assert "could not be drawn" not in text, figure.view
+    assert browser("evaluate", code="document.documentElement.scrollWidth") <= width
     browser.quiet()
 
 
@@ -246,6 +260,22 @@ def test_attribution_adds_up_on_the_page(show: Callable[..., Browser]) -> None:
     browser("choose", selector="select", value=3)
     assert_painted(browser.canvas(".ct-cells"), np.array([[3.0], [-4.0]]), "diverging", -4, 4)
     assert browser("evaluate", code="document.querySelectorAll('.ct-mark').length") == 1
+
+
+def test_zoom_magnifies_without_new_pixels_and_the_largest_cells_are_a_table(show: Callable[..., Browser]) -> None:
+    values = np.zeros((100, 100))
+    values[40, 70], values[3, 99] = -3, 2
+    browser = show(view.heat_map(values, y_name="from"))
+    wide = "document.querySelector('.ct-area').clientWidth"
+    before, pixels = browser("evaluate", code=wide), browser.canvas(".ct-cells")
+    browser("click", selector="button[aria-label='zoom in']")
+    assert browser("evaluate", code=wide) == 2 * before
+    np.testing.assert_array_equal(browser.canvas(".ct-cells"), pixels)
+    browser("click", selector=".ct-top summary")
+    rows = "[...document.querySelectorAll('.ct-top tbody tr')].map(row => [...row.children].map(cell => cell.textContent))"
+    assert browser("evaluate", code=rows)[:2] == [["40", "70", "−3.00"], ["3", "99", "2.00"]]
+    browser("click", selector=".ct-top tbody button")
+    assert "pinned: from 40 · column 70: −3.00" in browser("text", selector=".ct-readout")
 
 
 def test_menus_and_sorting(show: Callable[..., Browser]) -> None:
@@ -362,6 +392,40 @@ def test_a_figure_in_a_sandboxed_frame(chrome: Browser, tmp_path: Path) -> None:
     after = chrome("evaluate", code=wait)
     assert after != before[1]
     assert abs(float(after.removesuffix("px")) - inside) <= 2
+    chrome.quiet()
+
+
+WIDGET = """<!doctype html><meta charset=utf-8><title>widget</title><link rel=icon href=data:,><div id=place></div>
+<script type=module>
+const bytes = (text) => Uint8Array.from(atob(text), (one) => one.charCodeAt(0));
+const {{ default: widget }} = await import("data:text/javascript;base64,{code}");
+const values = {{ data: new DataView(bytes("{data}").buffer), selection: {{ layer: 1, head: 0, dest: 2, src: 1 }} }};
+const heard = {{}};
+window.model = {{
+  get: (name) => values[name], set: (name, value) => {{ values[name] = value; heard[name]?.(); }},
+  save_changes: () => (window.saved = values.selection), off: () => {{}},
+  on: (event, call) => (heard[event.split(":")[1]] = call),
+}};
+window.stop = await widget.render({{ model, el: document.getElementById("place") }});
+document.documentElement.dataset.ready = "yes";
+</script>"""
+
+
+def test_a_widget_and_python_share_the_selection(chrome: Browser, tmp_path: Path) -> None:
+    figure = view.head_gallery(list("abc"), np.tril(np.ones((2, 2, 3, 3))))
+    code = (ROOT / "src/cutaway/view/static/widget.js").read_bytes()
+    page = WIDGET.format(code=base64.b64encode(code).decode(), data=base64.b64encode(figure.wire()).decode())
+    (tmp_path / "widget.html").write_text(page, encoding="utf-8")
+    chrome("open", file=str(tmp_path / "widget.html"))
+    assert "pinned: head 1.0 · from (query) 2 “c” → to (key) 1 “b”" in chrome("text", selector=".ct-readout")
+    chrome("evaluate", code="model.set('selection', { layer: 0, head: 1, dest: 1, src: 0 })")
+    assert "pinned: head 0.1 · from (query) 1 “b” → to (key) 0 “a”" in chrome("text", selector=".ct-readout")
+    chrome("click", selector=".ct-area", x=3, y=3)
+    assert chrome("evaluate", code="window.saved") == {"layer": 0, "head": 1, "dest": 0, "src": 0}
+    chrome("press", key="Escape")
+    assert chrome("evaluate", code="window.saved") is None
+    chrome("evaluate", code="window.stop()")
+    assert chrome("evaluate", code="document.getElementById('place').innerText") == ""
     chrome.quiet()
 
 

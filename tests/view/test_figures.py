@@ -136,8 +136,8 @@ def test_a_widget_carries_the_figure_and_its_selection() -> None:
     widget = figure.widget()
     assert widget.data == figure.wire()
     assert widget.selection is None
-    widget.selection = {"panel": 0, "row": 1, "col": 1}
-    assert widget.get_state()["selection"] == {"panel": 0, "row": 1, "col": 1}
+    widget.selection = {"panel": 0, "row": 1, "column": 1}
+    assert widget.get_state()["selection"] == {"panel": 0, "row": 1, "column": 1}
     widget.close()
 
 

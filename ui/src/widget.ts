@@ -3,7 +3,8 @@
 import { effect } from "@preact/signals";
 import { render as unmount } from "preact";
 import { gunzip, parse } from "./core/decode";
-import { same, type Cell } from "./core/store";
+import { named, unnamed } from "./core/names";
+import { same } from "./core/store";
 import { fail, mount } from "./figure";
 
 interface Model {
@@ -23,17 +24,17 @@ async function render({ model, el }: { model: Model; el: HTMLElement }): Promise
     const { spec, arrays } = parse(await gunzip(bytes));
     const store = mount(el, spec, arrays);
     const take = () => {
-      const cell = model.get("selection") as Cell | null;
-      if (same(cell, store.pinned.peek())) return;
-      store.pinned.value = cell && { panel: cell.panel ?? 0, row: cell.row ?? 0, col: cell.col ?? 0 };
-      if (cell) store.panel.value = cell.panel ?? 0;
+      const cell = unnamed(spec, model.get("selection"));
+      if (same(cell, store.pinned.peek()) || (cell && cell.panel >= store.panels)) return;
+      store.pinned.value = cell;
+      if (cell) store.panel.value = cell.panel;
     };
     take();
     model.on("change:selection", take);
     const stop = effect(() => {
       const cell = store.pinned.value;
-      if (same(cell, model.get("selection"))) return;
-      model.set("selection", cell);
+      if (same(cell, unnamed(spec, model.get("selection")))) return;
+      model.set("selection", named(spec, cell));
       model.save_changes();
     });
     return () => {

@@ -63,7 +63,7 @@ def attribution(
     lines += [f"{names[i]}: mean size {number(float(size[i]))}" for i in np.argsort(-size, kind="stable")[:5]]
     meta: dict[str, Any] = {
         "components": names, "positions": where, "answers": what, "correct": right, "valueName": value_name,
-        "answerName": answer_name, "range": color_range([array], "diverging", range),
+        "answerName": answer_name, "hasTotal": total is not None, "range": color_range([array], "diverging", range),
     }  # fmt: skip
     grid_rows = width if width > 1 else count
     height = 260 + min(700, 22 * grid_rows) + (min(260, 18 * count) if width > 1 else 60)

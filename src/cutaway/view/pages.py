@@ -37,7 +37,7 @@ class Section:
     sections: Sequence[Section] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Page:
     """A page as data; `.html()` and `.save(path)` write it."""
 
@@ -63,6 +63,9 @@ class Page:
             f'<div class="ct-columns">{contents if entries else ""}<main>{_blocks(self.intro)}{parts}</main></div>'
         )
         return html.document(self.title, body, kind="page")
+
+    def __repr__(self) -> str:
+        return f"<Page {self.title!r}: {len(self.sections)} sections; .save(path) writes it>"
 
     def save(self, path: str | Path) -> Path:
         """Write the page to a file, and say where."""

@@ -1,6 +1,8 @@
 """The live figure for notebooks: an anywidget whose `selection` travels both ways.
 
-Selections are dictionaries such as `{"panel": 3, "row": 5, "col": 2}`; setting one pins it in the figure.
+Selections are dictionaries in the words of the view, such as `{"head": 3, "dest": 5, "src": 2}` for attention, `{"layer":
+0, …}` too in a gallery, `{"component": …, "answer": …, "position": …}` for attribution, `{"panel": …, "row": …,
+"column": …}` for heat maps. Setting one pins it in the figure; pinning in the figure sets it.
 """
 
 from __future__ import annotations

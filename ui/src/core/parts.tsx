@@ -5,7 +5,7 @@ import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { ODD, css, table, type Scale, type ScaleName, type Theme } from "./color";
 import type { Plane } from "./decode";
-import { number } from "./format";
+import { number, visible } from "./format";
 import { boldness, census, draw } from "./paint";
 
 export function useScale(name: ScaleName, range: [number, number], theme: Theme): Scale {
@@ -49,9 +49,9 @@ export function Legend({ scale, name, planes, pooled }: { scale: Scale; name: st
 export function Menu({ label, options, value, onPick }: { label: string; options: string[]; value: number; onPick: (index: number) => void }) {
   return (
     <label class="ct-menu">
-      {label}{" "}
+      <bdi>{visible(label, 40)}</bdi>
       <select value={value} onChange={(event) => onPick(Number(event.currentTarget.value))}>
-        {options.map((name, index) => <option value={index}>{name}</option>)}
+        {options.map((name, index) => <option value={index}>{visible(name, 60)}</option>)}
       </select>
     </label>
   );

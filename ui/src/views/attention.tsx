@@ -37,7 +37,8 @@ export function Attention({ spec, arrays, store, width }: ViewProps) {
   const at = layout(plane.rows, plane.cols, src, dest, room, { square: true, ratio: devicePixelRatio });
   const value = (cell: Cell) => planes[cell.panel].at(cell.row, cell.col);
   const say = (cell: Cell) =>
-    `head ${heads[cell.panel]} · from (query) ${place(dest, cell.row, true)} → to (key) ${place(src, cell.col, true)}: ${number(value(cell), data.approx)}`;
+    `head ${heads[cell.panel]} · from (query) ${place(dest, cell.row, true)} → to (key) ${place(src, cell.col, true)}: ` +
+    (planes[cell.panel].masked(cell.row, cell.col) ? "masked" : number(value(cell), data.approx));
   const text = useComputed(() => describe(store, say, value, data.approx));
   return (
     <>

@@ -37,7 +37,7 @@ export function LogProbs({ spec, arrays, store }: ViewProps) {
       <Readout id={readout} text={text} />
       <TokenLine tokens={spec.tokens} color={(i) => (i === 0 ? null : rgb(scale, shown(i)))} store={store} panel={0} readout={readout} label="the text" />
       {at > 0 && at < count && (
-        <table class="ct-table ct-expected">
+        <div class="ct-scroll"><table class="ct-table">
           <caption><bdi>expected at position {place(spec.tokens, at, true)}</bdi></caption>
           <thead><tr><th scope="col">rank</th><th scope="col">token</th><th scope="col" class="ct-num">log-prob.</th><th scope="col">probability</th></tr></thead>
           <tbody>
@@ -47,14 +47,14 @@ export function LogProbs({ spec, arrays, store }: ViewProps) {
               return (
                 <tr class={right ? "ct-right" : ""}>
                   <td class="ct-num">{r}</td>
-                  <td class="ct-mono"><bdi>{visible(words[top[at - 1][r]], 60)}</bdi>{right && " ✓"}</td>
+                  <td class="ct-mono"><bdi>{visible(words[top[at - 1][r]], 30)}</bdi>{right && " ✓"}</td>
                   <td class="ct-num">{number(arrays.top.at(0, at - 1, r), arrays.top.approx)}</td>
                   <td><span class="ct-prob"><i style={{ width: `${100 * p}%` }} /></span> <span class="ct-num">{number(p)}</span></td>
                 </tr>
               );
             })}
           </tbody>
-        </table>
+        </table></div>
       )}
     </>
   );
