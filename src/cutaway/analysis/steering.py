@@ -207,17 +207,13 @@ def activation_addition(
     ]
     longest = max(tokens.shape[1] for tokens in encoded)
     pad = _space(model)
-    both = torch.cat([torch.nn.functional.pad(tokens, (0, longest - tokens.shape[1]), value=pad) for tokens in encoded])
     name = sites.resolve((site, _layer(model, layer)), model.sites, model.cfg.n_layers)
-    _, store = Transformer.run_with_cache(
-        model,
-        both,
-        names_filter=[name],
-        attention_mask=torch.ones_like(both),
-        return_type=None,
-        stop_at_layer=_stop(model, [name]),
-    )
-    difference = store[name][0] - store[name][1]
+    passed = []
+    for tokens in encoded:  # each alone, so that swapping the prompts only swaps the sign
+        padded = torch.nn.functional.pad(tokens, (0, longest - tokens.shape[1]), value=pad)
+        options: dict[str, Any] = {"attention_mask": torch.ones_like(padded), "stop_at_layer": _stop(model, [name])}
+        passed.append(Transformer.run_with_cache(model, padded, names_filter=[name], return_type=None, **options)[1][name][0])
+    difference = passed[0] - passed[1]
     aligned = f"each of the first {longest} positions" + (
         f", the shorter prompt padded with {model.tokenizer.decode([pad])!r}" if encoded[0].shape != encoded[1].shape else ""
     )

@@ -235,11 +235,17 @@ class Transformer(HookedRootModule, StackedWeights):
             resid = block(resid, stream=stream)
         return resid
 
-    def logits_of(self, resid: Resid) -> Logits:
-        """Logits, by way of the final norm, the unembedding and the soft cap."""
+    def logits_of(
+        self, resid: Float[Tensor, "... d_model"], columns: Int[Tensor, "column"] | None = None
+    ) -> Float[Tensor, "... out"]:
+        """Logits, by way of the final norm, the unembedding and the soft cap; of some tokens only, with `columns`."""
         if self.cfg.n_devices > 1:
             resid = resid.to(self.unembed.W_U.device)
-        logits = self.unembed(self.ln_final(resid))
+        resid = self.ln_final(resid)
+        if columns is None:
+            logits = self.unembed(resid)
+        else:
+            logits = F.linear(resid, self.unembed.W_U[:, columns].T, self.unembed.b_U[columns])
         cap = self.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
