@@ -1,0 +1,209 @@
+"""Composition: how much of what one head writes another reads, and which heads copy, from weights alone.
+
+The score of a pair is the Frobenius norm of the product of their circuits over the product of their norms. Two
+random heads of the same shape have a score well above zero, so that baseline is drawn and shown beside every score.
+
+Source: Elhage et al. 2021, "A mathematical framework for transformer circuits", sections on composition and copying.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.analysis.asking import head_names
+from cutaway.analysis.scales import FINAL, into_norm
+from cutaway.errors import ShapeError, UnknownName
+from cutaway.model.transformer import Transformer
+from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
+from cutaway.runs.results import Labelled, Result
+from cutaway.view import Figure, Panel, bar_chart, heat_map, small_multiples
+
+MODES = {"Q": "queries", "K": "keys", "V": "values"}
+
+
+@dataclass(frozen=True, eq=False)
+class Composition(Result):
+    """How much each earlier head feeds queries, keys or values of each later one, `[mode, earlier, later]`.
+
+    Pairs that do not follow each other hold NaN. `baseline` and `spread` are mean and standard deviation of the
+    score of two random heads of these shapes, by mode.
+    """
+
+    values: Labelled
+    baseline: Labelled
+    spread: Labelled
+
+    @property
+    def excess(self) -> Labelled:
+        """The score above the baseline, in the baseline's standard deviations."""
+        data = (self.values.data - self.baseline.data[:, None, None]) / self.spread.data[:, None, None]
+        return Labelled(data, self.values.axes, self.values.labels, "score above random heads", "standard deviations")
+
+    def top(self, k: int = 10, mode: str | None = None) -> list[tuple[str, str, str, float]]:
+        """The pairs with the highest scores: (mode, earlier head, later head, score)."""
+        names = self.values.names("mode")
+        kept = self.values.data if mode is None else self.values.data[[names.index(mode)]]
+        modes = names if mode is None else (mode,)
+        heads = self.values.names("earlier")
+        flat = kept.nan_to_num(-1).flatten()
+        count = min(k, int((flat >= 0).sum()))
+        out = []
+        for index in flat.topk(count).indices.tolist():
+            rest, later = divmod(index, len(heads))
+            kind, earlier = divmod(rest, len(heads))
+            out.append((modes[kind], heads[earlier], heads[later], float(flat[index])))
+        return out
+
+    def figure(self) -> Figure:
+        """Earlier × later heads, one panel for each mode; the colour is the score above the baseline."""
+        above = self.values.data - self.baseline.data[:, None, None]
+        names = self.values.names("earlier")
+        panels = [
+            Panel(f"{mode}-composition", part, names, names) for mode, part in zip(self.values.names("mode"), above, strict=True)
+        ]
+        return small_multiples(
+            panels,
+            x_name="later head",
+            y_name="earlier head",
+            value_name="score above random heads",
+            title="Composition of heads",
+        )
+
+    def summary(self) -> str:
+        """The strongest pairs of each mode, beside the baseline."""
+        lines = ["how much of what one head writes another reads"]
+        for mode, mean, spread in zip(
+            self.values.names("mode"), self.baseline.data.tolist(), self.spread.data.tolist(), strict=True
+        ):
+            pairs = ", ".join(f"{first} → {second} {score:.3f}" for _, first, second, score in self.top(4, mode))
+            lines.append(f"{mode} ({MODES[mode]}; random heads {mean:.3f} ± {spread:.3f}): {pairs}")
+        return "\n".join(lines)
+
+
+def composition(model: Transformer, modes: str = "QKV", *, draws: int = 64, seed: int = 0) -> Composition:
+    """Composition scores of all pairs of heads, beside those of random heads.
+
+    Args:
+        modes: some of `Q`, `K`, `V`.
+        draws: how many random heads the baseline is drawn from.
+
+    Raises:
+        UnknownName: a mode that is none.
+        ShapeError: fewer than two layers, so that nothing composes.
+    """
+    if not modes or set(modes) - set(MODES):
+        raise UnknownName(f"composition goes by Q, K or V (or several, as 'QK'), not {modes!r}")
+    cfg = model.cfg
+    if cfg.n_layers < 2:
+        raise ShapeError(f"composition needs two layers, and this network has {cfg.n_layers}")
+    W_Q, W_K, W_V, W_O = (weight.detach().flatten(0, 1) for weight in (model.W_Q, model.W_K, model.W_V, model.W_O))
+    QK, OV = FactoredMatrix(W_Q, W_K.transpose(-2, -1)), FactoredMatrix(W_V, W_O)
+    readers = {"Q": QK, "K": QK.T, "V": OV}
+    layer = torch.arange(cfg.n_layers).repeat_interleave(cfg.n_heads).to(W_Q.device)
+    follows = layer[:, None] < layer[None]
+    heads = head_names(cfg)
+    scores = [composition_scores(OV, readers[mode]).masked_fill(~follows, torch.nan) for mode in modes]
+    random = [_random_scores(cfg.d_model, cfg.d_head, draws, seed + index) for index in range(len(modes))]
+    labels = {"mode": list(modes)}
+    return Composition(
+        Labelled(
+            torch.stack(scores), ("mode", "earlier", "later"), labels | {"earlier": heads, "later": heads}, "composition score"
+        ),
+        Labelled(torch.tensor([float(one.mean()) for one in random]), ("mode",), labels, "score of random heads"),
+        Labelled(torch.tensor([float(one.std()) for one in random]), ("mode",), labels, "its standard deviation"),
+    )
+
+
+def _random_scores(d_model: int, d_head: int, draws: int, seed: int) -> Float[Tensor, "draw"]:
+    """Scores of pairs of heads with Gaussian weights."""
+    generator = torch.Generator().manual_seed(seed)
+    factors = [torch.randn(draws, *shape, generator=generator) for shape in ((d_model, d_head), (d_head, d_model)) * 2]
+    left, right = FactoredMatrix(factors[0], factors[1]), FactoredMatrix(factors[2], factors[3])
+    return composition_scores(left, right, broadcast_dims=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Copying(Result):
+    """How much each head raises the logit of what it attends to, `[head]`, from −1 to 1; `baseline` of random heads."""
+
+    values: Labelled
+    baseline: float
+    spread: float
+    n_heads: int
+
+    def heads(self, threshold: float = 0.5) -> list[str]:
+        """The heads that copy more than this, most first."""
+        names, order = self.values.names("head"), self.values.data.argsort(descending=True).tolist()
+        return [names[i] for i in order if float(self.values.data[i]) > threshold]
+
+    def figure(self) -> Figure:
+        """A bar for each head; of a network with many heads a map of layers × heads."""
+        names = self.values.names("head")
+        if len(names) > 40:
+            grid = self.values.data.view(-1, self.n_heads)
+            return heat_map(
+                grid, x_name="head", y_name="layer", value_name="copying score", title="Which heads copy", range=(-1, 1)
+            )
+        return bar_chart(names, self.values.data, x_name="head", value_name="copying score", title="Which heads copy")
+
+    def summary(self) -> str:
+        """The heads that copy most, and most of the opposite."""
+        names, order = self.values.names("head"), self.values.data.argsort(descending=True).tolist()
+
+        def said(which: list[int]) -> str:
+            return ", ".join(f"{names[i]} {float(self.values.data[i]):+.2f}" for i in which)
+
+        return (
+            f"copying scores (Σ Re λ / Σ |λ| of token → token; random heads {self.baseline:+.2f} ± {self.spread:.2f})\n"
+            f"copy most: {said(order[:5])}\ncopy least: {said(order[::-1][:5])}"
+        )
+
+
+def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:
+    """The eigenvalue copying score of every head's path `embed → head → logits`.
+
+    The eigenvalues of that vocabulary-sized matrix are those of a d_head × d_head one, so it is never built. The
+    baseline replaces each head's weights by Gaussian ones between the same embedding and unembedding.
+
+    Raises:
+        ShapeError: the network's input and output vocabularies differ in size.
+    """
+    cfg = model.cfg
+    if cfg.d_vocab != cfg.d_vocab_out:
+        raise ShapeError(
+            f"copying needs one vocabulary, and this network reads {cfg.d_vocab} tokens and answers {cfg.d_vocab_out}"
+        )
+    E = model.embed.W_E.detach()
+    E = (model.embed.ln(E).detach() if cfg.post_embedding_ln else E).float()
+    between = model.unembed.W_U.detach().float() @ E  # d_model × d_model: out of the logits, and in as tokens
+    scores, random = [], []
+    generator = torch.Generator().manual_seed(seed)
+    for l, block in enumerate(model.blocks):
+        W_V, W_O = block.attn.W_V.detach().float(), block.attn.W_O.detach().float()
+        scores.append(_copying(model, l, between, W_V, W_O))
+        if l == 0:
+            shapes = (draws, *W_V.shape[1:]), (draws, *W_O.shape[1:])
+            noise = [torch.randn(shape, generator=generator).to(W_V.device) for shape in shapes]
+            random.append(_copying(model, l, between, *noise))
+    labels = {"head": head_names(cfg)}
+    drawn = torch.cat(random) if random else torch.zeros(1)
+    values = Labelled(torch.cat(scores), ("head",), labels, "copying score")
+    return Copying(values, float(drawn.mean()), float(drawn.std()) if len(drawn) > 1 else 0.0, cfg.n_heads)
+
+
+def _copying(
+    model: Transformer,
+    layer: int,
+    between: Float[Tensor, "d_model d_model"],
+    W_V: Float[Tensor, "some d_model d_head"],
+    W_O: Float[Tensor, "some d_head d_model"],
+) -> Float[Tensor, "some"]:
+    """Σ Re λ / Σ |λ| of embed → head → logits, for each head."""
+    written = into_norm(model, FINAL, into_norm(model, f"{layer}.ln1_post", W_O))
+    around = written @ into_norm(model, f"{layer}.ln1", between) @ W_V
+    eigenvalues = torch.linalg.eigvals(around)
+    return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)
