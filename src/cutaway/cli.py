@@ -109,6 +109,37 @@ def train(
     )
 
 
+@app.command()
+def report(
+    task: Annotated[str, typer.Argument(help="Which task: first-unique-char.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of a model of this task, .pt or .safetensors. By default the bundled model.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json. By default out/TASK.")] = None,
+    size: Annotated[int, typer.Option(help="How many sequences to run on.")] = 1000,
+    seed: Seed = 42,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the summary.")] = False,
+) -> None:
+    """Say how well a trained model does its task and how it does it, with evidence.
+
+    Prints a summary, and writes report.html (one page that needs nothing else) and report.json (the numbers).
+    """
+    from rich.console import Console
+
+    from cutaway import report as reports
+    from cutaway.report import progress
+
+    folder = reports.check_folder(out or Path("out") / task)
+    with progress.shown(Console(stderr=True)) as watch:
+        made = reports.make(task, checkpoint=checkpoint, size=size, seed=seed, device=device, watch=watch)
+    html, numbers = made.save(folder)
+    if as_json:
+        typer.echo(made.json(), nl=False)
+    else:
+        typer.echo(f"{made.text()}\n\n{html}\n{numbers}")
+
+
 def main() -> None:
     """The entry point `cutaway`."""
     try:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cutaway import tasks
 from cutaway.errors import ConfigError, UnknownTask, nearest
-from cutaway.report.parts import HTML, JSON, Part, Report
+from cutaway.report.parts import HTML, JSON, Part, Report, check_folder
 
-__all__ = ["HTML", "JSON", "REPORTS", "Part", "Report", "make"]
+__all__ = ["HTML", "JSON", "REPORTS", "Part", "Report", "check_folder", "make"]
 
 REPORTS = {"first-unique-char": "cutaway.report.first_unique_char"}
 """Task → the module whose `report(checkpoint, size, seed, device, watch)` makes its report."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cutaway.errors import CheckpointError
 from cutaway.report.first_unique_char import (
+    ablations,
     attributions,
     behaviour,
     failures,
@@ -31,6 +32,7 @@ SECTIONS: dict[str, Callable[[Study], Part]] = {
     "scores of layer 0 from weights": layer0.token_scores,
     "tokens and positions in layer 0": layer0.full_scores,
     "direct logit attribution": attributions.attributions,
+    "ablations": ablations.ablations,
     "scores of layer 1": layer1.scores,
     "what layer 0 writes to the logits": layer1.first_outputs,
     "what layer 1 writes to the logits": layer1.outputs,
@@ -63,7 +65,7 @@ def report(checkpoint: str | Path | None, size: int, seed: int, device: str, wat
         "shape": {"n_layers": cfg.n_layers, "n_heads": cfg.n_heads, "d_model": cfg.d_model, "d_head": cfg.d_head, "n_ctx": cfg.n_ctx},
     }  # fmt: skip
     subtitle = (
-        f"{name[:1].upper() + name[1:]}: {cfg.n_layers} layers of {cfg.n_heads} heads, attention only, d_model {cfg.d_model}, "
+        f"{name if checkpoint else name.capitalize()}: {cfg.n_layers} layers of {cfg.n_heads} heads, attention only, d_model {cfg.d_model}, "
         f"{cfg.n_ctx} positions; run on {size:,} {'sequence' if size == 1 else 'sequences'} of seed {seed}"
     )
     return Report(
