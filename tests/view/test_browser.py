@@ -317,6 +317,17 @@ def test_pixels_of_panels_with_and_without_a_common_scale(show: Callable[..., Br
         assert_painted(browser.canvas(".ct-cells", panel), values[panel], "diverging", -own, own)
 
 
+def test_contrast_draws_the_ends_of_the_scale_together(show: Callable[..., Browser]) -> None:
+    values = np.array([[1.0, -0.25], [0.1, 8.0]])
+    browser = show(view.heat_map(values))
+    browser("fill", selector="input[type=range]", text="3")
+    assert_painted(browser.canvas(".ct-cells"), values, "diverging", -1, 1)
+    assert "values reach −0.250 to 8.00" in browser("text", selector=".ct-legend")
+    browser = show(view.heat_map(values + 1, scale="viridis", range=(0, 8)))
+    browser("fill", selector="input[type=range]", text="2")
+    assert_painted(browser.canvas(".ct-cells"), values + 1, "viridis", 0, 2)
+
+
 def test_pixels_of_attention_and_its_thumbnails(show: Callable[..., Browser]) -> None:
     n = 200
     patterns = np.tril(np.random.default_rng(2).random((3, n, n)) * 0.2)

@@ -61,6 +61,22 @@ export function Switch({ label, on, onFlip }: { label: string; on: boolean; onFl
   return <label class="ct-menu"><input type="checkbox" checked={on} onChange={onFlip} /> {label}</label>;
 }
 
+/** A scale whose ends are drawn together: each step of contrast halves its range (around zero, or from the low end). */
+export function stretched(scale: Scale, contrast: number): Scale {
+  if (!contrast) return scale;
+  const { low, high } = scale;
+  const by = 2 ** -contrast;
+  return scale.name === "diverging" ? { ...scale, low: low * by, high: high * by } : { ...scale, high: low + (high - low) * by };
+}
+
+export function Contrast({ value, onTurn }: { value: number; onTurn: (value: number) => void }) {
+  return (
+    <label class="ct-menu">
+      contrast <input type="range" min="0" max="8" step="0.5" value={value} onInput={(event) => onTurn(Number(event.currentTarget.value))} />
+    </label>
+  );
+}
+
 export function Zoom({ value, onZoom }: { value: number; onZoom: (value: number) => void }) {
   return (
     <span class="ct-menu">

@@ -7,7 +7,7 @@ import { Plane } from "../core/decode";
 import { number, place, visible } from "../core/format";
 import { HeatMap, Thumb, layout } from "../core/heatmap";
 import { census } from "../core/paint";
-import { Bar, Legend, Menu, Readout, Switch, TopCells, Zoom, useId, useScale } from "../core/parts";
+import { Bar, Contrast, Legend, Menu, Readout, Switch, TopCells, Zoom, stretched, useId, useScale } from "../core/parts";
 import type { Cell, Store } from "../core/store";
 import { theme } from "../core/theme";
 import type { ViewProps } from "./view";
@@ -21,13 +21,14 @@ export function Attention({ spec, arrays, store, width }: ViewProps) {
   const data = arrays.patterns;
   const planes = useMemo(() => heads.map((_: string, head: number) => new Plane(data, head)) as Plane[], [data]);
   const own = useSignal<boolean>(perHead);
+  const contrast = useSignal(0);
   const zoom = useSignal(1);
   const readout = useId();
   const ranges = useMemo(() => planes.map((plane) => ends(plane, name)), [planes]);
   const common = useScale(name, range, theme.value);
   const scales = useMemo(
-    () => (own.value ? ranges.map(([low, high]) => ({ ...common, low, high })) : planes.map(() => common)),
-    [own.value, common, ranges],
+    () => ranges.map(([low, high]) => stretched(own.value ? { ...common, low, high } : common, contrast.value)),
+    [own.value, contrast.value, common, ranges],
   );
   const head = store.panel.value;
   const plane = planes[head];
@@ -49,6 +50,7 @@ export function Attention({ spec, arrays, store, width }: ViewProps) {
             <Switch label="a colour scale for each head" on={own.value} onFlip={() => (own.value = !own.value)} />
           </>
         )}
+        <Contrast value={contrast.value} onTurn={(to) => (contrast.value = to)} />
         {plane.cols > 24 && <Zoom value={zoom.value} onZoom={(to) => (zoom.value = to)} />}
       </Bar>
       {heads.length > 1 && <Thumbs heads={heads} planes={planes} scales={scales} store={store} columns={columns} width={width} />}

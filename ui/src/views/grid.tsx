@@ -5,7 +5,7 @@ import { useMemo } from "preact/hooks";
 import { Plane } from "../core/decode";
 import { number, place, visible } from "../core/format";
 import { HeatMap, layout, longest } from "../core/heatmap";
-import { Bar, Legend, Menu, Readout, Switch, TopCells, Zoom, useId, useScale } from "../core/parts";
+import { Bar, Contrast, Legend, Menu, Readout, Switch, TopCells, Zoom, stretched, useId, useScale } from "../core/parts";
 import type { Cell } from "../core/store";
 import { theme } from "../core/theme";
 import { describe } from "./attention";
@@ -26,12 +26,13 @@ export function Grid({ spec, arrays, store, width }: ViewProps) {
   const many = panels.length > 1;
   const planes = useMemo(() => panels.map((_, index) => new Plane(arrays[`p${index}`], 0)), [arrays]);
   const common = useSignal<boolean>(meta.common);
+  const contrast = useSignal(0);
   const zoom = useSignal(1);
   const readout = useId();
   const base = useScale(meta.scale, meta.range, theme.value);
   const scales = useMemo(
-    () => panels.map((panel) => (common.value ? base : { ...base, low: panel.range[0], high: panel.range[1] })),
-    [base, common.value],
+    () => panels.map(({ range: [low, high] }) => stretched(common.value ? base : { ...base, low, high }, contrast.value)),
+    [base, common.value, contrast.value],
   );
   const xs = useMemo(() => panels.map((panel) => panel.x ?? meta.x), [meta]) as (string[] | null)[];
   const ys = useMemo(() => panels.map((panel) => panel.y ?? meta.y), [meta]) as (string[] | null)[];
@@ -63,10 +64,11 @@ export function Grid({ spec, arrays, store, width }: ViewProps) {
   const pooled = planes.some((plane, i) => layout(plane.rows, plane.cols, xs[i], ys[i], room, { square, most, ratio: devicePixelRatio }).kx > 1);
   return (
     <>
-      {(many || rest > 60) && (
+      {!panels[0].text && (
         <Bar>
           {many && <Menu label="keys and table" options={panels.map((panel, i) => panel.name || String(i))} value={chosen} onPick={(index) => store.show(index)} />}
           {many && <Switch label="one colour scale for all" on={common.value} onFlip={() => (common.value = !common.value)} />}
+          <Contrast value={contrast.value} onTurn={(to) => (contrast.value = to)} />
           {rest > 60 && <Zoom value={zoom.value} onZoom={(to) => (zoom.value = to)} />}
         </Bar>
       )}
