@@ -13,7 +13,8 @@
     ├── UnsupportedArchitecture  a model family, or a field of its config, that is not understood
     ├── TokenError             text or tokens that the model cannot take
     │   └── ContextTooLong     … because there are more than `n_ctx` of them
-    └── ShapeError             arrays that do not fit each other
+    ├── ShapeError             arrays that do not fit each other
+    └── NotFinite              a result that is NaN or infinite, where a number is needed
 
 Each is also the built-in error that callers of such code expect (`KeyError`, `ValueError`, …).
 """
@@ -81,6 +82,10 @@ class ContextTooLong(TokenError):
 
 class ShapeError(CutawayError, ValueError):
     """Arrays or axes that do not fit each other."""
+
+
+class NotFinite(CutawayError, ArithmeticError):
+    """A result is NaN or infinite, where a number is needed."""
 
 
 def nearest(name: str, names: Iterable[str], *, most: int = 3) -> str:

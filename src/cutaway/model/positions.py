@@ -57,6 +57,10 @@ class Stream:
         """Where those positions stand."""
         return self
 
+    def end(self, length: int) -> int:
+        """The position after the last of `length` columns."""
+        return self.start + length
+
     def visible(
         self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device
     ) -> Bool[Tensor, "rows 1 dest src"] | None:
@@ -132,7 +136,7 @@ class Rotary:
 
     def rotate(self, x: Float[Tensor, "batch pos head d_head"], stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
         """`x` with the first `rotary_dim` of its coordinates turned by each token's position."""
-        end = stream.start + x.shape[1]
+        end = stream.end(x.shape[1])
         cos, sin = self.tables(end, x.device)
         positions = stream.positions(x.shape[1])
         rows = slice(stream.start, end) if positions is None else positions.to(x.device)

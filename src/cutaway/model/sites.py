@@ -52,6 +52,11 @@ def site_names(cfg: HookedTransformerConfig) -> list[str]:
     return [name for name, _ in _table(cfg)]
 
 
+def table(cfg: HookedTransformerConfig) -> dict[str, Axes]:
+    """The full names of all sites of such a network and their axes, in firing order."""
+    return dict(_table(cfg))
+
+
 def axes(name: str, cfg: HookedTransformerConfig) -> Axes:
     """The axes of the site with this full (or short) name, such as `("batch", "pos", "head", "d_head")`.
 
@@ -63,8 +68,8 @@ def axes(name: str, cfg: HookedTransformerConfig) -> Axes:
         found = dict(_block(cfg, int(in_block[1]))).get(name[in_block.end() :])
         if found is not None:
             return found
-    table = dict(_table(cfg))
-    return table[resolve(name, table)]
+    known = table(cfg)
+    return known[resolve(name, known)]
 
 
 def enabled(cfg: HookedTransformerConfig, name: str) -> bool:

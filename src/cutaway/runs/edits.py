@@ -1,0 +1,500 @@
+"""Edits: an activation goes in, the activation that replaces it comes out.
+
+A `Change` says what happens to numbers (`zero()`, `patch(cache)`, `add(vector)`); an `Edit` is a change at a place:
+a site, and there some positions, heads, neurons or examples. An edit never changes its input in place, so one
+cache can feed many of them.
+
+Declared changes work on each position and example by itself, which is what lets a sweep recompute only what they
+reach. A `function` is not declared: it may read across positions and examples, and is never shortened.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.config import HookedTransformerConfig
+from cutaway.errors import MissingActivation, ShapeError
+from cutaway.model import sites
+
+Values = Tensor | Mapping[str, Tensor]
+Index = tuple[slice | Tensor, ...]
+
+
+# What happens to numbers.
+
+
+class Change(ABC):
+    """What happens to an activation. `word` is its name in labels and records."""
+
+    word: str
+    declared: bool = True  # each position and example by itself
+
+    @abstractmethod
+    def new(self, x: Tensor, value: Tensor | None) -> Tensor:
+        """What replaces `x`, the selected part of an activation; `value` is the same part of `source`."""
+
+    def source(self, site: str) -> Tensor | None:
+        """A tensor whose axes broadcast with the site's, of which each edit uses its own part; None: there is none."""
+        return None
+
+    def at(self, site: str | tuple[Any, ...], **where: Any) -> Edit:
+        """This change at a place: a site (full or short name), and `positions`, `heads`, `neurons`, `examples`, `sources`."""
+        return Edit(site, self, **where)
+
+
+@dataclass(frozen=True, eq=False)
+class Zero(Change):
+    """Everything becomes 0."""
+
+    word = "zero"
+
+    def new(self, x: Tensor, value: Tensor | None) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Put(Change):
+    """Numbers from elsewhere take the place: patch, mean, resample, replace, freeze.
+
+    Args:
+        values: one tensor, or site → tensor; None: those of the clean run of the sweep that the edit is part of.
+        word: what these numbers are.
+        mean_over: with `values=None`, axes to take the mean over, of "batch" and "pos"; empty: none.
+    """
+
+    values: Values | None
+    word: str = "replace"
+    mean_over: tuple[str, ...] = ()
+
+    def new(self, x: Tensor, value: Tensor | None) -> Tensor:
+        assert value is not None
+        return value.to(x).expand_as(x)
+
+    def source(self, site: str) -> Tensor | None:
+        if isinstance(self.values, Tensor) or self.values is None:
+            return self.values
+        if site not in self.values:
+            raise MissingActivation(
+                f"the {self.word} edit at {site!r} takes its values from a cache that lacks this site; "
+                f"keep it: model.run_with_cache(tokens, names_filter=[{site!r}, …])"
+            )
+        return self.values[site]
+
+
+@dataclass(frozen=True, eq=False)
+class Add(Change):
+    """A vector is added, `strength` times."""
+
+    vector: Tensor
+    strength: float = 1.0
+    word = "add"
+
+    def new(self, x: Tensor, value: Tensor | None) -> Tensor:
+        assert value is not None
+        return x + self.strength * value.to(x)
+
+    def source(self, site: str) -> Tensor | None:
+        return self.vector
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Change):
+    """Everything is multiplied by a number."""
+
+    factor: float
+    word = "scale"
+
+    def new(self, x: Tensor, value: Tensor | None) -> Tensor:
+        return x * self.factor
+
+
+@dataclass(frozen=True, eq=False)
+class ProjectOut(Change):
+    """The component along a direction (of the last axis) is removed, or set to `instead` times the unit direction."""
+
+    direction: Tensor
+    instead: float = 0.0
+    word = "project_out"
+
+    def new(self, x: Tensor, value: Tensor | None) -> Tensor:
+        assert value is not None
+        unit = (value / value.norm(dim=-1, keepdim=True)).to(x)
+        return x + (self.instead - (x * unit).sum(-1, keepdim=True)) * unit
+
+    def source(self, site: str) -> Tensor | None:
+        return self.direction
+
+
+@dataclass(frozen=True, eq=False)
+class Function(Change):
+    """Anything: a function of the whole activation at the site, which may be edited in place or returned."""
+
+    function: Callable[[Tensor], Tensor | None]
+    word: str = "function"
+    declared = False
+
+    def new(self, x: Tensor, value: Tensor | None) -> Tensor:
+        own = x.clone(memory_format=torch.contiguous_format)
+        out = self.function(own)
+        out = own if out is None else out
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ShapeError(f"the function of an edit returned {got}, where {tuple(x.shape)} is needed (or None)")
+        return out
+
+
+def zero() -> Zero:
+    """Set to zero."""
+    return Zero()
+
+
+def replace(value: Tensor | float) -> Put:
+    """Set to given numbers, of the shape of the site or of the selected part, or broadcastable to either."""
+    return Put(torch.as_tensor(value), "replace")
+
+
+def patch(cache: Values | Any) -> Put:
+    """Set to the activations of another run: a cache (site → tensor), or one tensor."""
+    return Put(_values(cache), "patch")
+
+
+def freeze(cache: Values | Any | None = None) -> Put:
+    """Hold at the activations of another run, or (None) of the sweep's own clean run, whatever is changed before."""
+    return Put(None if cache is None else _values(cache), "freeze")
+
+
+def mean(reference: Values | Any | None = None, over: Sequence[str] = ("batch",)) -> Put:
+    """Set to the mean over a reference: a cache, or (None) the examples of the sweep itself.
+
+    Args:
+        over: axes of the mean: ("batch",) gives each position its own mean, ("batch", "pos") one for all.
+    """
+    over = tuple(over)
+    if not over or set(over) - {"batch", "pos"}:
+        raise ShapeError(f"a mean is taken over 'batch', 'pos' or both, not {over}")
+    if reference is None:
+        return Put(None, "mean", over)
+    return Put(_Means(_values(reference), over), "mean")
+
+
+def resample(cache: Values | Any, seed: int = 0, order: Tensor | None = None) -> Put:
+    """Set to the activations of other examples: those of a run, in a random order (or in the given one)."""
+    return Put(_Shuffled(_values(cache), seed, order), "resample")
+
+
+def add(vector: Tensor, strength: float = 1.0) -> Add:
+    """Add a vector, or anything that broadcasts with the place."""
+    return Add(vector, strength)
+
+
+def scale(factor: float) -> Scale:
+    """Multiply by a number."""
+    return Scale(float(factor))
+
+
+def project_out(direction: Tensor, instead: float = 0.0) -> ProjectOut:
+    """Remove the component along a direction."""
+    return ProjectOut(direction, instead)
+
+
+def function(function: Callable[[Tensor], Tensor | None], word: str = "function") -> Function:
+    """Any function of the whole activation at the site; never shortened, never batched with other edits."""
+    return Function(function, word)
+
+
+def _values(cache: Any) -> Values:
+    """The tensor, or the mapping of full site names, in whatever was given."""
+    if isinstance(cache, Tensor):
+        return cache
+    store: Any = getattr(cache, "cache_dict", cache)
+    if not isinstance(store, Mapping):
+        raise ShapeError(f"an edit takes a tensor or a cache of site → tensor, not {type(cache).__name__}")
+    if getattr(cache, "has_batch_dim", True):
+        return store
+    return {name: tensor.unsqueeze(0) for name, tensor in store.items()}
+
+
+class _Derived(Mapping[str, Tensor]):
+    """Tensors made from others when they are first asked for."""
+
+    def __init__(self, values: Values):
+        self.values_ = values
+        self.made: dict[str, Tensor] = {}
+
+    def derive(self, tensor: Tensor) -> Tensor:
+        raise TypeError
+
+    def __getitem__(self, site: str) -> Tensor:
+        if site not in self.made:
+            source = self.values_ if isinstance(self.values_, Tensor) else self.values_[site]
+            self.made[site] = self.derive(source)
+        return self.made[site]
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(self.values_, Tensor) or site in self.values_
+
+    def __iter__(self) -> Any:
+        return iter(() if isinstance(self.values_, Tensor) else self.values_)
+
+    def __len__(self) -> int:
+        return 0 if isinstance(self.values_, Tensor) else len(self.values_)
+
+
+class _Means(_Derived):
+    def __init__(self, values: Values, over: tuple[str, ...]):
+        super().__init__(values)
+        self.over = [("batch", "pos").index(axis) for axis in over]
+
+    def derive(self, tensor: Tensor) -> Tensor:
+        return tensor.mean(self.over, keepdim=True)
+
+
+class _Shuffled(_Derived):
+    def __init__(self, values: Values, seed: int, order: Tensor | None):
+        super().__init__(values)
+        self.seed, self.order = seed, order
+
+    def derive(self, tensor: Tensor) -> Tensor:
+        order = self.order
+        if order is None:
+            order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(self.seed))
+        return tensor[order.to(tensor.device)]
+
+
+# Where.
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A change at a place. Numbers count from 0, or from the end where they are negative; None takes all.
+
+    Args:
+        site: full or short name of a site, or a tuple as ("z", 3).
+        positions: positions; of the destination, for patterns and scores.
+        heads: heads; groups of them for keys and values that heads share.
+        neurons: entries of the last axis of an MLP's sites.
+        examples: entries of the batch.
+        sources: positions that are looked at, for patterns and scores.
+    """
+
+    site: str | tuple[Any, ...]
+    change: Change
+    positions: int | Sequence[int] | None = None
+    heads: int | Sequence[int] | None = None
+    neurons: int | Sequence[int] | None = None
+    examples: int | Sequence[int] | None = None
+    sources: int | Sequence[int] | None = None
+
+    def bind(
+        self, cfg: HookedTransformerConfig, batch: int, length: int, table: dict[str, tuple[str, ...]] | None = None
+    ) -> Bound:
+        """This edit for runs of a network on `[batch, length]` tokens; `table`: its sites and their axes, where known.
+
+        Raises:
+            UnknownSite: there is no such site.
+            ShapeError: an index outside, an axis that the site lacks, or values of the wrong shape.
+        """
+        return Bound(self, cfg, batch, length, sites.table(cfg) if table is None else table)
+
+    def apply(self, x: Tensor, cfg: HookedTransformerConfig) -> Tensor:
+        """The edited activation; `x` stays as it is."""
+        table = sites.table(cfg)
+        words = table[sites.resolve(self.site, table, cfg.n_layers)]
+        length = x.shape[next((i for i, word in enumerate(words) if word in ("pos", "dest")), 0)]
+        return self.bind(cfg, len(x), length, table).applied(x)
+
+    @property
+    def label(self) -> str:
+        """A short description: `zero blocks.0.attn.hook_z head 3`."""
+        site = self.site if isinstance(self.site, str) else ".".join(map(str, self.site))
+        parts = [("pos", self.positions), ("head", self.heads), ("neuron", self.neurons), ("example", self.examples)]
+        parts.append(("src", self.sources))
+        shown = [f"{name} {_short(chosen)}" for name, chosen in parts if chosen is not None]
+        return " ".join([self.change.word, site, *shown])
+
+
+AXIS_OF = {"batch": "examples", "pos": "positions", "dest": "positions", "head": "heads", "kv": "heads", "src": "sources",
+           "d_mlp": "neurons", "expert": "neurons"}  # fmt: skip
+
+
+class Bound:
+    """An edit bound to a network and to the shape of its tokens: names resolved, indices and values checked."""
+
+    def __init__(self, edit: Edit, cfg: HookedTransformerConfig, batch: int, length: int, table: dict[str, tuple[str, ...]]):
+        self.edit, self.change = edit, edit.change
+        self.site = sites.resolve(edit.site, table, cfg.n_layers)
+        self.axes = table[self.site]
+        self.layer = int(self.site.split(".")[1]) if self.site.startswith("blocks.") else None
+        self.batch, self.length = batch, length
+        self.sizes = tuple(_size(word, cfg, batch, length) for word in self.axes)
+        self.chosen = tuple(self._chosen(axis, word) for axis, word in enumerate(self.axes))
+        known = {AXIS_OF.get(word) for word in self.axes}
+        for name in ("positions", "heads", "neurons", "examples", "sources"):
+            if getattr(edit, name) is not None and name not in known:
+                raise ShapeError(f"the site {self.site!r} has the axes {', '.join(self.axes)}, so an edit there has no {name}")
+        if not self.change.declared and any(chosen is not None for chosen in self.chosen):
+            raise ShapeError(f"the function of an edit is given the whole activation at {self.site!r}; let it select by itself")
+        self.source = self.change.source(self.site)
+        if self.source is not None:
+            self._check(self.source)
+            self.source = _padded(self.source, len(self.sizes))
+
+    def _chosen(self, axis: int, word: str) -> tuple[int, ...] | None:
+        given = getattr(self.edit, AXIS_OF.get(word, ""), None) if word in AXIS_OF else None
+        if given is None:
+            return None
+        size = self.sizes[axis]
+        numbers = [given] if isinstance(given, int) else [int(one) for one in given]
+        for number in numbers:
+            if not -size <= number < size:
+                raise ShapeError(f"{AXIS_OF[word]} of an edit at {self.site!r}: {number} is outside 0 to {size - 1}")
+        return tuple(number % size for number in numbers)
+
+    def _check(self, source: Tensor) -> None:
+        wanted = [size if chosen is None else len(chosen) for size, chosen in zip(self.sizes, self.chosen, strict=True)]
+        padded = _padded(source, len(self.sizes))
+        fits = padded.ndim == len(self.sizes) and all(
+            have in (1, full, part) for have, full, part in zip(padded.shape, self.sizes, wanted, strict=True)
+        )
+        if not fits:
+            raise ShapeError(
+                f"the {self.change.word} edit at {self.site!r} has values of shape {tuple(source.shape)}; the site has "
+                f"({', '.join(f'{word} {size}' for word, size in zip(self.axes, self.sizes, strict=True))}), "
+                f"and the selected part {tuple(wanted)}"
+            )
+
+    @cached_property
+    def position_axis(self) -> int | None:
+        """Which axis is the position (of the destination)."""
+        return next((i for i, word in enumerate(self.axes) if word in ("pos", "dest")), None)
+
+    @property
+    def positions(self) -> tuple[int, ...] | None:
+        """The chosen positions; None: all."""
+        return None if self.position_axis is None else self.chosen[self.position_axis]
+
+    @property
+    def heads(self) -> tuple[int, ...] | None:
+        """The chosen heads; None: all, or no such axis."""
+        return next((c for c, word in zip(self.chosen, self.axes, strict=True) if word in ("head", "kv")), None)
+
+    @property
+    def first(self) -> int:
+        """The first position that a declared edit can change."""
+        return 0 if not self.positions or not self.change.declared else min(self.positions)
+
+    def index(self) -> Index:
+        """The index of the selected part in a whole activation."""
+        return _index(self.chosen, self.sizes)
+
+    def local(self, first: int, last: int) -> Bound | None:
+        """This edit for a run of the examples `first` to `last` only; None: it changes none of them."""
+        if first == 0 and last == self.batch:
+            return self
+        own = copy(self)
+        own.batch = last - first
+        own.sizes = (own.batch, *self.sizes[1:])
+        own.__dict__.pop("heads", None)
+        which = self.chosen[0]
+        if which is not None:
+            kept = [number for number in which if first <= number < last]
+            if not kept:
+                return None
+            own.chosen = (tuple(number - first for number in kept), *self.chosen[1:])
+        if self.source is not None and self.source.shape[0] > 1:
+            if self.source.shape[0] == self.batch:
+                own.source = self.source[first:last]
+            else:  # one for each chosen example
+                assert which is not None
+                rows = [row for row, number in enumerate(which) if first <= number < last]
+                own.source = self.source[rows]
+        return own
+
+    def value(self, clean: Tensor | None = None, positions: Sequence[int] | None = None) -> Tensor | None:
+        """The change's values for the selected part; `clean`, a whole activation, stands in where they are the run's own.
+
+        With `positions`, for these of the chosen positions only.
+        """
+        source = self.source
+        if source is None and isinstance(self.change, Put) and clean is not None:
+            over = [("batch", "pos").index(axis) for axis in self.change.mean_over]
+            source = clean.mean(over, keepdim=True) if over else clean
+        if source is None:
+            return None
+        picks: list[tuple[int, ...] | None] = []
+        for axis, (chosen, have, full) in enumerate(zip(self.chosen, source.shape, self.sizes, strict=True)):
+            whole = have == full and have > 1
+            if axis == self.position_axis and positions is not None and have > 1:
+                places = chosen if chosen is not None and not whole else range(full)
+                picks.append(tuple(places.index(one) for one in positions))
+            else:
+                picks.append(chosen if whole else None)
+        return source[_index(tuple(picks), tuple(source.shape))]
+
+    def write(self, x: Tensor, start: int, clean: Tensor | None) -> None:
+        """Edit `x`, which is ours, in place; its positions begin at `start`, and it holds every example."""
+        axis = self.position_axis
+        assert axis is not None
+        chosen = list(self.chosen)
+        places = [one for one in (self.positions or range(self.length)) if one >= start]
+        if not places:
+            return
+        chosen[axis] = tuple(one - start for one in places)
+        index = _index(tuple(chosen), tuple(x.shape))
+        x[index] = self.change.new(x[index], self.value(clean, places)).to(x.dtype)
+
+    def applied(self, x: Tensor, clean: Tensor | None = None) -> Tensor:
+        """A whole activation, edited; `x` stays as it is. `clean` is the clean run's, where a change takes its own."""
+        if not self.change.declared:
+            return self.change.new(x, None)
+        out = x.clone(memory_format=torch.contiguous_format)
+        index = self.index()
+        out[index] = self.change.new(x[index], self.value(x if clean is None else clean)).to(x.dtype)
+        return out
+
+
+def _size(word: str, cfg: HookedTransformerConfig, batch: int, length: int) -> int:
+    """How long an axis is, by its word; 0 where that is nobody's business."""
+    known = {
+        "batch": batch, "pos": length, "dest": length, "src": length, "head": cfg.n_heads, "kv": cfg.kv_heads, "1": 1,
+        "d_model": cfg.d_model, "d_head": cfg.d_head, "d_mlp": cfg.d_mlp or 0, "expert": cfg.num_experts or 0,
+        "chosen": cfg.experts_per_token or 0, "head*d_head": cfg.n_heads * cfg.d_head, "kv*d_head": cfg.kv_heads * cfg.d_head,
+    }  # fmt: skip
+    return known[word]
+
+
+def _padded(x: Tensor, ndim: int) -> Tensor:
+    return x[(None,) * (ndim - x.ndim)] if x.ndim < ndim else x
+
+
+def _index(chosen: tuple[tuple[int, ...] | None, ...], sizes: tuple[int, ...]) -> Index:
+    """An index that takes the product of the chosen entries; slices where they are neighbours, so that views suffice."""
+    parts: list[slice | Tensor] = []
+    for numbers in chosen:
+        if numbers is None:
+            parts.append(slice(None))
+        elif numbers and numbers == tuple(range(numbers[0], numbers[0] + len(numbers))):
+            parts.append(slice(numbers[0], numbers[-1] + 1))
+        else:
+            parts.append(torch.tensor(numbers, dtype=torch.long))
+    lists = [isinstance(part, Tensor) for part in parts]
+    if sum(lists) < 2:
+        return tuple(parts)
+    first, last = lists.index(True), len(lists) - 1 - lists[::-1].index(True)
+    for axis in range(first, last + 1):
+        part = parts[axis]
+        full = part if isinstance(part, Tensor) else torch.arange(sizes[axis])[part]
+        parts[axis] = full.reshape([-1 if other == axis else 1 for other in range(first, last + 1)])
+    return tuple(parts)
+
+
+def _short(chosen: int | Sequence[int]) -> str:
+    return str(chosen) if isinstance(chosen, int) else ",".join(map(str, chosen))

@@ -1,0 +1,398 @@
+"""Metrics: logits go in, one number per example comes out; each says which logits it needs.
+
+A sweep asks a metric which positions of which examples it reads, and which columns of the vocabulary, and computes
+no other logits. Each number is measured at one position and then averaged over the positions of its example.
+A plain function of logits is a metric too: see `function`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway.errors import ShapeError, TokenError
+
+Positions = int | Sequence[int] | Tensor | None
+PerToken = Float[Tensor, "token"]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which tokens a piece of logits belongs to: for each row its example and its position."""
+
+    examples: Int[Tensor, "token"]
+    positions: Int[Tensor, "token"]
+
+
+class Metric(ABC):
+    """A measure of logits. Larger or smaller is not better or worse: that is for the reader to say."""
+
+    name: str
+    unit: str = ""
+    by_position: bool = False  # keep the value of each position, rather than their mean
+    compares: bool = False  # needs the logits of the clean run, too
+
+    @abstractmethod
+    def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        """Which positions are read."""
+
+    def columns(self) -> Int[Tensor, "column"] | None:
+        """Which entries of the vocabulary are read, ascending; None: all."""
+        return None
+
+    @abstractmethod
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        """The value at each token, from its logits in these columns (and those of the clean run, where it `compares`)."""
+
+    def scaled(self, value: Tensor) -> Tensor:
+        """The last step, from means over positions to what is reported."""
+        return value
+
+    def __call__(self, logits: Float[Tensor, "batch pos d_vocab"], clean: Tensor | None = None) -> Tensor:
+        """The value of each example from whole logits, `[batch]`, or `[batch, pos]` where `by_position`."""
+        batch, length = logits.shape[:2]
+        wanted = self.wanted(batch, length).to(logits.device)
+        at = Places(*wanted.nonzero(as_tuple=True))
+        columns = self.columns()
+        columns = None if columns is None else columns.to(logits.device)
+
+        def rows(x: Tensor) -> Tensor:
+            x = x[at.examples, at.positions]
+            return x if columns is None else x[:, columns]
+
+        values = self.measure(rows(logits), at, None if clean is None else rows(clean))
+        grid = values.new_zeros(batch, length).index_put((at.examples, at.positions), values)
+        return self.combine(grid, wanted)
+
+    def combine(self, grid: Float[Tensor, "*cell batch pos"], wanted: Bool[Tensor, "batch pos"]) -> Tensor:
+        """The mean over the wanted positions of each example; with `by_position` the grid, NaN where nothing was asked."""
+        if self.by_position:
+            return self.scaled(grid.masked_fill(~wanted, torch.nan))
+        return self.scaled((grid * wanted).sum(-1) / wanted.sum(-1))
+
+
+def _where(positions: Positions, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+    """A mask of positions: one or some for all examples, or a tensor with one (`[batch]`) or a mask for each."""
+    mask = torch.zeros(batch, length, dtype=torch.bool)
+    if positions is None:
+        return ~mask
+    if isinstance(positions, Tensor) and positions.dtype == torch.bool:
+        if positions.shape not in ((length,), (batch, length)):
+            raise ShapeError(f"a mask of positions has shape {tuple(positions.shape)}; needed is {(batch, length)}")
+        return positions.cpu().expand(batch, length).clone()
+    if isinstance(positions, Tensor) and positions.ndim == 1:
+        if len(positions) != batch:
+            raise ShapeError(f"positions {tuple(positions.shape)} must be one for each of {batch} examples (or a list for all)")
+        numbers = positions.cpu().long()
+        _check(numbers.tolist(), length)
+        mask[torch.arange(batch), numbers % length] = True
+        return mask
+    chosen = [positions] if isinstance(positions, int) else [int(one) for one in positions]
+    _check(chosen, length)
+    mask[:, [one % length for one in chosen]] = True
+    return mask
+
+
+def _check(numbers: Sequence[int], length: int) -> None:
+    for one in numbers:
+        if not -length <= one < length:
+            raise ShapeError(f"the metric reads position {one}, and there are {length} of them")
+
+
+@dataclass(frozen=True, eq=False)
+class Answers(Metric):
+    """A metric of the logits of one answer (and, for a difference, one wrong answer) per example."""
+
+    answers: Int[Tensor, "batch"]
+    wrong: Int[Tensor, "batch"] | None = None
+    positions: Positions = -1
+    by_position: bool = False
+
+    def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        for tokens, what in ((self.answers, "answers"), (self.wrong, "wrong answers")):
+            if tokens is not None and len(tokens) not in (1, batch):
+                raise ShapeError(f"{len(tokens)} {what} for {batch} examples; give one for each, or one for all")
+        return _where(self.positions, batch, length)
+
+    def _of(self, tokens: Tensor, at: Places) -> Tensor:
+        tokens = tokens.to(at.examples.device)
+        return tokens.expand(len(at.examples)) if len(tokens) == 1 else tokens[at.examples]
+
+    def _log_prob(self, logits: Tensor, at: Places) -> Tensor:
+        return -F.cross_entropy(logits, self._of(self.answers, at), reduction="none")
+
+
+class LogitDifference(Answers):
+    """The logit of the answer minus that of the wrong answer."""
+
+    name, unit = "logit difference", "logits"
+
+    def columns(self) -> Int[Tensor, "column"]:
+        assert self.wrong is not None
+        return torch.cat([self.answers, self.wrong]).unique()
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        assert self.wrong is not None
+        columns = self.columns().to(logits.device)
+        right, wrong = (torch.searchsorted(columns, self._of(tokens, at)) for tokens in (self.answers, self.wrong))
+        return (logits.gather(1, right[:, None]) - logits.gather(1, wrong[:, None])).squeeze(1)
+
+
+class LogProbability(Answers):
+    """The log-probability of the answer."""
+
+    name, unit = "log-probability", "nats"
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        return self._log_prob(logits, at)
+
+
+class Probability(Answers):
+    """The probability of the answer."""
+
+    name, unit = "probability", "probability"
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        return self._log_prob(logits, at).exp()
+
+
+class Rank(Answers):
+    """How many entries of the vocabulary have a larger logit than the answer."""
+
+    name, unit = "rank", ""
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        own = logits.gather(1, self._of(self.answers, at)[:, None])
+        return (logits > own).sum(1).to(logits.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled(Metric):
+    """A metric of the label at each position: the next token, or given labels (negative: none here)."""
+
+    labels: Int[Tensor, "batch pos"]
+    positions: Positions = None
+    by_position: bool = False
+
+    def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        if tuple(self.labels.shape) != (batch, length):
+            raise ShapeError(f"labels of shape {tuple(self.labels.shape)} for tokens of shape {(batch, length)}")
+        return _where(self.positions, batch, length) & (self.labels.cpu() >= 0)
+
+    def _labels(self, at: Places) -> Int[Tensor, "token"]:
+        return self.labels.to(at.examples.device)[at.examples, at.positions]
+
+
+class Loss(Labelled):
+    """The cross-entropy of the label."""
+
+    name, unit = "loss", "nats"
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        return F.cross_entropy(logits, self._labels(at), reduction="none")
+
+
+class Accuracy(Labelled):
+    """1 where the label has the largest logit, else 0."""
+
+    name, unit = "accuracy", ""
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        return (logits.argmax(1) == self._labels(at)).to(logits.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class KL(Metric):
+    """The divergence of the edited run's distribution from the clean run's, KL(clean ‖ edited)."""
+
+    positions: Positions = -1
+    by_position: bool = False
+    name = "KL from the clean run"
+    unit = "nats"
+    compares = True
+
+    def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        return _where(self.positions, batch, length)
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        assert clean is not None
+        edited, kept = logits.log_softmax(-1), clean.log_softmax(-1)
+        return (kept.exp() * (kept - edited)).sum(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Normalised(Metric):
+    """Another metric on a scale where the corrupted run is 0 and the clean run is 1."""
+
+    metric: Metric
+    clean: float
+    corrupted: float
+
+    def __post_init__(self) -> None:
+        if self.clean == self.corrupted:
+            raise ShapeError(f"clean and corrupted runs have the same {self.metric.name}, {self.clean:g}; there is no scale")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.metric.name}, 0 = corrupted and 1 = clean"
+
+    @property
+    def by_position(self) -> bool:  # type: ignore[override]
+        return self.metric.by_position
+
+    @property
+    def compares(self) -> bool:  # type: ignore[override]
+        return self.metric.compares
+
+    def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        return self.metric.wanted(batch, length)
+
+    def columns(self) -> Int[Tensor, "column"] | None:
+        return self.metric.columns()
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        return self.metric.measure(logits, at, clean)
+
+    def scaled(self, value: Tensor) -> Tensor:
+        return (self.metric.scaled(value) - self.corrupted) / (self.clean - self.corrupted)
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """Any function of whole logits `[batch, pos, d_vocab]`, to one number or one per example.
+
+    It is handed logits that are computed when they are looked at: picking by constants (`logits[:, -1, ids]`,
+    `logits[:, -1].gather(-1, ids)`) computes only what is picked, anything else all of them.
+    """
+
+    function: Callable[[Tensor], Any]
+    name: str = "metric"
+    unit: str = ""
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The value, `[]` or `[batch]`.
+
+        Raises:
+            ShapeError: the function returned something else.
+        """
+        value = self.function(logits)
+        out = value.as_subclass(Tensor) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float32)
+        out = out.detach()
+        if out.ndim == 1 and len(out) == logits.shape[0] and len(out) > 0:
+            return out
+        if out.numel() != 1:
+            raise ShapeError(f"a metric gives one number, or one for each of {logits.shape[0]} examples, not {tuple(out.shape)}")
+        return out.reshape(())
+
+
+AnyMetric = Metric | Function
+
+
+def logit_difference(answers: Any, wrong: Any, positions: Positions = -1, *, by_position: bool = False) -> LogitDifference:
+    """Logit of the answer minus logit of the wrong answer, at the last position unless told otherwise."""
+    return LogitDifference(_tokens(answers), _tokens(wrong), positions, by_position)
+
+
+def log_probability(answers: Any, positions: Positions = -1, *, by_position: bool = False) -> LogProbability:
+    """Log-probability of the answer (nats)."""
+    return LogProbability(_tokens(answers), None, positions, by_position)
+
+
+def probability(answers: Any, positions: Positions = -1, *, by_position: bool = False) -> Probability:
+    """Probability of the answer."""
+    return Probability(_tokens(answers), None, positions, by_position)
+
+
+def rank(answers: Any, positions: Positions = -1, *, by_position: bool = False) -> Rank:
+    """Rank of the answer; 0 is the top."""
+    return Rank(_tokens(answers), None, positions, by_position)
+
+
+def loss(
+    tokens: Tensor, labels: Tensor | None = None, *, mask: Tensor | None = None, positions: Positions = None,
+    by_position: bool = False,
+) -> Loss:  # fmt: skip
+    """Cross-entropy (nats) of the next token, or of `labels` at every position (negative: not counted).
+
+    Args:
+        tokens: the tokens that run, `[batch, pos]`.
+        mask: true where a token is not padding; for the next token, both it and the present one must be.
+    """
+    return Loss(_labels(tokens, labels, mask), positions, by_position)
+
+
+def accuracy(
+    tokens: Tensor, labels: Tensor | None = None, *, mask: Tensor | None = None, positions: Positions = None,
+    by_position: bool = False,
+) -> Accuracy:  # fmt: skip
+    """How often the next token, or the label, has the largest logit. Arguments as in `loss`."""
+    return Accuracy(_labels(tokens, labels, mask), positions, by_position)
+
+
+def kl(positions: Positions = -1, *, by_position: bool = False) -> KL:
+    """KL divergence from the clean run (nats), at the last position unless told otherwise."""
+    return KL(positions, by_position)
+
+
+def normalised(metric: Metric, *, clean: float | Tensor, corrupted: float | Tensor) -> Normalised:
+    """The metric on a scale where `corrupted` (its mean in that run) is 0 and `clean` is 1."""
+    return Normalised(metric, *(float(torch.as_tensor(value, dtype=torch.float64).mean()) for value in (clean, corrupted)))
+
+
+def function(function: Callable[[Tensor], Any], name: str = "metric", unit: str = "") -> Function:
+    """Any function of logits."""
+    return Function(function, name, unit)
+
+
+def by_position(metric: Metric) -> Metric:
+    """The same metric, with the value of each position kept."""
+    return replace(metric, by_position=True)  # type: ignore[type-var]
+
+
+def as_metric(metric: Any) -> AnyMetric:
+    """A metric, from a metric or any function of logits."""
+    if isinstance(metric, Metric | Function):
+        return metric
+    if not callable(metric):
+        raise ShapeError(f"a metric is one of cutaway.runs.metrics or a function of logits, not {type(metric).__name__}")
+    return Function(metric, getattr(metric, "__name__", "metric").replace("<lambda>", "metric"))
+
+
+def _tokens(answers: Any) -> Int[Tensor, "batch"]:
+    """One token id for each example.
+
+    Raises:
+        TokenError: an answer of several tokens.
+    """
+    tokens = torch.as_tensor(answers)
+    if tokens.ndim == 0:
+        tokens = tokens[None]
+    if tokens.ndim == 2 and tokens.shape[1] == 1:
+        tokens = tokens[:, 0]
+    if tokens.ndim != 1 or tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise TokenError(
+            f"an answer is one token id for each example, not {tuple(tokens.shape)} of {tokens.dtype}; an answer of "
+            "several tokens has no one logit: use its first token, or a loss over labels"
+        )
+    return tokens.long()
+
+
+def _labels(tokens: Tensor, labels: Tensor | None, mask: Tensor | None) -> Int[Tensor, "batch pos"]:
+    tokens = tokens if tokens.ndim > 1 else tokens[None]
+    if labels is not None:
+        labels = labels if labels.ndim > 1 else labels[None]
+        if labels.shape != tokens.shape:
+            raise ShapeError(f"labels of shape {tuple(labels.shape)} for tokens of shape {tuple(tokens.shape)}")
+        return labels.long() if mask is None else labels.long().masked_fill(~mask.bool(), -1)
+    following = torch.cat([tokens[:, 1:], tokens.new_full((len(tokens), 1), -1)], 1).long()
+    if mask is not None:
+        both = mask.bool() & torch.cat([mask[:, 1:].bool(), mask.new_zeros(len(mask), 1).bool()], 1)
+        following = following.masked_fill(~both, -1)
+    return following

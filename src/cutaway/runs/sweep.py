@@ -1,0 +1,266 @@
+"""Sweeps: the same run many times with one thing changed, recomputing only what each change reaches.
+
+    result = sweep(model, tokens, heads(zero()), metrics.loss(tokens))
+    result.mean().summary()
+
+Every result is audited: cells drawn at random run again as plain full forward passes, and the largest difference
+is part of the result. How it works is in docs/design/sweeps.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import ConfigError, NotFinite, ShapeError
+from cutaway.model.transformer import Transformer
+from cutaway.runs.metrics import Function, Metric, as_metric
+from cutaway.runs.results import Labelled, Means, Result
+from cutaway.runs.sweep_cells import Cells, Edits, Grid, heads, heads_by_position, neurons, pairs, patterns, residual
+from cutaway.runs.sweep_engine import Engine, Progress, Task, plain_values
+from cutaway.view import Figure, bar_chart, sweep_grid
+
+__all__ = [
+    "Audit", "Cells", "Grid", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns", "residual", "sweep",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Cells that ran again as plain full forward passes.
+
+    Args:
+        cells: their labels.
+        examples: how many examples of each.
+        difference: the largest difference, relative to the largest value among them and the clean run.
+    """
+
+    cells: tuple[str, ...]
+    examples: int
+    difference: float
+
+    def __str__(self) -> str:
+        if not self.cells:
+            return "no cell was run again"
+        return f"{len(self.cells)} cells run again in full: largest relative difference {self.difference:.1e}"
+
+
+@dataclass(frozen=True, eq=False)
+class SweepResult(Result):
+    """The metric of every cell.
+
+    Args:
+        values: `[*cells, batch]`, or `[*cells, batch, pos]` by position, or `[*cells]` for a function of the whole batch.
+        clean: the metric without any edit, with the same last axes.
+        audit: how far cells are from plain full forward passes.
+        method: how the values were computed.
+    """
+
+    values: Labelled
+    clean: Labelled
+    audit: Audit
+    method: str = "exact"
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def effects(self) -> Labelled:
+        """What each edit changes: its value minus the clean run's."""
+        values = self.values
+        return Labelled(values.data - self.clean.data, values.axes, values.labels, f"change of {values.what}", values.unit)
+
+    def mean(self, *, effects: bool = False) -> Means:
+        """Means over examples, with bootstrap intervals."""
+        values = self.effects if effects else self.values
+        if "batch" not in values.axes:
+            raise ShapeError("the metric gave one number for all examples; there is no mean over them")
+        return values.means("batch")
+
+    def averages(self, *, effects: bool = False) -> Labelled:
+        """Means over examples and positions, one number per cell."""
+        values = self.effects if effects else self.values
+        over = [axis for axis in ("batch", "pos") if axis in values.axes[len(values.axes) - self.clean.data.ndim :]]
+        return values.mean(*over) if over else values
+
+    def table(self, *, effects: bool = False) -> Tensor:
+        """The same, as a plain tensor in the shape of the grid."""
+        return self.averages(effects=effects).data
+
+    def figure(self) -> Figure:
+        """What each edit changes: bars for one axis, a grid for two, panels for three."""
+        shown = self.averages(effects=True)
+        said = f"{shown.what}{f' ({shown.unit})' if shown.unit else ''}"
+        if shown.data.ndim == 1:
+            return bar_chart(shown.names(shown.axes[0]), {shown.what: shown.data}, value_name=said, title=said)
+        if shown.data.ndim == 0:
+            raise ShapeError("one number is no figure; print its summary()")
+        data = shown.data.reshape(-1, *shown.shape[-2:])
+        kinds = None
+        if len(data) > 1:
+            kinds = [" ".join(one) for one in _product([shown.names(axis) for axis in shown.axes[:-2]])]
+        row, column = shown.axes[-2:]
+        return sweep_grid(
+            data if kinds else data[0], shown.names(row), shown.names(column), kinds=kinds, row_name=row, column_name=column,
+            value_name=said, title=said,
+        )  # fmt: skip
+
+    def top(self, count: int = 10) -> list[tuple[str, float]]:
+        """The cells that change the metric most: label and mean change."""
+        shown = self.averages(effects=True)
+        names = [" ".join(f"{axis} {one}" for axis, one in zip(shown.axes, place, strict=True) if axis != "cell") or place[0]
+                 for place in _product([shown.names(axis) for axis in shown.axes])]  # fmt: skip
+        flat = shown.data.flatten()
+        order = flat.abs().argsort(descending=True, stable=True)[:count].tolist()
+        return [(names[index], float(flat[index])) for index in order]
+
+    def summary(self) -> str:
+        unit = f" {self.values.unit}" if self.values.unit else ""
+        clean = float(self.clean.data.nanmean()) if self.clean.data.numel() else math.nan
+        lines = [f"{self.values.what}: {clean:.4g}{unit} in the clean run; the largest changes of {self._count()} edits:"]
+        lines += [f"  {name}: {value:+.4g}{unit}" for name, value in self.top(8)]
+        return "\n".join([*lines, str(self.audit), *self.notes])
+
+    def _count(self) -> int:
+        return math.prod(self.values.shape[: self.values.data.ndim - self.clean.data.ndim])
+
+
+def _product(names: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    out: list[tuple[str, ...]] = [()]
+    for part in names:
+        out = [(*one, name) for one in out for name in part]
+    return out
+
+
+def sweep(
+    model: Transformer,
+    tokens: Any,
+    edits: Grid | Edits | Cells,
+    metric: Metric | Function | Callable[[Tensor], Any],
+    *,
+    mask: Tensor | None = None,
+    skip: str = "all",
+    audit: int = 2,
+    seed: int = 0,
+    memory: int | None = None,
+    progress: Progress | None = None,
+) -> SweepResult:
+    """The metric of every edit.
+
+    Args:
+        tokens: what runs: text, texts or token ids `[batch, pos]`.
+        edits: a grid, or a list of edits (or of lists of edits that happen together).
+        metric: one of `cutaway.runs.metrics`, or any function of logits `[batch, pos, d_vocab]`.
+        mask: `[batch, pos]`, 1 for tokens and 0 for padding; found in the tokens where None.
+        skip: "all" recomputes only what an edit reaches; "layers" skips only the layers before it, each cell in a batch
+            of its own, so that its bits are those of a plain forward pass.
+        audit: how many cells, drawn at random, run again in full.
+        memory: bytes that running cells may take, beside the clean run; None: what computes fastest.
+        progress: called with (work done, all work).
+
+    Raises:
+        UnknownSite, ShapeError: an edit does not fit the network or the tokens.
+        NotFinite: a metric is not a finite number; says of which cell.
+        ConfigError: not even one cell fits into `memory`.
+    """
+    task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
+    engine = Engine(task)
+    with torch.no_grad():
+        engine.run(progress)
+        return finished(task, engine, audited(task, engine, audit, seed))
+
+
+def task_of(
+    model: Transformer, tokens: Any, edits: Grid | Edits | Cells, metric: Any, *, mask: Tensor | None = None, skip: str = "all",
+    memory: int | None = None,
+) -> Task:  # fmt: skip
+    """What a sweep is asked, checked."""
+    if skip not in ("all", "layers"):
+        raise ConfigError(f"skip={skip!r} is not known; there are 'all' and 'layers'")
+    found, padding = model.tokens_and_mask(tokens, None, None)
+    mask = padding if mask is None else mask.to(found.device)
+    cells = Cells.of(edits, model.cfg, found.shape[1])
+    if not cells.edits:
+        raise ShapeError("there is no edit to sweep over")
+    return Task(model, found, mask, cells, as_metric(metric), skip, memory)
+
+
+def audited(task: Task, engine: Engine, count: int, seed: int) -> Audit:
+    """Run some cells again as plain full forward passes."""
+    cells = engine.plan.cells
+    count = min(count, len(cells))
+    if not count:
+        return Audit((), 0, math.nan)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(cells), generator=generator)[:count].tolist()
+    worst, examples = 0.0, 0
+    assert engine.values is not None and engine.clean is not None
+    for number in chosen:
+        cell = cells[number]
+        whole = not isinstance(task.metric, Metric) or any(not bound.change.declared for bound in cell.bounds)
+        examples = task.batch if whole else min(task.batch, 2)
+        first = int(torch.randint(task.batch - examples + 1, (1,), generator=generator))
+        again = plain_values(task, cell, first, first + examples)
+        values, clean = engine.values[number], engine.clean
+        if isinstance(task.metric, Metric):
+            values, clean = values[first : first + examples], clean[first : first + examples]
+        scale = max(_largest(again), _largest(clean), 1e-30)
+        worst = max(worst, _largest(values - again) / scale)
+    return Audit(tuple(label_of(task.cells, number) for number in chosen), examples, worst)
+
+
+def _largest(x: Tensor) -> float:
+    known = x[~x.isnan()].abs()
+    return float(known.max()) if known.numel() else 0.0
+
+
+def label_of(cells: Cells, number: int) -> str:
+    """What to call a cell."""
+    return " + ".join(edit.label for edit in cells.edits[number])
+
+
+def finished(task: Task, engine: Engine, audit: Audit, method: str = "exact", notes: tuple[str, ...] = ()) -> SweepResult:
+    """The result of a sweep.
+
+    Raises:
+        NotFinite: a value is not a finite number.
+    """
+    assert engine.values is not None and engine.clean is not None
+    metric, cells = task.metric, task.cells
+    values, clean = engine.values, engine.clean
+    _check_finite(task, values, clean)
+    rest = ("batch", "pos")[: clean.ndim]
+    clash = {"pos": "position"} if "pos" in cells.axes and "pos" in rest else {}
+    axes = (*cells.axes, *(clash.get(axis, axis) for axis in rest))
+    labels = {axis: names for axis, names in zip(cells.axes, cells.labels, strict=True) if axis not in ("pos", "layer")}
+    labels |= {axis: names for axis, names in zip(cells.axes, cells.labels, strict=True) if names != _numbers(len(names))}
+    shaped = values.reshape(*cells.shape, *values.shape[1:])
+    return SweepResult(
+        Labelled(shaped, axes, labels, metric.name, metric.unit),
+        Labelled(clean, axes[len(cells.axes) :], {}, metric.name, metric.unit),
+        audit, method, notes,
+    )  # fmt: skip
+
+
+def _numbers(count: int) -> list[str]:
+    return list(map(str, range(count)))
+
+
+def _check_finite(task: Task, values: Tensor, clean: Tensor) -> None:
+    wanted = torch.ones_like(clean, dtype=torch.bool)
+    if isinstance(task.metric, Metric):
+        mask = task.metric.wanted(task.batch, task.length).to(clean.device)
+        wanted = mask if clean.ndim == 2 else mask.any(1)
+    if not bool((clean.isfinite() | ~wanted).all()):
+        raise NotFinite(f"the {task.metric.name} of the clean run is not a finite number; look at the model and the tokens")
+    bad = ~(values.isfinite() | ~wanted)
+    if bool(bad.any()):
+        found = bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.ndim > 1 else bad.nonzero().flatten().tolist()
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise NotFinite(
+            f"the {task.metric.name} of the cell '{label_of(task.cells, found[0])}'{more} is not a finite number; "
+            "look at the values that its edit puts in"
+        )

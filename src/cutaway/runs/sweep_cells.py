@@ -1,0 +1,255 @@
+"""The cells of a sweep: grids of places, each cell's edits bound to a network, and which cells run together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ConfigError, ShapeError
+from cutaway.model import sites
+from cutaway.model.transformer import Transformer
+from cutaway.runs.edits import Bound, Change, Edit, Put, Zero, zero
+from cutaway.runs.sweep_join import ENTRIES, needed_sites, short
+from cutaway.runs.sweep_packed import RUNNING, Cell
+
+EDIT_OF = {"pos": "positions", "dest": "positions", "head": "heads", "src": "sources", "neuron": "neurons"}
+Edits = Sequence[Edit | Sequence[Edit]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One change at many places: a cell for every combination along the axes.
+
+    Args:
+        change: what happens at each place.
+        site: the short name of a site in every layer, as "z" or "resid_pre"; with layer type, as ("scale", "ln1").
+        axes: of "layer", "pos" (or "dest"), "head", "src", "neuron"; an axis that is absent is edited as a whole.
+        only: which entries an axis goes over, where not all: {"layer": [0, 1]}.
+        where: the rest of the place, the same in every cell: {"positions": [3]}.
+    """
+
+    change: Change
+    site: str
+    axes: tuple[str, ...] = ("layer", "head")
+    only: dict[str, Sequence[int]] = field(default_factory=dict)
+    where: dict[str, Any] = field(default_factory=dict)
+
+    def entries(self, axis: str, cfg: HookedTransformerConfig, length: int) -> list[int]:
+        """What an axis goes over."""
+        full = {"layer": cfg.n_layers, "pos": length, "dest": length, "src": length, "neuron": cfg.d_mlp or 0}
+        full["head"] = self._heads(cfg)
+        if axis not in full:
+            raise ShapeError(f"a grid has no axis {axis!r}; there are {', '.join(full)}")
+        return list(self.only.get(axis, range(full[axis])))
+
+    def _heads(self, cfg: HookedTransformerConfig) -> int:
+        words = sites.axes(sites.get_act_name(self.site, 0), cfg) if cfg.n_layers else ()
+        return cfg.kv_heads if "kv" in words else cfg.n_heads
+
+    def cells(self, cfg: HookedTransformerConfig, length: int) -> Cells:
+        """All cells, the last axis fastest."""
+        ranges = [self.entries(axis, cfg, length) for axis in self.axes]
+        edits = []
+        for place in itertools.product(*ranges):
+            at = dict(zip(self.axes, place, strict=True))
+            layer = at.pop("layer", None)
+            site = sites.get_act_name(self.site) if layer is None else sites.get_act_name(self.site, layer)
+            edits.append((self.change.at(site, **{EDIT_OF[axis]: number for axis, number in at.items()}, **self.where),))
+        return Cells(tuple(edits), self.axes, tuple(map(len, ranges)), [list(map(str, one)) for one in ranges])
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The edits of every cell, and how the cells are arranged."""
+
+    edits: tuple[tuple[Edit, ...], ...]
+    axes: tuple[str, ...]
+    shape: tuple[int, ...]
+    labels: list[list[str]]
+
+    @staticmethod
+    def of(edits: Grid | Edits | Cells, cfg: HookedTransformerConfig, length: int) -> Cells:
+        """Cells from a grid, or from a list whose entries are edits or lists of edits that happen together."""
+        if isinstance(edits, Cells):
+            return edits
+        if isinstance(edits, Grid):
+            return edits.cells(cfg, length)
+        every = tuple((one,) if isinstance(one, Edit) else tuple(one) for one in edits)
+        for one in every:
+            if not one or not all(isinstance(edit, Edit) for edit in one):
+                raise ShapeError(f"a cell is an edit or several, not {one!r}")
+        return Cells(every, ("cell",), (len(every),), [[" + ".join(edit.label for edit in one) for one in every]])
+
+
+def heads(change: Change | None = None, site: str = "z", **only: Sequence[int]) -> Grid:
+    """Every head at all positions (zeroed, where no change is given), `[layer, head]`."""
+    return Grid(change or zero(), site, ("layer", "head"), only)
+
+
+def heads_by_position(change: Change, site: str = "z", **only: Sequence[int]) -> Grid:
+    """Every head at every position, `[layer, pos, head]`."""
+    return Grid(change, site, ("layer", "pos", "head"), only)
+
+
+def residual(change: Change, site: str = "resid_pre", **only: Sequence[int]) -> Grid:
+    """The residual stream (or what attention or the MLP adds to it) at every layer and position, `[layer, pos]`."""
+    return Grid(change, site, ("layer", "pos"), only)
+
+
+def patterns(change: Change, axes: tuple[str, ...] = ("layer", "head"), **only: Sequence[int]) -> Grid:
+    """Attention patterns: of each head, or also by "dest" and "src"."""
+    return Grid(change, "pattern", axes, only)
+
+
+def neurons(change: Change | None = None, site: str = "post", **only: Sequence[int]) -> Grid:
+    """Every neuron at all positions, `[layer, neuron]`."""
+    return Grid(change or zero(), site, ("layer", "neuron"), only)
+
+
+def pairs(edits: Iterable[Edit]) -> list[tuple[Edit, Edit]]:
+    """Every pair of some edits, as cells: pairs of heads, for one."""
+    return list(itertools.combinations(edits, 2))
+
+
+# From edits to cells that run.
+
+
+def bind(
+    model: Transformer, cells: Cells, batch: int, length: int, *, skip: str, means: dict[str, Tensor] | None = None
+) -> list[Cell]:
+    """Every cell with its edits bound to the network, and the way in which it will run."""
+    cfg = model.cfg
+    alone = skip == "layers" or any(point.written for point in model.hook_points())
+    table = sites.table(cfg)
+    out = []
+    for number, edits in enumerate(cells.edits):
+        bounds = tuple(_settled(edit, means).bind(cfg, batch, length, table) for edit in edits)
+        if not alone:
+            bounds = tuple(_by_input(bound, cfg, table) for bound in bounds)
+        layer = min(_layer(bound.site, cfg) for bound in bounds)
+        declared = all(bound.change.declared for bound in bounds)
+        start = min(_start(bound) for bound in bounds)
+        names = [short(bound.site) for bound in bounds]
+        in_blocks = declared and all(bound.layer is not None for bound in bounds)
+        if not alone and in_blocks and len(bounds) == 1 and names[0] in ENTRIES:
+            way = "join"
+        elif not alone and in_blocks and all(name in RUNNING for name in names):
+            way = "packed"
+        else:
+            way = "alone"
+        causal = cfg.attention_dir == "causal" and way != "alone"
+        out.append(Cell(number, bounds, layer, start if causal else 0, way))
+    return out
+
+
+def _settled(edit: Edit, means: dict[str, Tensor] | None) -> Edit:
+    """The edit with the means of the sweep's own examples, where it asks for them."""
+    change = edit.change
+    if means is None or not isinstance(change, Put) or change.values is not None or not change.mean_over:
+        return edit
+    rest = {name: getattr(edit, name) for name in ("positions", "heads", "neurons", "examples", "sources")}
+    return Put(means, "mean").at(edit.site, **rest)
+
+
+def _by_input(bound: Bound, cfg: HookedTransformerConfig, table: dict[str, tuple[str, ...]]) -> Bound:
+    """Zeroing a head's result is zeroing its z, which needs no per-head results."""
+    if short(bound.site) != "attn.hook_result" or not isinstance(bound.change, Zero):
+        return bound
+    edit = bound.edit
+    site = bound.site.replace("hook_result", "hook_z")
+    return edit.change.at(site, positions=edit.positions, heads=edit.heads, examples=edit.examples).bind(
+        cfg, bound.batch, bound.length, table
+    )
+
+
+def _layer(site: str, cfg: HookedTransformerConfig) -> int:
+    if site.startswith("blocks."):
+        return int(site.split(".")[1])
+    return cfg.n_layers if site.startswith("ln_final.") else -1
+
+
+def _start(bound: Bound) -> int:
+    """The first position that an edit reaches; holding the clean run's own values reaches none by itself."""
+    held = isinstance(bound.change, Put) and bound.change.values is None and not bound.change.mean_over
+    return bound.length - 1 if held else bound.first
+
+
+def kept_sites(model: Transformer, cells: Sequence[Cell]) -> list[str]:
+    """The sites that the clean run must keep for these cells."""
+    names: dict[str, None] = {}
+    for cell in cells:
+        if cell.way == "join":
+            names |= dict.fromkeys(needed_sites(model, cell.bounds[0]))
+        else:
+            for bound in cell.bounds:
+                if isinstance(bound.change, Put) and bound.source is None:
+                    names[bound.site] = None
+    return list(names)
+
+
+def own_means(cells: Cells, cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
+    """Sites at which a cell takes the mean over the sweep's own examples → axes of the mean.
+
+    Raises:
+        ShapeError: means over different axes at the same site.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    table = sites.table(cfg)
+    for edit in itertools.chain.from_iterable(cells.edits):
+        change = edit.change
+        if isinstance(change, Put) and change.values is None and change.mean_over:
+            site = sites.resolve(edit.site, table, cfg.n_layers)
+            if found.setdefault(site, change.mean_over) != change.mean_over:
+                raise ShapeError(f"one sweep takes means over {found[site]} and {change.mean_over} at {site!r}; split it")
+    return found
+
+
+def chunks(cells: Sequence[Cell], batch: int, length: int, room: int) -> list[list[Cell]]:
+    """Which cells run together: neighbours by layer and start, so that few tokens travel through layers in small numbers.
+
+    Args:
+        room: how many tokens may run at once.
+    """
+    out: list[list[Cell]] = []
+    used = 0
+    for cell in sorted((cell for cell in cells if cell.way != "alone"), key=lambda cell: (cell.layer, cell.start, cell.number)):
+        tokens = batch * (length - cell.start)
+        if not out or used + tokens > room:
+            out.append([])
+            used = 0
+        out[-1].append(cell)
+        used += tokens
+    return out + [[cell] for cell in cells if cell.way == "alone"]
+
+
+def bytes_per_token(cfg: HookedTransformerConfig) -> int:
+    """About how much memory one running token takes at most."""
+    wide = 10 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head
+    if not cfg.attn_only:
+        wide += (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0)
+    return int(wide * cfg.torch_dtype.itemsize)
+
+
+def room_for(cfg: HookedTransformerConfig, smallest: int, memory: int | None, default: int) -> int:
+    """How many tokens may run at once in this much memory (bytes).
+
+    Args:
+        smallest: tokens of one cell that cannot be split.
+
+    Raises:
+        ConfigError: not even one cell fits.
+    """
+    if memory is None:
+        return max(default, smallest)
+    room = memory // bytes_per_token(cfg)
+    if room < smallest:
+        needed = smallest * bytes_per_token(cfg)
+        raise ConfigError(
+            f"memory={memory} bytes is too small for one cell, which needs about {needed}; give more, or fewer examples"
+        )
+    return room

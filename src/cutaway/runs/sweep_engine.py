@@ -1,0 +1,288 @@
+"""The engine of a sweep: clean runs of as many examples as fit, then chunk after chunk of cells.
+
+The plan of a sweep (which examples, which cells together) is settled before anything runs and is all that decides how
+numbers round, so that an interrupted sweep that follows the same plan ends with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.model.transformer import Transformer
+from cutaway.runs.edits import Bound
+from cutaway.runs.metrics import AnyMetric, Metric, Places
+from cutaway.runs.sweep_cells import Cells, bind, chunks, kept_sites, own_means, room_for
+from cutaway.runs.sweep_clean import Clean, run_clean
+from cutaway.runs.sweep_join import Part
+from cutaway.runs.sweep_logits import NotComputed
+from cutaway.runs.sweep_packed import Cell, Ended, run_packed
+from cutaway.runs.sweep_values import Measure, Opaque
+
+Progress = Callable[[float, float], None]
+ROOM = 2**20  # numbers in one layer's stream that run at once, where nobody says how much memory there is
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a sweep is asked: a network, tokens, cells and a metric."""
+
+    model: Transformer
+    tokens: Tensor
+    mask: Tensor | None
+    cells: Cells
+    metric: AnyMetric
+    skip: str = "all"
+    memory: int | None = None
+
+    @property
+    def batch(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1]
+
+    def rows(self, first: int, last: int) -> tuple[Tensor, Tensor | None]:
+        """Tokens and mask of some examples."""
+        return self.tokens[first:last], None if self.mask is None else self.mask[first:last]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Which examples run together, and for each such batch which cells."""
+
+    cells: list[Cell]
+    batches: list[tuple[int, int]]
+    chunks: list[list[list[Cell]]]  # batch, chunk, cell
+
+    @property
+    def steps(self) -> int:
+        return sum(map(len, self.chunks))
+
+
+def schedule(task: Task) -> Schedule:
+    """Settle what runs when.
+
+    Raises:
+        ConfigError: not even one cell fits into the memory.
+    """
+    cfg = task.model.cfg
+    cells = bind(task.model, task.cells, task.batch, task.length, skip=task.skip)
+    whole = not isinstance(task.metric, Metric) or task.skip == "layers"
+    whole = whole or any(not bound.change.declared for cell in cells for bound in cell.bounds)
+    smallest = task.length * (task.batch if whole else 1)
+    room = room_for(cfg, smallest, task.memory, max(64, ROOM // cfg.d_model))
+    step = task.batch if whole else min(task.batch, room // task.length)
+    count = -(-task.batch // step)
+    step = -(-task.batch // count)  # batches of about equal size
+    batches = [(first, min(first + step, task.batch)) for first in range(0, task.batch, step)]
+    return Schedule(cells, batches, [chunks(cells, last - first, task.length, room) for first, last in batches])
+
+
+class Engine:
+    """Runs a task. `values` and `clean` hold what is known so far."""
+
+    def __init__(self, task: Task, plan: Schedule | None = None):
+        self.task = task
+        self.plan = schedule(task) if plan is None else plan
+        self.values: Tensor | None = None
+        self.clean: Tensor | None = None
+
+    def run(
+        self,
+        progress: Progress | None = None,
+        known: Callable[[int, int], Tensor | None] = lambda batch, chunk: None,
+        keep: Callable[[int, int, Tensor], None] = lambda batch, chunk, values: None,
+    ) -> None:
+        """Compute every cell.
+
+        Args:
+            progress: called with (work done, all work) after every chunk.
+            known: (batch, chunk) → values from an earlier, interrupted run, or None.
+            keep: called with (batch, chunk, values) when a chunk is done.
+        """
+        means = self._means()
+        total = float(sum(_work(self.task, chunk, *rows) for rows, some in zip(self.plan.batches, self.plan.chunks, strict=True)
+                          for chunk in some))  # fmt: skip
+        done = 0.0
+        for number, (first, last) in enumerate(self.plan.batches):
+            cells, groups = self.plan.cells, self.plan.chunks[number]
+            if means is not None:
+                task = self.task
+                cells = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
+                groups = [[cells[cell.number] for cell in chunk] for chunk in groups]
+            one = _OneBatch(self.task, cells, first, last)
+            self._store_clean(one.measure.clean_values, first, last)
+            for index, chunk in enumerate(groups):
+                values = known(number, index)
+                if values is None:
+                    values = one.values_of(chunk)
+                    keep(number, index, values)
+                self._store(chunk, values, first, last)
+                done += _work(self.task, chunk, first, last)
+                if progress is not None:
+                    progress(done, total)
+
+    def _means(self) -> dict[str, Tensor] | None:
+        """Means over the sweep's own examples, where edits ask for them."""
+        wanted = own_means(self.task.cells, self.task.model.cfg)
+        if not wanted:
+            return None
+        sums: dict[str, Tensor] = {}
+        for first, last in self.plan.batches:
+            tokens, mask = self.task.rows(first, last)
+            store = run_clean(self.task.model, tokens, list(wanted), mask=mask, first=first).store
+            for site, axes in wanted.items():
+                part = store[site].sum(0, keepdim=True)
+                part = part.mean(1, keepdim=True) if "pos" in axes else part
+                sums[site] = part if site not in sums else sums[site] + part
+        return {site: total / self.task.batch for site, total in sums.items()}
+
+    def _store_clean(self, values: Tensor, first: int, last: int) -> None:
+        if self.clean is None:
+            self.clean = values.new_zeros((self.task.batch, *values.shape[1:]) if values.ndim else ())
+        if values.ndim:
+            self.clean[first:last] = values
+        else:
+            self.clean = values
+
+    def _store(self, chunk: Sequence[Cell], values: Tensor, first: int, last: int) -> None:
+        count = len(self.plan.cells)
+        if self.values is None:
+            rest = (self.task.batch, *values.shape[2:]) if values.ndim > 1 else ()
+            self.values = values.new_zeros((count, *rest))
+        numbers = torch.tensor([cell.number for cell in chunk], device=values.device)
+        if values.ndim > 1:
+            self.values[numbers, first:last] = values
+        else:
+            self.values[numbers] = values
+
+
+class _OneBatch:
+    """A clean run of some examples and the cells that start from it."""
+
+    def __init__(self, task: Task, cells: list[Cell], first: int, last: int):
+        self.task = task
+        tokens, mask = task.rows(first, last)
+        self.clean = run_clean(task.model, tokens, kept_sites(task.model, cells), mask=mask, first=first)
+        self.measure: Measure | Opaque
+        if isinstance(task.metric, Metric):
+            wanted = task.metric.wanted(task.batch, task.length)[first:last].to(tokens.device)
+            self.measure = Measure(task.model, self.clean, task.metric, wanted)
+            asked = wanted.any(0).nonzero().flatten()
+            self.asked = None if len(asked) == task.length else asked
+        else:
+            self.measure = Opaque.tried(task.model, self.clean, task.metric)
+            self.asked = self.measure.asked
+
+    def values_of(self, chunk: Sequence[Cell]) -> Tensor:
+        """The metric of these cells, `[cell, …]`."""
+        rows = {cell.number: row for row, cell in enumerate(chunk)}
+        if chunk[0].way == "alone":
+            return torch.stack([self._alone(cell) for cell in chunk])
+        try:
+            return self.measure.of_cells(self._ended(chunk), len(chunk), rows)
+        except NotComputed:  # the function's trial did not show what it looks at
+            assert isinstance(self.measure, Opaque)
+            measure = Opaque(self.task.model, self.clean, self.measure.metric, self.measure.value, None)
+            self.measure, self.asked = measure, None
+            return measure.of_cells(self._ended(chunk), len(chunk), rows)
+
+    def _ended(self, chunk: Sequence[Cell]) -> list[Ended]:
+        if self.asked is not None and not len(self.asked):
+            return []
+        return run_packed(self.task.model, self.clean, chunk, self.asked)
+
+    def _alone(self, cell: Cell) -> Tensor:
+        """A cell in a batch of its own, at full length, from the layer of its first edit."""
+        task, model = self.task, self.task.model
+        whole = task.skip == "layers" or isinstance(self.measure, Opaque)
+        whole = whole or any(bound.site.startswith("ln_final.") for bound in cell.bounds)
+        with model.hooks(hooks_of(cell.bounds, self.clean, self.clean.first, self.clean.first + self.clean.batch)):
+            model.runs += 1
+            resid = _resumed(model, self.clean, cell.layer)
+            logits = model.logits_of(resid) if whole else None
+        if logits is None:
+            assert isinstance(self.measure, Measure)
+            every = torch.arange(task.length, device=resid.device)
+            return self.measure.of_cells([Ended(cell, Part(None, every, resid))], 1, {cell.number: 0})[0]
+        if not isinstance(task.metric, Metric):
+            return task.metric(logits)
+        clean = model.logits_of(self.clean.resid[-1]) if task.metric.compares else None
+        return by_plain(task, logits, clean, self.clean.first)
+
+
+def _resumed(model: Transformer, clean: Clean, layer: int) -> Tensor:
+    """The stream after the last layer, from the clean run's before this one (-1: from the tokens)."""
+    if layer >= 0:
+        return model.run_blocks(clean.resid[layer], clean.stream, layer)
+    stream = model.prepare(clean.tokens, clean.mask)
+    resid, stream = model.embed_tokens(clean.tokens, stream)
+    return model.run_blocks(resid, stream)
+
+
+def _work(task: Task, chunk: Sequence[Cell], first: int, last: int) -> float:
+    """How much a chunk costs, roughly: tokens times layers."""
+    layers = task.model.cfg.n_layers
+    return float(sum((last - first) * (task.length - cell.start) * (layers - cell.layer + 0.5) for cell in chunk))
+
+
+# Cells on their own.
+
+
+def hooks_of(bounds: Sequence[Bound], clean: Clean | None, first: int, last: int) -> list[tuple[str, Any]]:
+    """Hooks that make these edits in a run of the examples `first` to `last` at full length."""
+
+    def hook_of(bound: Bound) -> Any:
+        def edit(x: Tensor, hook: Any) -> Tensor:
+            kept = None if clean is None else clean.store.get(bound.site)
+            return bound.applied(x, kept)
+
+        return edit
+
+    local = [bound.local(first, last) for bound in bounds]
+    return [(bound.site, hook_of(bound)) for bound in local if bound is not None]
+
+
+def run_plain(task: Task, cell: Cell | None, clean: Clean | None, first: int, last: int) -> Tensor:
+    """Logits of a full forward pass of some examples with a cell's edits attached: what sweeps are held to."""
+    model = task.model
+    tokens, mask = task.rows(first, last)
+    with model.hooks(hooks_of(cell.bounds, clean, first, last) if cell is not None else []):
+        model.runs += 1
+        stream = model.prepare(tokens, mask)
+        resid, stream = model.embed_tokens(tokens, stream)
+        return model.logits_of(model.run_blocks(resid, stream))
+
+
+def plain_values(task: Task, cell: Cell, first: int, last: int) -> Tensor:
+    """A cell's values for some examples by a full forward pass, `[batch]`, `[batch, pos]`, or `[]`."""
+    metric = task.metric
+    tokens, mask = task.rows(first, last)
+    sites = kept_sites(task.model, [Cell(cell.number, cell.bounds, cell.layer, 0, "alone")])
+    clean = run_clean(task.model, tokens, sites, mask=mask, first=first) if sites else None
+    logits = run_plain(task, cell, clean, first, last)
+    if not isinstance(metric, Metric):
+        return metric(logits)
+    return by_plain(task, logits, run_plain(task, None, None, first, last) if metric.compares else None, first)
+
+
+def by_plain(task: Task, logits: Tensor, clean: Tensor | None, first: int) -> Tensor:
+    """A metric from whole logits of some examples, without any shortening."""
+    metric = task.metric
+    assert isinstance(metric, Metric)
+    wanted = metric.wanted(task.batch, task.length)[first : first + len(logits)].to(logits.device)
+    rows, places = wanted.nonzero(as_tuple=True)
+    columns = metric.columns()
+
+    def picked(x: Tensor) -> Tensor:
+        x = x[rows, places]
+        return x if columns is None else x[:, columns.to(x.device)]
+
+    values = metric.measure(picked(logits), Places(rows + first, places), None if clean is None else picked(clean))
+    return metric.combine(values.new_zeros(wanted.shape).index_put((rows, places), values), wanted)

@@ -1,0 +1,155 @@
+"""From the stream after the last layer to the numbers of a metric, for what cells have changed of it.
+
+Where a cell has changed nothing, its numbers are the clean run's. Logits are held for a few tokens at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cutaway.model.transformer import Transformer
+from cutaway.runs.metrics import Function, Metric, Places
+from cutaway.runs.sweep_clean import Clean
+from cutaway.runs.sweep_join import Part
+from cutaway.runs.sweep_logits import LazyLogits, NotComputed, Wanted
+from cutaway.runs.sweep_packed import Ended
+
+PIECE = 2**23  # numbers in one piece of logits
+KEPT = 2**25  # clean logits up to this many are kept rather than computed again
+
+
+class Measure:
+    """A metric on one clean run: the clean run's values, and those of cells."""
+
+    def __init__(self, model: Transformer, clean: Clean, metric: Metric, wanted: Tensor):
+        self.model, self.clean, self.metric = model, clean, metric
+        self.wanted = wanted  # [batch, pos], of the examples of this clean run
+        self.columns = metric.columns()
+        if self.columns is not None:
+            self.columns = self.columns.to(clean.tokens.device)
+        self.kept: Tensor | None = None
+        self.row: Tensor | None = None
+        examples, positions = wanted.nonzero(as_tuple=True)
+        width = model.cfg.d_vocab_out if self.columns is None else len(self.columns)
+        if metric.compares and len(examples) * width <= KEPT:
+            self.row = torch.zeros(wanted.shape, dtype=torch.long, device=wanted.device)
+            self.row[examples, positions] = torch.arange(len(examples), device=wanted.device)
+            self.kept = model.logits_of(clean.resid[-1][examples, positions], self.columns)
+        values = self._measured(clean.resid[-1][examples, positions], examples, positions)
+        self.grid = values.new_zeros(wanted.shape)
+        self.grid[examples, positions] = values
+
+    @property
+    def clean_values(self) -> Tensor:
+        """The metric of the clean run, `[batch]` or `[batch, pos]`."""
+        return self.metric.combine(self.grid, self.wanted)
+
+    def of_cells(self, ended: Sequence[Ended], count: int, number_of: dict[int, int]) -> Tensor:
+        """The metric of each of `count` cells, `[cell, batch]` or `[cell, batch, pos]`; `number_of`: cell → row."""
+        grids = self.grid.expand(count, *self.grid.shape).clone()
+        pieces = [self._tokens(number_of[one.cell.number], one.part) for one in ended]
+        pieces = [piece for piece in pieces if len(piece[0])]
+        if pieces:
+            cells, examples, positions, resid = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+            grids[cells, examples, positions] = self._measured(resid, examples, positions)
+        return self.metric.combine(grids, self.wanted)
+
+    def _tokens(self, cell: int, part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The wanted tokens of a part: cell, example, position, and their stream."""
+        examples = part.examples
+        if examples is None:
+            examples = torch.arange(len(part.value), device=part.value.device)
+        rows = examples[:, None].expand(-1, len(part.places)).flatten()
+        positions = part.places.expand(len(examples), -1).flatten()
+        resid = part.value.flatten(0, 1)
+        wanted = self.wanted[rows, positions]
+        if not bool(wanted.all()):
+            rows, positions, resid = rows[wanted], positions[wanted], resid[wanted]
+        return torch.full_like(rows, cell), rows, positions, resid
+
+    def _measured(self, resid: Tensor, examples: Tensor, positions: Tensor) -> Tensor:
+        """The value at each token."""
+        width = self.model.cfg.d_vocab_out if self.columns is None else len(self.columns)
+        step = max(1, PIECE // max(width, self.model.cfg.d_model))
+        values = []
+        for at in range(0, max(len(resid), 1), step):
+            rows, places = examples[at : at + step], positions[at : at + step]
+            logits = self.model.logits_of(resid[at : at + step], self.columns)
+            clean = None
+            if self.metric.compares:
+                clean = (
+                    self.kept[self.row[rows, places]]
+                    if self.kept is not None and self.row is not None
+                    else self.model.logits_of(self.clean.resid[-1][rows, places], self.columns)
+                )
+            values.append(self.metric.measure(logits, Places(rows + self.clean.first, places), clean))
+        return values[0] if len(values) == 1 else torch.cat(values)
+
+
+@dataclass(frozen=True, eq=False)
+class Opaque:
+    """A metric that is just a function, on one clean run of all examples.
+
+    `asked` are the positions that it looked at in a trial on the clean run; None: all of them.
+    """
+
+    model: Transformer
+    clean: Clean
+    metric: Function
+    value: Tensor
+    asked: Tensor | None
+
+    @staticmethod
+    def tried(model: Transformer, clean: Clean, metric: Function) -> Opaque:
+        """Call the function on the clean run, and see which positions it looks at."""
+        everything = Opaque(model, clean, metric, torch.empty(0), None)
+        value, wanted = everything._of(clean.resid[-1])
+        asked = None
+        if not wanted.everything and len(wanted.positions) < clean.length:
+            asked = torch.tensor(sorted(wanted.positions), dtype=torch.long, device=clean.tokens.device)
+        return Opaque(model, clean, metric, value, asked if asked is None or len(asked) else asked.new_tensor([clean.length - 1]))
+
+    @property
+    def clean_values(self) -> Tensor:
+        return self.value
+
+    def of_cells(self, ended: Sequence[Ended], count: int, number_of: dict[int, int]) -> Tensor:
+        """The value of each of `count` cells, `[cell]` or `[cell, batch]`.
+
+        Raises:
+            NotComputed: the function looked at other positions than in its trial.
+        """
+        values = [self.value] * count
+        by_cell: dict[int, list[Part]] = {}
+        for one in ended:
+            by_cell.setdefault(number_of[one.cell.number], []).append(one.part)
+        base = self.clean.resid[-1]
+        base = base if self.asked is None else base[:, self.asked]
+        for number, parts in by_cell.items():
+            resid = base.clone()
+            for part in parts:
+                places = part.places if self.asked is None else torch.searchsorted(self.asked, part.places)
+                rows = slice(None) if part.examples is None else part.examples[:, None]
+                resid[rows, places] = part.value
+            values[number] = self._of(resid)[0]
+        return torch.stack(values)
+
+    def _of(self, resid: Tensor) -> tuple[Tensor, Wanted]:
+        """The function's value, from the stream after the last layer at the asked positions."""
+        model, asked = self.model, self.asked
+
+        def compute(positions: Tensor | None, columns: Tensor | None) -> Tensor:
+            columns = None if columns is None else columns.to(resid.device)
+            if asked is None:
+                return model.logits_of(resid if positions is None else resid[:, positions], columns)
+            if positions is None or not bool(torch.isin(positions.to(asked.device), asked).all()):
+                raise NotComputed
+            return model.logits_of(resid[:, torch.searchsorted(asked, positions.to(asked.device))], columns)
+
+        wanted = Wanted(set())
+        sizes = (len(resid), self.clean.length, model.cfg.d_vocab_out)
+        return self.metric(LazyLogits.make(compute, wanted, sizes, resid)), wanted
