@@ -70,7 +70,7 @@ def read(path: str | os.PathLike[str], cfg: HookedTransformerConfig | None = Non
     _must_exist(file)
     if _is_safetensors(file):
         return _read_safetensors(file, cfg)
-    tensors = _load_state_dict(file)
+    tensors = load_state_dict(file)
     if cfg is None:
         raise CheckpointError(
             f"{file.name} holds weights without their configuration{_guess(tensors)}; give cfg=HookedTransformerConfig(…)"
@@ -228,7 +228,7 @@ def _about(file: Path, text: str | None) -> dict[str, Any]:
 # Torch's own files.
 
 
-def _load_state_dict(file: Path) -> dict[str, Tensor]:
+def load_state_dict(file: Path) -> dict[str, Tensor]:
     """Names and tensors of a `.pt` file, mapped from disk where its format allows; no code in it can run."""
     try:
         with warnings.catch_warnings():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cutaway.errors import CheckpointError
 from cutaway.sources.checkpoint import LazyTensors
-from cutaway.sources.files import _load_state_dict as load_state_dict
+from cutaway.sources.files import load_state_dict
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
