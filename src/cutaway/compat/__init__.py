@@ -1,0 +1,24 @@
+"""Notebooks written for others: `import transformer_lens` and `import circuitsvis` reach cutaway.
+
+Nothing happens before `install()`. After it both names, with their submodules, are thin aliases of what cutaway has,
+whether or not the originals are installed; `uninstall()` gives the originals back. In a notebook,
+`%load_ext cutaway.compat` does the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cutaway.compat.aliases import install, installed, uninstall
+
+__all__ = ["install", "installed", "load_ipython_extension", "uninstall", "unload_ipython_extension"]
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """What `%load_ext cutaway.compat` calls."""
+    install()
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """What `%unload_ext cutaway.compat` calls."""
+    uninstall()

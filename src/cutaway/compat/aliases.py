@@ -1,0 +1,132 @@
+"""Aliases: modules called `transformer_lens…` and `circuitsvis…` whose names are found in cutaway.
+
+`names.py` has the table. A module is made when somebody imports it, and a name is looked up when somebody asks for it,
+so that installing costs nothing. What is handed out is cutaway's own object, never a copy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from cutaway.compat import plotly_titles
+from cutaway.compat.names import ELSEWHERE, MODULES, ROOTS
+from cutaway.errors import CutawayError, nearest
+
+_displaced: dict[str, ModuleType] = {}  # modules of the originals, imported before `install`
+
+
+class NoSuchAlias(CutawayError, ImportError):
+    """A name of the original that cutaway has nothing for."""
+
+
+def install() -> None:
+    """Make `import transformer_lens` and `import circuitsvis` reach cutaway; installing twice is installing once."""
+    if installed():
+        return
+    for name in [one for one in sys.modules if _root(one) in ROOTS]:
+        _displaced[name] = sys.modules.pop(name)
+    sys.meta_path.insert(0, _FINDER)
+    plotly_titles.allow()
+
+
+def uninstall() -> None:
+    """Take the aliases away again; originals that were imported before `install` are back as they were."""
+    if not installed():
+        return
+    sys.meta_path.remove(_FINDER)
+    plotly_titles.forbid()
+    for name in [one for one, module in sys.modules.items() if isinstance(module, Alias)]:
+        del sys.modules[name]
+    sys.modules.update(_displaced)
+    _displaced.clear()
+
+
+def installed() -> bool:
+    """Whether the aliases stand."""
+    return _FINDER in sys.meta_path
+
+
+def _root(module: str) -> str:
+    return module.partition(".")[0]
+
+
+class Alias(ModuleType):
+    """A module whose names live elsewhere: `targets` says where, as `module:attribute` or `module`."""
+
+    def __init__(self, name: str, targets: Mapping[str, str]):
+        super().__init__(name, f"What notebooks import as {name}, found in cutaway.")
+        self._targets = dict(targets)
+        self.__all__ = [one for one in self._targets if not one.startswith("_")]
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._targets:
+            if name.startswith("__"):  # importers and inspectors look for these
+                raise AttributeError(name)
+            raise AttributeError(_unknown(f"{self.__name__}.{name}"))
+        module, _, attribute = self._targets[name].partition(":")
+        found = import_module(module)
+        return getattr(found, attribute) if attribute else found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Alias) and self._targets.get(name, "").partition(":")[2]:
+            return  # the import system binds each submodule; here that name is the class of the same name
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted(self._targets)
+
+    def __repr__(self) -> str:
+        return f"<module {self.__name__!r}, an alias of cutaway>"
+
+
+class AliasFinder(MetaPathFinder, Loader):
+    """Finds the aliases, before the import system looks for installed packages of these names."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """The module of this name; None where it is none of ours to answer for.
+
+        Raises:
+            NoSuchAlias: it would be a part of an aliased package, and cutaway has nothing for it.
+        """
+        if _root(fullname) not in ROOTS:
+            return None
+        if fullname not in MODULES:
+            raise NoSuchAlias(_unknown(fullname), name=_root(fullname))
+        return ModuleSpec(fullname, self, is_package=True)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The alias, with its names but nothing imported yet."""
+        targets: dict[str, str] = {}
+        for name, home in MODULES[spec.name].items():
+            if name == "*":
+                targets |= {one: f"{home}:{one}" for one in import_module(home).__all__}
+            else:
+                targets[name] = home
+        return Alias(spec.name, targets)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing to run: names are looked up when they are asked for."""
+
+
+_FINDER = AliasFinder()
+
+
+def _unknown(fullname: str) -> str:
+    """A sentence about a name that is not there: why, what is, and how to get it."""
+    parent, _, name = fullname.rpartition(".")
+    while parent not in MODULES:
+        parent, _, name = parent.rpartition(".")
+    there = sorted(one for one in _FINDER.create_module(ModuleSpec(parent, _FINDER)).__dir__())
+    reason = ELSEWHERE.get(name)
+    lead = f"cutaway answers for {parent}, and has no {name!r} in it"
+    lead += f": {reason}." if reason else nearest(name, there) or "."
+    return (
+        f"{lead} It has {', '.join(there)}. If a published notebook needs {name}, open an issue that names both; "
+        f"cutaway.compat.uninstall() gives back an installed {_root(parent)}"
+    )

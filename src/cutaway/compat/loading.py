@@ -1,0 +1,110 @@
+"""The dialect's `loading_from_pretrained`: names of published models, and their configurations."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway import loading
+from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ConfigError, UnknownModel, nearest
+from cutaway.sources import hub
+
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "DEFAULT_MODEL_ALIASES",
+    "MODEL_ALIASES",
+    "OFFICIAL_MODEL_NAMES",
+    "PYTHIA_CHECKPOINTS",
+    "STANFORD_CRFM_CHECKPOINTS",
+    "fill_missing_keys",
+    "get_checkpoint_labels",
+    "get_official_model_name",
+    "get_pretrained_model_config",
+    "make_model_alias_map",
+]
+
+OFFICIAL_MODEL_NAMES = list(dict.fromkeys(hub.ALIASES.values()))
+MODEL_ALIASES = {name: [short for short, full in hub.ALIASES.items() if full == name] for name in OFFICIAL_MODEL_NAMES}
+DEFAULT_MODEL_ALIASES = [(names or [official])[0] for official, names in MODEL_ALIASES.items()]
+PYTHIA_CHECKPOINTS = list(hub.PYTHIA_STEPS)
+STANFORD_CRFM_CHECKPOINTS = list(hub.STANFORD_STEPS)
+
+
+def make_model_alias_map() -> dict[str, str]:
+    """Every name in lower case, short or official → the official one."""
+    return {name.lower(): official for official, names in MODEL_ALIASES.items() for name in (*names, official)}
+
+
+def get_official_model_name(model_name: str) -> str:
+    """The id on the hub behind a name.
+
+    Raises:
+        UnknownModel: it is none of the names that notebooks know; says near ones.
+    """
+    known = make_model_alias_map()
+    if model_name.lower() not in known:
+        raise UnknownModel(
+            f"{model_name!r} is no short name and no official one{nearest(model_name.lower(), known)}; "
+            f"OFFICIAL_MODEL_NAMES lists all {len(OFFICIAL_MODEL_NAMES)} (from_pretrained takes any id or folder)"
+        )
+    return known[model_name.lower()]
+
+
+def get_checkpoint_labels(model_name: str, **kwargs: Any) -> tuple[list[int], str]:
+    """The training steps at which a model was published, and the word for them.
+
+    Raises:
+        ConfigError: it was published once.
+    """
+    repo = hub.official(model_name)
+    steps = hub.checkpoint_steps(repo)
+    if not steps:
+        raise ConfigError(f"{repo} was published without checkpoints of its training")
+    return list(steps), "step"
+
+
+def get_pretrained_model_config(
+    model_name: str,
+    hf_cfg: dict[str, Any] | None = None,
+    checkpoint_index: int | None = None,
+    checkpoint_value: int | None = None,
+    fold_ln: bool = False,
+    device: str | torch.device | None = None,
+    n_devices: int = 1,
+    default_prepend_bos: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+    first_n_layers: int | None = None,
+    n_ctx: int | None = None,
+    **kwargs: Any,
+) -> HookedTransformerConfig:
+    """The configuration of a published model; files that are not in the cache are fetched."""
+    if hf_cfg is not None:
+        raise ConfigError("hf_cfg is not taken; give a folder with a config.json, or a live model to from_pretrained(hf_model=…)")
+    revision = None
+    if checkpoint_index is not None or checkpoint_value is not None:
+        revision = hub.checkpoint_revision(hub.official(model_name), index=checkpoint_index, value=checkpoint_value)[0]
+    source = loading.find(model_name, revision=revision)
+    cfg = copy.copy(loading.understand(source, n_ctx=n_ctx, first_n_layers=first_n_layers).config)
+    if fold_ln and cfg.normalization_type in ("LN", "RMS"):
+        cfg.normalization_type += "Pre"
+    if default_prepend_bos is not None:
+        cfg.default_prepend_bos = default_prepend_bos
+    cfg.device = str(device) if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    cfg.n_devices, cfg.dtype = n_devices, dtype
+    return cfg
+
+
+def fill_missing_keys(model: torch.nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict, with the model's own values where it lacks some."""
+    for name, value in model.state_dict().items():
+        if name not in state_dict:
+            if "W_" in name:
+                logger.warning("the state dict lacks %s, a matrix; the model's own is kept", name)
+            state_dict[name] = value
+    return state_dict

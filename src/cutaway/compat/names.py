@@ -1,0 +1,125 @@
+"""The table of aliases: which name of `transformer_lens` and `circuitsvis` is which object of cutaway.
+
+A target is `module:attribute`, or `module`; `*` stands for every name in a module's `__all__`.
+"""
+
+from __future__ import annotations
+
+ROOTS = ("transformer_lens", "circuitsvis")
+
+TRANSFORMER = "cutaway.hooked_transformer:HookedTransformer"
+CONFIG = "cutaway.config:HookedTransformerConfig"
+CACHE = "cutaway.runs.activation_cache:ActivationCache"
+FACTORED = "cutaway.runs.factored_matrix:FactoredMatrix"
+POINT = "cutaway.model.hook_points:HookPoint"
+ROOT_MODULE = "cutaway.model.hook_points:HookedRootModule"
+SVD = "cutaway.compat.svd_interpreter:SVDInterpreter"
+KEPT = "cutaway.model.key_values:KeyValueCache"
+KEPT_ENTRY = "cutaway.model.key_values:KeyValues"
+
+UTILS = {"*": "cutaway.compat.utils"}
+COMPONENTS = {"*": "cutaway.compat.components"}
+LOADING = {"*": "cutaway.compat.loading"}
+CONFIGS = {"HookedTransformerConfig": CONFIG, "TransformerLensConfig": CONFIG}
+
+_PARTS: dict[str, dict[str, str]] = {
+    "ActivationCache": {"ActivationCache": CACHE},
+    "FactoredMatrix": {"FactoredMatrix": FACTORED},
+    "HookedRootModule": {"HookedRootModule": ROOT_MODULE},
+    "HookedTransformer": {"HookedTransformer": TRANSFORMER, "Output": "cutaway.model.transformer:Output"},
+    "HookedTransformerConfig": {"HookedTransformerConfig": CONFIG},
+    "SVDInterpreter": {"SVDInterpreter": SVD},
+    "components": COMPONENTS,
+    "config": CONFIGS | {"hooked_transformer_config": "transformer_lens.config.hooked_transformer_config"},
+    "config.HookedTransformerConfig": CONFIGS,
+    "config.hooked_transformer_config": CONFIGS,
+    "evals": {"*": "cutaway.compat.evals"},
+    "head_detector": {"*": "cutaway.compat.head_detector"},
+    "hook_points": {
+        "HookPoint": POINT,
+        "HookedRootModule": ROOT_MODULE,
+        "HookFunction": "cutaway.model.hook_points:HookFunction",
+        "LensHandle": "cutaway.model.hook_points:Listener",
+        "NamesFilter": "cutaway.model.hook_points:NamesFilter",
+    },
+    "loading": LOADING,
+    "loading_from_pretrained": LOADING,
+    "past_key_value_caching": {
+        "HookedTransformerKeyValueCache": KEPT,
+        "HookedTransformerKeyValueCacheEntry": KEPT_ENTRY,
+    },
+    "patching": {"*": "cutaway.analysis.patching"},
+    "train": {"*": "cutaway.compat.train"},
+    "utilities": UTILS,
+    "utils": UTILS,
+}
+# Files that the originals split these modules into; each answers with all names of the whole.
+_SPLIT = {
+    "components": (
+        "abstract_attention attention embed grouped_query_attention layer_norm layer_norm_pre mlps mlps.gated_mlp mlps.mlp "
+        "mlps.moe pos_embed rms_norm rms_norm_pre transformer_block unembed"
+    ),
+    "utilities": (
+        "activation_functions attribute_utils components_utils defaults_utils devices exploratory_utils gpu_utils hf_utils "
+        "initialization_utils library_utils lm_utils logits_utils slice tensors tensor_utils tokenize_utils"
+    ),
+}
+_PARTS |= {f"{whole}.{part}": _PARTS[whole] for whole, parts in _SPLIT.items() for part in parts.split()}
+for _whole, _parts in _SPLIT.items():
+    _PARTS[_whole] = _PARTS[_whole] | {part: f"transformer_lens.{_whole}.{part}" for part in _parts.split() if "." not in part}
+
+_ROOT = {
+    "ActivationCache": CACHE,
+    "EasyTransformer": TRANSFORMER,
+    "EasyTransformerConfig": CONFIG,
+    "EasyTransformerKeyValueCache": KEPT,
+    "EasyTransformerKeyValueCacheEntry": KEPT_ENTRY,
+    "FactoredMatrix": FACTORED,
+    "HookedRootModule": ROOT_MODULE,
+    "HookedTransformer": TRANSFORMER,
+    "HookedTransformerConfig": CONFIG,
+    "HookedTransformerKeyValueCache": KEPT,
+    "HookedTransformerKeyValueCacheEntry": KEPT_ENTRY,
+    "SVDInterpreter": SVD,
+    "__version__": "cutaway:__version__",
+}
+_ROOT |= {part: f"transformer_lens.{part}" for part in _PARTS if "." not in part and part not in _ROOT}
+
+_VISUALS = {
+    "activations": ("text_neuron_activations",),
+    "attention": ("attention_heads", "attention_pattern", "attention_patterns"),
+    "examples": ("hello",),
+    "logits": ("token_log_probs",),
+    "tokens": ("colored_tokens", "colored_tokens_multi", "visualize_model_performance"),
+    "topk_samples": ("topk_samples",),
+    "topk_tokens": ("topk_tokens",),
+}
+_FORKED = ("from_cache", "from_values", "get_weighted_attention")
+
+MODULES: dict[str, dict[str, str]] = {
+    "transformer_lens": _ROOT,
+    **{f"transformer_lens.{part}": names for part, names in _PARTS.items()},
+    "circuitsvis": {part: f"circuitsvis.{part}" for part in (*_VISUALS, "utils")} | {"__version__": "cutaway:__version__"},
+    **{f"circuitsvis.{part}": {name: f"cutaway.compat.visuals:{name}" for name in names} for part, names in _VISUALS.items()},
+    "circuitsvis.utils": {"render": "circuitsvis.utils.render"},
+    "circuitsvis.utils.render": {"RenderedHTML": "cutaway.compat.rendered:Rendered"},
+}
+MODULES["circuitsvis.attention"] |= {name: f"cutaway.compat.forked:{name}" for name in _FORKED}
+"""Full module name → its names → where each is."""
+
+_ENCODERS = "cutaway is about decoders, and loads no encoders"
+_BRIDGE = "HookedTransformer.from_pretrained loads the same models, and transformers' own live ones with hf_model="
+ELSEWHERE = {
+    "BertNextSentencePrediction": _ENCODERS,
+    "HookedAudioEncoder": _ENCODERS,
+    "HookedEncoder": _ENCODERS,
+    "HookedEncoderDecoder": _ENCODERS,
+    "TransformerBridge": _BRIDGE,
+    "model_bridge": _BRIDGE,
+    "HookedSAE": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
+    "HookedSAETransformer": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
+    "lit": "LIT is not supported; figures come from cutaway.view",
+    "factories": "the network makes its own parts; they are in transformer_lens.components",
+    "attribution": "see cutaway.analysis.attribution, which takes a model or a cache",
+}
+"""Names of the originals that have no counterpart, and what to do instead."""

@@ -1,0 +1,71 @@
+"""Plotly's old names for parts of titles: `titlefont` and its like, which Plotly 6 dropped and notebooks still use.
+
+Plotly has a table for such names, `_mapped_properties`, which is empty today. While the aliases are installed, whatever
+has a title has the old names in it again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+MODULE = "plotly.basedatatypes"
+OLD_NAMES = {  # old name → where it is now, and the only class that had it (None: all that have a title)
+    "titlefont": (("title", "font"), None),
+    "titleside": (("title", "side"), "ColorBar"),
+    "titleposition": (("title", "position"), "Pie"),
+}
+
+
+class _MappedProperties:
+    """The table of a class: the old names where it has a title and not the name itself."""
+
+    def __get__(self, thing: Any, kind: type) -> dict[str, tuple[str, str]]:
+        if "title" not in getattr(kind, "_valid_props", ()):
+            return {}
+        return {old: new for old, (new, only) in OLD_NAMES.items() if only in (None, kind.__name__)}
+
+
+class _Watch(MetaPathFinder):
+    """Adds the old names as soon as plotly is imported."""
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        """Plotly's own module, followed by `_add`; None for every other name."""
+        spec = PathFinder.find_spec(fullname, path) if fullname == MODULE else None
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_add(module: ModuleType) -> None:
+                run(module)
+                _add(module)
+
+            spec.loader.exec_module = run_and_add  # type: ignore[method-assign]
+        return spec
+
+
+_WATCH = _Watch()
+
+
+def _add(module: ModuleType) -> None:
+    if vars(module.BasePlotlyType).get("_mapped_properties") == {}:  # older versions have names of their own there
+        module.BasePlotlyType._mapped_properties = _MappedProperties()
+
+
+def allow() -> None:
+    """Understand the old names from now on, in a plotly that is imported or will be."""
+    if MODULE in sys.modules:
+        _add(sys.modules[MODULE])
+    sys.meta_path.insert(0, _WATCH)
+
+
+def forbid() -> None:
+    """Leave plotly as it is by itself."""
+    if _WATCH in sys.meta_path:
+        sys.meta_path.remove(_WATCH)
+    module = sys.modules.get(MODULE)
+    if module is not None and isinstance(vars(module.BasePlotlyType)["_mapped_properties"], _MappedProperties):
+        module.BasePlotlyType._mapped_properties = {}
