@@ -16,7 +16,7 @@ from tests.architectures import network, some_tokens
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_extremes_equal_a_full_sort(batch_size: int) -> None:
-    model, tokens = network("gpt2"), some_tokens(20)
+    model, tokens = network("gpt2").requires_grad_(False), some_tokens(20)
     direction = torch.randn(24, generator=torch.Generator().manual_seed(0))
     found = activating(model, ["1.mlp.5", "0.2", ("resid_post0", direction)], tokens, k=6, around=2, batch_size=batch_size)
     _, cache = model.run_with_cache(tokens)
