@@ -141,7 +141,7 @@ class LogitDifference(Answers):
     def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
         assert self.wrong is not None
         columns = self.columns().to(logits.device)
-        right, wrong = (torch.searchsorted(columns, self._of(tokens, at)) for tokens in (self.answers, self.wrong))
+        right, wrong = (torch.searchsorted(columns, self._of(tokens, at).contiguous()) for tokens in (self.answers, self.wrong))
         return (logits.gather(1, right[:, None]) - logits.gather(1, wrong[:, None])).squeeze(1)
 
 

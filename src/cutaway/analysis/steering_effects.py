@@ -1,0 +1,425 @@
+"""What steering did: the response of a target to strength and layer, beside controls and side effects.
+
+A direction is only interesting if it does more than any other of its length: every response is shown beside
+random directions of the same norm and beside vectors made from the same prompts with shuffled labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway import tokens as text
+from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steering
+from cutaway.errors import ShapeError, TokenError
+from cutaway.model.transformer import Transformer
+from cutaway.runs import edits, metrics
+from cutaway.runs.generate import Sampling, generate
+from cutaway.runs.results import Labelled, Means, Result, bootstrap
+from cutaway.runs.sweep import Cells, sweep
+from cutaway.view import Figure, heat_map, line_chart, small_multiples, steering_response
+
+MakeMetric = Callable[[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]], metrics.Metric]
+Vectors = SteeringVector | Mapping[int, SteeringVector]
+
+
+@dataclass(frozen=True, eq=False)
+class Response(Result):
+    """The target at each layer and strength, with the controls.
+
+    Args:
+        values: `[layer, strength, batch]`, one number per prompt.
+        clean: `[batch]`, without steering.
+        random: `[control, layer, strength]`, means over prompts, of random directions of the same norm.
+        shuffled: the same, of vectors made with shuffled labels (none for vectors of a single pair).
+        strengths: as numbers.
+        side_loss, side_kl: `[layer, strength]`, the change of the loss of other text and the KL divergence there (nats).
+    """
+
+    values: Labelled
+    clean: Labelled
+    random: Labelled
+    shuffled: Labelled
+    strengths: tuple[float, ...]
+    side_loss: Labelled | None = None
+    side_kl: Labelled | None = None
+
+    def means(self) -> Means:
+        """Means over prompts, with bootstrap intervals."""
+        return self.values.means("batch")
+
+    @property
+    def best(self) -> str:
+        """The layer whose response spans most, from the lowest to the highest strength."""
+        mean = self.values.mean("batch").data
+        return self.values.names("layer")[int((mean[:, -1] - mean[:, 0]).argmax())]
+
+    def monotone(self, layer: str | None = None) -> bool:
+        """Whether the mean response rises with every step of strength at a layer (the best one)."""
+        curve = self.values.sel(layer=layer or self.best).mean("batch").data
+        return bool((curve.diff() > 0).all())
+
+    def beaten(self, layer: str | None = None) -> tuple[int, int]:
+        """How many random directions span less than the vector at a layer, and how many there are."""
+        at = layer or self.best
+        own = self.values.sel(layer=at).mean("batch").data
+        others = self.random.sel(layer=at).data
+        span = (others[:, -1] - others[:, 0]).abs()
+        return int((span < (own[-1] - own[0]).abs()).sum()), len(span)
+
+    def summary(self) -> str:
+        at, unit = self.best, f" {self.values.unit}" if self.values.unit else ""
+        curve = self.values.sel(layer=at).mean("batch").data
+        less, many = self.beaten(at)
+        rises = "rises at every step" if self.monotone(at) else "does not rise at every step"
+        lines = [
+            f"{self.values.what}: {float(self.clean.data.mean()):.3g}{unit} unsteered. Layer {at} responds most: "
+            + ", ".join(f"{value:.3g} at {strength:g}" for strength, value in zip(self.strengths, curve.tolist(), strict=True)),
+            f"The response {rises}, and spans more than {less} of {many} random directions of the same norm.",
+        ]
+        if self.side_loss is not None and self.side_kl is not None:
+            loss, kl = (one.sel(layer=at).data for one in (self.side_loss, self.side_kl))
+            lines.append(
+                f"On other text, strength {self.strengths[-1]:g} changes the loss by {loss[-1]:+.3g} nats (KL {kl[-1]:.3g})."
+            )
+        return "\n".join(lines)
+
+    def figure(self) -> Figure:
+        """Response curves of each layer, with intervals; the best layer's controls in grey words beside them."""
+        low, high = bootstrap(self.values.data.movedim(-1, 0))
+        names = [f"layer {name}" for name in self.values.names("layer")]
+        mean = self.values.mean("batch").data
+        series: dict[str, Any] = dict(zip(names, mean, strict=True))
+        bounds: dict[str, Any] = {name: torch.stack([low[i], high[i]]) for i, name in enumerate(names)}
+        at = self.values.names("layer").index(self.best)
+        for label, controls in (("random directions", self.random), ("shuffled labels", self.shuffled)):
+            if controls.data.shape[0]:
+                data = controls.data[:, at]
+                name = f"{label}, layer {self.best}"
+                series[name] = data.mean(0)
+                bounds[name] = torch.stack([data.amin(0), data.amax(0)])
+        said = f"{self.values.what} ({self.values.unit})" if self.values.unit else self.values.what
+        return steering_response(
+            list(self.strengths), series, intervals=bounds, x_name="strength", y_name=said,
+            references={"unsteered": float(self.clean.data.mean())}, title=f"{said} against strength",
+        )  # fmt: skip
+
+
+def target(answers: Any, wrong: Any = None) -> MakeMetric:
+    """The log-probability of an answer after each prompt, or its logit difference to a wrong one: for `response`."""
+
+    def make(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> metrics.Metric:
+        last = mask.sum(1) - 1
+        if wrong is None:
+            return metrics.log_probability(answers, last)
+        return metrics.logit_difference(answers, wrong, last)
+
+    return make
+
+
+def text_loss(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> metrics.Metric:
+    """The next-token loss of the prompts themselves (nats): for `response`."""
+    return metrics.loss(tokens, mask=mask.bool())
+
+
+def response(
+    model: Transformer,
+    vectors: Vectors,
+    prompts: Sequence[str],
+    metric: MakeMetric,
+    strengths: Sequence[float],
+    *,
+    side_text: Sequence[str] = (),
+    random: int = 20,
+    shuffled: int = 5,
+    seed: int = 0,
+    prepend_bos: bool | None = None,
+) -> Response:
+    """The response of a target to a vector, or to one per layer, at each strength, with controls and side effects.
+
+    Args:
+        metric: makes the metric for the prompts' tokens and mask: `target(…)`, `text_loss`, or your own.
+        side_text: other texts, on which steering should change little.
+        random: how many random directions of the same norm.
+        shuffled: how many vectors made with shuffled labels, where the vector comes from sets of prompts.
+
+    Raises:
+        TokenError: there are no prompts.
+        NotFinite: a strength makes the metric NaN; says which.
+    """
+    chosen = {vectors.layer: vectors} if isinstance(vectors, SteeringVector) else dict(vectors)
+    if not chosen or not strengths:
+        raise ShapeError("a response needs at least one vector and one strength")
+    for vector in chosen.values():
+        vector.check(model)
+    tokens, mask = _encoded(model, prompts, prepend_bos)
+    controls = {
+        "random": _random(chosen, random, seed),
+        "shuffled": _shuffled(model, chosen, shuffled, seed),
+    }
+    families = [chosen, *controls["random"], *controls["shuffled"]]
+    result = sweep(model, tokens, _cells(families, strengths), metric(tokens, mask), mask=mask)
+    values = result.values
+    examples = Labelled(
+        values.data[0], ("layer", "strength", "batch"),
+        {"layer": [str(layer) for layer in chosen], "strength": [f"{one:g}" for one in strengths]}, values.what, values.unit,
+    )  # fmt: skip
+    means = values.data.mean(-1)
+    kinds = {"random": means[1 : 1 + random], "shuffled": means[1 + random :]}
+    shown = {
+        kind: Labelled(data, ("control", "layer", "strength"), examples.labels, values.what, values.unit)
+        for kind, data in kinds.items()
+    }
+    sides = _side_effects(model, chosen, side_text, strengths, examples.labels, prepend_bos) if side_text else (None, None)
+    return Response(examples, result.clean, shown["random"], shown["shuffled"], tuple(map(float, strengths)), *sides)
+
+
+def _encoded(model: Transformer, prompts: Sequence[str], prepend_bos: bool | None) -> tuple[Tensor, Tensor]:
+    if not prompts:
+        raise TokenError("there are no prompts; give at least one")
+    bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+    return text.encode(model.tokenizer, list(prompts), prepend_bos=bos, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+
+
+def _cells(families: Sequence[Mapping[int, SteeringVector]], strengths: Sequence[float]) -> Cells:
+    """Every family of vectors at every layer and strength, as cells of a sweep."""
+    layers = list(families[0])
+    every = [(family[layer].edit(strength),) for family in families for layer in layers for strength in strengths]
+    labels = [[str(i) for i in range(len(families))], [str(layer) for layer in layers], [f"{one:g}" for one in strengths]]
+    return Cells(tuple(every), ("control", "layer", "strength"), (len(families), len(layers), len(strengths)), labels)
+
+
+def _random(chosen: Mapping[int, SteeringVector], count: int, seed: int) -> list[dict[int, SteeringVector]]:
+    """Random directions; each place keeps the norm that the vector has there."""
+    draw = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(count):
+        family = {}
+        for layer, vector in chosen.items():
+            noise = torch.randn(vector.values.shape, generator=draw).to(vector.values)
+            noise = noise / noise.norm(dim=-1, keepdim=True) * vector.values.norm(dim=-1, keepdim=True)
+            family[layer] = SteeringVector(**{**vector.__dict__, "values": noise, "method": "random"})
+        out.append(family)
+    return out
+
+
+def _shuffled(model: Transformer, chosen: Mapping[int, SteeringVector], count: int, seed: int) -> list[dict[int, SteeringVector]]:
+    """Vectors made from the same prompts by the same method, after mixing which are positive."""
+    first = next(iter(chosen.values()))
+    if first.front or not count:
+        return []
+    layers = list(chosen)
+    position: int | str = "mean" if first.read_at.startswith("the mean") else int(first.read_at.split()[1])
+    pooled = activations(model, [*first.positive, *first.negative], layers, site=first.site, position=position)
+    draw = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(count):
+        order = torch.randperm(pooled.shape[1], generator=draw)
+        plus, minus = pooled[:, order[: len(first.positive)]], pooled[:, order[len(first.positive) :]]
+        found = directions(plus, minus, first.method)
+        family = {}
+        for index, (layer, vector) in enumerate(chosen.items()):
+            value = found[index] / found[index].norm().clamp(min=1e-12) * vector.values.norm()
+            family[layer] = SteeringVector(**{**vector.__dict__, "values": value[None], "method": "shuffled"})
+        out.append(family)
+    return out
+
+
+def _side_effects(
+    model: Transformer,
+    chosen: Mapping[int, SteeringVector],
+    texts: Sequence[str],
+    strengths: Sequence[float],
+    labels: Mapping[str, Sequence[str]],
+    prepend_bos: bool | None,
+) -> tuple[Labelled, Labelled]:
+    """The change of loss, and the KL divergence from the unsteered run, on other text."""
+    tokens, mask = _encoded(model, texts, prepend_bos)
+    loss = sweep(model, tokens, _cells([chosen], strengths), metrics.loss(tokens, mask=mask.bool()), mask=mask, audit=0)
+    kl = sweep(model, tokens, _cells([chosen], strengths), metrics.kl(mask.bool()), mask=mask, audit=0)
+    axes = ("layer", "strength")
+    return (
+        Labelled(loss.effects.data[0].mean(-1), axes, labels, "change of loss on other text", "nats"),
+        Labelled(kl.values.data[0].mean(-1), axes, labels, "KL divergence on other text", "nats"),
+    )
+
+
+# Effects on what is said.
+
+
+@dataclass(frozen=True, eq=False)
+class Said(Result):
+    """What was generated at each strength, and how it scored.
+
+    Args:
+        values: `[strength, batch]`, the score of each continuation.
+        texts: strength → continuation of each prompt.
+    """
+
+    values: Labelled
+    strengths: tuple[float, ...]
+    texts: dict[str, list[str]]
+
+    def summary(self) -> str:
+        means = self.values.mean("batch").data.tolist()
+        pairs = ", ".join(f"{mean:.3g} at {strength:g}" for strength, mean in zip(self.strengths, means, strict=True))
+        return f"{self.values.what} of what is generated: {pairs}"
+
+    def figure(self) -> Figure:
+        """The mean score against strength, with intervals over prompts."""
+        mean, bounds = self.values.mean("batch").data, bootstrap(self.values.data.T)
+        return steering_response(
+            list(self.strengths), {self.values.what: mean}, intervals={self.values.what: bounds}, x_name="strength",
+            y_name=self.values.what,
+        )  # fmt: skip
+
+
+def said(
+    model: Transformer,
+    vector: SteeringVector,
+    prompts: Sequence[str],
+    score: Callable[[str], float],
+    strengths: Sequence[float],
+    *,
+    max_new_tokens: int = 40,
+    positions: Any = "all",
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    name: str = "score",
+) -> Said:
+    """Generate from each prompt at each strength (with the same seed), and score what is said."""
+    texts: dict[str, list[str]] = {}
+    for strength in strengths:
+        torch.manual_seed(seed)
+        with steering(model, Steer(vector, float(strength), positions)):
+            out = generate(
+                model, list(prompts), max_new_tokens, stop_at_eos=False, sampling=sampling or Sampling(), verbose=False
+            )
+        texts[f"{strength:g}"] = [new[len(old) :] if new.startswith(old) else new for old, new in zip(prompts, out, strict=True)]
+    scores = torch.tensor([[float(score(one)) for one in row] for row in texts.values()])
+    return Said(Labelled(scores, ("strength", "batch"), {"strength": list(texts)}, name), tuple(map(float, strengths)), texts)
+
+
+# How far apart two sets of prompts are.
+
+
+@dataclass(frozen=True, eq=False)
+class Separability(Result):
+    """How well each layer tells two sets of prompts apart.
+
+    Args:
+        values: `[layer]`, accuracy on prompts that the direction was not made from (half is chance for equal sets).
+        projections: `[layer, batch]`, on the difference of means, 0 halfway between the sets; positive prompts first.
+        plane: `[layer, batch, component]`, the two principal components.
+        positive: how many of the prompts are positive.
+    """
+
+    values: Labelled
+    projections: Labelled
+    plane: Labelled
+    positive: int
+
+    def summary(self) -> str:
+        pairs = ", ".join(
+            f"layer {n}: {v:.2f}" for n, v in zip(self.values.names("layer"), self.values.data.tolist(), strict=True)
+        )
+        return f"held-out accuracy of telling the two sets apart: {pairs}"
+
+    def figure(self) -> Figure:
+        """Accuracy by layer."""
+        return line_chart(
+            {"held-out accuracy": self.values.data}, list(self.values.names("layer")), x_name="layer", y_name="accuracy",
+            references={"chance": 0.5}, title="How well each layer tells the two sets apart",
+        )  # fmt: skip
+
+    def projection_figure(self) -> Figure:
+        """The projection of each prompt at each layer."""
+        panels = {"positive": self.projections.data[:, : self.positive], "negative": self.projections.data[:, self.positive :]}
+        return small_multiples(
+            panels, y_labels=list(self.values.names("layer")), x_name="prompt", y_name="layer", value_name="projection"
+        )
+
+
+def separability(
+    model: Transformer,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    layers: Sequence[int] | None = None,
+    *,
+    site: str = "resid_pre",
+    position: int | str = -1,
+    folds: int = 5,
+    seed: int = 0,
+) -> Separability:
+    """How well the difference of means tells two sets of prompts apart at each layer, on held-out prompts.
+
+    Raises:
+        ShapeError: fewer than two prompts in a set.
+    """
+    if min(len(positive), len(negative)) < 2:
+        raise ShapeError("separability needs at least two prompts in each set, so that some can be held out")
+    chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
+    plus, minus = (activations(model, prompts, chosen, site=site, position=position) for prompts in (positive, negative))
+    accuracy = held_out_accuracy(plus, minus, folds=folds, seed=seed)
+    centre = (plus.mean(1) + minus.mean(1)) / 2
+    unit = directions(plus, minus)
+    unit = unit / unit.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    both = torch.cat([plus, minus], 1)
+    projected = torch.einsum("lpd,ld->lp", both - centre[:, None], unit)
+    centred = both - both.mean(1, keepdim=True)
+    plane = centred @ torch.linalg.svd(centred.double(), full_matrices=False).Vh[:, :2].mT.to(centred)
+    names = {"layer": [str(layer) for layer in chosen]}
+    return Separability(
+        Labelled(accuracy, ("layer",), names, "held-out accuracy"),
+        Labelled(projected, ("layer", "batch"), names, "projection"),
+        Labelled(plane, ("layer", "batch", "component"), names, "principal component"),
+        len(positive),
+    )
+
+
+def held_out_accuracy(
+    plus: Float[Tensor, "layer positive d_model"],
+    minus: Float[Tensor, "layer negative d_model"],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+) -> Float[Tensor, "layer"]:
+    """How often held-out activations fall on their side of the midpoint along the other folds' difference of means."""
+    draw = torch.Generator().manual_seed(seed)
+    folds = min(folds, plus.shape[1], minus.shape[1])
+    groups = [torch.randperm(n, generator=draw) % folds for n in (plus.shape[1], minus.shape[1])]
+    right = torch.zeros(plus.shape[0], device=plus.device)
+    for fold in range(folds):
+        kept = [x[:, group.to(x.device) != fold].mean(1) for x, group in zip((plus, minus), groups, strict=True)]
+        direction, middle = kept[0] - kept[1], (kept[0] + kept[1]) / 2
+        for x, group, sign in ((plus, groups[0], 1), (minus, groups[1], -1)):
+            tested = x[:, group.to(x.device) == fold] - middle[:, None]
+            right += ((tested * direction[:, None]).sum(-1) * sign > 0).sum(1)
+    return right / (plus.shape[1] + minus.shape[1])
+
+
+def similarity(vectors: Mapping[int, SteeringVector]) -> Labelled:
+    """Cosine similarity between the vectors of each two layers, `[layer, other]`."""
+    stacked = torch.stack([vector.values.flatten() for vector in vectors.values()])
+    unit = stacked / stacked.norm(dim=-1, keepdim=True)
+    names = [str(layer) for layer in vectors]
+    return Labelled(unit @ unit.T, ("layer", "other"), {"layer": names, "other": names}, "cosine similarity")
+
+
+def similarity_figure(similar: Labelled) -> Figure:
+    """The cosine similarities as a heat map."""
+    names = list(similar.names("layer"))
+    return heat_map(
+        similar.data, names, names, x_name="layer", y_name="layer", value_name="cosine similarity", range=(-1, 1),
+        title="Steering vectors of different layers",
+    )  # fmt: skip
+
+
+def random_edit(vector: SteeringVector, strength: float, seed: int = 0) -> edits.Edit:
+    """Adding a random direction with the norm of a vector: a control for a sweep of one's own."""
+    return _random({vector.layer: vector}, 1, seed)[0][vector.layer].edit(strength)
