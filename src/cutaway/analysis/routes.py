@@ -75,10 +75,19 @@ def outputs_by_component(
     return torch.einsum("cbdhe,hem->chbdm", mixed, W_O), labels
 
 
-def moved(subject: Subject, head: str, targets: Int[Tensor, "batch pos"], tokens: Any = None) -> Split:
+def moved(
+    subject: Subject,
+    head: str,
+    targets: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos token"],
+    tokens: Any = None,
+) -> Split:
     """What a head adds to the logit of each position's target, by source and component, `[component, batch, dest, src]`.
 
-    Summed over sources and components it is the head's direct attribution. Targets below 0 get 0.
+    Summed over sources and components it is the head's direct attribution.
+
+    Args:
+        targets: a token for each position (0 is added where it is below 0); or a weight for each token, so that a
+            difference of logits, or of means of logits, can be asked for.
 
     Raises:
         UnknownName: no such head.
@@ -90,12 +99,17 @@ def moved(subject: Subject, head: str, targets: Int[Tensor, "batch pos"], tokens
         raise ConfigError("a norm follows this head before the stream; its sources are not split here")
     cache = run_for(subject, tokens, sites(model, layer), "moved")
     values, labels = _values(cache, layer)
-    if tuple(targets.shape) != tuple(values.shape[1:3]):
-        raise ShapeError(f"targets must be {tuple(values.shape[1:3])} (batch, pos), not {tuple(targets.shape)}")
+    W_U = model.unembed.W_U.detach().to(values.dtype)
+    if tuple(targets.shape[:2]) != tuple(values.shape[1:3]) or targets.shape[2:] not in ((), W_U.shape[1:]):
+        wanted = tuple(values.shape[1:3])
+        raise ShapeError(f"targets must be {wanted} (batch, pos) or {(*wanted, W_U.shape[1])}, not {tuple(targets.shape)}")
     targets = targets.to(values.device)
     scale = scale_of(cache, "ln_final.hook_scale") if norms_of(model.cfg) else None
-    directions = model.unembed.W_U.detach().to(values.dtype).T[targets.clamp(min=0)]
-    back = back_through(model, FINAL, directions, scale) * (targets >= 0)[..., None]
+    if targets.ndim == 3:
+        directions = targets.to(values.dtype) @ W_U.T
+    else:
+        directions = W_U.T[targets.clamp(min=0)] * (targets >= 0)[..., None]
+    back = back_through(model, FINAL, directions, scale)
     read = back @ model.blocks[layer].attn.W_O.detach().to(values.dtype)[one].T
     pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")[:, one]
     data = torch.einsum("bdh,cbsh->cbds", read, values[:, :, :, one]) * pattern

@@ -61,11 +61,22 @@ def report(checkpoint: str | Path | None, size: int, seed: int, device: str, wat
     watch("done", len(SECTIONS), len(SECTIONS))
     cfg = model.cfg
     about = {
-        "task": NAME, "model": name, "size": size, "seed": seed, "letters": letters,
-        "shape": {"n_layers": cfg.n_layers, "n_heads": cfg.n_heads, "d_model": cfg.d_model, "d_head": cfg.d_head, "n_ctx": cfg.n_ctx},
-    }  # fmt: skip
+        "task": NAME,
+        "model": name,
+        "size": size,
+        "seed": seed,
+        "letters": letters,
+        "shape": {
+            "n_layers": cfg.n_layers,
+            "n_heads": cfg.n_heads,
+            "d_model": cfg.d_model,
+            "d_head": cfg.d_head,
+            "n_ctx": cfg.n_ctx,
+        },
+    }
     subtitle = (
-        f"{name if checkpoint else name.capitalize()}: {cfg.n_layers} layers of {cfg.n_heads} heads, attention only, d_model {cfg.d_model}, "
+        f"{name if checkpoint else name.capitalize()}: {cfg.n_layers} layers of {cfg.n_heads} heads, attention only, "
+        f"d_model {cfg.d_model}, "
         f"{cfg.n_ctx} positions; run on {size:,} {'sequence' if size == 1 else 'sequences'} of seed {seed}"
     )
     return Report(

@@ -36,20 +36,33 @@ def ablations(study: Study) -> Part:
         names = [[str(n) for n in range(size)] for size in grid.shape]
         blocks += [
             heat_map(
-                grid, names[1], names[0], x_name="head", y_name="layer", value_name="loss (nats)",
-                title=f"Increase in loss without each head ({_words(how)})", text=[[fixed(x, 2) for x in row] for row in grid.tolist()],
+                grid,
+                names[1],
+                names[0],
+                x_name="head",
+                y_name="layer",
+                value_name="loss (nats)",
+                title=f"Increase in loss without each head ({_words(how)})",
+                text=[[fixed(x, 2) for x in row] for row in grid.tolist()],
             ),
-            line_chart(by_head, x_name="position", y_name="increase in loss", title=f"Without each head, by position ({_words(how)})"),
             line_chart(
-                {f"layer {layer}": values for layer, values in by_layer.items()}, x_name="position", y_name="increase in loss",
+                by_head, x_name="position", y_name="increase in loss", title=f"Without each head, by position ({_words(how)})"
+            ),
+            line_chart(
+                {f"layer {layer}": values for layer, values in by_layer.items()},
+                x_name="position",
+                y_name="increase in loss",
                 title=f"Without all heads of a layer, by position ({_words(how)})",
             ),
-        ]  # fmt: skip
+        ]
     early, late = _early_and_late(numbers["heads_by_position"]["zero"])
     summary = (
-        f"Setting a head's output to zero raises the loss most for {top[0]} ({num(top[1])}) and least for {least[0]} ({num(least[1])}); its mean "
-        f"over examples instead changes most for {differ} ({num(overall['zero'][differ])} to {num(overall['mean'][differ])}). Without any head of a "
-        f"layer it rises by {listed(f'{num(value)} (layer {layer})' for layer, value in numbers['layers']['zero'].items())}. At positions 1 and 2 "
+        f"Setting a head's output to zero raises the loss most for {top[0]} ({num(top[1])}) and least for {least[0]} "
+        f"({num(least[1])}); its mean "
+        f"over examples instead changes most for {differ} ({num(overall['zero'][differ])} to "
+        f"{num(overall['mean'][differ])}). Without any head of a "
+        "layer it rises by "
+        f"{listed(f'{num(value)} (layer {layer})' for layer, value in numbers['layers']['zero'].items())}. At positions 1 and 2 "
         f"{early[0]} matters most ({num(early[1])}), in the second half {late[0]} ({num(late[1])})."
     )
     inner = _qkv(study)
@@ -96,11 +109,16 @@ def _qkv(study: Study) -> Part:
         grid = [list(values.values()) for values in by.values()]
         blocks.append(
             heat_map(
-                grid, study.heads, list(ACTIVATIONS.values()), x_name="head", y_name="activation", value_name="loss (nats)",
+                grid,
+                study.heads,
+                list(ACTIVATIONS.values()),
+                x_name="head",
+                y_name="activation",
+                value_name="loss (nats)",
                 title=f"Increase in loss without queries, keys or values ({_words(how)})",
                 text=[[fixed(x, 2) for x in row] for row in grid],
             )
-        )  # fmt: skip
+        )
     queries = {head: found["mean"]["q"][head] for head in study.names(1)}
     small = {head: max(found["mean"]["q"][head], found["mean"]["k"][head]) for head in study.heads}
     calm = min(small, key=lambda head: small[head])

@@ -38,15 +38,24 @@ def _examples(study: Study) -> Part:
     components = found.values.names("component")
     panels = [
         Panel(
-            study.text(study.toks[i]), found.values.data[:, n, last], study.vocab, components,
+            study.text(study.toks[i]),
+            found.values.data[:, n, last],
+            study.vocab,
+            components,
             marks=[(row, int(study.labels[i, last]), "right answer") for row in range(len(components))],
         )
         for n, i in enumerate(shown)
-    ]  # fmt: skip
+    ]
     blocks: list[str | Figure] = [
-        small_multiples(panels, x_name="logit of", y_name="component", value_name="logits", title=f"At position {last}, all components",
-                        columns=2)
-    ]  # fmt: skip
+        small_multiples(
+            panels,
+            x_name="logit of",
+            y_name="component",
+            value_name="logits",
+            title=f"At position {last}, all components",
+            columns=2,
+        )
+    ]
     for n in range(min(COMPONENTS_SHOWN, len(shown))):
         tokens = study.toks[shown[n]]
         figure = found.figure(n, study.places(tokens), study.labels[shown[n]].tolist())
@@ -57,7 +66,7 @@ def _examples(study: Study) -> Part:
     heads = [components.index(head) for head in study.names(study.model.cfg.n_layers - 1)]
     moved = found.values.data[heads, :, last, : study.null].sum(0)
     summary = (
-        f"At the last position of these sequences the components that move logits most are "
+        "At the last position of these sequences the components that move logits most are "
         + listed(f"{name} ({value:.2f} on average)" for name, value in largest(values, 3))
         + f". The last layer changes the logits of repeated letters by {signed(mean_of(moved, times > 1))} and of letters that "
         f"occurred once by {signed(mean_of(moved, times == 1))}."
@@ -91,8 +100,14 @@ def _lines(means: Means, places: list[int]) -> Figure:
     bands = {
         name: torch.stack([means.low.sel(component=name).data[1:], means.high.sel(component=name).data[1:]]) for name in names
     }
-    return line_chart(series, places, intervals=bands, x_name="position", y_name="logits",
-                      title="What each component adds to the right answer's logit")  # fmt: skip
+    return line_chart(
+        series,
+        places,
+        intervals=bands,
+        x_name="position",
+        y_name="logits",
+        title="What each component adds to the right answer's logit",
+    )
 
 
 def _by_duplicate(study: Study) -> Part:

@@ -39,11 +39,16 @@ def performance(study: Study) -> Part:
         f"{fixed(by_position[hardest])}."
     )
     numbers = {
-        "loss": loss, "accuracy": accuracy, "mean_correct_probability": mean, "min_correct_probability": least,
-        "mistakes": wrong, "positions": whole, "sequences_without_mistake": sequences,
+        "loss": loss,
+        "accuracy": accuracy,
+        "mean_correct_probability": mean,
+        "min_correct_probability": least,
+        "mistakes": wrong,
+        "positions": whole,
+        "sequences_without_mistake": sequences,
         "by_position": {"loss": by_position, "accuracy": right.mean(0), "mean_correct_probability": probabilities.mean(0)},
         "by_kind": {name: {"positions": n, "accuracy": a, "loss": l} for name, n, a, l, _ in rows},
-    }  # fmt: skip
+    }
     figures = [
         line_chart({"loss": by_position}, x_name="position", y_name="loss (nats)", title="Loss by position"),
         line_chart({"accuracy": right.mean(0)}, x_name="position", y_name="accuracy", title="Accuracy by position"),
@@ -65,15 +70,23 @@ def examples(study: Study) -> Part:
     right = int((study.guesses[shown] == study.labels[shown]).sum())
     panels = [
         Panel(
-            study.text(study.toks[i]), probabilities[n].T, study.places(study.toks[i]), study.vocab,
+            study.text(study.toks[i]),
+            probabilities[n].T,
+            study.places(study.toks[i]),
+            study.vocab,
             marks=[(token, place, "right answer") for place, token in enumerate(study.labels[i].tolist())],
         )
         for n, i in enumerate(shown)
-    ]  # fmt: skip
+    ]
     maps = small_multiples(
-        panels, x_name="token read", y_name="answer", value_name="probability", title="Probability of each answer",
-        scale="sequential", range=(0, 1), columns=1,
-    )  # fmt: skip
+        panels,
+        x_name="token read",
+        y_name="answer",
+        value_name="probability",
+        title="Probability of each answer",
+        scale="sequential",
+        range=(0, 1),
+    )
     last = study.length - 1
     repeated, absent, unique = _last_logits(study)
     summary = (
@@ -138,15 +151,19 @@ def norms(study: Study) -> Part:
         }
     }
     summary = (
-        f"Circuits read from weights take each norm for a division by its mean scale: {listed(f'{num(mean[name])} before {name}' for name in names)}. "
+        "Circuits read from weights take each norm for a division by its mean scale: "
+        f"{listed(f'{num(mean[name])} before {name}' for name in names)}. "
         f"The scale of {widest} varies most, by {percent(spread[widest] / mean[widest])} of its mean over all positions "
-        f"(at position 0 that of {names[-1]} is {num(first)}), so that is how far such circuits may be off; attributions use each "
+        f"(at position 0 that of {names[-1]} is {num(first)}), so that is how far such circuits may be off; attributions "
+        "use each "
         "position's own scale and are exact."
     )
     bars = line_chart(
-        {name: by_std.sel(norm=name).data for name in names}, x_name="position", y_name="standard deviation of the scale",
+        {name: by_std.sel(norm=name).data for name in names},
+        x_name="position",
+        y_name="standard deviation of the scale",
         title="How far scales spread over sequences",
-    )  # fmt: skip
+    )
     overall = table(["norm", "mean scale", "standard deviation", "relative"], rows, title="Over all positions")
     return Part("Norm scales", summary, [scales.figure(), bars, overall], numbers)
 

@@ -76,9 +76,11 @@ def worst(study: Study) -> Part:
     top = max(range(len(KINDS)), key=lambda kind: shares[kind])
     share = float(study.losses[wrong].sum() / study.losses.sum()) if total else 0.0
     summary = (
-        f"The model makes {count(total, 'mistake')} ({percent(wrong.float().mean(), 2)} of positions), which carry {percent(share)} of the loss. "
+        f"The model makes {count(total, 'mistake')} ({percent(wrong.float().mean(), 2)} of positions), which carry "
+        f"{percent(share)} of the loss. "
         + (f"Most often ({shares[top]} times) it answers {KINDS[top]}. " if total else "")
-        + f"The worst position has a loss of {fixed(flat[order[0]], 2)}: after {rows[0][0]} the answer is {rows[0][2]}, and the model says "
+        + f"The worst position has a loss of {fixed(flat[order[0]], 2)}: after {rows[0][0]} the answer is "
+        f"{rows[0][2]}, and the model says "
         f"{rows[0][3]} (probability of the answer {num(rows[0][4], 2)})."
     )
     columns = ["sequence up to there", "position", "answer", "given", "probability of the answer", "what was given"]
@@ -141,9 +143,15 @@ def adversarial(study: Study) -> Part:
 
     start = FirstUniqueChar(CHAINS, study.letters, study.length, study.seed + 1).to(study.device).toks
     found = hardest.climb(
-        hardness, start, range(len(study.letters)), positions=range(1, study.length), rounds=ROUNDS, neighbours=256,
-        what="loss at the worst position", unit="nats",
-    )  # fmt: skip
+        hardness,
+        start,
+        range(len(study.letters)),
+        positions=range(1, study.length),
+        rounds=ROUNDS,
+        neighbours=256,
+        what="loss at the worst position",
+        unit="nats",
+    )
     with torch.no_grad():
         log_probs = study.model(found.tokens).log_softmax(-1)
     labels = study.answers(found.tokens)
@@ -169,8 +177,10 @@ def adversarial(study: Study) -> Part:
     common, shared, numbers = _in_common(study, found.tokens, failed, guesses, labels)
     done = int(failed.any(1).sum())
     summary = (
-        f"From {count(CHAINS, 'random sequence')}, of which {before} had a mistake, replacing one letter at a time ({count(found.looked_at, 'sequence')} "
-        f"looked at) ends in {done} that the model gets wrong, after {num(found.changes.float().median())} replaced letters in the median; the highest loss found is "
+        f"From {count(CHAINS, 'random sequence')}, of which {before} had a mistake, replacing one letter at a time "
+        f"({count(found.looked_at, 'sequence')} "
+        f"looked at) ends in {done} that the model gets wrong, after {num(found.changes.float().median())} replaced "
+        "letters in the median; the highest loss found is "
         f"{num(found.final.max())}. " + shared
     )
     blocks: list[str | Figure] = [
@@ -181,11 +191,16 @@ def adversarial(study: Study) -> Part:
     ]
     numbers = {
         "adversarial": {
-            "chains": CHAINS, "wrong_at_start": before, "wrong_at_end": done, "looked_at": found.looked_at,
-            "highest_loss": float(found.final.max()), "median_changes": float(found.changes.float().median()),
-            "sequences": [_as_numbers(row[:-1]) | {"changed": row[-1]} for row in rows], "in_common": numbers,
+            "chains": CHAINS,
+            "wrong_at_start": before,
+            "wrong_at_end": done,
+            "looked_at": found.looked_at,
+            "highest_loss": float(found.final.max()),
+            "median_changes": float(found.changes.float().median()),
+            "sequences": [_as_numbers(row[:-1]) | {"changed": row[-1]} for row in rows],
+            "in_common": numbers,
         }
-    }  # fmt: skip
+    }
     lines = [("adversarial sequences", f"{done} of {CHAINS} searches end in a mistake; {shared[:1].lower() + shared[1:]}")]
     return Part("Adversarial sequences", summary, blocks, numbers, lines)
 
@@ -201,16 +216,12 @@ def _in_common(
     """How failures differ from ordinary positions: a table, a sentence, and the numbers."""
     here, ordinary = features_of(study, tokens), features_of(study, study.toks)
     mistakes = study.guesses != study.labels
-    past = torch.ones_like(study.toks, dtype=torch.bool)
-    past[:, 0] = False
+    places = torch.arange(study.length, device=study.device).expand(failed.shape)[failed]
     rows, distance = [], {}
-    for name in here:
-        usual = ordinary[name][past]
-        usual = usual[usual.isfinite()]
-        spread = float(usual.std()) if len(usual) > 1 else math.nan
-        found, normal, data = mean_of(here[name], failed), mean_of(ordinary[name], past), mean_of(ordinary[name], mistakes)
-        away = (found - normal) / spread if spread else math.nan
-        rows.append([name, found, data, normal, away])
+    for name, values in here.items():
+        usual, spread = _by_place(ordinary[name])
+        away = mean_of((values[failed] - usual[places]) / spread[places].masked_fill(spread[places] == 0, math.nan))
+        rows.append([name, mean_of(values, failed), mean_of(ordinary[name], mistakes), mean_of(usual[places]), away])
         if math.isfinite(away) and name != "position":
             distance[name] = away
     kinds = kinds_of(study, tokens, guesses)[failed]
@@ -218,13 +229,19 @@ def _in_common(
     answers = labels[failed].bincount(minlength=len(study.vocab)).tolist()
     by_answer = {name: number for name, number in zip(study.vocab, answers, strict=True) if number}
     figure = table(
-        ["at the position", "found by the search", "mistakes in the data", "all positions", "difference in standard deviations"], rows,
-        title="What failures have in common (means)",
-    )  # fmt: skip
+        ["mean of", "found by the search", "mistakes in the data", "ordinary", "difference / std"],
+        rows,
+        title="What failures have in common",
+        note="Ordinary: all sequences, at the positions of the failures found by the search. The difference is that of the "
+        "search to ordinary sequences, in standard deviations at the same position.",
+    )
     numbers: dict[str, object] = {
-        "features": {row[0]: {"search": row[1], "mistakes": row[2], "all": row[3], "standard_deviations": row[4]} for row in rows},
-        "kinds": share, "answers": by_answer,
-    }  # fmt: skip
+        "features": {
+            row[0]: {"search": row[1], "mistakes": row[2], "ordinary": row[3], "standard_deviations": row[4]} for row in rows
+        },
+        "kinds": share,
+        "answers": by_answer,
+    }
     if not len(kinds):
         return figure, "No mistake was found, so there is nothing that failures share.", numbers
     kind = max(share, key=lambda name: share[name])
@@ -232,8 +249,15 @@ def _in_common(
     by = {row[0]: row for row in rows}
     letters = sorted(by_answer, key=lambda name: -by_answer[name])[:3]
     sentence = (
-        f"In {percent(share[kind])} of them the model answers {kind}. They differ most from ordinary positions in: "
+        f"In {percent(share[kind])} of them the model answers {kind}. They differ most from ordinary sequences at the same "
+        "positions in: "
         + listed(f"{name} ({num(by[name][1], 2)} on average against {num(by[name][3], 2)})" for name in top)
         + f". The answers missed are mostly {listed(f'{name} ({by_answer[name]})' for name in letters)}."
     )
     return figure, sentence, numbers
+
+
+def _by_place(values: Float[Tensor, "batch pos"]) -> tuple[Float[Tensor, "pos"], Float[Tensor, "pos"]]:
+    """Mean and standard deviation at each position, over the sequences that have the feature."""
+    mean = values.nanmean(0)
+    return mean, (values - mean).square().nanmean(0).sqrt()

@@ -42,25 +42,34 @@ def attention(study: Study) -> Part:
         for head in study.heads
         if head in zero
     ]
-    rows.append(["even attention", *even.data.tolist(), math.nan, 0.5])
+    rows.append(["even attention", *even.data.tolist(), _even(study), 0.5])
     text = pairs_of(study)
     tokens = study.encode(text)
     _, cache = study.run(tokens)
     second = _second_of_pairs(study, tokens[0], cache)
     blocks: list[str | Figure] = [
         table(
-            ["head", "to the token itself", "to each earlier occurrence", "to ?", "to all occurrences, from a repeat", "position 1 to itself"],
-            rows, title="Mean attention in layer 0",
+            [
+                "head",
+                "to the token itself",
+                "to each earlier occurrence",
+                "to ?",
+                "to all occurrences, from a repeat",
+                "position 1 to itself",
+            ],
+            rows,
+            title="Mean attention in layer 0",
         ),
         "A click on a head shows it large; a click on a token shows what it attends to.",
-    ]  # fmt: skip
+    ]
     for i in study.shown:
         patterns = study.cache["pattern", 0][i]
         blocks.append(
             attention_patterns(study.words(study.toks[i]), patterns, zero, title=f"Layer 0 on {study.text(study.toks[i])}")
         )
     summary = (
-        f"From a letter that occurred before, {seeker} puts {percent(same[seeker])} of its attention on occurrences of that letter "
+        f"From a letter that occurred before, {seeker} puts {percent(same[seeker])} of its attention on occurrences of "
+        "that letter "
         f"(its own position included) and {avoider} {percent(same[avoider])}. At position 1 the heads attend to the letter "
         f"itself rather than to ? with {listed(f'{percent(at_one[h])} ({h})' for h in zero)}."
     )
@@ -71,12 +80,19 @@ def attention(study: Study) -> Part:
         [
             drawn(study, tokens[0], cache, [0], f"Layer 0 on {study.text(tokens[0])}"),
             heat_map(
-                second[1], second[0], zero, x_name="letter", y_name="head", value_name="attention", scale="sequential", range=(0, 1),
+                second[1],
+                second[0],
+                zero,
+                x_name="letter",
+                y_name="head",
+                value_name="attention",
+                scale="sequential",
+                range=(0, 1),
                 title="Attention from the second of a pair to both",
             ),
         ],
         {"pairs": {"tokens": study.text(tokens[0]), "attention_to_same": by_letter}},
-    )  # fmt: skip
+    )
     numbers = {"attention": {"to_occurrences_from_repeat": same, "position_1_to_itself": at_one, "even": float(expected)}}
     return Part("Attention of layer 0", summary, blocks, numbers, parts=[inner])
 
@@ -85,6 +101,12 @@ def _same_token(study: Study, head: str) -> float:
     """From positions whose token is repeated: the attention to all of its occurrences so far."""
     same = study.toks[:, :, None] == study.toks[:, None, :]
     return mean_of((study.pattern(head) * same).sum(-1), study.repeated)
+
+
+def _even(study: Study) -> float:
+    """What even attention would put there."""
+    same = (study.toks[:, :, None] == study.toks[:, None, :]).tril().sum(-1)
+    return mean_of(same / torch.arange(1, study.length + 1, device=study.device), study.repeated)
 
 
 def _second_of_pairs(study: Study, tokens: Tensor, cache: object) -> tuple[list[str], Tensor]:
@@ -101,7 +123,8 @@ def _said_of_pairs(study: Study, by_letter: dict[str, dict[str, float]]) -> str:
         high = "".join(letter for letter, value in values.items() if value > 0.5)
         low = "".join(letter for letter, value in values.items() if value < 0.1)
         said.append(
-            f"{head} gives more than half of it to the pair for {high or 'no letter'} and less than a tenth for {low or 'no letter'}"
+            f"{head} gives more than half of it to the pair for {high or 'no letter'} and less than a tenth for "
+            f"{low or 'no letter'}"
         )
     return "Attention from the second letter of each pair: " + "; ".join(said) + "."
 
@@ -123,15 +146,23 @@ def token_scores(study: Study) -> Part:
         + (
             "Every letter has a detector of each kind."
             if not bare
-            else f"Both kinds exist for {len(covered)} of the {len(study.letters)} letters; {listed(bare)} lack{'s' if len(bare) == 1 else ''} one."
+            else f"Both kinds exist for {len(covered)} of the {len(study.letters)} letters; "
+            f"{listed(bare)} lack{'s' if len(bare) == 1 else ''} one."
         )
     )
     blocks = [
-        small_multiples(panels, x_name="key", y_name="query", value_name="attention", scale="sequential", range=(0, 1),
-                        title="Token × token circuits of layer 0, after a softmax over keys"),
+        small_multiples(
+            panels,
+            x_name="key",
+            y_name="query",
+            value_name="attention",
+            scale="sequential",
+            range=(0, 1),
+            title="Token × token circuits of layer 0, after a softmax over keys",
+        ),
         circuits.panels(raw, "The same before the softmax (scores)"),
         found.figure(),
-    ]  # fmt: skip
+    ]
     numbers = {
         "detectors": {
             "duplicate": found.duplicate,
@@ -160,9 +191,17 @@ def full_scores(study: Study) -> Part:
         rows.append([head, *sizes])
         first[head] = float(data[cut + 1, cut + 1]) if study.length > 1 else math.nan
         blocks.append(
-            heat_map(data, circuit.columns, circuit.rows, x_name="key", y_name="query", value_name="score", splits=circuit.splits,
-                     title=f"{head}: scores between tokens and [positions]")
-        )  # fmt: skip
+            heat_map(
+                data,
+                circuit.columns,
+                circuit.rows,
+                x_name="key",
+                y_name="query",
+                value_name="score",
+                splits=circuit.splits,
+                title=f"{head}: scores between tokens and [positions]",
+            )
+        )
     measured = pathways.pathways(study.few, layer=0)
     pairs = measured.values.names("pair")
     mean = measured.by_position()
@@ -177,17 +216,27 @@ def full_scores(study: Study) -> Part:
             names[pair]: torch.stack([chosen.low.sel(pair=pair).data[1:], chosen.high.sel(pair=pair).data[1:]]) for pair in pairs
         }
         blocks.append(
-            line_chart(series, list(range(1, study.length)), intervals=bands, x_name="position", y_name="norm of the scores",
-                       title=f"{head}: what its scores are made of, by (query, key)")
-        )  # fmt: skip
+            line_chart(
+                series,
+                list(range(1, study.length)),
+                intervals=bands,
+                x_name="position",
+                y_name="norm of the scores",
+                title=f"{head}: what its scores are made of, by (query, key)",
+            )
+        )
     blocks.insert(0, table(["head", *QUADRANTS], rows, title="Mean size of the scores in each quadrant, from weights"))
     shares = {
         head: {pair.replace("pos_embed", "position").replace("embed", "token"): value for pair, value in by.items()}
         for head, by in _transposed(share.as_dict()).items()
     }
     main = {head: largest(by, 1)[0] for head, by in shares.items()}
-    peak = {head: max(((name, place) for name, v in by.items() for place in range(1, study.length)), key=lambda one: by[one[0]][one[1]] or 0)
-            for head, by in by_position.items()}  # fmt: skip
+    peak = {
+        head: max(
+            ((name, place) for name, v in by.items() for place in range(1, study.length)), key=lambda one: by[one[0]][one[1]] or 0
+        )
+        for head, by in by_position.items()
+    }
     summary = (
         "Measured on sequences, the largest part of the scores is "
         + listed(f"{name} for {head} ({percent(value)})" for head, (name, value) in main.items())

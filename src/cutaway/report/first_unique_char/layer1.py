@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,6 @@ from cutaway.report.parts import Part
 from cutaway.report.words import by_head, listed, mean_of, num, percent, signed
 from cutaway.view import Figure, Panel, heat_map, small_multiples, table
 
-PANELS_SHOWN = 3
-
 
 def scores(study: Study) -> Part:
     """QK circuits of layer 1 with mean queries, by embedding and by position, and the pattern that shows them."""
@@ -24,8 +23,8 @@ def scores(study: Study) -> Part:
     summary = (
         "With their mean queries, the heads of layer 1 score the letters that they are responsible for "
         + listed(f"{signed(own[h] - other[h])} ({h})" for h in own)
-        + " relative to other letters where no head of layer 0 comes between. When the letter's duplicate detector has moved it "
-        "to a position, that difference becomes " + listed(f"{signed(value)} ({h})" for h, value in moved.items()) + "."
+        + " relative to other letters, as far as the key holds the letter itself. What a duplicate detector of the "
+        "letter moved into the key is worth " + listed(f"{signed(value)} ({h})" for h, value in moved.items()) + " instead."
     )
     text = "?" + (letters := "".join(study.letters[:4])) + letters
     tokens = study.encode(text)
@@ -60,22 +59,24 @@ def _by_component(study: Study) -> tuple[dict[str, float], dict[str, float], dic
 
 
 def _grid(study: Study, start: str) -> tuple[Figure, dict[str, dict[str, Circuit]]]:
-    panels, found = [], {}  # type: list[Panel], dict[str, dict[str, Circuit]]
-    for head in study.names(1):
-        found[head] = {}
-        for via in ["", *study.names(0)]:
+    """Scores of mean queries with each component of the keys: a column of panels for each head of layer 1."""
+    panels, found = [], {head: {} for head in study.names(1)}  # type: list[Panel], dict[str, dict[str, Circuit]]
+    what = "token" if start == "embed" else "position"
+    for via in ["", *study.names(0)]:
+        for head in study.names(1):
             key = f"{start} → {via}" if via else start
             circuit = circuits.key_scores(study.cache, head, key=key, scales=study.scales, vocab=study.vocab)
             data = circuit.data.tril() if start == "pos" else circuit.data
-            panels.append(
-                Panel(f"Q={head}, K={via or ('token' if start == 'embed' else 'position')}", data, circuit.columns, circuit.rows)
-            )
+            panels.append(Panel(f"Q={head}, K={via or what}", data, circuit.columns, circuit.rows))
             found[head][via or "direct"] = circuit
-    what = "token" if start == "embed" else "position"
     figure = small_multiples(
-        panels, x_name=f"key: {what}", y_name="query position", value_name="score", columns=len(study.names(0)) + 1,
+        panels,
+        x_name=f"key: {what}",
+        y_name="query position",
+        value_name="score",
+        columns=len(study.names(1)),
         title=f"Scores of mean queries with each component of the keys, by {what}",
-    )  # fmt: skip
+    )
     return figure, found
 
 
@@ -93,7 +94,8 @@ def _by_embedding(study: Study) -> Part:
     summary = (
         "Of the heads of layer 0, the one whose output moves scores most is "
         + listed(f"{via} for {head}" for head, via in top.items())
-        + f". A letter moved by its duplicate detector raises the score of its responsible head above the mean letter's in {sum(signs)} of "
+        + f". A letter moved by its duplicate detector raises the score of its responsible head above the "
+        f"mean letter's in {sum(signs)} of "
         f"{len(signs)} cases."
     )
     return Part("By embedding", summary, [figure], {"layer_1_scores": {"size_by_embedding": size}})
@@ -101,14 +103,8 @@ def _by_embedding(study: Study) -> Part:
 
 def _by_position(study: Study) -> Part:
     figure, found = _grid(study, "pos")
-    embedding = mean_of(
-        torch.stack(
-            [
-                circuits.key_scores(study.cache, head, key="embed", scales=study.scales, vocab=study.vocab).data[1:].abs().mean()
-                for head in study.names(1)
-            ]
-        )
-    )
+    direct = (circuits.key_scores(study.cache, head, scales=study.scales, vocab=study.vocab).data[1:] for head in study.names(1))
+    embedding = mean_of(torch.stack([scores.abs().mean() for scores in direct]))
     triangle = torch.ones(study.length, study.length, dtype=torch.bool, device=study.device).tril()
     size = {head: {via: mean_of(c.data.abs(), triangle) for via, c in by.items()} for head, by in found.items()}
     slopes = {head: {via: _slope(c.data) for via, c in by.items()} for head, by in found.items()}
@@ -118,7 +114,8 @@ def _by_position(study: Study) -> Part:
     falling = [slopes[h][v] for (h, v), k in kind.items() if k.startswith("duplicate")]
     rising = [slopes[h][v] for (h, v), k in kind.items() if k.startswith("anti")]
     summary = (
-        f"Scores by position have a mean size of {num(whole)}, beside {num(embedding)} by embedding. Per position further on, the score of "
+        f"Scores by position have a mean size of {num(whole)}, beside {num(embedding)} by embedding. Per position further "
+        "on, the score of "
         f"what duplicate detectors move changes by {signed(mean_of(torch.tensor(falling)), 3)} on average, and of what "
         f"anti-duplicate detectors move by {signed(mean_of(torch.tensor(rising)), 3)}."
     )
@@ -168,7 +165,7 @@ def _said_of_text(study: Study, tokens: Tensor, cache: object, half: int) -> str
         places = range(1, len(tokens))
         good = sum(float(pattern[place]) for place in places if (study.vocab[int(tokens[place])] in own) == (place > half))
         best = int(pattern.argmax())
-        said.append(f"{head} {percent(good)} (most to {study.vocab[int(tokens[best])]} at {best})")
+        said.append(f"{percent(good)} for {head} (which looks most at {study.vocab[int(tokens[best])]} at {best})")
     return (
         "From the last position, the attention to first instances of letters outside a head's own set and to second instances "
         f"of letters inside it is {listed(said)}."
@@ -192,9 +189,9 @@ def first_outputs(study: Study) -> Part:
     summary = (
         "A letter that is attended to changes its own logit by "
         + listed(f"{signed(mean_of(diagonal[h]))} ({h}; other letters {signed(off[h])})" for h in found)
-        + f" on average. By more than half of the largest value ({num(most[top])}) it is raised for {by_head(raised)}; no head does so for "
-        f"{listed(missed) if missed else 'none of the letters'}."
-    ).replace("no head does so for none of the letters", "some head does so for every letter")
+        + f" on average. By more than half of the largest value ({num(most[top])}) it is raised for "
+        f"{by_head(raised)}; {f'no head does so for {listed(missed)}' if missed else 'some head does so for every letter'}."
+    )
     numbers = {
         "layer_0_outputs": {
             "diagonal": {h: dict(zip(study.letters, v.tolist(), strict=True)) for h, v in diagonal.items()},
@@ -216,48 +213,60 @@ def _off(square: Tensor) -> float:
 
 def outputs(study: Study) -> Part:
     """OV circuits of layer 1, alone and after each head of layer 0, and their diagonals."""
-    grid: dict[str, Circuit] = {}
-    for head in study.names(1):
-        grid[head] = study.path("embed", head, "logits")
-        for via in study.names(0):
-            grid[f"{via} → {head}"] = study.path("embed", via, head, "logits")
+    grid: dict[str, Circuit] = {head: study.path("embed", head, "logits") for head in study.names(1)}
+    for via in study.names(0):
+        grid |= {f"{via} → {head}": study.path("embed", via, head, "logits") for head in study.names(1)}
     panels = [Panel(name, circuit.data, circuit.columns, circuit.rows) for name, circuit in grid.items()]
     picture = small_multiples(
-        panels, x_name="output logit", y_name="input token", value_name="logits", columns=len(study.names(0)) + 1,
+        panels,
+        x_name="output logit",
+        y_name="input token",
+        value_name="logits",
+        columns=len(study.names(1)),
         title="OV circuits of layer 1, alone and after each head of layer 0",
-    )  # fmt: skip
+    )
     answer = study.responsible
     strength = answer.strength
     gap = {}
-    for letter, head in answer.head_of.items():
+    for letter in answer.head_of:
         values = strength.sel(token=letter).data.sort(descending=True).values
         gap[letter] = float(values[0] / values[1]) if len(values) > 1 else math.inf
     weakest = min(gap, key=lambda letter: gap[letter])
     dup, anti, foreign = _diagonals(study)
     summary = (
-        f"By the size of their diagonals, the responsible heads are {by_head(answer.tokens_of)}; the clearest is ahead of the next head "
-        f"{num(max(gap.values()))} times, the least clear ({weakest}) {num(gap[weakest])} times. Through the responsible head, a letter moved by "
+        f"By the size of their diagonals, the responsible heads are {by_head(answer.tokens_of)}; theirs is "
+        f"{num(gap[weakest])} times "
+        f"({weakest}) to {num(max(gap.values()))} times the next head's. Through the responsible head, a letter moved by "
         f"its duplicate detectors changes its own logit by {signed(dup)} on average, moved by its anti-duplicate detectors by "
         f"{signed(anti)}; anti-duplicate detectors through the other heads add {signed(foreign)}."
     )
     blocks = [
         picture,
         answer.figure(),
-        heat_map(strength.data, strength.names("token"), strength.names("head"), x_name="token", y_name="head", value_name="norm of the diagonal",
-                 title="Strength of each head for each token", scale="sequential",
-                 marks=[(strength.names("head").index(h), n, "responsible") for n, h in enumerate(answer.head_of.values())]),
-    ]  # fmt: skip
+        heat_map(
+            strength.data,
+            strength.names("token"),
+            strength.names("head"),
+            x_name="token",
+            y_name="head",
+            value_name="norm of the diagonal",
+            title="Strength of each head for each token",
+            scale="sequential",
+            marks=[(strength.names("head").index(h), n, "responsible") for n, h in enumerate(answer.head_of.values())],
+        ),
+    ]
     numbers = {
         "layer_1_outputs": {
-            "strength": strength.as_dict(), "diagonals": answer.values.as_dict(),
+            "strength": strength.as_dict(),
+            "diagonals": answer.values.as_dict(),
             "own_logit": {"duplicate_responsible": dup, "anti_duplicate_responsible": anti, "anti_duplicate_other": foreign},
         }
-    }  # fmt: skip
+    }
     return Part("What layer 1 writes to the logits", summary, blocks, numbers)
 
 
 def _diagonals(study: Study) -> tuple[float, float, float]:
-    """Mean effects of letters on their own logits: duplicate and anti-duplicate detectors through the responsible head; others."""
+    """Mean effects on own logits: duplicate, anti-duplicate detectors through the responsible head; the latter through others."""
     values = study.responsible.values
     dup, anti, foreign = [], [], []
     for letter, head in study.responsible.head_of.items():
@@ -272,7 +281,7 @@ def _diagonals(study: Study) -> tuple[float, float, float]:
 def full(study: Study) -> Part:
     """The full duplicate and anti-duplicate circuits."""
     found, count = study.full_circuits, len(study.letters)
-    facts = {}
+    facts: dict[str, dict[str, Any]] = {}
     for name, circuit in found.items():
         data = circuit.data
         facts[name] = {
@@ -286,10 +295,15 @@ def full(study: Study) -> Part:
     parts = facts["anti_duplicate_responsible"]["own_logit_mean"], facts["anti_duplicate_other"]["own_logit_mean"]
     summary = (
         f"Through its duplicate detectors and its responsible head, a letter lowers its own logit for {below} of {count} letters "
-        f"({signed(facts['duplicate']['own_logit_mean'])} on average; other letters {signed(facts['duplicate']['other_letters_mean'])}, ? "
+        f"({signed(facts['duplicate']['own_logit_mean'])} on average; other letters "
+        f"{signed(facts['duplicate']['other_letters_mean'])}, ? "
         f"{signed(facts['duplicate']['null_mean'])}). Through its anti-duplicate detectors it raises it for {above} of {count} "
         f"({signed(facts['anti_duplicate']['own_logit_mean'])}), of which {signed(parts[0])} through the responsible head and "
         f"{signed(parts[1])} through the others."
     )
-    return Part("Full duplicate and anti-duplicate circuits", summary, [circuits.panels({c.name: c for c in found.values()}, "Each letter by way of its own detectors and heads")],
-                {"full_circuits": facts})  # fmt: skip
+    return Part(
+        "Full duplicate and anti-duplicate circuits",
+        summary,
+        [circuits.panels({c.name: c for c in found.values()}, "Each letter by way of its own detectors and heads")],
+        {"full_circuits": facts},
+    )

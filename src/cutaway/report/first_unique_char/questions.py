@@ -50,29 +50,53 @@ def _new_letters(study: Study) -> Part:
         for i, name in enumerate(components):
             by_component[name][kind] = mean_of(data[i], where)
     sources, via = _sources(study, where)
+    ahead = _sources_of_lead(study, where)
     total = {kind: sum(by[kind] for by in by_component.values()) for kind in ("the answer", *means)}
     gap = {name: by["the answer"] - by["letters that did not occur"] for name, by in by_component.items()}
     summary = (
-        f"Where the answer was just read, its logit is {signed(total['the answer'])}, repeated letters have {signed(total['repeated letters'])}, "
-        f"letters that did not occur {signed(total['letters that did not occur'])} and ? {signed(total['?'])}. Over letters that did not occur it is "
+        f"Where the answer was just read, its logit is {signed(total['the answer'])}, repeated letters have "
+        f"{signed(total['repeated letters'])}, "
+        f"letters that did not occur {signed(total['letters that did not occur'])} and ? {signed(total['?'])}. Over "
+        "letters that did not occur it is "
         f"ahead mainly through {listed(f'{name} ({signed(value)})' for name, value in largest(gap, 3))}. "
-        f"What its responsible head adds comes from {listed(f'{name} ({signed(value)})' for name, value in sources.items())}: "
-        + (
-            "repeats of other letters raise it, since marking one letter down marks the others up."
-            if sources["repeats"] == max(sources.values())
-            else f"mostly from {max(sources, key=lambda name: sources[name])}."
-        )
+        "What its responsible head adds to it comes from "
+        f"{listed(f'{name} ({signed(value)})' for name, value in largest(sources, 4))}: "
+        + ("a repeat lowers its own letter and raises the others. " if sources["repeats"] == max(sources.values()) else "")
+        + "The lead over letters that did not occur comes, in all of layer 1, from "
+        + listed(f"{name} ({signed(value)})" for name, value in largest({k: sum(v.values()) for k, v in ahead.items()}, 2))
+        + "."
     )
     rows = [[name, *by.values(), gap[name]] for name, by in by_component.items()]
     kinds = ["the answer", *means]
     blocks = [
-        table(["component", *kinds, "answer − did not occur"], rows, title="Where the answer was just read: mean effect on logits"),
-        bar_chart(list(sources), {"effect on the answer": list(sources.values())}, x_name="where the responsible head looks", value_name="logits",
-                  title="Sources of what the responsible head adds to the answer"),
-        bar_chart(list(via), {"effect on the answer": list(via.values())}, x_name="what it moves from there", value_name="logits",
-                  title="The same by component of the values"),
-    ]  # fmt: skip
-    numbers = {"questions": {"new_letters": {"logits": total, "by_component": by_component, "sources": sources, "values": via}}}
+        table(
+            ["component", *kinds, "answer − did not occur"], rows, title="Where the answer was just read: mean effect on logits"
+        ),
+        bar_chart(
+            list(sources),
+            {"effect on the answer": list(sources.values())},
+            x_name="where the responsible head looks",
+            value_name="logits",
+            title="Sources of what the responsible head adds to the answer",
+        ),
+        table(
+            ["where layer 1 looks", *study.names(1)],
+            [[kind, *by.values()] for kind, by in ahead.items()],
+            title="Lead of the answer over letters that did not occur, by head and source",
+        ),
+        bar_chart(
+            list(via),
+            {"effect on the answer": list(via.values())},
+            x_name="what it moves from there",
+            value_name="logits",
+            title="The same by component of the values",
+        ),
+    ]
+    numbers = {
+        "questions": {
+            "new_letters": {"logits": total, "by_component": by_component, "sources": sources, "values": via, "lead": ahead}
+        }
+    }
     return Part("How are letters predicted that were just read for the first time?", summary, blocks, numbers)
 
 
@@ -92,6 +116,21 @@ def _sources(study: Study, where: Bool[Tensor, "batch pos"]) -> tuple[dict[str, 
         for name in split.names("component"):
             by_value.setdefault(name, []).append(split.sel(component=name).data.sum(-1)[chosen])
     return tuple({name: mean_of(torch.cat(found)) for name, found in by.items()} for by in (by_source, by_value))  # type: ignore[return-value]
+
+
+def _sources_of_lead(study: Study, where: Bool[Tensor, "batch pos"]) -> dict[str, dict[str, float]]:
+    """The answer's logit less the mean of letters that did not occur: what each head adds to it, by the kind of source."""
+    absent = study.occurrences[:FEW] == 0
+    absent[..., study.null] = False
+    weights = torch.nn.functional.one_hot(study.labels[:FEW], len(study.vocab)) - absent / absent.sum(-1, keepdim=True).clamp(
+        min=1
+    )
+    chosen = where & absent.any(-1)
+    splits = {head: routes.moved(study.few, head, weights) for head in study.names(1)}
+    return {
+        kind: {head: mean_of(routes.summed(split, mask).data.sum(0), chosen) for head, split in splits.items()}
+        for kind, mask in _source_kinds(study).items()
+    }
 
 
 def _source_kinds(study: Study) -> dict[str, Bool[Tensor, "batch dest src"]]:
@@ -125,16 +164,22 @@ def _null(study: Study) -> Part:
     constant = there["bias"] + there["pos_embed"]
     varies = {name: there[name] - away[name] for name in names}
     summary = (
-        f"Where no letter is unique, {percent(right, 1)} of the answers are ?; its logit is {signed(sum(there.values()))} (elsewhere "
+        f"Where no letter is unique, {percent(right, 1)} of the answers are ?; its logit is {signed(sum(there.values()))} "
+        "(elsewhere "
         f"{signed(sum(away.values()))}), ahead of the best letter by {num(mean_of(margin))}. Biases and positions give it "
         f"{signed(constant)} whatever is read; the heads that make the difference are "
         + listed(f"{name} ({signed(value)})" for name, value in largest(varies, 3))
-        + f". A duplicate circuit gives ? {signed(through['duplicate'][0])} and the other letters {signed(through['duplicate'][1])}; "
-        f"the anti-duplicate circuit through heads that are not responsible gives it {signed(through['anti_duplicate_other'][0])} "
+        + f". A duplicate circuit gives ? {signed(through['duplicate'][0])} and the other letters "
+        f"{signed(through['duplicate'][1])}; "
+        "the anti-duplicate circuit through heads that are not responsible gives it "
+        f"{signed(through['anti_duplicate_other'][0])} "
         f"(other letters {signed(through['anti_duplicate_other'][1])})."
     )
     rows = [[name, there[name], away[name], varies[name]] for name in names]
-    ways = [[name.replace("_", " "), null, other, null - other] for name, (null, other) in through.items()]
+    ways = [
+        [name.replace("anti_d", "anti-d").replace("_", ", "), null, other, null - other]
+        for name, (null, other) in through.items()
+    ]
     blocks = [
         table(["component", "answer is ?", "answer is a letter", "difference"], rows, title="Mean effect on the logit of ?"),
         table(["full circuit", "logit of ?", "logit of other letters", "difference"], ways, title="What full circuits do to ?"),
@@ -142,11 +187,15 @@ def _null(study: Study) -> Part:
     numbers = {
         "questions": {
             "null": {
-                "accuracy": right, "margin": mean_of(margin), "attribution": there, "attribution_elsewhere": away, "bias_and_position": constant,
+                "accuracy": right,
+                "margin": mean_of(margin),
+                "attribution": there,
+                "attribution_elsewhere": away,
+                "bias_and_position": constant,
                 "circuits": {name: {"null": a, "other_letters": b} for name, (a, b) in through.items()},
             }
         }
-    }  # fmt: skip
+    }
     return Part("How is ? predicted where every letter is repeated?", summary, blocks, numbers)
 
 
@@ -179,42 +228,51 @@ def _not_first(study: Study) -> Part:
     shares = _shares(study)
     summary = (
         "Attention to a repeat of a letter is "
-        + f"{num(mean_of(torch.tensor(list(ratio.values()))))} times that to its first instance on average (least for {least}, {num(ratio[least])} times). "
+        + f"{num(mean_of(torch.tensor(list(ratio.values()))))} times that to its first instance on average (least for "
+        f"{least}, {num(ratio[least])} times). "
         f"The scores of repeats are higher by {num(mean_of(torch.tensor(list(whole.values()))))}, through "
         + listed(f"{name} ({signed(value)})" for name, value in largest(mean, 3))
-        + f". The signal is a proportion: a letter's duplicate detectors put {percent(shares['first'][0])} of their attention on the letter and "
-        f"{percent(shares['first'][1])} on ? at its first instance, and {percent(shares['repeat'][0])} and {percent(shares['repeat'][1])} at repeats."
-        + _said_of_gap(study, parts, whole)
+        + f". A letter's duplicate detectors put {percent(shares['first'][0])} of their attention on the letter and "
+        f"{percent(shares['first'][1])} on ? at its first instance, and {percent(shares['repeat'][0])} and "
+        f"{percent(shares['repeat'][1])} at repeats." + _said_of_gap(study, parts, whole)
     )
-    order = [
-        "letter",
-        "responsible head",
-        "to first instances",
-        "to repeats",
-        "difference in score",
-        *(f"through {name}" for name in names),
-    ]
+    order = ["letter", "head", "to first", "to repeats", "score", *names]
     blocks = [
-        table(order, rows, title="Attention and scores of repeats against first instances"),
-        bar_chart(list(mean), {"difference": list(mean.values())}, x_name="component of the keys", value_name="score",
-                  title="What raises the scores of repeats over first instances (mean over letters)"),
-    ]  # fmt: skip
+        table(
+            order,
+            rows,
+            title="Repeats against first instances: attention and scores",
+            note="Score: that of repeats less that of first instances; the last columns split it by component of the key.",
+        ),
+        bar_chart(
+            list(mean),
+            {"difference": list(mean.values())},
+            x_name="component of the keys",
+            value_name="score",
+            title="What raises the scores of repeats over first instances (mean over letters)",
+        ),
+    ]
     numbers = {
         "questions": {
             "first_instances_passed_over": {
-                "attention": {row[0]: {"first": row[2], "repeat": row[3]} for row in rows}, "score_difference": whole,
-                "by_component": parts, "detector_attention": {k: {"letter": a, "null": b} for k, (a, b) in shares.items()},
+                "attention": {row[0]: {"first": row[2], "repeat": row[3]} for row in rows},
+                "score_difference": whole,
+                "by_component": parts,
+                "detector_attention": {k: {"letter": a, "null": b} for k, (a, b) in shares.items()},
             }
         }
-    }  # fmt: skip
+    }
     return Part("Why do heads of layer 1 pass over first instances?", summary, blocks, numbers)
 
 
 def _said_of_gap(study: Study, parts: dict[str, dict[str, float]], whole: dict[str, float]) -> str:
-    """The letter that no component alone accounts for."""
+    """The letter of which the largest component accounts for least."""
     weakest = min(parts, key=lambda letter: max(parts[letter].values()) / whole[letter] if whole[letter] > 0 else math.inf)
     name, value = largest(parts[weakest], 1)[0]
-    return f" For {weakest} ({study.responsible.head_of[weakest]}) no single component carries it: the largest, {name}, gives {signed(value)} of {signed(whole[weakest])}."
+    return (
+        f" The difference is most divided for {weakest} ({study.responsible.head_of[weakest]}), where its largest component, "
+        f"{name}, gives {signed(value)} of {signed(whole[weakest])}."
+    )
 
 
 def _centred(split: routes.Split, src: Tensor) -> routes.Split:
@@ -276,31 +334,52 @@ def _precision(study: Study) -> Part:
     )
     near = listed(f"{percent(accuracy[gap], 1)} at a distance of {gap}" for gap in gaps[:3])
     summary = (
-        f"At the last position a unique letter's logit falls by {num(-steep)} for each position further on (correlation {num(older[0], 2)}), and "
+        f"At the last position a unique letter's logit falls by {num(-steep)} for each position further on (correlation "
+        f"{num(older[0], 2)}), and "
         f"scatters by {num(noise)} around that line. Of two unique letters the earlier one has the higher logit in {near}. "
-        f"The weight with which anti-duplicate detectors carry a letter to the end falls with its position (correlation {num(older[2], 2)}) "
+        "The weight with which anti-duplicate detectors carry a letter to the end falls with its position (correlation "
+        f"{num(older[2], 2)}) "
         f"and goes with its logit (correlation {num(older[1], 2)})."
     )
     blocks: list[str | Figure] = [
-        line_chart({"mean logit": by_place["logit"]}, places, x_name="position of the unique letter", y_name="logit at the last position",
-                   title="A unique letter's logit by where it stands"),
-        line_chart({"anti-duplicate signal": by_place["signal"]}, places, x_name="position of the unique letter", y_name="weight that reaches the end",
-                   title="Anti-duplicate signal by where the letter stands"),
-    ]  # fmt: skip
+        line_chart(
+            {"mean logit": by_place["logit"]},
+            places,
+            x_name="position of the unique letter",
+            y_name="logit at the last position",
+            title="A unique letter's logit by where it stands",
+        ),
+        line_chart(
+            {"anti-duplicate signal": by_place["signal"]},
+            places,
+            x_name="position of the unique letter",
+            y_name="weight that reaches the end",
+            title="Anti-duplicate signal by where the letter stands",
+        ),
+    ]
     if gaps:
         blocks.append(
-            line_chart({"earlier letter higher": [accuracy[gap] for gap in gaps]}, gaps, x_name="distance of two unique letters", y_name="share of pairs",
-                       title="How often logits have the right order", references={"chance": 0.5})
-        )  # fmt: skip
+            line_chart(
+                {"earlier letter higher": [accuracy[gap] for gap in gaps]},
+                gaps,
+                x_name="distance of two unique letters",
+                y_name="share of pairs",
+                title="How often logits have the right order",
+                references={"chance": 0.5},
+            )
+        )
     numbers = {
         "questions": {
             "position": {
-                "slope": steep, "scatter": noise, "correlation": {"position_logit": older[0], "signal_logit": older[1], "position_signal": older[2]},
-                "logit_by_position": [None, *by_place["logit"].tolist()], "signal_by_position": [None, *by_place["signal"].tolist()],
+                "slope": steep,
+                "scatter": noise,
+                "correlation": {"position_logit": older[0], "signal_logit": older[1], "position_signal": older[2]},
+                "logit_by_position": [None, *by_place["logit"].tolist()],
+                "signal_by_position": [None, *by_place["signal"].tolist()],
                 "order_right_by_distance": {str(gap): accuracy[gap] for gap in gaps},
             }
         }
-    }  # fmt: skip
+    }
     return Part("How precisely is a letter's position known?", summary, blocks, numbers)
 
 
@@ -348,8 +427,10 @@ def _positions(study: Study) -> Part:
     one = max((name for name in rise if not name.startswith("all")), key=lambda name: rise[name]["keys"])
     summary = (
         f"Held at its mean over positions, the part of layer 1's keys that comes from positions (directly or through layer 0) "
-        f"raises the loss by {num(whole['keys'])} where that of tokens raises it by {num(embedding['keys'])}; the largest single part is {one} "
-        f"({signed(rise[one]['keys'], 3)}). In the values positions matter {'less' if whole['values'] < whole['keys'] else 'more'}: {signed(whole['values'], 3)}, "
+        f"raises the loss by {num(whole['keys'])} where that of tokens raises it by {num(embedding['keys'])}; the largest "
+        f"single part is that of {one} "
+        f"({signed(rise[one]['keys'], 3)}). In the values positions matter "
+        f"{'less' if whole['values'] < whole['keys'] else 'more'}: {signed(whole['values'], 3)}, "
         f"against {signed(embedding['values'], 3)} for tokens."
     )
     blocks = [

@@ -36,20 +36,43 @@ def position_one(study: Study) -> Part:
     ]
     helped = [letter for letter, head, _ in best if head in study.names(1)]
     summary = (
-        f"The model is right for {int(right.sum())} of {count} letters. Their logit gets {signed(early)} from the heads of layer 0 and "
+        f"The model is right for {int(right.sum())} of {count} letters. Their logit gets {signed(early)} from the heads of "
+        "layer 0 and "
         f"{signed(late)} from those of layer 1 on average; the heads that attend most from position 1 to itself are "
         + listed(f"{head} ({percent(value)})" for head, value in sorted(eye.items(), key=lambda one: -one[1])[:3])
         + ". "
         + (f"A head of layer 1 adds most for {listed(helped)}." if helped else "For every letter a head of layer 0 adds most.")
     )
     blocks = [
-        heat_map(heads.data, study.letters, study.heads, x_name="letter at position 1", y_name="head", value_name="logits",
-                 title="What each head adds to the right answer at position 1"),
-        heat_map(attended, study.letters, study.heads, x_name="letter at position 1", y_name="head", value_name="attention", scale="sequential",
-                 range=(0, 1), title="Attention from position 1 to itself"),
-    ]  # fmt: skip
-    numbers = {"position_1": {"right": float(right.mean()), "attribution": heads.as_dict(), "self_attention": eye,
-                              "largest": {letter: head for letter, head, _ in best}}}  # fmt: skip
+        heat_map(
+            heads.data,
+            study.letters,
+            study.heads,
+            x_name="letter at position 1",
+            y_name="head",
+            value_name="logits",
+            title="What each head adds to the right answer at position 1",
+        ),
+        heat_map(
+            attended,
+            study.letters,
+            study.heads,
+            x_name="letter at position 1",
+            y_name="head",
+            value_name="attention",
+            scale="sequential",
+            range=(0, 1),
+            title="Attention from position 1 to itself",
+        ),
+    ]
+    numbers = {
+        "position_1": {
+            "right": float(right.mean()),
+            "attribution": heads.as_dict(),
+            "self_attention": eye,
+            "largest": {letter: head for letter, head, _ in best},
+        }
+    }
     return Part("Position 1", summary, blocks, numbers)
 
 
@@ -83,20 +106,23 @@ def first_instances(study: Study) -> Part:
     unseen = [[letter, *values] for letter, values in _by_letter(study, where).items()]
     numbers = {
         "first_instances": {
-            "positions": int(where.sum()), "accuracy": mean_of(right, where), "mean_probability": mean_of(probabilities, where),
-            "responsible_head": own, "last_layer": total, "attention_of_responsible_to_it": attends,
+            "positions": int(where.sum()),
+            "accuracy": mean_of(right, where),
+            "mean_probability": mean_of(probabilities, where),
+            "responsible_head": own,
+            "last_layer": total,
+            "attention_of_responsible_to_it": attends,
             "pairs": {"right": hits, "of": int(newest.sum())},
         }
-    }  # fmt: skip
+    }
+    few = attends < 0.2
     summary = (
-        f"In {int(where.sum()):,} positions after the first the answer is the letter just read; {percent(mean_of(right, where), 1)} of them are right, "
-        f"with a mean probability of {num(mean_of(probabilities, where))} (and {hits} of {int(newest.sum())} in the sequences of pairs below). There the responsible head adds {signed(own)} to "
-        f"the answer's logit (the whole last layer {signed(total)}) while it attends to the letter's own position with only {percent(attends, 1)}: what it adds "
-        "comes from other positions."
-        if attends < 0.2
-        else f"In {int(where.sum()):,} positions after the first the answer is the letter just read; {percent(mean_of(right, where), 1)} of them are right. "
-        f"There the responsible head adds {signed(own)} to the answer's logit (the whole last layer {signed(total)}), and "
-        f"attends to the letter's own position with {percent(attends, 1)}."
+        f"At {int(where.sum()):,} positions after the first the answer is the letter just read; "
+        f"{percent(mean_of(right, where), 1)} of them are right, with a mean probability of "
+        f"{num(mean_of(probabilities, where))} (and {hits} of {int(newest.sum())} in the sequences of pairs below). There the "
+        f"responsible head adds {signed(own)} to the answer's logit, and the whole last layer {signed(total)}. That head attends "
+        f"to the letter's own position with {'only ' if few else ''}{percent(attends, 1)}"
+        f"{', so what it adds comes from other positions.' if few and own > 0 else '.'}"
     )
     columns = [
         "letter",
@@ -112,7 +138,7 @@ def first_instances(study: Study) -> Part:
 
 
 def own_head(study: Study, where: Bool[Tensor, "batch pos"]) -> tuple[float, float, float]:
-    """Where the answer is a letter: what its responsible head adds, what its layer adds, and that head's attention to the position itself."""
+    """What the answer's responsible head adds, what its layer adds, and that head's attention to the position itself."""
     found = study.correct.values
     head_of = study.responsible.head_of
     added, layer, attended = [], [], []
@@ -132,6 +158,11 @@ def _by_letter(study: Study, where: Tensor) -> dict[str, list[object]]:
         eye = study.pattern(head).diagonal(dim1=1, dim2=2)
         added = study.correct.values.sel(component=head).data
         out[letter] = [
-            int(chosen.sum()), mean_of(right, chosen), mean_of((-study.losses).exp(), chosen), head, mean_of(eye, chosen), mean_of(added, chosen),
-        ]  # fmt: skip
+            int(chosen.sum()),
+            mean_of(right, chosen),
+            mean_of((-study.losses).exp(), chosen),
+            head,
+            mean_of(eye, chosen),
+            mean_of(added, chosen),
+        ]
     return out

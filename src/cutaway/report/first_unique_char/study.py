@@ -18,7 +18,7 @@ from cutaway import loading
 from cutaway.analysis import attribution, circuits, routes, scales, token_heads
 from cutaway.analysis.asking import head_names
 from cutaway.axes import Logits, Tokens
-from cutaway.errors import CheckpointError, ConfigError, WeightsMismatch
+from cutaway.errors import ConfigError, WeightsMismatch
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Means
