@@ -7,6 +7,7 @@ belong here but in `cutaway.analysis`, as a function.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 import torch
@@ -45,14 +46,14 @@ class HookedTransformer(Transformer):
     # Where models come from.
 
     @classmethod
-    def from_pretrained(cls, model_name: str, *args: Any, **kwargs: Any) -> HookedTransformer:
+    def from_pretrained(cls, model_name: str | PathLike[str], *args: Any, **kwargs: Any) -> HookedTransformer:
         """A model by name, from a folder or from a live `transformers` model: see `loading.from_pretrained`."""
         return loading.from_pretrained(cls, model_name, *args, **kwargs)
 
     @classmethod
     def from_pretrained_no_processing(
         cls,
-        model_name: str,
+        model_name: str | PathLike[str],
         fold_ln: bool = False,
         center_writing_weights: bool = False,
         center_unembed: bool = False,

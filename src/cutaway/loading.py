@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ WORTH_A_BAR = 100_000_000  # parameters from which on loading takes long enough 
 
 def from_pretrained(
     kind: type[Network],
-    model_name: Any,
+    model_name: str | PathLike[str],
     fold_ln: bool = True,
     center_writing_weights: bool = True,
     center_unembed: bool = True,
@@ -116,15 +117,13 @@ def _revision(model_name: Any, revision: str | None, index: int | None, value: i
     return revision, noted
 
 
-def find(model_name: Any, *, hf_model: Any = None, tokenizer: Any = None, revision: str | None = None) -> Any:
+def find(model_name: str | PathLike[str], *, hf_model: Any = None, tokenizer: Any = None, revision: str | None = None) -> Any:
     """The source that a name, a path or a live model stands for: a `Checkpoint` or a `ForeignCheckpoint`.
 
     A live model, a folder, a file and a bundled model never touch the network.
     """
     if hf_model is not None:
         return objects.read(hf_model, tokenizer=tokenizer, name=str(model_name) if model_name else None)
-    if not isinstance(model_name, str | Path):
-        return objects.read(model_name, tokenizer=tokenizer)
     if model_name in toys.names():
         return toys.find(str(model_name))
     place = Path(model_name).expanduser()
@@ -262,6 +261,8 @@ def check_device(cfg: HookedTransformerConfig) -> None:
         if last >= there:
             have = f"{there} GPU{'s' if there != 1 else ''}" if there else "no GPU"
             raise ConfigError(f"device={device} with n_devices={cfg.n_devices}, and there is {have} here; try device='cpu'")
+    if not cfg.torch_dtype.is_floating_point:
+        raise ConfigError(f"dtype={cfg.dtype} is no precision of weights; there are {', '.join(DTYPES)}")
     try:
         probe = torch.ones(2, 2, dtype=cfg.torch_dtype, device=device)
         probe = probe @ probe

@@ -84,6 +84,20 @@ def test_a_padded_row_is_what_it_is_alone(case: str) -> None:
     assert apart(network(padded, attention_mask=mask)[:, 4:], out.logits) < NEAR
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("case", CASES)
+def test_generation_token_for_token(case: str) -> None:
+    """Past every local window (5 to 7 positions), with kept keys and values and without."""
+    model, tokens, _ = theirs(case)
+    want = tokens
+    for _ in range(6):
+        want = torch.cat([want, model(want).logits[:, -1:].argmax(-1)], dim=1)
+    network = ours(model.config.to_dict(), tensors_of(model))
+    for keep in (True, False):
+        settings = {"do_sample": False, "stop_at_eos": False, "use_past_kv_cache": keep, "verbose": False}
+        assert torch.equal(network.generate(tokens, max_new_tokens=6, **settings), want), keep
+
+
 # Every field that a table handles changes something, or is refused.
 
 NO_EFFECT = {
