@@ -123,11 +123,16 @@ const commands = {
   report: () => ({ requests, errors }),
 };
 
+/** What was done has been drawn: handlers, events that they caused, and two frames are over. */
+const settled = () => frame.evaluate(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(null)))));
+const ACTIONS = ["hover", "click", "focus", "press", "fill", "choose"];
+
 for await (const line of createInterface({ input: process.stdin })) {
   const { command, ...options } = JSON.parse(line);
   if (command === "quit") break;
   try {
     const answer = await commands[command](options);
+    if (ACTIONS.includes(command)) await settled();
     process.stdout.write(JSON.stringify({ answer: answer ?? null }) + "\n");
   } catch (error) {
     process.stdout.write(JSON.stringify({ error: error.message }) + "\n");

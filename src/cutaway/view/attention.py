@@ -110,7 +110,7 @@ def _attention(
         "columns": columns,
     }
     rows = -(-heads // columns) if columns else 1
-    height = 220 + (rows * 90) + min(620, max(160, dests * 22))
+    height = 250 + rows * 92 + min(640, max(150, dests * 28))
     return Figure("attention", title, {"patterns": values}, tuple(dest), meta, "\n".join(lines), height)
 
 

@@ -65,6 +65,5 @@ def attribution(
         "components": names, "positions": where, "answers": what, "correct": right, "valueName": value_name,
         "answerName": answer_name, "hasTotal": total is not None, "range": color_range([array], "diverging", range),
     }  # fmt: skip
-    grid_rows = width if width > 1 else count
-    height = 260 + min(700, 22 * grid_rows) + (min(260, 18 * count) if width > 1 else 60)
+    height = 270 + min(800, 26 * (width if width > 1 else count)) + min(420, 21 * count)
     return Figure("attribution", title, arrays, (), meta, "\n".join(lines), height)

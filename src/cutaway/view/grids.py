@@ -150,12 +150,17 @@ def _words(meta: Mapping[str, Any], arrays: Sequence[Array], most: int = 5) -> s
 
 
 def _height(meta: Mapping[str, Any], arrays: Sequence[Array]) -> int:
+    """About what the browser will need in a column of 900 CSS pixels."""
     rows = max(array.shape[0] for array in arrays)
     wide = max(array.shape[1] for array in arrays)
+    longest = {axis: max((len(label) for label in (meta[axis] or [])[:500]), default=3) for axis in ("x", "y")}
+    above = 40 + (7 * min(16, longest["x"]) if longest["x"] > 3 else 0)
     if len(arrays) == 1:
-        return 190 + min(900, max(60, rows * max(2, min(30, 800 // wide))))
-    beside = meta["columns"] or max(1, 900 // max(160, min(400, wide * 12 + 60)))
-    return 150 + -(-len(arrays) // beside) * (70 + min(360, rows * 12))
+        return 180 + above + min(900, max(40, rows * max(2, min(28, 830 // wide))))
+    panel = min(900, 48 + 7 * min(16, longest["y"]) + wide * (8 if wide > 30 else 18))
+    beside = max(1, min(meta["columns"] or len(arrays), 916 // panel))
+    cell = min(24, max(2, (900 // beside - 60) // wide))
+    return 150 + -(-len(arrays) // beside) * (40 + above + min(720, rows * cell))
 
 
 def sweep_grid(
