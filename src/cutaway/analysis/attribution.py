@@ -279,7 +279,7 @@ def _components(cache: ActivationCache, back: Directions, neurons: bool | Sequen
                 yield ["bias"], (back @ own.detach().to(back.dtype))[None]
         z, W_O = kept(cache, f"blocks.{l}.attn.hook_z"), block.attn.W_O.detach().to(back.dtype)
         meets = torch.nn.functional.linear(read, W_O.flatten(0, 1)).view(z.shape)
-        yield head_names(cfg, [l]), torch.einsum("bphd,bphd->hbp", meets, z)
+        yield head_names(cfg, [l]), (meets * z).sum(-1).movedim(-1, 0)
         yield ["bias"], (read @ block.attn.b_O.detach().to(back.dtype))[None]
         if cfg.attn_only:
             continue
@@ -346,7 +346,7 @@ def _final_resid(cache: ActivationCache) -> Float[Tensor, "batch pos d_model"]:
 
 
 def _dot(x: Tensor, directions: Directions) -> Float[Tensor, "batch pos"]:
-    return torch.einsum("bpm,bpm->bp", x, directions)
+    return (x * directions).sum(-1)
 
 
 def _rows(W_U: Float[Tensor, "d_model d_vocab"], ids: Int[Tensor, "batch pos"], dtype: torch.dtype) -> Directions:

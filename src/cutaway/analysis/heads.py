@@ -156,38 +156,41 @@ def kind_mask(
 # Scores.
 
 
+class _Pairs:
+    """A mask made ready to average many patterns over."""
+
+    def __init__(self, mask: Bool[Tensor, "#batch dest src"]) -> None:
+        flat = mask.flatten(1)
+        self.counts = flat.sum(1)
+        self.one = len(flat) == 1
+        self.dense = flat if int(self.counts.max()) * DENSE > flat.shape[1] else None
+        self.example, self.pair = flat.nonzero(as_tuple=True) if self.dense is None else (flat.new_empty(0), flat.new_empty(0))
+
+    def mean(self, pattern: Float[Tensor, "batch head dest src"]) -> Float[Tensor, "head batch"]:
+        """The mean over the pairs, for each head and example; NaN where there are none."""
+        flat = pattern.flatten(2)
+        if self.dense is not None:
+            weights = self.dense.to(flat.dtype)
+            total = flat @ weights[0] if self.one else torch.einsum("bhp,bp->bh", flat, weights)
+        elif self.one:
+            total = flat.index_select(2, self.pair).sum(-1)
+        else:
+            total = flat.new_zeros(flat.shape[:2]).index_add_(0, self.example, flat[self.example, :, self.pair])
+        total = total.float() if total.dtype in (torch.float16, torch.bfloat16) else total
+        return (total / self.counts[:, None]).T
+
+
 class _Scorer:
     """A reader of patterns: scores each as it passes, for all masks, and keeps no pattern."""
 
     reads = True
 
-    def __init__(self, masks: Sequence[Bool[Tensor, "#batch dest src"]]) -> None:
-        self.masks = masks
+    def __init__(self, masks: Sequence[Bool[Tensor, "#batch dest src"]], device: torch.device) -> None:
+        self.pairs = [_Pairs(mask.to(device)) for mask in masks]
         self.scores: list[Float[Tensor, "kind head batch"]] = []
 
     def __call__(self, pattern: Tensor, hook: Any = None) -> None:
-        self.scores.append(torch.stack([masked_mean(pattern.detach(), mask) for mask in self.masks]))
-
-
-def masked_mean(
-    pattern: Float[Tensor, "batch head dest src"], mask: Bool[Tensor, "#batch dest src"]
-) -> Float[Tensor, "head batch"]:
-    """The mean over the pairs of a mask, for each head and example; NaN where there are none."""
-    flat = pattern.flatten(2)
-    pairs = mask.flatten(1)
-    counts = pairs.sum(1)
-    if len(pairs) == 1:
-        if int(counts) * DENSE > pairs.shape[1]:
-            total = flat @ pairs[0].to(flat.dtype)
-        else:
-            total = flat.index_select(2, pairs[0].nonzero()[:, 0]).sum(-1)
-    elif int(counts.max()) * DENSE > pairs.shape[1]:
-        total = torch.einsum("bhp,bp->bh", flat, pairs.to(flat.dtype))
-    else:
-        example, pair = pairs.nonzero(as_tuple=True)
-        total = flat.new_zeros(flat.shape[:2]).index_add_(0, example, flat[example, :, pair])
-    total = total.float() if total.dtype in (torch.float16, torch.bfloat16) else total
-    return (total / counts[:, None]).T
+        self.scores.append(torch.stack([pairs.mean(pattern.detach()) for pairs in self.pairs]))
 
 
 def scores(
@@ -221,7 +224,7 @@ def scores(
         if ids is None and kinds is None:
             asked = {kind: None for kind in asked if kind not in OF_TOKENS}
         masks = _masks(asked, ids, real, patterns[0].shape[-2:])
-        scorer = _Scorer([mask.to(patterns[0].device) for mask in masks])
+        scorer = _Scorer(masks, patterns[0].device)
         for pattern in patterns:
             scorer(pattern)
         parts, evens = [torch.cat(scorer.scores, 1)], [_even(masks, len(patterns[0]), causal)]
@@ -232,7 +235,7 @@ def scores(
         for at in range(0, len(ids), batch_size):
             some, some_real = ids[at : at + batch_size], None if real is None else real[at : at + batch_size]
             masks = _masks(asked, some, some_real, (some.shape[1], some.shape[1]))
-            scorer = _Scorer([mask.to(model.W_U.device) for mask in masks])
+            scorer = _Scorer(masks, model.embed.W_E.device)
             with torch.no_grad(), model.hooks(fwd_hooks=[(site, scorer) for site in sites]):
                 model(some, return_type=None, attention_mask=None if some_real is None else some_real.long())
             parts.append(torch.cat(scorer.scores, 1))
@@ -266,9 +269,10 @@ def _even(masks: Sequence[Tensor], batch: int, causal: bool) -> Float[Tensor, "k
     rows = []
     for mask in masks:
         dest, src = mask.shape[1:]
-        seen = torch.arange(1, dest + 1, dtype=torch.float32)[:, None].clamp(max=src) if causal else torch.full((dest, 1), src)
-        even = (1 / seen).expand(dest, src) * (torch.arange(src) < (seen if causal else src))
-        rows.append(masked_mean(even[None, None].expand(len(mask), 1, -1, -1), mask.cpu())[0].expand(batch))
+        seen = torch.arange(1, dest + 1, dtype=torch.float32).clamp(max=src) if causal else torch.full((dest,), float(src))
+        mask = mask.cpu() & (torch.arange(src) < seen[:, None])
+        looked_at = mask.sum(-1)
+        rows.append(((looked_at / seen).sum(-1) / looked_at.sum(-1)).expand(batch))
     return torch.stack(rows)
 
 
@@ -290,7 +294,7 @@ def average_over(
     stacked = subject.reshape(-1, *subject.shape[-3:]) if subject.ndim >= 3 else subject[None, None]
     if len(mask) not in (1, len(stacked)):
         raise ShapeError(f"a mask for {len(mask)} examples does not fit patterns of shape {tuple(subject.shape)}")
-    mean = masked_mean(stacked, mask).T
+    mean = _Pairs(mask).mean(stacked).T
     return mean.reshape(subject.shape[:-2])
 
 
