@@ -57,8 +57,8 @@ ui/node_modules/.installed: ui/package-lock.json
 
 # Tests of figures run in a browser where Node is found; elsewhere they say so and skip.
 ui-tools:
-	@if command -v npm >/dev/null 2>&1; then $(MAKE) --no-print-directory ui/node_modules/.installed; \
-	else echo "npm was not found: figures will not be looked at in a browser"; fi
+	@command -v npm >/dev/null 2>&1 && $(MAKE) --no-print-directory ui/node_modules/.installed \
+		|| echo "the tools of ui/ are not there: figures will not be looked at in a browser"
 
 format: venv
 	$(BIN)/ruff check --fix $(PATHS)

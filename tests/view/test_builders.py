@@ -160,3 +160,20 @@ def test_text_for_terminals_names_the_largest_cells() -> None:
     text = str(view.heat_map([[0, 0], [0, -7]], ["u", "v"], ["r", "s"], x_name="token", y_name="layer", title="Scores"))
     assert text.startswith("Scores\n")
     assert re.search(r"layer s, token v: −7\.00", text)
+
+
+def test_scores_with_a_causal_mask_are_drawn_like_patterns() -> None:
+    scores = RNG.normal(size=(2, 4, 4)).astype(np.float32)
+    above = ~np.tri(4, dtype=bool)
+    for hidden in (-np.inf, -1e5, np.finfo(np.float32).min):
+        figure = view.attention_patterns(list("abcd"), np.where(above, hidden, scores), scale="diverging")
+        np.testing.assert_array_equal(figure.arrays["patterns"], np.where(above, 0, scores))
+        assert max(figure.meta["range"]) < 5
+    one = np.where(above, -np.inf, scores)
+    one[0, 0, 3] = 2.0  # no mask: somebody looks ahead
+    assert np.isneginf(view.attention_patterns(list("abcd"), one).arrays["patterns"]).any()
+
+
+def test_dots_without_lines() -> None:
+    assert view.line_chart({"a": range(100)}).meta["points"] is False
+    assert view.line_chart({"a": range(100)}, lines=False).meta["points"] is True

@@ -130,6 +130,29 @@ def test_figures_are_values() -> None:
     assert repr(figure) == "<Figure grid: a (p0 [2, 2])>"
 
 
+def test_showing_opens_a_browser_or_says_where_the_file_is(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or len(opened) == 1)
+    figure = view.heat_map(np.eye(2))
+    figure.show()
+    assert Path(opened[0].removeprefix("file://")).read_text(encoding="utf-8") == figure.html()
+    assert capsys.readouterr().out == ""
+    figure.show()
+    assert "no browser could be opened; the figure is in " in capsys.readouterr().out
+
+
+def test_showing_in_a_notebook_displays_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[object] = []
+    monkeypatch.setattr("cutaway.view.html.in_notebook", lambda: True)
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    figure = view.heat_map(np.eye(2))
+    figure.show()
+    assert shown == [figure]
+
+
 def test_a_widget_carries_the_figure_and_its_selection() -> None:
     pytest.importorskip("anywidget")
     figure = view.heat_map(np.eye(2))

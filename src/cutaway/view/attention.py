@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from cutaway.errors import ShapeError
-from cutaway.view.arrays import Labels, Values, as_array, as_labels, color_range, number, top_cells
+from cutaway.view.arrays import Array, Labels, Values, as_array, as_labels, color_range, number, top_cells
 from cutaway.view.figure import Figure
+
+MASKED = -9_999  # scores that are no answer: masks write −∞, −1e5 or the smallest number there is
 
 
 def attention_patterns(
@@ -87,6 +89,7 @@ def _attention(
     per_head: bool,
     columns: int | None,
 ) -> Figure:
+    values = _masked(values)
     heads, dests, srcs = values.shape
     dest = as_labels(tokens, dests, "tokens", "dest (query) positions") or []
     src = None if src_tokens is None else as_labels(src_tokens, srcs, "src_tokens", "src (key) positions")
@@ -112,6 +115,14 @@ def _attention(
     rows = -(-heads // columns) if columns else 1
     height = 250 + rows * 92 + min(640, max(150, dests * 28))
     return Figure("attention", title, {"patterns": values}, tuple(dest), meta, "\n".join(lines), height)
+
+
+def _masked(values: Array) -> Array:
+    """Scores above the diagonal that a causal mask pushed out of sight (−∞, −100000) are left out, as a pattern's zeros are."""
+    above = ~np.tri(values.shape[-2], values.shape[-1], dtype=bool)
+    if values.shape[-1] == values.shape[-2] > 1 and all((head[above] <= MASKED).all() for head in values):
+        return np.where(above, np.float32(0), values)
+    return values
 
 
 def head_types(

@@ -27,15 +27,16 @@ def line_chart(
     log_x: bool = False,
     log_y: bool = False,
     points: bool | None = None,
+    lines: bool = True,
 ) -> Figure:
-    """Lines over a common x, with intervals as bands.
+    """Lines over a common x, with intervals as bands; without `lines`, a scatter of dots.
 
     Args:
         series: name → values [point]; NaN leaves a gap.
         x: numbers, or labels for a categorical axis; 0, 1, 2, … without.
         intervals: name → [2, point], lower and upper bounds.
         references: name → y of a horizontal line, for example chance.
-        points: whether to draw dots too; by default up to 40 points.
+        points: whether to draw dots too; by default up to 40 points, and always without `lines`.
 
     Raises:
         ShapeError: no series, or lengths that differ.
@@ -52,15 +53,15 @@ def line_chart(
     meta = {
         "series": names, "x": labels, "xName": x_name, "yName": y_name, "intervalName": interval_name,
         "references": [[name, float(y)] for name, y in (references or {}).items()], "logX": log_x, "logY": log_y,
-        "points": points if points is not None else count <= 40,
+        "points": points if points is not None else not lines or count <= 40, "lines": lines,
     }  # fmt: skip
-    lines = [f"{y_name or 'values'} over {x_name or 'points'}"]
+    words = [f"{y_name or 'values'} over {x_name or 'points'}"]
     for name, line in zip(names, values, strict=True):
         finite = line[np.isfinite(line)]
         said = f"{number(float(finite[0]))} → {number(float(finite[-1]))}" if finite.size else "no finite value"
         extent = f" (lowest {number(float(finite.min()))}, highest {number(float(finite.max()))})" if finite.size else ""
-        lines.append(f"{name}: {said}{extent}")
-    return Figure("lines", title, arrays, (), meta, "\n".join(lines), 400)
+        words.append(f"{name}: {said}{extent}")
+    return Figure("lines", title, arrays, (), meta, "\n".join(words), 400)
 
 
 def bar_chart(

@@ -107,7 +107,8 @@ class Figure:
             return
         with tempfile.NamedTemporaryFile("w", suffix=".html", delete=False, encoding="utf-8") as file:
             file.write(self.html())
-        webbrowser.open(Path(file.name).as_uri())
+        if not webbrowser.open(Path(file.name).as_uri()):
+            print(f"no browser could be opened; the figure is in {file.name}")
 
     def widget(self) -> Any:
         """The live figure for a notebook, whose `selection` can be read and set (needs `cutaway[notebook]`)."""

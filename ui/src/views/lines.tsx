@@ -104,8 +104,8 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
           <g><line class="ct-reference" x1={size.left} x2={size.right} y1={y(value)} y2={y(value)} /><text class="ct-halo" x={size.right - 4} y={y(value) - 5} text-anchor="end">{word}</text></g>
         ))}
         {arrays.low && shown.map((s) => <path d={band(s)} fill={color(s)} opacity="0.16" />)}
-        {shown.map((s) => <path d={path(s)} fill="none" stroke={color(s)} stroke-width="2" stroke-dasharray={DASHES[Math.floor(s / colors.length) % 4]} stroke-linejoin="round" />)}
-        {meta.points && shown.map((s) => Array.from({ length: count }, (_, i) => ok(Y(s, i)) && <circle cx={x(X(i))} cy={y(Y(s, i))} r="2.6" fill={color(s)} />))}
+        {meta.lines !== false && shown.map((s) => <path d={path(s)} fill="none" stroke={color(s)} stroke-width="2" stroke-dasharray={DASHES[Math.floor(s / colors.length) % 4]} stroke-linejoin="round" />)}
+        {meta.points && shown.map((s) => Array.from({ length: count }, (_, i) => ok(Y(s, i)) && <circle cx={x(X(i))} cy={y(Y(s, i))} r={meta.lines === false ? 3.2 : 2.6} fill={color(s)} opacity={meta.lines === false ? 0.7 : 1} />))}
       </>
     ),
     [hidden.value, theme.value, width, domain],
