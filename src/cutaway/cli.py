@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from cutaway.errors import CutawayError
 
-FAILED, INTERRUPTED = 2, 130
+DIFFERENT, FAILED, INTERRUPTED = 1, 2, 130
 
 
 def complain(message: str) -> None:
@@ -138,6 +138,88 @@ def report(
         typer.echo(made.json(), nl=False)
     else:
         typer.echo(f"{made.text()}\n\n{html}\n{numbers}")
+
+
+@app.command()
+def verify(
+    model: Annotated[str, typer.Argument(help="An id or a short name of the Hugging Face hub, or a folder.")],
+    text: Annotated[str | None, typer.Option(help="What both read. By default a few sentences.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference allowed, relative to the largest number.")] = 2e-5,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the summary.")] = False,
+) -> None:
+    """Compare our numbers with those of transformers, layer by layer; exit code 1 where they differ."""
+    import json
+
+    from cutaway import verify as verification
+
+    result = verification.verify(model, text=text or verification.TEXT, tolerance=tolerance, device=device)
+    typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
+    if not result.passed:
+        raise typer.Exit(DIFFERENT)
+
+
+@app.command()
+def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List what can be loaded: families, bundled models, and short names of models on the Hugging Face hub."""
+    import json
+
+    from cutaway.verify import known_models
+
+    known = known_models()
+    if as_json:
+        typer.echo(json.dumps(known, indent=2))
+        return
+    typer.echo("Families (any model of these, from the hub, a folder or a live object):")
+    for family in known["families"]:
+        typer.echo(f"  {family['name']:<14} {', '.join(family['examples'])}")
+    typer.echo(f"\nBundled: {', '.join(known['bundled'])}")
+    typer.echo("\nShort names:")
+    for name, repo in known["aliases"].items():
+        typer.echo(f"  {name:<28} {repo}")
+
+
+@app.command()
+def notebook(
+    file: Annotated[Path, typer.Argument(help="The notebook, .ipynb.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it with its outputs. By default FILE.run.ipynb.")] = None,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on after a cell that failed.")] = False,
+    timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds that a cell may take. By default any time.")] = None,
+) -> None:
+    """Run a notebook in which `transformer_lens` and `circuitsvis` are cutaway, and keep its outputs.
+
+    Stops at the first cell that fails and says why. An interrupt keeps the outputs so far.
+    """
+    from cutaway import notebooks
+
+    def say(cell: notebooks.Cell) -> None:
+        mark = "failed" if cell.problem else f"{cell.seconds:6.1f} s"
+        typer.echo(f"[{cell.number}/{cell.of}] {mark}  {cell.first_line[:90]}")
+
+    ran = notebooks.run(file, out, keep_going=keep_going, timeout=timeout, watch=say)
+    if ran.failed:
+        raise notebooks.NotebookError(ran.summary())
+    typer.echo(ran.summary())
+
+
+kernels = typer.Typer(no_args_is_help=True, help='The Jupyter kernel "Python (cutaway)".')
+app.add_typer(kernels, name="kernel")
+
+
+@kernels.command("install")
+def install_kernel(
+    prefix: Annotated[Path | None, typer.Option(help="Install under this prefix instead of for the user.")] = None,
+    sys_prefix: Annotated[bool, typer.Option("--sys-prefix", help="Install into this Python's environment.")] = False,
+) -> None:
+    """Make Jupyter offer the kernel, in which `transformer_lens` and `circuitsvis` are cutaway."""
+    from cutaway import notebooks
+
+    typer.echo(f"installed in {notebooks.install_kernel(prefix=Path(sys.prefix) if sys_prefix else prefix)}")
+
+
+@kernels.callback()
+def kernel() -> None:
+    """The Jupyter kernel in which `transformer_lens` and `circuitsvis` are cutaway."""
 
 
 def main() -> None:
