@@ -41,7 +41,7 @@ class Claim:
     """One sentence that the measurement confirms or refutes.
 
     `at_least`: the baseline takes that many times our time. `at_most`: we take at most that many times the baseline's.
-    `memory`: compare peaks of resident memory above the start instead of seconds.
+    `memory`: compare peaks of resident memory above the start instead of seconds. `rounds`: fewer for what is slow.
     """
 
     case: str
@@ -53,6 +53,7 @@ class Claim:
     baseline_case: str | None = None
     tolerance: float = 1e-5
     memory: bool = False
+    rounds: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +292,7 @@ def main(file: str, claims: Sequence[Claim], prepare: Callable[[Path], None], *,
         sides = {name: Side(Path(file).resolve(), name, python, folder) for name, python in pythons.items()}
         try:
             for claim in chosen:
-                rows.append(measure(claim, sides, folder, options.rounds, options.seconds))
+                rows.append(measure(claim, sides, folder, min(options.rounds, claim.rounds or options.rounds), options.seconds))
                 row = rows[-1]
                 print(
                     f"{claim.case:28} {amount(row.ours, claim.memory):>9} beside {amount(row.baseline, claim.memory):>9}  "

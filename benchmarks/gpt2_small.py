@@ -29,6 +29,11 @@ CLAIMS = [
     Claim("cache", "`run_with_cache` of everything, 8 × 64, beside the peer", tolerance=1e-4),
     Claim("cache_long", "`run_with_cache` of everything, 1 × 1024", at_least=1, tolerance=1e-4),
     Claim("generate", "32 greedy tokens after 16, batch of 8, beside `transformers`", at_most=1.1, baseline="plain", tolerance=0),
+    Claim("attribute", "attribution of all 144 heads to the next token, of a kept run, 8 × 64", at_least=8,
+          tolerance=1e-4, rounds=2),
+    Claim("attribute", "extra memory of that attribution", at_least=3, tolerance=1e-4, rounds=2, memory=True),
+    Claim("attribute", "the same, where the peer has kept the results of its heads",
+          baseline_case="attribute_kept", tolerance=1e-4),
     Claim("load", "peak memory of loading with processing, above the imports", memory=True),
 ]  # fmt: skip
 
@@ -142,21 +147,24 @@ def peer(folder: Path) -> dict[str, Any]:
     short = torch.from_numpy(np.load(folder / "short.npy"))
     following = short.roll(-1, 1)
 
-    def attribute() -> Any:
-        _, kept = model.run_with_cache(short)
-        return attribute_kept(kept)
+    _, kept = model.run_with_cache(short)
 
-    def attribute_kept(kept: Any) -> Any:
+    def attribute() -> Any:
+        """With the results of heads computed first, as the peer does unless a flag made it keep them."""
+        kept.cache_dict = {name: tensor for name, tensor in kept.cache_dict.items() if not name.endswith("hook_result")}
+        return attribute_kept()
+
+    def attribute_kept() -> Any:
         stack = kept.stack_head_results(layer=-1)
         scaled = kept.apply_ln_to_stack(stack, layer=-1)
         directions = model.tokens_to_residual_directions(following)
-        return torch.einsum("cbpd,bpd->cbp", scaled, directions)
+        return torch.einsum("cbpd,bpd->cbp", scaled, directions)[..., :-1]  # the last position has no next token
 
-    _, kept = model.run_with_cache(short)
     load = in_a_process_of_its_own("from transformer_lens import HookedTransformer", "HookedTransformer.from_pretrained('gpt2')")
     return cases | {
         "load": (load, dict),
-        "attribute": (lambda: attribute_kept(kept), lambda: {"attribution": attribute().numpy()}),
+        "attribute": (attribute, lambda: {"attribution": attribute().numpy()}),
+        "attribute_kept": (attribute_kept, lambda: {"attribution": attribute_kept().numpy()}),
     }
 
 
@@ -186,12 +194,24 @@ def plain(folder: Path) -> dict[str, Any]:
 
 def ours(folder: Path) -> dict[str, Any]:
     """Cutaway."""
+    import torch
+
     from cutaway import HookedTransformer
+    from cutaway.analysis.attribution import attribute
 
     place = str(snapshot(folder))
-    _, cases = dialect(lambda _: HookedTransformer.from_pretrained(place), folder)
-    load = in_a_process_of_its_own("from cutaway import HookedTransformer", f"HookedTransformer.from_pretrained({place!r})")
-    return cases | {"load": (load, dict)}
+    model, cases = dialect(lambda _: HookedTransformer.from_pretrained(place), folder)
+    short = torch.from_numpy(np.load(folder / "short.npy"))
+    _, kept = model.run_with_cache(short)
+
+    def heads() -> Arrays:
+        values = attribute(kept, short).values
+        rows = [number for number, name in enumerate(values.labels["component"]) if name.replace(".", "").isdigit()]
+        return {"attribution": values.data[rows, :, :-1].numpy()}
+
+    imports = "import transformers\nfrom transformers import AutoTokenizer\nfrom cutaway import HookedTransformer"
+    load = in_a_process_of_its_own(imports, f"HookedTransformer.from_pretrained({place!r})")
+    return cases | {"load": (load, dict), "attribute": (lambda: attribute(kept, short), heads)}
 
 
 if __name__ == "__main__":

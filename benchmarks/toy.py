@@ -174,6 +174,9 @@ def ours(folder: Path) -> dict[str, Any]:
     import torch
 
     from cutaway import HookedTransformer
+    from cutaway.runs import metrics
+    from cutaway.runs.edits import zero
+    from cutaway.runs.sweep import Grid, sweep
     from cutaway.tasks import FirstUniqueChar
     from cutaway.tasks.first_unique_char import first_unique
     from cutaway.tasks.task import loss_of
@@ -211,24 +214,11 @@ def ours(folder: Path) -> dict[str, Any]:
         with torch.no_grad():
             return model(some)
 
-    def loss_by_position(logits: Any) -> Any:
-        return -logits.log_softmax(-1).gather(-1, some_answers[..., None])[..., 0].mean(0)
-
-    def silence(head: int) -> Callable[..., Any]:
-        def hook(activation: Any, hook: Any) -> None:
-            activation[:, :, head] = 0
-
-        return hook
+    metric = metrics.loss(some, some_answers, by_position=True)
 
     def ablate() -> np.ndarray:
-        rows = []
-        with torch.no_grad():
-            clean = loss_by_position(model(some))
-            for kind, layer, head in edited_places():
-                site = "hook_z" if kind == "head" else f"hook_{kind}"
-                logits = model.run_with_hooks(some, fwd_hooks=[(f"blocks.{layer}.attn.{site}", silence(head))])
-                rows.append((loss_by_position(logits) - clean).numpy())
-        return np.stack(rows)
+        found = [sweep(model, some, Grid(zero(), site, ("layer", "head")), metric, audit=0).effects for site in "zqkv"]
+        return np.concatenate([one.data.mean(-2).flatten(0, 1).numpy() for one in found])
 
     def as_arrays() -> Arrays:
         logits, kept = cache()
