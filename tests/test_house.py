@@ -26,7 +26,7 @@ ROWS = [
     {"sources", "weights", "model", "view"},
     {"loading", "runs"},
     {"hooked_transformer", "analysis", "tasks", "records"},
-    {"report", "compat", "exercises", "verify"},
+    {"report", "compat", "exercises", "notebooks", "verify"},
     {"cli"},
 ]
 GROUND = {"errors", "axes"}  # row 0 itself stands on these

@@ -24,7 +24,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Square = Float[Tensor, "dest src"]
-HEAD_NAMES = ["previous_token_head", "duplicate_token_head", "induction_head"]
+HEAD_NAMES = ("previous_token_head", "duplicate_token_head", "induction_head")
 ERROR_MEASURES = ("abs", "mul")
 
 

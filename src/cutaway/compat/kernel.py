@@ -19,7 +19,7 @@ def main() -> None:
     from cutaway.compat import install
 
     install()
-    kernelapp.launch_new_instance()
+    kernelapp.launch_new_instance(extensions=["cutaway.compat"])
 
 
 if __name__ == "__main__":

@@ -165,15 +165,13 @@ def tokenize_and_concatenate(
         there is: then the one row is padded.
     """
     dataset = keep_single_column(dataset, column_name)
-
-    def rows_of(texts: Sequence[str]) -> list[list[int]]:
-        return rows_of_tokens(texts, tokenizer, max_length, add_bos_token)
-
+    how = {"column_name": column_name, "tokenizer": tokenizer, "max_length": max_length, "add_bos_token": add_bos_token}
     if isinstance(dataset, dict):
-        return TokenRows(torch.tensor(rows_of(dataset[column_name]), dtype=torch.long).view(-1, max_length))
+        return TokenRows(torch.tensor(_tokens_column(dataset, **how)["tokens"], dtype=torch.long).view(-1, max_length))
     tokenized = dataset.map(
-        lambda examples: {"tokens": rows_of(examples[column_name])},
+        _tokens_column,
         batched=True,
+        fn_kwargs=how,
         remove_columns=[column_name],
         **({} if streaming else {"num_proc": num_proc}),
     )
@@ -181,6 +179,13 @@ def tokenize_and_concatenate(
         tokenized.set_format(type="torch", columns=["tokens"])
         return tokenized
     return tokenized.with_format("torch")
+
+
+def _tokens_column(
+    examples: Any, *, column_name: str, tokenizer: Any, max_length: int, add_bos_token: bool
+) -> dict[str, list[list[int]]]:
+    """What replaces a column of texts."""
+    return {"tokens": rows_of_tokens(examples[column_name], tokenizer, max_length, add_bos_token)}
 
 
 def rows_of_tokens(texts: Sequence[str], tokenizer: Any, max_length: int, add_bos_token: bool = True) -> list[list[int]]:

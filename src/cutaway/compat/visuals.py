@@ -51,8 +51,8 @@ def attention_heads(
     attention: Any,
     tokens: Any,
     attention_head_names: Sequence[str] | None = None,
-    max_value: float | None = None,
-    min_value: float | None = None,
+    max_value: float | int | None = None,
+    min_value: float | int | None = None,
     negative_color: str | None = None,
     positive_color: str | None = None,
     mask_upper_tri: bool | None = None,
@@ -90,8 +90,8 @@ def attention_heads(
 def attention_pattern(
     tokens: Any,
     attention: Any,
-    max_value: float | None = None,
-    min_value: float | None = None,
+    max_value: float | int | None = None,
+    min_value: float | int | None = None,
     negative_color: str | None = None,
     show_axis_labels: bool | None = None,
     positive_color: str | None = None,
@@ -119,7 +119,7 @@ def _head_names(names: Sequence[str] | None, count: int) -> list[str]:
     return given + [f"Head {head}" for head in range(len(given), count)]
 
 
-def _range(values: Any, low: float | None, high: float | None, diverging: bool) -> list[float] | None:
+def _range(values: Any, low: float | int | None, high: float | int | None, diverging: bool) -> list[float] | None:
     """The ends of the colour scale that a caller has set, with the data's own where one was left open."""
     if low is None and high is None:
         return None
@@ -138,8 +138,8 @@ def _range(values: Any, low: float | None, high: float | None, diverging: bool) 
 def colored_tokens(
     tokens: Sequence[str],
     values: Any,
-    min_value: float | None = None,
-    max_value: float | None = None,
+    min_value: float | int | None = None,
+    max_value: float | int | None = None,
     negative_color: str | None = None,
     positive_color: str | None = None,
 ) -> Rendered:
