@@ -29,10 +29,9 @@ GEMMA_FIELDS = fields(
 )
 
 
-def act_fn(hf: Fields, older: str) -> dict[str, Any]:
-    """Gemma's configs once said "gelu" and meant its tanh approximation."""
-    name = hf["hidden_activation"] or hf[older] or "gelu_pytorch_tanh"
-    return {"act_fn": activation(name)}
+def act_fn(hf: Fields) -> dict[str, Any]:
+    """Configs name it in one of two fields; where they name it in both, the newer field counts."""
+    return {"act_fn": activation(hf["hidden_activation"] or hf["hidden_act"] or "gelu_pytorch_tanh")}
 
 
 def body(*, sandwich: bool) -> Tensors:
@@ -58,7 +57,7 @@ GEMMA = Family(
     architectures=("GemmaForCausalLM", "GemmaModel"),
     fields=GEMMA_FIELDS,
     always=ALWAYS,
-    rest=lambda hf: rest(hf) | act_fn(hf, "hidden_act"),
+    rest=lambda hf: rest(hf) | act_fn(hf),
     unused=(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     tensors=body(sandwich=False),
     examples=("google/gemma-2b", "google/gemma-7b"),
@@ -91,7 +90,7 @@ GEMMA2 = Family(
     architectures=("Gemma2ForCausalLM", "Gemma2Model"),
     fields=GEMMA2_FIELDS,
     always={**ALWAYS, "use_normalization_before_and_after": True},
-    rest=lambda hf: rest(hf) | act_fn(hf, "hidden_act") | windows(hf, every(hf, 2)),
+    rest=lambda hf: rest(hf) | act_fn(hf) | windows(hf, every(hf, 2)),
     tensors=body(sandwich=True),
     examples=("google/gemma-2-2b", "google/gemma-2-9b-it"),
 )
@@ -110,7 +109,7 @@ def gemma3_rest(hf: Fields) -> dict[str, Any]:
         hf = Fields(hf.family, hf | {name: settings.get("full_attention") or {}})
     return (
         shape
-        | act_fn(hf, "hidden_act")
+        | act_fn(hf)
         | rotary(hf, shape["d_head"], theta=1000000.0)
         | windows(hf, every(hf, period))
         | {"rotary_base_local": float(local)}

@@ -24,7 +24,7 @@ FIELDS = {
     "rotary_emb_base": read(10000.0),
     "tie_word_embeddings": into("tie_word_embeddings", False),
     **ROPE,
-} | ignored("attention_dropout hidden_dropout classifier_dropout")
+} | ignored("attention_dropout hidden_dropout classifier_dropout attention_probs_dropout_prob hidden_dropout_prob")
 
 
 def rest(hf: Fields) -> dict[str, Any]:

@@ -74,6 +74,7 @@ COHERE = Family(
         use_qk_norm=into("use_qk_norm", False),
         logit_scale=read(0.0625),
         **LAYER_NORM,
+        **ignored("model_max_length"),
     ),
     always={
         "normalization_type": "LN",

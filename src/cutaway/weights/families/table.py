@@ -70,13 +70,14 @@ BASE: dict[str, Field] = ignored(
     """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures attn_implementation
     auto_map bad_words_ids begin_suppress_tokens bos_token_id custom_pipelines decoder_start_token_id diversity_penalty
-    do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
-    experts_implementation finetuning_task forced_bos_token_id forced_eos_token_id generation_config gradient_checkpointing
-    id2label initializer_range label2id length_penalty max_length min_length model_type name_or_path no_repeat_ngram_size
-    num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id
-    prefix pretraining_tp problem_type remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k
-    top_p torch_dtype torchscript transformers_version transformers_weights typical_p use_bfloat16 use_cache
+    do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id experts_implementation
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id generation_config
+    gradient_checkpointing id2label initializer_range label2id length_penalty max_length min_length model_type name_or_path
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
+    output_past output_scores pad_token_id prefix pretraining_tp problem_type remove_invalid_values repetition_penalty
+    return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
+    tokenizer_class top_k top_p torch_dtype torchscript transformers_version transformers_weights typical_p unsloth_fixed
+    unsloth_version use_bfloat16 use_cache
     """
 ) | {
     "add_cross_attention": only(False),
