@@ -105,7 +105,8 @@ def test_every_view_is_drawn_without_the_network(show: Callable[..., Browser]) -
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_nothing_serious_for_axe(show: Callable[..., Browser], dark: bool) -> None:
-    browser = show(gallery().page(), dark=dark)
+    edge = view.Section("Edges", [view.table(["a", ""], [[1, ""]]), view.heat_map([[float("nan")]])])
+    browser = show(view.page("All", [*gallery().page().sections, edge]), dark=dark)
     serious = [one for one in browser("axe") if one["impact"] in ("serious", "critical")]
     assert not serious, "\n".join(f"{one['id']}: {one['nodes']}" for one in serious)
     browser.quiet()

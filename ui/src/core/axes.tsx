@@ -43,6 +43,11 @@ export const scaler = (from: [number, number], to: [number, number], log: boolea
   return (value: number) => to[0] + ((t(value) - a) / (b - a)) * (to[1] - to[0]);
 };
 
+/** The room on the left for the axis' name and its ticks. */
+export const gutter = (at: number[]): number => 30 + 7 * Math.max(2, ...at.map((value) => label(value).length));
+
+const label = (value: number): string => tick(Math.abs(value) < 1e-12 ? 0 : value);
+
 export function YAxis({ at, y, left, right, name, height }: {
   at: number[]; y: (value: number) => number; left: number; right: number; name: string; height: number;
 }) {
@@ -51,7 +56,7 @@ export function YAxis({ at, y, left, right, name, height }: {
       {at.map((value) => (
         <g>
           <line x1={left} x2={right} y1={y(value)} y2={y(value)} class={Math.abs(value) < 1e-12 ? "ct-zero" : "ct-grid"} />
-          <text x={left - 6} y={y(value) + 4} text-anchor="end">{tick(Math.abs(value) < 1e-12 ? 0 : value)}</text>
+          <text x={left - 6} y={y(value) + 4} text-anchor="end">{label(value)}</text>
         </g>
       ))}
       {name && <text class="ct-axis-name" transform={`translate(13 ${height / 2}) rotate(-90)`} text-anchor="middle">{name}</text>}

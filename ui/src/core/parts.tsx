@@ -1,6 +1,6 @@
 // Pieces that many views share: the legend, menus, the readout, the table of top cells.
 
-import { useSignal, type ReadonlySignal } from "@preact/signals";
+import { useComputed, useSignal, type ReadonlySignal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useLayoutEffect, useMemo, useRef } from "preact/hooks";
 import { ODD, css, table, type Scale, type ScaleName, type Theme } from "./color";
@@ -86,10 +86,16 @@ export function Zoom({ value, onZoom }: { value: number; onZoom: (value: number)
   );
 }
 
-/** The text of what is focused, also read aloud. */
-export function Readout({ id, text }: { id: string; text: ReadonlySignal<string> }) {
-  return <div class="ct-readout" id={id} role="status" aria-live="polite"><bdi>{text}</bdi></div>;
+let hinted = false; // a page of many figures says once how to read them
+
+/** The text of what is focused, also read aloud; while there is none, the first figure of a page says how to focus. */
+export function Readout({ id, text, hint = HINT }: { id: string; text: ReadonlySignal<string>; hint?: string }) {
+  const first = useMemo(() => !hinted && (hinted = true), []);
+  const shown = useComputed(() => text.value || (first ? hint : ""));
+  return <div class="ct-readout" id={id} role="status" aria-live="polite"><bdi>{shown}</bdi></div>;
 }
+
+const HINT = "Point at a cell to read it; click to pin it, shift-click another to compare; arrow keys move.";
 
 export interface Top {
   row: number;

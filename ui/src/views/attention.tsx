@@ -92,7 +92,7 @@ export function describe(store: Store, say: (cell: Cell) => string, value: (cell
     const more = other ? ` — compared: ${say(other)} (difference ${number(value(other) - value(pinned.value), approx)})` : "";
     parts.push(`pinned: ${say(pinned.value)}${more}`);
   }
-  return parts.join("\n") || "Point at a cell to read it; click to pin it, shift-click another to compare; arrow keys move.";
+  return parts.join("\n");
 }
 
 function Thumbs({ heads, planes, scales, store, columns, width }: {

@@ -69,10 +69,10 @@ export function Attribution({ spec, arrays, store, width }: ViewProps) {
         x={{ name: "position", labels: positions }} y={{ name: single ? "component" : answerName, labels: single ? components : answers }}
         label={`${spec.title}: ${names[chosen]}`}
       />
-      <h4 class="ct-sub"><bdi>
+      <p class="ct-sub"><bdi>
         {valueName} of {single ? "" : <>{answerName} <b>{place(answers, answer)}</b> at </>}position <b>{place(positions, position)}</b>: sum {signed(sum, approx)}
         {total !== null && <> of {signed(total, arrays.total.approx)}; left over {signed(total - sum, approx)}</>}
-      </bdi></h4>
+      </bdi></p>
       <Bar><Switch label="largest first" on={ordered.value} onFlip={() => (ordered.value = !ordered.value)} /></Bar>
       <ContributionBars bars={bars} scale={scale} approx={approx} picked={single ? cell?.row ?? -1 : chosen - (maps.length - components.length)} onPick={(index) => {
         if (single) store.pick({ panel: 0, row: index, col: position });

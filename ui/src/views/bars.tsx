@@ -3,7 +3,7 @@
 import { useComputed } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { SERIES } from "../core/color";
-import { YAxis, extent, scaler, ticks } from "../core/axes";
+import { YAxis, extent, gutter, scaler, ticks } from "../core/axes";
 import { number, visible } from "../core/format";
 import { Readout, useId } from "../core/parts";
 import { theme } from "../core/theme";
@@ -18,18 +18,19 @@ export function Bars({ spec, arrays, store, width }: ViewProps) {
   const approx = arrays.y.approx;
   const longest = Math.min(18, Math.max(...groups.map((group) => visible(group, 18).length)));
   const wide = Math.max(width, 74 + groups.length * Math.max(7, Math.min(3, series.length) * 5));
-  const slot = (wide - 74) / groups.length;
-  const upright = longest * 7 + 6 > slot;
+  const upright = longest * 7 + 6 > (wide - 80) / groups.length;
   const foot = (upright ? longest * 6.8 + 10 : 20) + (meta.xName ? 22 : 6);
   const height = 250 + foot;
-  const size = { left: 62, right: wide - 12, top: 10, bottom: height - foot };
+  const bottom = height - foot;
   const y = useMemo(() => {
     const all: number[] = meta.references.map((one: [string, number]) => one[1]);
     for (const name of ["y", "low", "high"])
       if (arrays[name]) for (let i = 0; i < arrays[name].count; i++) all.push(arrays[name].stored(i));
     const domain = extent(all, true, false);
-    return { at: scaler(domain, [size.bottom, size.top], false), ticks: ticks(...domain, 5) };
-  }, [arrays, size.bottom]);
+    return { at: scaler(domain, [bottom, 10], false), ticks: ticks(...domain, 5) };
+  }, [arrays, bottom]);
+  const size = { left: gutter(y.ticks), right: wide - 12, top: 10, bottom };
+  const slot = (size.right - size.left) / groups.length;
   const bar = (slot * 0.78) / series.length;
   const left = (s: number, g: number) => size.left + (g + 0.11) * slot + s * bar;
   const bounds = (s: number, g: number) =>
@@ -44,7 +45,7 @@ export function Bars({ spec, arrays, store, width }: ViewProps) {
     const parts = [];
     if (store.hover.value) parts.push(say(store.hover.value.col));
     if (store.pinned.value) parts.push(`pinned: ${say(store.pinned.value.col)}`);
-    return parts.join("\n") || "Point at a bar to read it; click to pin; arrow keys move.";
+    return parts.join("\n");
   });
   const cell = (event: MouseEvent) => {
     const box = (event.currentTarget as SVGElement).getBoundingClientRect();
@@ -93,7 +94,7 @@ export function Bars({ spec, arrays, store, width }: ViewProps) {
           {arrays.low && <span class="ct-muted">whiskers: {meta.intervalName}</span>}
         </div>
       )}
-      <Readout id={readout} text={text} />
+      <Readout id={readout} text={text} hint="Point at a bar to read it; click to pin; arrow keys move." />
       <div class="ct-scroll">
         <svg
           class="ct-chart" width={wide} height={height} tabIndex={0} role="application" aria-roledescription="bar chart" aria-label={`${spec.title}: ${meta.valueName}`}

@@ -3,7 +3,7 @@
 import { useComputed, useSignal } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import { SERIES } from "../core/color";
-import { YAxis, extent, logTicks, scaler, ticks } from "../core/axes";
+import { YAxis, extent, gutter, logTicks, scaler, ticks } from "../core/axes";
 import { number, tick, visible } from "../core/format";
 import { Readout, useId } from "../core/parts";
 import { theme } from "../core/theme";
@@ -24,7 +24,6 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
   const approx = arrays.y.approx;
   const shown = series.map((_, s) => s).filter((s) => !hidden.value.has(s));
   const height = 300;
-  const size = { left: 62, right: width - 12, top: 10, bottom: height - 44 };
   const domain = useMemo(() => {
     const xs = Array.from({ length: count }, (_, i) => X(i));
     const ys: number[] = meta.references.map((one: [string, number]) => one[1]);
@@ -37,6 +36,8 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
     if (!meta.logX && !labels && count > 1) (across[0] = Math.min(...xs)), (across[1] = Math.max(...xs));
     return { x: labels ? ([-0.5, count - 0.5] as [number, number]) : across, y: extent(ys, false, meta.logY) };
   }, [hidden.value, arrays]);
+  const yTicks = meta.logY ? logTicks(...domain.y) : ticks(...domain.y, 6);
+  const size = { left: gutter(yTicks), right: width - 12, top: 10, bottom: height - 44 };
   const x = scaler(domain.x, [size.left + 8, size.right - 8], meta.logX);
   const y = scaler(domain.y, [size.bottom, size.top], meta.logY);
   const fits = Math.max(2, Math.floor((size.right - size.left) / 70));
@@ -76,7 +77,7 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
     const parts = [];
     if (store.hover.value) parts.push(say(store.hover.value.col));
     if (store.pinned.value) parts.push(`pinned: ${say(store.pinned.value.col)}`);
-    return parts.join("\n") || "Point at the chart to read its values; click to pin; arrow keys move.";
+    return parts.join("\n");
   });
   const nearest = (event: MouseEvent) => {
     const box = (event.currentTarget as SVGElement).getBoundingClientRect();
@@ -95,7 +96,7 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
   const drawn = useMemo(
     () => (
       <>
-        <YAxis at={meta.logY ? logTicks(...domain.y) : ticks(...domain.y, 6)} y={y} left={size.left} right={size.right} name={meta.yName} height={size.bottom} />
+        <YAxis at={yTicks} y={y} left={size.left} right={size.right} name={meta.yName} height={size.bottom} />
         {xTicks.map((at) => (
           <text x={x(at)} y={size.bottom + 17} text-anchor="middle">{labels ? visible(labels[at], Math.max(3, Math.floor(10 * Math.max(1, fits / Math.max(fits, count))))) : tick(at)}</text>
         ))}
@@ -113,7 +114,7 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
   return (
     <>
       <div class="ct-legend">
-        {series.map((word, s) => (
+        {(series.length > 1 || !meta.yName) && series.map((word, s) => (
           <button
             type="button" class="ct-series" aria-pressed={!hidden.value.has(s)}
             onClick={() => {
@@ -128,7 +129,7 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
         ))}
         {arrays.low && <span class="ct-muted">band: {meta.intervalName}</span>}
       </div>
-      <Readout id={readout} text={text} />
+      <Readout id={readout} text={text} hint="Point at the chart to read its values; click to pin; arrow keys move." />
       <svg
         class="ct-chart" width={width} height={height} tabIndex={0} role="application" aria-roledescription="line chart"
         aria-label={`${spec.title}: ${meta.yName} over ${meta.xName}`} aria-describedby={readout}

@@ -29,12 +29,12 @@ export function LogProbs({ spec, arrays, store }: ViewProps) {
   const say = (i: number) =>
     i === 0 ? `position ${place(spec.tokens, 0, true)}: the first token is not predicted`
       : `position ${place(spec.tokens, i, true)}: log-probability ${number(own(i), arrays.own.approx)}, probability ${number(Math.exp(own(i)))}, rank ${rank(i)} of ${vocabulary}`;
-  const text = useComputed(() => (store.current.value ? say(store.current.value.col) : "Point at a token to see what was expected in its place; click to pin; arrow keys move."));
+  const text = useComputed(() => (store.current.value ? say(store.current.value.col) : ""));
   return (
     <>
       <Bar><Menu label="colour" options={KINDS} value={kind.value} onPick={(index) => (kind.value = index)} /></Bar>
       <Legend scale={scale} name={kind.value === 2 ? "−log₁₀(1 + rank)" : KINDS[kind.value]} planes={plane} />
-      <Readout id={readout} text={text} />
+      <Readout id={readout} text={text} hint="Point at a token to see what was expected in its place; click to pin; arrow keys move." />
       <TokenLine tokens={spec.tokens} color={(i) => (i === 0 ? null : rgb(scale, shown(i)))} store={store} panel={0} readout={readout} label="the text" />
       {at > 0 && at < count && (
         <div class="ct-scroll"><table class="ct-table">

@@ -27,13 +27,13 @@ export function TableView({ spec }: ViewProps) {
             <tr>
               {columns.map((name, c) => (
                 <th scope="col" class={numeric[c] ? "ct-num" : ""} aria-sort={by.value?.[0] === c ? (by.value[1] ? "descending" : "ascending") : "none"}>
-                  <button type="button" onClick={() => (by.value = by.value?.[0] === c && by.value[1] === numeric[c] ? [c, !numeric[c]] : [c, numeric[c]])}>{name}{arrow(c)}</button>
+                  <button type="button" aria-label={name.trim() ? undefined : `sort by column ${c + 1}`} onClick={() => (by.value = by.value?.[0] === c && by.value[1] === numeric[c] ? [c, !numeric[c]] : [c, numeric[c]])}>{name}{arrow(c)}</button>
                 </th>
               ))}
             </tr>
           </thead>
           <tbody>
-            {sorted.map((row) => <tr>{row.map((cell, c) => <td class={numeric[c] ? "ct-num" : ""}><bdi>{typeof cell === "number" ? (Number.isInteger(cell) ? String(cell).replace("-", "−") : number(cell)) : cell}</bdi></td>)}</tr>)}
+            {sorted.map((row) => <tr>{row.map((cell, c) => <td class={numeric[c] ? "ct-num" : String(cell).length <= 28 ? "ct-short" : ""}><bdi>{typeof cell === "number" ? (Number.isInteger(cell) ? String(cell).replace("-", "−") : number(cell)) : cell}</bdi></td>)}</tr>)}
           </tbody>
         </table>
       </div>
