@@ -21,7 +21,7 @@ from cutaway.errors import ConfigError, NotFinite, ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Function, Metric, as_metric
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.sweep_cells import Cells, Edits, Grid, heads, heads_by_position, neurons, pairs, patterns, residual
+from cutaway.runs.sweep_cells import Cells, Edits, Grid, heads, heads_by_position, neurons, own_means, pairs, patterns, residual
 from cutaway.runs.sweep_engine import Engine, Progress, Task, plain_values
 from cutaway.view import Figure, bar_chart, sweep_grid
 
@@ -190,17 +190,18 @@ def task_of(
 
 def audited(task: Task, engine: Engine, count: int, seed: int) -> Audit:
     """Run some cells again as plain full forward passes."""
-    cells = engine.plan.cells
+    cells = engine.cells
     count = min(count, len(cells))
     if not count:
         return Audit((), 0, math.nan)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(cells), generator=generator)[:count].tolist()
     worst, examples = 0.0, 0
+    means = bool(own_means(task.cells, task.model.cfg))  # a few examples have a mean of their own
     assert engine.values is not None and engine.clean is not None
     for number in chosen:
         cell = cells[number]
-        whole = not isinstance(task.metric, Metric) or any(not bound.change.declared for bound in cell.bounds)
+        whole = means or not isinstance(task.metric, Metric) or any(not bound.change.declared for bound in cell.bounds)
         examples = task.batch if whole else min(task.batch, 2)
         first = int(torch.randint(task.batch - examples + 1, (1,), generator=generator))
         again = plain_values(task, cell, first, first + examples)
