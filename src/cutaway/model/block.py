@@ -22,6 +22,7 @@ from cutaway.model.norm import LayerNorm, RMSNorm, norm_of, through
 from cutaway.model.positions import Rotary, Stream
 
 Resid = Float[Tensor, "batch pos d_model"]
+Asked = Float[Tensor, "batch asked d_model"]  # all positions, or those that a stream asks for
 ForQueries = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 ForKeys = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos kv d_model"]
 
@@ -65,7 +66,7 @@ class TransformerBlock(nn.Module):
         past_kv_cache_entry: KeyValues | None = None,
         attention_mask: Int[Tensor, "batch key"] | None = None,
         stream: Stream | None = None,
-    ) -> Resid:
+    ) -> Asked:
         """The residual stream after this block, `[batch, pos, d_model]`."""
         if stream is None:
             start = 0 if past_kv_cache_entry is None else past_kv_cache_entry.length
@@ -89,7 +90,7 @@ class TransformerBlock(nn.Module):
         """The residual stream after this block, from that between attention and MLP."""
         return self.hook_resid_post(resid_mid + self.apply_mlp(resid_mid))
 
-    def attention(self, resid_pre: Resid, stream: Stream, kept: KeyValues | None) -> Resid:
+    def attention(self, resid_pre: Resid, stream: Stream, kept: KeyValues | None) -> Asked:
         """What attention adds, before its site."""
         query_input, key_input, value_input = self.attention_inputs(resid_pre, stream)
         query_input = stream.asked(query_input)

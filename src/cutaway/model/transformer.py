@@ -227,7 +227,9 @@ class Transformer(HookedRootModule, StackedWeights):
             return embedded
         return self.hook_pos_embed(embedded.clone(memory_format=torch.contiguous_format))  # what is kept is no parameter
 
-    def run_blocks(self, resid: Resid, stream: Stream, start: int = 0, stop: int | None = None) -> Resid:
+    def run_blocks(
+        self, resid: Resid, stream: Stream, start: int = 0, stop: int | None = None
+    ) -> Float[Tensor, "batch asked d_model"]:
         """The residual stream before block `stop`, from that before block `start`."""
         for block in self.blocks[start:stop]:
             if self.cfg.n_devices > 1:

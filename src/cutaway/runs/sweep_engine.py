@@ -85,11 +85,12 @@ def schedule(task: Task) -> Schedule:
 
 
 class Engine:
-    """Runs a task. `values` and `clean` hold what is known so far."""
+    """Runs a task. `values` (`[cell, …]`) and `clean` hold what is known so far."""
 
     def __init__(self, task: Task, plan: Schedule | None = None):
         self.task = task
         self.plan = schedule(task) if plan is None else plan
+        self.cells = self.plan.cells  # with the means of these examples, where edits ask for them, once it has run
         self.values: Tensor | None = None
         self.clean: Tensor | None = None
 
@@ -106,17 +107,15 @@ class Engine:
             known: (batch, chunk) → values from an earlier, interrupted run, or None.
             keep: called with (batch, chunk, values) when a chunk is done.
         """
-        means = self._means()
+        means, task = self._means(), self.task
+        if means is not None:
+            self.cells = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
         total = float(sum(_work(self.task, chunk, *rows) for rows, some in zip(self.plan.batches, self.plan.chunks, strict=True)
                           for chunk in some))  # fmt: skip
         done = 0.0
         for number, (first, last) in enumerate(self.plan.batches):
-            cells, groups = self.plan.cells, self.plan.chunks[number]
-            if means is not None:
-                task = self.task
-                cells = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
-                groups = [[cells[cell.number] for cell in chunk] for chunk in groups]
-            one = _OneBatch(self.task, cells, first, last)
+            groups = [[self.cells[cell.number] for cell in chunk] for chunk in self.plan.chunks[number]]
+            one = _OneBatch(task, self.cells, first, last)
             self._store_clean(one.measure.clean_values, first, last)
             for index, chunk in enumerate(groups):
                 values = known(number, index)
