@@ -26,7 +26,7 @@ ROWS = [
     {"sources", "weights", "model", "view"},
     {"loading", "runs"},
     {"hooked_transformer", "analysis", "tasks", "records"},
-    {"report", "compat", "exercises", "notebooks", "verify"},
+    {"commands", "report", "compat", "exercises", "notebooks", "verify"},
     {"cli"},
 ]
 GROUND = {"errors", "axes"}  # row 0 itself stands on these
@@ -229,6 +229,33 @@ def test_the_readme_lists_every_module_once() -> None:
     lacking = [f"{name}: {what}" for name, what in sorted(words.items())]
     assert not lacking, "the README's tree lacks\n" + "\n".join(lacking)
     assert not set(listed) - set(there), f"the README's tree lists what is not there: {sorted(set(listed) - set(there))}"
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec("".join(fenced("python")), {})
+    whole, without = (float(number) for number in re.findall(r"tensor\(([\d.]+)\)", capsys.readouterr().out))
+    assert whole > 0.99
+    assert without < 0.9
+    assert (tmp_path / "heads.html").stat().st_size > 10_000
+
+
+def test_the_commands_of_the_readme_exist() -> None:
+    from cutaway.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    named = set(re.findall(r"^cutaway ([\w-]+)", "".join(fenced("bash")), re.MULTILINE))
+    assert "report" in named
+    assert named <= known
+    targets = set(re.findall(r"^make ([\w-]+)", "".join(fenced("bash")), re.MULTILINE))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert not [target for target in targets if f"\n{target}:" not in makefile]
 
 
 def written_files() -> list[Path]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cutaway import commands
 from cutaway.errors import CutawayError
 
 DIFFERENT, FAILED, INTERRUPTED = 1, 2, 130
@@ -220,6 +221,10 @@ def install_kernel(
 @kernels.callback()
 def kernel() -> None:
     """The Jupyter kernel in which `transformer_lens` and `circuitsvis` are cutaway."""
+
+
+for question in commands.COMMANDS:
+    app.command()(question)
 
 
 def main() -> None:
