@@ -66,7 +66,7 @@ export function Grid({ spec, arrays, store, width }: ViewProps) {
     <>
       {!panels[0].text && (
         <Bar>
-          {many && <Menu label="keys and table" options={panels.map((panel, i) => panel.name || String(i))} value={chosen} onPick={(index) => store.show(index)} />}
+          {many && <Menu label="panel" options={panels.map((panel, i) => panel.name || String(i))} value={chosen} onPick={(index) => store.show(index)} />}
           {many && <Switch label="one colour scale for all" on={common.value} onFlip={() => (common.value = !common.value)} />}
           <Contrast value={contrast.value} onTurn={(to) => (contrast.value = to)} />
           {rest > 60 && <Zoom value={zoom.value} onZoom={(to) => (zoom.value = to)} />}
