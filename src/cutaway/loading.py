@@ -150,7 +150,8 @@ def understand(
     cfg, tensors = families.convert(source.config, source.tensors, n_ctx=n_ctx, first_n_layers=first_n_layers)
     cfg.model_name = source.name.rsplit("/", 1)[-1]
     if source.tokenizer is not None:
-        cfg.tokenizer_name = getattr(source.tokenizer, "name_or_path", None) or None
+        published = source.provenance.get("repository")  # rather than the folder of the cache
+        cfg.tokenizer_name = published or getattr(source.tokenizer, "name_or_path", None) or None
     return Checkpoint(cfg, tensors, source.tokenizer, False, source.provenance)
 
 

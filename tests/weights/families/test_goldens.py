@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,6 +97,33 @@ def test_generation_token_for_token(case: str) -> None:
     for keep in (True, False):
         settings = {"do_sample": False, "stop_at_eos": False, "use_past_kv_cache": keep, "verbose": False}
         assert torch.equal(network.generate(tokens, max_new_tokens=6, **settings), want), keep
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["mixtral", "qwen3_moe, some dense", "gpt2", "neox"])
+def test_what_is_saved_is_the_same_model(case: str, tmp_path: Path) -> None:
+    """Files name and split tensors otherwise than live models do, those of experts above all."""
+    model, tokens, out = theirs(case)
+    model.save_pretrained(tmp_path)
+    network = HookedTransformer.from_pretrained_no_processing(tmp_path, device="cpu")
+    assert apart(network(tokens), out.logits) < NEAR
+
+
+@torch.no_grad()
+def test_the_language_model_inside_one_that_sees() -> None:
+    """Gemma 3 from 4B on has its text model under `text_config`, beside a vision tower that we pass over."""
+    import transformers
+
+    text = {name: value for name, value in CASES["gemma3"][2].items() if name != "rope_parameters"}
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision | {"patch_size": 14}, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    draw = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.25)
+    tokens = torch.randint(3, 53, (2, 17), generator=draw)
+    network = ours(model.config.to_dict(), model.state_dict())
+    assert apart(network(tokens), model(input_ids=tokens).logits) < NEAR
 
 
 # Every field that a table handles changes something, or is refused.
