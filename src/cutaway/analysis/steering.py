@@ -8,6 +8,7 @@ Positions count a row's own tokens, so padding on the left shifts nothing.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway import tokens as text
-from cutaway.errors import CheckpointError, ShapeError, TokenError, WeightsMismatch
+from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
 from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
@@ -353,7 +354,7 @@ class Steer:
             raise ShapeError(f"how={self.how!r} is not known; there are {', '.join(HOW)}")
         if isinstance(self.positions, str) and self.positions not in ("all", "prompt", "generated"):
             raise ShapeError(f"positions={self.positions!r} is not known; there are 'all', 'prompt', 'generated', or numbers")
-        if not torch.isfinite(torch.tensor(self.strength)):
+        if not math.isfinite(self.strength):
             raise ShapeError(f"strength={self.strength} is not a number that can be used")
         if self.vector.front and self.how != "add":
             raise ShapeError("a vector of front positions can only be added")
@@ -383,7 +384,7 @@ class Steer:
             delta = (goal - (x * unit).sum(-1, keepdim=True)) * unit
         out = torch.where(here[..., None], x + delta, x)
         if not bool(torch.isfinite(out).all()):
-            raise ShapeError(
+            raise NotFinite(
                 f"steering with strength {self.strength} at layer {self.vector.layer} leaves numbers that are not finite"
             )
         return out

@@ -1,0 +1,300 @@
+"""Steering: vectors, what they do to runs, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cutaway.analysis.steering import (
+    Steer,
+    SteeringVector,
+    activation_addition,
+    activations,
+    contrast,
+    directions,
+    fingerprint,
+    steering,
+)
+from cutaway.analysis.steering_effects import held_out_accuracy, response, said, separability, similarity, target, text_loss
+from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
+from cutaway.hooked_transformer import HookedTransformer
+from cutaway.runs.generate import Sampling
+from cutaway.runs.sweep import sweep
+from cutaway.tokens import CharTokenizer
+from tests.architectures import network, some_tokens
+
+KINDS = ["gpt2", "llama", "bloom", "no norm, shortformer"]
+POSITIVE, NEGATIVE = ["abc", "abd", "bcd", "acdb"], ["efg", "gef", "fgh", "fek"]
+QUIET = {"verbose": False, "stop_at_eos": False, "temperature": 0.0}
+every = pytest.mark.parametrize("name", KINDS)
+
+
+def spoken(name: str = "gpt2", seed: int = 0) -> HookedTransformer:
+    model = network(name, seed=seed)
+    model.set_tokenizer(CharTokenizer([*"abcdefghijk", " ", "?"], bos_token="?", pad_token="?"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> HookedTransformer:
+    return spoken()
+
+
+@pytest.fixture(scope="module")
+def vectors(model: HookedTransformer) -> dict[int, SteeringVector]:
+    return contrast(model, POSITIVE, NEGATIVE)
+
+
+# Vectors.
+
+
+def test_activations_are_those_of_each_prompt_alone(model: HookedTransformer) -> None:
+    together = activations(model, POSITIVE, [0, 1], batch=3)
+    for index, prompt in enumerate(POSITIVE):
+        _, cache = model.run_with_cache(prompt)
+        for layer in (0, 1):
+            torch.testing.assert_close(together[layer, index], cache["resid_pre", layer][0, -1], rtol=1e-4, atol=1e-5)
+    _, cache = model.run_with_cache("abd")
+    mean = activations(model, POSITIVE, [1], position="mean")
+    torch.testing.assert_close(mean[0, 1], cache["resid_pre", 1][0].mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(activations(model, ["abd"], [1], position=1)[0, 0], cache["resid_pre", 1][0, 1])
+
+
+@every
+def test_the_swapped_pair_gives_the_opposite_vector(name: str) -> None:
+    model = spoken(name)
+    one, other = activation_addition(model, "abcd", "ef", 1), activation_addition(model, "ef", "abcd", 1)
+    assert torch.equal(one.values, -other.values) and one.values.shape == (5, 24)
+    assert "padded with ' '" in one.read_at
+    back = contrast(model, NEGATIVE, POSITIVE)
+    for layer, vector in contrast(model, POSITIVE, NEGATIVE).items():
+        torch.testing.assert_close(vector.values, -back[layer].values)
+
+
+def test_a_pair_is_read_where_its_text_says(model: HookedTransformer) -> None:
+    _, plus = model.run_with_cache("abcd")
+    _, minus = model.run_with_cache("ef  ")
+    expected = plus["resid_pre", 1][0] - minus["resid_pre", 1][0]
+    torch.testing.assert_close(activation_addition(model, "abcd", "ef", 1).values, expected)
+
+
+def test_directions_find_a_planted_one() -> None:
+    draw = torch.Generator().manual_seed(0)
+    planted = torch.zeros(8)
+    planted[2] = 1.0
+    minus = torch.randn(1, 60, 8, generator=draw)
+    plus = torch.randn(1, 60, 8, generator=draw) + 3 * planted
+    for method in ("mean", "pca", "probe"):
+        found = directions(plus, minus, method)[0]
+        assert torch.cosine_similarity(found, planted, dim=0) > 0.9, method
+        torch.testing.assert_close(found.norm(), directions(plus, minus)[0].norm())
+    assert held_out_accuracy(plus, minus).item() > 0.85
+    nothing = held_out_accuracy(minus[:, :30], minus[:, 30:]).item()
+    assert 0.2 < nothing < 0.75
+
+
+def test_a_saved_vector_is_the_vector(model: HookedTransformer, vectors: dict[int, SteeringVector], tmp_path: Path) -> None:
+    path = tmp_path / "vector.safetensors"
+    vectors[1].save(path)
+    loaded = SteeringVector.load(path, model)
+    assert torch.equal(loaded.values, vectors[1].values)
+    assert {**loaded.__dict__, "values": 0} == {**vectors[1].__dict__, "values": 0}
+    tokens = some_tokens()
+    with steering(model, Steer(vectors[1], 2.0)):
+        first = model(tokens)
+    with steering(model, Steer(loaded, 2.0)):
+        assert torch.equal(model(tokens), first)
+
+
+def test_a_vector_of_another_model_is_refused(vectors: dict[int, SteeringVector], tmp_path: Path) -> None:
+    path, other = tmp_path / "vector.safetensors", spoken(seed=1)
+    vectors[1].save(path)
+    with pytest.raises(WeightsMismatch, match="another model"):
+        SteeringVector.load(path, other)
+    with pytest.raises(WeightsMismatch, match="another model"), steering(other, Steer(vectors[1])):
+        pass
+    (tmp_path / "junk").write_text("junk")
+    for bad in ("junk", "missing"):
+        with pytest.raises(CheckpointError, match=bad):
+            SteeringVector.load(tmp_path / bad)
+
+
+def test_the_fingerprint_follows_the_weights() -> None:
+    model = spoken()
+    before = fingerprint(model)
+    assert fingerprint(model) == before == fingerprint(spoken())
+    with torch.no_grad():
+        model.blocks[0].attn.b_O[0] += 1
+    assert fingerprint(model) != before
+
+
+# Application.
+
+
+@every
+def test_strength_zero_changes_nothing(name: str) -> None:
+    model, tokens = spoken(name), some_tokens()
+    plain = model(tokens)
+    for vector in (activation_addition(model, "abcd", "ef", 1), contrast(model, POSITIVE, NEGATIVE)[1]):
+        with steering(model, Steer(vector, 0.0)):
+            assert torch.equal(model(tokens), plain)
+    assert torch.equal(model(tokens), plain)
+
+
+def test_steering_there_and_back_is_the_identity(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    tokens = some_tokens()
+    _, clean = model.run_with_cache(tokens)
+    with steering(model, Steer(vectors[1], 3.0), Steer(vectors[1], -3.0)):
+        _, back = model.run_with_cache(tokens)
+    with steering(model, Steer(vectors[1], 3.0)):
+        _, there = model.run_with_cache(tokens)
+    torch.testing.assert_close(back["resid_pre", 1], clean["resid_pre", 1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(there["resid_pre", 1], clean["resid_pre", 1] + 3 * vectors[1].values)
+
+
+def test_projected_out_and_clamped(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    tokens, vector = some_tokens(), vectors[1]
+    unit = vector.values[0] / vector.norm
+
+    def component(steer: Steer) -> Tensor:
+        with steering(model, steer):
+            _, cache = model.run_with_cache(tokens)
+        return cache["resid_pre", 1] @ unit
+
+    zero = torch.zeros(3, 9)
+    torch.testing.assert_close(component(Steer(vector, how="project_out")), zero, rtol=0, atol=1e-4)
+    torch.testing.assert_close(component(Steer(vector, 2.0, how="clamp")), zero + 2 * vector.norm, rtol=1e-4, atol=1e-4)
+    partly = component(Steer(vector, 2.0, positions=(2, 5), how="clamp"))
+    assert (partly[:, 2:5] - 2 * vector.norm).abs().max() < 1e-3 < (partly[:, 5:] - 2 * vector.norm).abs().min()
+
+
+@every
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated", (2, 7)])
+def test_steered_generation_is_a_steered_run_of_the_same_text(name: str, positions: str | tuple[int, int]) -> None:
+    model = spoken(name)
+    prompt = model.to_tokens("abcd")
+    same = {"all": (0, 99), "prompt": (0, 5), "generated": (5, 99)}.get(str(positions), positions)
+    for vector in (contrast(model, POSITIVE, NEGATIVE)[1], activation_addition(model, "gfk", "ab", 1)):
+        for kept in (True, False):
+            if not kept and positions in ("prompt", "generated"):
+                continue  # without kept keys each step is a whole run, whose prompt is everything so far
+            with steering(model, Steer(vector, 4.0, positions)):
+                tokens = model.generate(prompt, 6, use_past_kv_cache=kept, **QUIET)
+            with steering(model, Steer(vector, 4.0, same)):
+                logits = model(tokens)
+            assert torch.equal(tokens[:, 5:], logits[:, 4:-1].argmax(-1))
+
+
+@every
+def test_left_padded_batches_are_steered_as_single_prompts(name: str) -> None:
+    model, texts = spoken(name), ["abcab", "k", "gfa"]
+    for vector in (contrast(model, POSITIVE, NEGATIVE)[1], activation_addition(model, "gfk", "ab", 1)):
+        for positions in ("all", (1, 3), "generated"):
+            with steering(model, Steer(vector, 4.0, positions)):
+                together = model.generate(texts, 6, **QUIET)
+                alone = [model.generate(text, 6, **QUIET) for text in texts]
+            assert together == alone
+
+
+def test_an_edit_of_a_vector_is_the_vector_applied(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    tokens = some_tokens()
+
+    def last(logits: Tensor) -> Tensor:
+        return logits[:, -1, 3]
+
+    for vector in (vectors[1], activation_addition(model, "abcd", "ef", 0)):
+        swept = sweep(model, tokens, [vector.edit(2.0)], last)
+        with steering(model, Steer(vector, 2.0)):
+            torch.testing.assert_close(swept.values.data[0], last(model(tokens)), rtol=1e-4, atol=1e-5)
+
+
+def test_several_layers_at_once(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    tokens = some_tokens()
+    with steering(model, Steer(vectors[0], 2.0, layers=[0, 1])):
+        both = model(tokens)
+    with steering(model, Steer(vectors[0], 2.0), Steer(vectors[0].at(1), 2.0)):
+        assert torch.equal(model(tokens), both)
+
+
+# Effects.
+
+
+def test_a_response_is_what_steered_runs_say(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    prompts, strengths = ["abcab", "k", "ffe"], [0.0, 1.0, 3.0]
+    result = response(model, vectors, prompts, target(3, 4), strengths, random=4, shuffled=2)
+    for layer, vector in vectors.items():
+        for index, strength in enumerate(strengths):
+            with steering(model, Steer(vector, strength)):
+                logits = [model(prompt)[0, -1] for prompt in prompts]
+            expected = torch.stack([row[3] - row[4] for row in logits])
+            torch.testing.assert_close(result.values.data[layer, index], expected, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(result.values.data[:, 0], result.clean.data, atol=1e-5)
+    assert result.random.shape == (4, 2, 3) and result.shuffled.shape == (2, 2, 3)
+    assert len(result.summary().splitlines()) == 2
+    assert result.figure().to_json() and len(result.to_frame()) == 18
+
+
+def test_side_effects_are_zero_without_steering(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    result = response(model, vectors, ["abc"], text_loss, [0.0, 2.0], side_text=["hgf", "abcdefgh"], random=1, shuffled=0)
+    assert result.side_loss is not None and result.side_kl is not None
+    torch.testing.assert_close(result.side_loss.data[:, 0], torch.zeros(2), rtol=0, atol=1e-5)
+    torch.testing.assert_close(result.side_kl.data[:, 0], torch.zeros(2), rtol=0, atol=1e-5)
+    assert (result.side_kl.data[:, 1] > 0.01).all()
+    assert "other text" in result.summary()
+
+
+def test_what_is_said_is_scored(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    result = said(
+        model,
+        vectors[1],
+        ["ab", "c"],
+        lambda text: text.count("j"),
+        [0.0, 5.0],
+        max_new_tokens=6,
+        sampling=Sampling(temperature=0.0),
+    )
+    with steering(model, Steer(vectors[1], 5.0)):
+        expected = model.generate(["ab", "c"], 6, **QUIET)
+    assert result.texts["5"] == [text.removeprefix(prompt) for text, prompt in zip(expected, ["ab", "c"], strict=True)]
+    assert result.values.data[1].tolist() == [text.count("j") for text in result.texts["5"]]
+
+
+def test_separability_and_similarity(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    result = separability(model, POSITIVE, NEGATIVE)
+    assert result.values.shape == (2,) and result.plane.shape == (2, 8, 2)
+    assert result.projections.data[:, :4].mean() > 0 > result.projections.data[:, 4:].mean()
+    cosines = similarity(vectors).data
+    torch.testing.assert_close(cosines, cosines.T)
+    torch.testing.assert_close(cosines.diagonal(), torch.ones(2))
+
+
+# What is refused.
+
+
+def test_bad_input_is_refused_in_words(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    with pytest.raises(TokenError, match="no prompts"):
+        contrast(model, [], NEGATIVE)
+    with pytest.raises(TokenError, match="no prompts"):
+        response(model, vectors, [], text_loss, [1.0])
+    with pytest.raises(TokenError, match="no position 9"):
+        contrast(model, POSITIVE, NEGATIVE, position=9)
+    with pytest.raises(ShapeError, match="layer 7 is outside"):
+        contrast(model, POSITIVE, NEGATIVE, 7)
+    with pytest.raises(ShapeError, match="'pca' needs pairs"):
+        contrast(model, POSITIVE[:3], NEGATIVE, method="pca")
+    with pytest.raises(ShapeError, match="method='median'"):
+        contrast(model, POSITIVE, NEGATIVE, method="median")
+    with pytest.raises(ShapeError, match="width 5"):
+        replace(vectors[1], values=torch.zeros(1, 5)).check(model)
+    with pytest.raises(ShapeError, match="strength=nan"):
+        Steer(vectors[1], float("nan"))
+    with pytest.raises(ShapeError, match="how='subtract'"):
+        Steer(vectors[1], how="subtract")
+    with pytest.raises(ShapeError, match="positions='some'"):
+        Steer(vectors[1], positions="some")
+    with pytest.raises(NotFinite, match=r"strength 1e\+39"), steering(model, Steer(vectors[1], 1e39)):
+        model(some_tokens())
