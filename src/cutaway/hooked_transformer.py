@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cutaway import loading
 from cutaway import tokens as text
 from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ConfigError
 from cutaway.model.losses import next_token_loss
 from cutaway.model.norm import norm_of
 from cutaway.model.transformer import Transformer
@@ -305,6 +306,10 @@ class HookedTransformer(Transformer):
 
     def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
         """Whether grouped keys and values are computed for each head."""
+        if ungroup_grouped_query_attention and self.cfg.use_qk_norm and self.cfg.qk_norm_over == "full":
+            raise ConfigError(
+                "the norm of this model's keys spans all their heads, so they cannot be computed for each head apart"
+            )
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
 
     # Circuits.

@@ -232,6 +232,9 @@ def test_bad_input_is_refused_in_words() -> None:
         model("text")
     with pytest.raises(ContextTooLong, match=r"21 tokens.*20 positions"):
         model(torch.zeros(1, 21, dtype=torch.long))
+    model.set_tokenizer(CharTokenizer([*"abcdefghijkl", "?"], bos_token="?"))
+    with pytest.raises(ContextTooLong, match=r"31 tokens.*20 positions"):
+        model("abc" * 10)
     with pytest.raises(ValueError, match="did you mean 'logits'"):
         model(some_tokens(), return_type="logit")
     with pytest.raises(ValueError, match="stop_at_layer=5"):

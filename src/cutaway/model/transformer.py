@@ -179,7 +179,13 @@ class Transformer(HookedRootModule, StackedWeights):
         device = self.embed.W_E.device
         if not isinstance(input, Tensor):
             tokens, mask = text.encode(
-                self.tokenizer, input, prepend_bos=prepend_bos, padding_side=side, n_ctx=self.cfg.n_ctx, device=device
+                self.tokenizer,
+                input,
+                prepend_bos=prepend_bos,
+                padding_side=side,
+                truncate=False,
+                n_ctx=self.cfg.n_ctx,
+                device=device,
             )
         else:
             tokens = (input if input.ndim > 1 else input[None]).to(device)
