@@ -1,0 +1,447 @@
+"""Activation patching: what does a run say when one of its activations is taken from another run?
+
+The first half is the dialect's module: the same names, arguments and results, on top of `sweep`, so that a metric may be
+any function of logits and yet only the logits that it looks at are computed. `patch` is the whole experiment in one call:
+a clean and a corrupted prompt, in either direction, on a scale where 0 is the corrupted run and 1 the clean one.
+
+Source: Meng et al. 2022 (https://arxiv.org/abs/2202.05262); directions and scales after Heimersheim & Nanda 2024
+(https://arxiv.org/abs/2404.15255).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.analysis.asking import as_tokens
+from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
+from cutaway.model.sites import get_act_name, table
+from cutaway.model.transformer import Transformer
+from cutaway.runs import metrics
+from cutaway.runs.edits import Change, Edit, function
+from cutaway.runs.edits import patch as put_in
+from cutaway.runs.results import Labelled, Result
+from cutaway.runs.sweep import Audit, Cells, Grid, SweepResult, sweep
+from cutaway.view import Figure, sweep_grid
+
+Setter = Callable[[Tensor, Sequence[int], Tensor], Tensor]
+PatchMetric = Callable[[Tensor], Tensor] | metrics.Metric
+
+# Patch setters: where in an activation an index points. The sweep knows these and need not call them.
+
+
+def layer_pos_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
+    """`index` is layer, position."""
+    _, pos = index
+    return _set(corrupted_activation, clean_activation, (slice(None), pos))
+
+
+def layer_pos_head_vector_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
+    """`index` is layer, position, head."""
+    _, pos, head = index
+    return _set(corrupted_activation, clean_activation, (slice(None), pos, head))
+
+
+def layer_head_vector_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
+    """`index` is layer, head."""
+    _, head = index
+    return _set(corrupted_activation, clean_activation, (slice(None), slice(None), head))
+
+
+def layer_head_pattern_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
+    """`index` is layer, head, of a pattern."""
+    _, head = index
+    return _set(corrupted_activation, clean_activation, (slice(None), head))
+
+
+def layer_head_pos_pattern_patch_setter(corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor) -> Tensor:
+    """`index` is layer, head, destination, of a pattern."""
+    _, head, dest = index
+    return _set(corrupted_activation, clean_activation, (slice(None), head, dest))
+
+
+def layer_head_dest_src_pos_pattern_patch_setter(
+    corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
+) -> Tensor:
+    """`index` is layer, head, destination, source, of a pattern."""
+    _, head, dest, src = index
+    return _set(corrupted_activation, clean_activation, (slice(None), head, dest, src))
+
+
+def _set(x: Tensor, values: Tensor, where: tuple[Any, ...]) -> Tensor:
+    out = x.clone()
+    out[where] = values[where]
+    return out
+
+
+PLACES: dict[Setter, tuple[str, ...]] = {
+    layer_pos_patch_setter: ("positions",),
+    layer_pos_head_vector_patch_setter: ("positions", "heads"),
+    layer_head_vector_patch_setter: ("heads",),
+    layer_head_pattern_patch_setter: ("heads",),
+    layer_head_pos_pattern_patch_setter: ("heads", "positions"),
+    layer_head_dest_src_pos_pattern_patch_setter: ("heads", "positions", "sources"),
+}
+
+
+def make_df_from_ranges(column_max_ranges: Sequence[int], column_names: Sequence[str]) -> Any:
+    """A pandas frame with a row for every combination, the last column fastest."""
+    import pandas as pd
+
+    return pd.DataFrame(list(itertools.product(*map(range, column_max_ranges))), columns=list(column_names))
+
+
+def generic_activation_patch(
+    model: Transformer,
+    corrupted_tokens: Tensor,
+    clean_cache: Any,
+    patching_metric: PatchMetric,
+    patch_setter: Setter,
+    activation_name: str,
+    index_axis_names: Sequence[str] | None = None,
+    index_df: Any = None,
+    return_index_df: bool = False,
+) -> Any:
+    """The metric of the corrupted run with one activation after another taken from the clean cache.
+
+    Args:
+        patching_metric: a function from logits `[batch, pos, d_vocab]` to a number, or one of `cutaway.runs.metrics`.
+        patch_setter: (corrupted activation, index, clean activation) → patched activation. One of this module's, or
+            any other, which then runs at full length in a batch of its own.
+        activation_name: short name of the site; the first entry of each index is the layer.
+        index_axis_names: go over all of "layer", "pos", "head", "head_index", "src_pos", "dest_pos".
+        index_df: or, a frame with an index in each row; the result then has one entry per row.
+
+    Returns:
+        The metric of each patch, in the shape of the axes; with `return_index_df`, and the frame of indices.
+
+    Raises:
+        ShapeError: both or neither of `index_axis_names` and `index_df`; or prompts of different lengths.
+    """
+    if (index_axis_names is None) == (index_df is None):
+        raise ShapeError("give either index_axis_names or index_df: the axes to go over, or a frame of indices")
+    tokens = as_tokens(model, corrupted_tokens)
+    if index_axis_names is not None:
+        shape = tuple(_axis_length(model, activation_name, axis, tokens.shape[1]) for axis in index_axis_names)
+        rows = list(itertools.product(*map(range, shape)))
+    else:
+        rows = [tuple(int(one) for one in row) for row in index_df.itertuples(index=False)]
+        shape = (len(rows),)
+    store = _store(clean_cache)
+    _same_length(model, store, activation_name, rows, tokens.shape[1])
+    change = put_in(clean_cache)
+    edits = tuple((_edit(patch_setter, change, store, activation_name, row, model),) for row in rows)
+    cells = Cells(edits, ("cell",), (len(rows),), [list(map(str, rows))])
+    found = sweep(model, tokens, cells, patching_metric, audit=0).values.data
+    while found.ndim > 1:  # one number for each example
+        found = found.mean(-1)
+    found = found.reshape(shape).float()
+    if not return_index_df:
+        return found
+    return found, make_df_from_ranges(shape, index_axis_names) if index_axis_names is not None else index_df
+
+
+def _edit(setter: Setter, change: Change, store: Mapping[str, Tensor], name: str, row: Sequence[int], model: Transformer) -> Edit:
+    """The edit of one index."""
+    site = get_act_name(name, row[0])
+    if (places := PLACES.get(setter)) is not None:
+        if len(places) != len(row) - 1:
+            raise ShapeError(f"{getattr(setter, '__name__', 'the setter')} takes {len(places) + 1} indices, not {len(row)}")
+        return change.at(site, **dict(zip(places, row[1:], strict=True)))
+    if site not in table(model.cfg):
+        raise UnknownSite(f"no site called {site!r}{nearest(site, model.sites)}")
+
+    def call(x: Tensor) -> Tensor:
+        return setter(x, list(row), store[site])
+
+    return function(call, f"{getattr(setter, '__name__', 'setter')} {tuple(row)}").at(site)
+
+
+def _axis_length(model: Transformer, name: str, axis: str, length: int) -> int:
+    heads = model.cfg.n_heads
+    if "kv" in table(model.cfg).get(get_act_name(name, 0), ()):
+        heads = model.cfg.kv_heads
+    known = {
+        "layer": model.cfg.n_layers,
+        "pos": length,
+        "src_pos": length,
+        "dest_pos": length,
+        "head": heads,
+        "head_index": heads,
+    }
+    if axis not in known:
+        raise UnknownName(f"no axis called {axis!r}{nearest(axis, known)}; there are {', '.join(known)}")
+    return known[axis]
+
+
+def _store(cache: Any) -> Mapping[str, Tensor]:
+    store: Mapping[str, Tensor] = getattr(cache, "cache_dict", cache)
+    if not getattr(cache, "has_batch_dim", True):
+        store = {name: tensor[None] for name, tensor in store.items()}
+    return store
+
+
+def _same_length(model: Transformer, store: Mapping[str, Tensor], name: str, rows: Sequence[Sequence[int]], length: int) -> None:
+    if not rows or (site := get_act_name(name, rows[0][0])) not in store:
+        return
+    axis = model.position_axis(site)
+    if axis is not None and store[site].shape[axis] != length:
+        raise ShapeError(
+            f"the clean cache is of {store[site].shape[axis]} positions and the corrupted tokens of {length}; patching needs "
+            "prompts of equal length: choose words of as many tokens, or pad"
+        )
+
+
+class Patching:
+    """One of the dialect's patching functions: `generic_activation_patch` with a site, axes and a setter."""
+
+    def __init__(self, name: str, activation_name: str, axes: tuple[str, ...], setter: Setter):
+        self.__name__, self.activation_name, self.axes, self.setter = name, activation_name, axes, setter
+        self.__doc__ = f"The metric after patching `{activation_name}`, `[{', '.join(axes)}]`. See `generic_activation_patch`."
+
+    def __call__(
+        self, model: Transformer, corrupted_tokens: Tensor, clean_cache: Any, patching_metric: PatchMetric, **kwargs: Any
+    ) -> Any:
+        given: dict[str, Any] = {
+            "patch_setter": self.setter,
+            "activation_name": self.activation_name,
+            "index_axis_names": None if kwargs.get("index_df") is not None else self.axes,
+        }
+        return generic_activation_patch(model, corrupted_tokens, clean_cache, patching_metric, **(given | kwargs))
+
+    def __repr__(self) -> str:
+        return f"<{self.__name__}: {self.activation_name} by {', '.join(self.axes)}>"
+
+
+def _by_pos(name: str, activation_name: str) -> Patching:
+    return Patching(name, activation_name, ("layer", "pos"), layer_pos_patch_setter)
+
+
+def _by_head_and_pos(name: str, activation_name: str) -> Patching:
+    return Patching(name, activation_name, ("layer", "pos", "head"), layer_pos_head_vector_patch_setter)
+
+
+def _by_head(name: str, activation_name: str) -> Patching:
+    return Patching(name, activation_name, ("layer", "head"), layer_head_vector_patch_setter)
+
+
+get_act_patch_resid_pre = _by_pos("get_act_patch_resid_pre", "resid_pre")
+get_act_patch_resid_mid = _by_pos("get_act_patch_resid_mid", "resid_mid")
+get_act_patch_attn_out = _by_pos("get_act_patch_attn_out", "attn_out")
+get_act_patch_mlp_out = _by_pos("get_act_patch_mlp_out", "mlp_out")
+get_act_patch_attn_head_out_by_pos = _by_head_and_pos("get_act_patch_attn_head_out_by_pos", "z")
+get_act_patch_attn_head_q_by_pos = _by_head_and_pos("get_act_patch_attn_head_q_by_pos", "q")
+get_act_patch_attn_head_k_by_pos = _by_head_and_pos("get_act_patch_attn_head_k_by_pos", "k")
+get_act_patch_attn_head_v_by_pos = _by_head_and_pos("get_act_patch_attn_head_v_by_pos", "v")
+get_act_patch_attn_head_out_all_pos = _by_head("get_act_patch_attn_head_out_all_pos", "z")
+get_act_patch_attn_head_q_all_pos = _by_head("get_act_patch_attn_head_q_all_pos", "q")
+get_act_patch_attn_head_k_all_pos = _by_head("get_act_patch_attn_head_k_all_pos", "k")
+get_act_patch_attn_head_v_all_pos = _by_head("get_act_patch_attn_head_v_all_pos", "v")
+get_act_patch_attn_head_pattern_by_pos = Patching(
+    "get_act_patch_attn_head_pattern_by_pos", "pattern", ("layer", "head_index", "dest_pos"), layer_head_pos_pattern_patch_setter
+)
+get_act_patch_attn_head_pattern_dest_src_pos = Patching(
+    "get_act_patch_attn_head_pattern_dest_src_pos", "pattern", ("layer", "head_index", "dest_pos", "src_pos"),
+    layer_head_dest_src_pos_pattern_patch_setter,
+)  # fmt: skip
+get_act_patch_attn_head_pattern_all_pos = Patching(
+    "get_act_patch_attn_head_pattern_all_pos", "pattern", ("layer", "head_index"), layer_head_pattern_patch_setter
+)
+
+
+def get_act_patch_attn_head_all_pos_every(
+    model: Transformer, corrupted_tokens: Tensor, clean_cache: Any, metric: PatchMetric
+) -> Tensor:
+    """Outputs, queries, keys, values and patterns of every head, `[5, layer, head]`; absent key and value heads are 0."""
+    out, q, k, v, pattern = (
+        one(model, corrupted_tokens, clean_cache, metric)
+        for one in (
+            get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos, get_act_patch_attn_head_k_all_pos,
+            get_act_patch_attn_head_v_all_pos, get_act_patch_attn_head_pattern_all_pos,
+        )
+    )  # fmt: skip
+    return torch.stack([out, q, _filled(k, out), _filled(v, out), pattern])
+
+
+def get_act_patch_attn_head_by_pos_every(
+    model: Transformer, corrupted_tokens: Tensor, clean_cache: Any, metric: PatchMetric
+) -> Tensor:
+    """Outputs, queries, keys, values and patterns (by destination) of every head, `[5, layer, pos, head]`."""
+    out, q, k, v, pattern = (
+        one(model, corrupted_tokens, clean_cache, metric)
+        for one in (
+            get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos, get_act_patch_attn_head_k_by_pos,
+            get_act_patch_attn_head_v_by_pos, get_act_patch_attn_head_pattern_by_pos,
+        )
+    )  # fmt: skip
+    return torch.stack([out, q, _filled(k, out), _filled(v, out), pattern.transpose(1, 2)])
+
+
+def get_act_patch_block_every(model: Transformer, corrupted_tokens: Tensor, clean_cache: Any, metric: PatchMetric) -> Tensor:
+    """The residual stream before each block, and what attention and MLP add to it, `[3, layer, pos]`."""
+    each = (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
+    return torch.stack([one(model, corrupted_tokens, clean_cache, metric) for one in each])
+
+
+def _filled(x: Tensor, like: Tensor) -> Tensor:
+    return torch.nn.functional.pad(x, (0, like.shape[-1] - x.shape[-1]))
+
+
+# The whole experiment.
+
+GRIDS = {  # what is patched → its axes
+    "resid_pre": ("layer", "pos"), "resid_mid": ("layer", "pos"), "attn_out": ("layer", "pos"), "mlp_out": ("layer", "pos"),
+    "z": ("layer", "head"), "q": ("layer", "head"), "k": ("layer", "head"), "v": ("layer", "head"), "pattern": ("layer", "head"),
+}  # fmt: skip
+DIRECTIONS = ("denoising", "noising")
+
+
+@dataclass(frozen=True, eq=False)
+class PatchingResult(Result):
+    """A patching experiment in one direction.
+
+    Args:
+        values: mean over examples for every patch, 0 = corrupted and 1 = clean; of the first kind that was asked for.
+        sweeps: what was patched → the sweep, in the metric's own unit, for each example.
+        clean, corrupted: the mean metric of the two runs.
+        direction: "denoising" patches clean activations into the corrupted run, "noising" the other way round.
+        tokens: the tokens of the first pair, as text where there is a tokenizer.
+    """
+
+    values: Labelled
+    sweeps: dict[str, SweepResult]
+    clean: float
+    corrupted: float
+    direction: str
+    tokens: tuple[tuple[str, ...], tuple[str, ...]]
+
+    @property
+    def audit(self) -> Audit:
+        """The least exact of the audits."""
+        return max((one.audit for one in self.sweeps.values()), key=lambda audit: audit.difference)
+
+    def normalised(self, kind: str) -> Labelled:
+        """Means over examples of one kind of patch, 0 = corrupted and 1 = clean."""
+        found = self.sweeps[kind].averages()
+        span = self.clean - self.corrupted
+        return Labelled((found.data - self.corrupted) / span, found.axes, found.labels, f"recovered by {kind}")
+
+    def figure(self, kind: str | None = None) -> Figure:
+        """Layer × position or layer × head, for one kind of patch."""
+        kind = next(iter(self.sweeps)) if kind is None else kind
+        found = self.normalised(kind)
+        row, column = found.axes
+        names = found.names(column)
+        if column == "pos":
+            names = tuple(f"{at} {one}" if one == other else f"{at} {one}→{other}"
+                          for at, (one, other) in enumerate(zip(*self.tokens, strict=True)))  # fmt: skip
+        said = "metric, 0 = corrupted and 1 = clean"
+        return sweep_grid(
+            found.data, found.names(row), names, row_name=row, column_name=column, value_name=said,
+            title=f"{self.direction}: {kind} patched",
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        first = next(iter(self.sweeps.values()))
+        lines = [
+            f"{self.direction}: {first.values.what} is {self.clean:.4g} for clean and {self.corrupted:.4g} for corrupted prompts",
+            "largest shares of that difference " + ("restored:" if self.direction == "denoising" else "destroyed:"),
+        ]
+        for kind in self.sweeps:
+            found = self.normalised(kind)
+            share = found.data if self.direction == "denoising" else 1 - found.data
+            order = share.flatten().argsort(descending=True)[:3].tolist()
+            width = share.shape[1]
+            shown = ", ".join(
+                f"{found.axes[0]} {at // width} {found.axes[1]} {at % width} {float(share.flatten()[at]):.2f}" for at in order
+            )
+            lines.append(f"  {kind}: {shown}")
+        return "\n".join([*lines, str(self.audit)])
+
+
+def patch(
+    model: Transformer,
+    clean: Any,
+    corrupted: Any,
+    metric: metrics.Metric,
+    *,
+    kinds: Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
+    direction: str = "denoising",
+    audit: int = 2,
+    seed: int = 0,
+    memory: int | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> PatchingResult:
+    """Patch everything, one place at a time, between a clean and a corrupted prompt (or several pairs).
+
+    Args:
+        clean, corrupted: text, texts or tokens `[batch, pos]`, of equal lengths.
+        metric: one of `cutaway.runs.metrics`, such as the logit difference of answer and wrong answer.
+        kinds: what to patch: resid_pre, resid_mid, attn_out, mlp_out (layer × position); z, q, k, v, pattern (layer × head).
+        direction: "denoising" (clean into corrupted) or "noising" (corrupted into clean).
+        audit, seed, memory, progress: as `sweep` takes them.
+
+    Raises:
+        ShapeError: prompts of different lengths, or clean and corrupted runs with the same metric.
+        UnknownName: no such kind or direction.
+    """
+    for given, known in ((kinds, tuple(GRIDS)), ((direction,), DIRECTIONS)):
+        for name in given:
+            if name not in known:
+                raise UnknownName(f"patching knows no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    pair = as_tokens(model, clean), as_tokens(model, corrupted)
+    _check_pair(model, *pair)
+    source, target = pair if direction == "denoising" else pair[::-1]
+    kinds = [kind for kind in kinds if get_act_name(kind, 0) in model.hook_dict]
+    names = [get_act_name(kind, layer) for kind in kinds for layer in range(model.cfg.n_layers)]
+    means = []
+    with torch.no_grad():
+        cache: dict[str, Tensor] = {}
+        for tokens in pair:
+            keep = names if tokens is source else []
+            logits, store = model.run_with_cache(tokens, names_filter=keep)
+            means.append(float(metric(logits).double().nanmean()))
+            if tokens is source:
+                cache = dict(getattr(store, "cache_dict", store))
+    if means[0] == means[1]:
+        raise ShapeError(f"clean and corrupted prompts have the same {metric.name}, {means[0]:g}; there is nothing to recover")
+    sweeps = {}
+    for number, kind in enumerate(kinds):
+        step = None if progress is None else _share(progress, number, len(kinds))
+        grid = Grid(put_in(cache), kind, GRIDS[kind])
+        sweeps[kind] = sweep(model, target, grid, metric, audit=audit, seed=seed, memory=memory, progress=step)
+    first = sweeps[kinds[0]].averages()
+    scaled = (first.data - means[1]) / (means[0] - means[1])
+    shown = _texts(model, pair[0][0]), _texts(model, pair[1][0])
+    return PatchingResult(
+        Labelled(scaled, first.axes, first.labels, f"recovered by {kinds[0]}"), sweeps, means[0], means[1], direction, shown
+    )
+
+
+def _share(progress: Callable[[float, float], None], number: int, count: int) -> Callable[[float, float], None]:
+    """Progress of one of several sweeps, as part of all."""
+    return lambda done, total: progress(number + done / total, count)
+
+
+def _texts(model: Transformer, tokens: Tensor) -> tuple[str, ...]:
+    if model.tokenizer is None:
+        return tuple(map(str, tokens.tolist()))
+    return tuple(str(model.tokenizer.decode([token])) for token in tokens.tolist())
+
+
+def _check_pair(model: Transformer, clean: Tensor, corrupted: Tensor) -> None:
+    """Refuse prompts of different lengths; say where they begin to differ."""
+    if clean.shape == corrupted.shape:
+        return
+    one, other = _texts(model, clean[0]), _texts(model, corrupted[0])
+    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    raise ShapeError(
+        f"the clean prompts are {len(clean)} of {clean.shape[1]} tokens and the corrupted ones {len(corrupted)} of "
+        f"{corrupted.shape[1]}; patching pairs them position by position. The first pair differs from position {at} on: "
+        f"{list(one[at : at + 4])} and {list(other[at : at + 4])}; choose words of as many tokens"
+    )
