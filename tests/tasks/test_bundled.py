@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 from cutaway.model.transformer import Transformer
 from cutaway.sources import toys
-from cutaway.tasks import Examples, FirstUniqueChar, FirstUniqueCharTask, evaluate
+from cutaway.tasks import AttnOnly2L, Examples, FirstUniqueChar, FirstUniqueCharTask, evaluate
+from cutaway.tasks.attn_only_2l import bigram_loss, head_scores
 
 
 def bundled(name: str) -> Transformer:
@@ -42,3 +45,32 @@ def test_first_unique_char_has_the_configuration_of_its_task():
 def test_first_unique_char_takes_text():
     tokenizer = toys.find("first-unique-char").tokenizer
     assert tokenizer == FirstUniqueCharTask().tokenizer()
+
+
+def twice(model: Transformer, half: int = 60) -> torch.Tensor:
+    tokens = torch.randint(1, model.cfg.d_vocab, (8, half), generator=torch.Generator().manual_seed(11))
+    return torch.cat([torch.zeros_like(tokens[:, :1]), tokens, tokens], 1)
+
+
+def test_attn_only_2l_has_a_previous_token_head_and_an_induction_head():
+    model = bundled("attn-only-2l")
+    previous, induction = head_scores(model, twice(model))
+    assert float(previous[0].max()) > 0.6 and float(induction[1].max()) > 0.6
+
+
+def test_attn_only_2l_continues_what_repeats():
+    model = bundled("attn-only-2l")
+    tokens = twice(model)
+    with torch.no_grad():
+        guessed = model(tokens)[:, 61:-1].argmax(-1)
+    assert float((guessed == tokens[:, 62:]).float().mean()) > 0.8
+
+
+def test_attn_only_2l_knows_more_of_text_than_pairs_of_tokens(shared: Path):
+    texts = [shared / "data" / "text" / name for name in ("tinyshakespeare.txt", "wikitext-2-valid-test.txt")]
+    task, checkpoint = AttnOnly2L.read(texts), toys.find("attn-only-2l")
+    assert checkpoint.tokenizer is not None
+    assert checkpoint.tokenizer.get_vocab() == task.tokenizer().get_vocab()
+    some = Examples(*(part[::4] for part in task.validation()))
+    loss, _ = evaluate(bundled("attn-only-2l"), some)
+    assert loss < bigram_loss(task._training, task._kept, task.vocab_size) - 0.3
