@@ -52,7 +52,9 @@ def test_all_heads_of_a_layer_leave_only_the_output_bias() -> None:
             tokens, return_type="loss", loss_per_token=True, fwd_hooks=[("blocks.1.hook_attn_out", silence)]
         )
         clean = model(tokens, return_type="loss", loss_per_token=True)
-    torch.testing.assert_close(found.layers.sel(kind="zero", site="z", layer="1").data[:, :-1], loss - clean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.layers.sel(kind="zero", site="z", layer="1").data[:, :-1], loss - clean, rtol=1e-4, atol=1e-5
+    )
     assert torch.isnan(found.values.data[..., -1]).all()  # nothing follows the last token
 
 
