@@ -38,6 +38,11 @@ def percent(value: Any, digits: int = 0) -> str:
     return f"{100 * value:.{digits}f}%".replace("-", "−") if math.isfinite(value) else NOTHING
 
 
+def share(part: float, whole: float) -> str:
+    """` (93%)`; nothing where a part of the whole cannot be said so, because the parts cancel."""
+    return f" ({percent(part / whole)})" if whole and 0 <= part / whole <= 1 else ""
+
+
 def listed(names: Iterable[Any], last: str = "and") -> str:
     """`a, b and c`; `none` where there are none."""
     known = [str(name) for name in names]

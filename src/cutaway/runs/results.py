@@ -107,8 +107,17 @@ class Labelled:
         return self._reduced(lambda data, at: data.nanmean(at), over)
 
     def std(self, *over: str) -> Labelled:
-        """The standard deviation over some axes (all, where none are named), with one degree of freedom less."""
-        return self._reduced(lambda data, at: data.std(at), over)
+        """The standard deviation over some axes (all, where none are named), with one degree of freedom less.
+
+        NaN where there is only one number.
+        """
+
+        def spread(data: Tensor, at: list[int]) -> Tensor:
+            mean = data.mean(at, keepdim=True)  # of one number, `Tensor.std` warns
+            few = math.prod(data.shape[axis] for axis in at) < 2
+            return mean.squeeze(at).fill_(math.nan) if few else data.std(at)
+
+        return self._reduced(spread, over)
 
     def _reduced(self, how: Any, over: tuple[str, ...]) -> Labelled:
         gone = over or self.axes

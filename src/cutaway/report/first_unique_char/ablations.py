@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from cutaway.analysis import ablation
 from cutaway.report.first_unique_char.study import Study
 from cutaway.report.parts import Part
-from cutaway.report.words import fixed, largest, listed, mean_of, num
-from cutaway.runs import metrics
-from cutaway.runs.edits import Change, mean, zero
-from cutaway.runs.results import Labelled
-from cutaway.runs.sweep import Grid, sweep
-from cutaway.view import Figure, heat_map, line_chart
+from cutaway.report.words import fixed, listed, mean_of, signed
+from cutaway.view import Figure, heat_map
 
-METHODS = ("zero", "mean")
+METHODS = ablation.KINDS
 ACTIVATIONS = {"q": "queries", "k": "keys", "v": "values"}
 
 
 def ablations(study: Study) -> Part:
     """Heads and layers, then queries, keys and values; zero, and the mean over examples at each position."""
-    heads = {how: _sweep(study, change, "z", ("layer", "head")) for how, change in _changes().items()}
-    layers = {how: _sweep(study, change, "z", ("layer",)) for how, change in _changes().items()}
-    overall = {how: _by_head(study, found) for how, found in heads.items()}
-    top, least = largest(overall["zero"], 6)[0], largest(overall["zero"], len(study.heads))[-1]
+    found = ablation.ablate_heads(study.model, study.toks, study.labels)
+    overall = {how: found.increases(how) for how in METHODS}
+    order = sorted(overall["zero"].items(), key=lambda one: -one[1])
+    top, least = order[0], order[-1]
     differ = max(study.heads, key=lambda head: abs(overall["zero"][head] - overall["mean"][head]))
     blocks: list[str | Figure] = []
     numbers: dict[str, Any] = {"heads": overall, "heads_by_position": {}, "layers": {}, "layers_by_position": {}}
     for how in METHODS:
-        by_head = _positions(study, heads[how])
-        by_layer = {str(layer): layers[how].data[layer].mean(0) for layer in range(study.model.cfg.n_layers)}
+        single, layers = found.by_position(how), found.layers.sel(kind=how, site="z").means("batch")
+        by_head = {head: single.values.sel(head=head).data for head in study.heads}
+        by_layer = {layer: layers.values.sel(layer=layer).data for layer in layers.values.names("layer")}
         numbers["heads_by_position"][how] = by_head
-        numbers["layers"][how] = {layer: float(values.mean()) for layer, values in by_layer.items()}
+        numbers["layers"][how] = found.layer_increases(how)
         numbers["layers_by_position"][how] = by_layer
-        grid = heads[how].mean("batch", "pos").data
+        grid = torch.tensor(list(overall[how].values())).view(study.model.cfg.n_layers, -1)
         names = [[str(n) for n in range(size)] for size in grid.shape]
         blocks += [
             heat_map(
@@ -45,51 +45,28 @@ def ablations(study: Study) -> Part:
                 title=f"Increase in loss without each head ({_words(how)})",
                 text=[[fixed(x, 2) for x in row] for row in grid.tolist()],
             ),
-            line_chart(
-                by_head, x_name="position", y_name="increase in loss", title=f"Without each head, by position ({_words(how)})"
-            ),
-            line_chart(
-                {f"layer {layer}": values for layer, values in by_layer.items()},
-                x_name="position",
-                y_name="increase in loss",
-                title=f"Without all heads of a layer, by position ({_words(how)})",
-            ),
+            single.figure(f"Without each head, by position ({_words(how)})", lines=True),
+            layers.figure(f"Without all heads of a layer, by position ({_words(how)})", lines=True),
         ]
     early, late = _early_and_late(numbers["heads_by_position"]["zero"])
     summary = (
-        f"Setting a head's output to zero raises the loss most for {top[0]} ({num(top[1])}) and least for {least[0]} "
-        f"({num(least[1])}); its mean "
-        f"over examples instead changes most for {differ} ({num(overall['zero'][differ])} to "
-        f"{num(overall['mean'][differ])}). Without any head of a "
-        "layer it rises by "
-        f"{listed(f'{num(value)} (layer {layer})' for layer, value in numbers['layers']['zero'].items())}. At positions 1 and 2 "
-        f"{early[0]} matters most ({num(early[1])}), in the second half {late[0]} ({num(late[1])})."
+        f"Setting a head's output to zero changes the loss most for {top[0]} ({signed(top[1])}) and least for {least[0]} "
+        f"({signed(least[1])}); with its mean over examples instead the largest difference is that of {differ} "
+        f"({signed(overall['zero'][differ])} to {signed(overall['mean'][differ])}). Without any head of a layer it changes by "
+        f"{listed(f'{signed(value)} (layer {layer})' for layer, value in numbers['layers']['zero'].items())}. At positions "
+        "1 and 2 "
+        f"{early[0]} matters most ({signed(early[1])}), in the second half {late[0]} ({signed(late[1])}). "
+        f"Of the {len(METHODS) * (len(ACTIVATIONS) + 1) * (len(study.heads) + study.model.cfg.n_layers)} ablations "
+        f"{len(found.audit.cells)} were run again as plain forward passes, and differ by at most "
+        f"{found.audit.difference:.0e} of their size."
     )
-    inner = _qkv(study)
-    lines = [("loss without a head", ", ".join(f"{head} +{num(value)}" for head, value in overall["zero"].items()))]
+    inner = _qkv(study, found)
+    lines = [("loss without a head", ", ".join(f"{head} {signed(value)}" for head, value in overall["zero"].items()))]
     return Part("Ablations", summary, blocks, {"ablations": numbers}, lines, [inner])
-
-
-def _changes() -> dict[str, Change]:
-    return {"zero": zero(), "mean": mean()}
 
 
 def _words(how: str) -> str:
     return {"zero": "set to zero", "mean": "set to its mean"}[how]
-
-
-def _sweep(study: Study, change: Change, site: str, axes: tuple[str, ...]) -> Labelled:
-    """How the loss changes for every edit, `[*axes, batch, pos]`."""
-    metric = metrics.loss(study.toks, study.labels, by_position=True)
-    return sweep(study.model, study.toks, Grid(change, site, axes), metric, audit=0).effects
-
-
-def _by_head(study: Study, found: Labelled) -> dict[str, float]:
-    return dict(zip(study.heads, found.data.mean((-2, -1)).flatten().tolist(), strict=True))
-
-
-def _positions(study: Study, found: Labelled) -> dict[str, Any]:
-    return dict(zip(study.heads, found.data.mean(-2).flatten(0, -2), strict=True))
 
 
 def _early_and_late(by_head: dict[str, Any]) -> tuple[tuple[str, float], tuple[str, float]]:
@@ -99,11 +76,8 @@ def _early_and_late(by_head: dict[str, Any]) -> tuple[tuple[str, float], tuple[s
     return tuple(max(one.items(), key=lambda pair: pair[1]) for one in (early, late))  # type: ignore[return-value]
 
 
-def _qkv(study: Study) -> Part:
-    found = {
-        how: {which: _by_head(study, _sweep(study, change, which, ("layer", "head"))) for which in ACTIVATIONS}
-        for how, change in _changes().items()
-    }
+def _qkv(study: Study, ablated: ablation.HeadAblation) -> Part:
+    found = {how: {which: ablated.increases(how, which) for which in ACTIVATIONS} for how in METHODS}
     blocks = []
     for how, by in found.items():
         grid = [list(values.values()) for values in by.values()]
@@ -122,12 +96,11 @@ def _qkv(study: Study) -> Part:
     queries = {head: found["mean"]["q"][head] for head in study.names(1)}
     small = {head: max(found["mean"]["q"][head], found["mean"]["k"][head]) for head in study.heads}
     calm = min(small, key=lambda head: small[head])
-    values = max(queries.values())
     summary = (
-        f"Giving the heads of layer 1 their mean queries raises the loss by at most {num(values)} ("
-        + listed(f"{num(value)} for {head}" for head, value in queries.items())
-        + "), beside "
-        + listed(f"{num(found['mean']['k'][head])} ({head})" for head in study.names(1))
-        + f" for mean keys. Mean queries or keys matter least in {calm} (at most {num(small[calm])})."
+        "Giving the heads of layer 1 their mean queries changes the loss by "
+        + listed(f"{signed(value)} ({head})" for head, value in queries.items())
+        + ", giving them their mean keys by "
+        + listed(f"{signed(found['mean']['k'][head])} ({head})" for head in study.names(1))
+        + f". Mean queries or keys matter least in {calm} (at most {signed(small[calm])})."
     )
     return Part("Queries, keys and values", summary, blocks, {"ablations": {"qkv": found}})

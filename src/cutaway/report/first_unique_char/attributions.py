@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from cutaway.analysis import attribution
 from cutaway.report.first_unique_char.study import Study
 from cutaway.report.parts import Part
-from cutaway.report.words import by_head, largest, listed, mean_of, percent, signed
+from cutaway.report.words import by_head, largest, listed, mean_of, share, signed
 from cutaway.runs.results import Means
 from cutaway.view import Figure, Panel, small_multiples
 
@@ -21,10 +23,10 @@ def attributions(study: Study) -> Part:
     overall = study.correct.over()
     mean = {name: overall.values.sel(component=name).item() for name in overall.values.names("component")}
     whole = sum(mean.values())
-    share = sum(mean[head] for head in last) / whole
+    late = sum(mean[head] for head in last)
     summary = (
-        f"The heads of the last layer add {signed(sum(mean[h] for h in last))} of the mean logit of the right answer, "
-        f"{signed(whole)} ({percent(share)}); the largest components are "
+        f"The heads of the last layer add {signed(late)} to the mean logit of the right answer, {signed(whole)} in all"
+        f"{share(late, whole)}; the largest components are "
         + listed(f"{name} ({signed(value)})" for name, value in largest(mean, 4))
         + f". Components add up to the logits: at most {left:.1e} is left over. Logits are relative to the mean over all answers."
     )
@@ -66,7 +68,7 @@ def _examples(study: Study) -> Part:
     heads = [components.index(head) for head in study.names(study.model.cfg.n_layers - 1)]
     moved = found.values.data[heads, :, last, : study.null].sum(0)
     summary = (
-        "At the last position of these sequences the components that move logits most are "
+        "At the last position the components that move logits most are "
         + listed(f"{name} ({value:.2f} on average)" for name, value in largest(values, 3))
         + f". The last layer changes the logits of repeated letters by {signed(mean_of(moved, times > 1))} and of letters that "
         f"occurred once by {signed(mean_of(moved, times == 1))}."
@@ -119,16 +121,17 @@ def _by_duplicate(study: Study) -> Part:
     for letter in study.letters:
         by = {head: values.sel(component=head, token=letter).item() for head in last}
         order = sorted(by, key=lambda head: by[head])
-        if by[order[0]] == by[order[0]]:  # not NaN: the letter is repeated somewhere
-            lowering[order[0]].append(letter)
+        if not math.isnan(by[order[0]]):  # the letter is repeated somewhere
+            if by[order[0]] < 0:
+                lowering[order[0]].append(letter)
             margin[letter] = by[order[1]] - by[order[0]] if len(order) > 1 else by[order[0]]
     agreed = [letter for letter in margin if letter in lowering[study.responsible.head_of[letter]]]
     closest = min(margin, key=lambda letter: margin[letter]) if margin else None
     summary = (
         f"When a letter is repeated, its own logit is lowered most by these heads: {by_head(lowering)}. "
         + (f"The closest call is {closest}, by {margin[closest]:.2f} logits. " if closest else "")
-        + f"These are the heads that the weights name responsible ({by_head(study.responsible.tokens_of)}) for "
-        f"{len(agreed)} of {len(margin)} letters."
+        + f"The weights name the same head responsible ({by_head(study.responsible.tokens_of)}) for {len(agreed)} of "
+        f"{len(margin)} letters."
     )
     figure = means.figure("What the last layer adds to the logit of a repeated letter")
     numbers = {
@@ -153,15 +156,16 @@ def _by_correct(study: Study) -> Part:
     agreed, known = 0, 0
     for letter in study.letters:
         by = {head: values.sel(component=head, target=letter).item() for head in last}
-        top = max(by, key=lambda head: by[head] if by[head] == by[head] else -1e9)
-        if by[top] == by[top]:
+        top = max(by, key=lambda head: -math.inf if math.isnan(by[head]) else by[head])
+        if not math.isnan(by[top]):
             known += 1
-            raising[top].append(letter)
+            if by[top] > 0:
+                raising[top].append(letter)
             agreed += top == study.responsible.head_of[letter]
     null = {head: values.sel(component=head, target=study.vocab[-1]).item() for head in last}
     summary = (
         f"When a letter is the right answer, its logit is raised most by {by_head(raising)}, which is the responsible head for "
-        f"{agreed} of {known} letters. The logit of ? as the right answer is raised by "
+        f"{agreed} of {known} letters. The logit of ? as the right answer is changed by "
         + listed(f"{signed(value)} ({head})" for head, value in null.items())
         + "."
     )

@@ -90,7 +90,7 @@ def examples(study: Study) -> Part:
     last = study.length - 1
     repeated, absent, unique = _last_logits(study)
     summary = (
-        f"The model answers {right} of the {len(shown) * study.length} positions of these {count(len(shown), 'sequence')} "
+        f"The model answers {right} of the {len(shown) * study.length} positions of the {count(len(shown), 'sequence')} shown "
         f"correctly; its least certain answer has a probability of {num(min(least))}. At the last position of all sequences, "
         f"letters that occurred more than once have a mean logit of {num(repeated)}, letters that occurred once {num(unique)}, "
         f"and letters that did not occur {num(absent)}."

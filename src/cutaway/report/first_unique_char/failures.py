@@ -229,11 +229,11 @@ def _in_common(
     answers = labels[failed].bincount(minlength=len(study.vocab)).tolist()
     by_answer = {name: number for name, number in zip(study.vocab, answers, strict=True) if number}
     figure = table(
-        ["mean of", "found by the search", "mistakes in the data", "ordinary", "difference / std"],
+        ["mean of", "search", "mistakes", "ordinary", "std away"],
         rows,
         title="What failures have in common",
-        note="Ordinary: all sequences, at the positions of the failures found by the search. The difference is that of the "
-        "search to ordinary sequences, in standard deviations at the same position.",
+        note="Search: failures found by it. Mistakes: those in the data. Ordinary: all sequences, at the positions of the "
+        "failures found by the search; how far those are away from it is in standard deviations at the same position.",
     )
     numbers: dict[str, object] = {
         "features": {
@@ -248,11 +248,11 @@ def _in_common(
     top = sorted(distance, key=lambda name: -abs(distance[name]))[:3]
     by = {row[0]: row for row in rows}
     letters = sorted(by_answer, key=lambda name: -by_answer[name])[:3]
+    differences = listed(f"{name} ({num(by[name][1], 2)} on average against {num(by[name][3], 2)})" for name in top)
     sentence = (
-        f"In {percent(share[kind])} of them the model answers {kind}. They differ most from ordinary sequences at the same "
-        "positions in: "
-        + listed(f"{name} ({num(by[name][1], 2)} on average against {num(by[name][3], 2)})" for name in top)
-        + f". The answers missed are mostly {listed(f'{name} ({by_answer[name]})' for name in letters)}."
+        f"In {percent(share[kind])} of them the model answers {kind}. "
+        + (f"They differ most from ordinary sequences at the same positions in: {differences}. " if top else "")
+        + f"The answers missed are mostly {listed(f'{name} ({by_answer[name]})' for name in letters)}."
     )
     return figure, sentence, numbers
 

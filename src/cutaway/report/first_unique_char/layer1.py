@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -180,7 +181,7 @@ def first_outputs(study: Study) -> Part:
     found = {head: study.path("embed", head, "logits") for head in study.names(0)}
     letters = range(len(study.letters))
     diagonal = {head: circuit.diagonal().data[: len(study.letters)] for head, circuit in found.items()}
-    off = {head: _off(circuit.data[: len(study.letters), : len(study.letters)]) for head, circuit in found.items()}
+    off = {head: _off(circuit.data[: len(study.letters), : len(study.letters)], letters) for head, circuit in found.items()}
     most = {head: float(values.max()) for head, values in diagonal.items()}
     top = max(most, key=lambda head: most[head])
     half = most[top] / 2
@@ -206,9 +207,19 @@ def first_outputs(study: Study) -> Part:
     )
 
 
-def _off(square: Tensor) -> float:
-    """The mean off the diagonal."""
-    return mean_of(square, ~torch.eye(len(square), dtype=torch.bool, device=square.device))
+def _off(values: Tensor, own: Sequence[int]) -> float:
+    """The mean of rows of letters but for each letter's own column."""
+    mask = torch.ones_like(values, dtype=torch.bool)
+    mask[torch.arange(len(values)), torch.tensor(own, dtype=torch.long)] = False
+    return mean_of(values, mask)
+
+
+def own_logits(study: Study, name: str) -> dict[str, float]:
+    """What a full circuit does to the logit of each letter that has detectors for it."""
+    kind = "duplicate" if name == "duplicate" else "anti_duplicate"
+    circuit = study.full_circuits[name]
+    values = circuit.data[:, : len(study.letters)].diagonal().tolist()
+    return {letter: value for letter, value in zip(circuit.rows, values, strict=True) if study.detectors.heads(kind, letter)}
 
 
 def outputs(study: Study) -> Part:
@@ -285,19 +296,21 @@ def full(study: Study) -> Part:
     for name, circuit in found.items():
         data = circuit.data
         facts[name] = {
-            "own_logit": dict(zip(circuit.rows, data[:, :count].diagonal().tolist(), strict=False)),
-            "own_logit_mean": mean_of(data[:, :count].diagonal()),
-            "other_letters_mean": _off(data[:, :count]),
-            "null_mean": mean_of(data[:, study.null]),
+            "own_logit": (own := own_logits(study, name)),
+            "own_logit_mean": mean_of(torch.tensor(list(own.values()))),
+            "other_letters_mean": _off(data[:, :count][there := [study.letters.index(letter) for letter in own]], there),
+            "null_mean": mean_of(data[there, study.null]),
         }
-    below = sum(value < 0 for value in facts["duplicate"]["own_logit"].values())
-    above = sum(value > 0 for value in facts["anti_duplicate"]["own_logit"].values())
+    lowered, raised = facts["duplicate"]["own_logit"], facts["anti_duplicate"]["own_logit"]
+    below, above = sum(value < 0 for value in lowered.values()), sum(value > 0 for value in raised.values())
     parts = facts["anti_duplicate_responsible"]["own_logit_mean"], facts["anti_duplicate_other"]["own_logit_mean"]
     summary = (
-        f"Through its duplicate detectors and its responsible head, a letter lowers its own logit for {below} of {count} letters "
+        f"Through its duplicate detectors and its responsible head, a letter lowers its own logit for {below} of {len(lowered)} "
+        "letters "
         f"({signed(facts['duplicate']['own_logit_mean'])} on average; other letters "
         f"{signed(facts['duplicate']['other_letters_mean'])}, ? "
-        f"{signed(facts['duplicate']['null_mean'])}). Through its anti-duplicate detectors it raises it for {above} of {count} "
+        f"{signed(facts['duplicate']['null_mean'])}). Through its anti-duplicate detectors it raises it for {above} of "
+        f"{len(raised)} "
         f"({signed(facts['anti_duplicate']['own_logit_mean'])}), of which {signed(parts[0])} through the responsible head and "
         f"{signed(parts[1])} through the others."
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
+from cutaway.report.first_unique_char.layer1 import own_logits
 from cutaway.report.first_unique_char.study import Study
 from cutaway.report.parts import Block, Part
-from cutaway.report.words import by_head, mean_of, percent, signed
+from cutaway.report.words import by_head, fixed, mean_of, percent, share, signed
 
 
 def intro(study: Study) -> list[Block]:
@@ -25,23 +28,25 @@ def found(study: Study) -> Part:
     detectors, responsible = study.detectors, study.responsible
     duplicate = [letter for letter in study.letters if detectors.heads("duplicate", letter)]
     anti = [letter for letter in study.letters if detectors.heads("anti_duplicate", letter)]
-    full = study.full_circuits
     count = len(study.letters)
-    lowers = mean_of(full["duplicate"].data[:, :count].diagonal())
-    raises = mean_of(full["anti_duplicate"].data[:, :count].diagonal())
+    lowers, raises = (mean_of(torch.tensor(list(own_logits(study, name).values()))) for name in ("duplicate", "anti_duplicate"))
     overall = study.correct.over().values
     late = sum(overall.sel(component=head).item() for head in study.names(1))
     whole = float(overall.data.sum())
+    performance = (
+        f"{percent((study.guesses == study.labels).float().mean(), 2)} of the answers are right, and the loss is "
+        f"{fixed(study.losses.mean())}."
+    )
     points = [
-        "Layer 0 marks repeats. Heads that attend from a letter to the same letter (duplicate detectors): "
-        f"{by_head(detectors.duplicate)}. "
-        f"Heads that attend to everything else (anti-duplicate detectors): {by_head(detectors.anti_duplicate)}. "
+        performance,
+        f"Layer 0. Heads that attend from a letter to the same letter (duplicate detectors): {by_head(detectors.duplicate)}. "
+        f"Heads that attend to anything but the same letter (anti-duplicate detectors): {by_head(detectors.anti_duplicate)}. "
         f"Of {count} letters {len(duplicate)} have a detector of the first kind and {len(anti)} of the second.",
-        f"Layer 1 turns the marks into logits: {percent(late / whole)} of the right answer's mean logit comes from its "
-        "heads. Each letter has one head "
-        f"that is responsible for it: {by_head(responsible.tokens_of)}.",
-        f"A letter that its duplicate detectors moved changes its own logit by {signed(lowers)} on average through its "
-        "responsible head; one that its "
-        f"anti-duplicate detectors moved by {signed(raises)} through all heads of layer 1.",
+        f"Layer 1. Its heads add {signed(late)} to the right answer's mean logit of {signed(whole)}{share(late, whole)}. "
+        "The head "
+        f"that moves a letter's own logit most, by weights, is responsible for it: {by_head(responsible.tokens_of)}.",
+        f"Together. Through its duplicate detectors and then its responsible head a letter changes its own logit by "
+        f"{signed(lowers)} on average, and through its anti-duplicate detectors and then all heads of layer 1 by "
+        f"{signed(raises)}.",
     ]
     return Part("In short", "", [points])

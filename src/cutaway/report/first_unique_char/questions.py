@@ -32,6 +32,7 @@ def questions(study: Study) -> Part:
 
 def _new_letters(study: Study) -> Part:
     """How is a letter predicted that was just read for the first time?"""
+    title = "How are letters predicted that were just read for the first time?"
     few = study.toks[:FEW]
     where = study.new_answer[:FEW]
     logits = attribution.attribute_all_tokens(study.few, examples=range(len(few)), vocab=study.vocab)
@@ -49,6 +50,8 @@ def _new_letters(study: Study) -> Part:
     for kind, data in means.items():
         for i, name in enumerate(components):
             by_component[name][kind] = mean_of(data[i], where)
+    if not bool(where.any()):
+        return Part(title, "In this data no answer is a letter that was just read (but for position 1).")
     sources, via = _sources(study, where)
     ahead = _sources_of_lead(study, where)
     total = {kind: sum(by[kind] for by in by_component.values()) for kind in ("the answer", *means)}
@@ -57,12 +60,11 @@ def _new_letters(study: Study) -> Part:
         f"Where the answer was just read, its logit is {signed(total['the answer'])}, repeated letters have "
         f"{signed(total['repeated letters'])}, "
         f"letters that did not occur {signed(total['letters that did not occur'])} and ? {signed(total['?'])}. Over "
-        "letters that did not occur it is "
-        f"ahead mainly through {listed(f'{name} ({signed(value)})' for name, value in largest(gap, 3))}. "
+        "letters that did not occur its lead is largest "
+        f"through {listed(f'{name} ({signed(value)})' for name, value in largest(gap, 3))}. "
         "What its responsible head adds to it comes from "
-        f"{listed(f'{name} ({signed(value)})' for name, value in largest(sources, 4))}: "
-        + ("a repeat lowers its own letter and raises the others. " if sources["repeats"] == max(sources.values()) else "")
-        + "The lead over letters that did not occur comes, in all of layer 1, from "
+        f"{listed(f'{name} ({signed(value)})' for name, value in largest(sources, 4))}. "
+        "The lead over letters that did not occur comes, in all of layer 1, from "
         + listed(f"{name} ({signed(value)})" for name, value in largest({k: sum(v.values()) for k, v in ahead.items()}, 2))
         + "."
     )
@@ -97,7 +99,7 @@ def _new_letters(study: Study) -> Part:
             "new_letters": {"logits": total, "by_component": by_component, "sources": sources, "values": via, "lead": ahead}
         }
     }
-    return Part("How are letters predicted that were just read for the first time?", summary, blocks, numbers)
+    return Part(title, summary, blocks, numbers)
 
 
 def _sources(study: Study, where: Bool[Tensor, "batch pos"]) -> tuple[dict[str, float], dict[str, float]]:
@@ -149,6 +151,9 @@ def _source_kinds(study: Study) -> dict[str, Bool[Tensor, "batch dest src"]]:
 def _null(study: Study) -> Part:
     """How is `?` predicted where no letter is unique?"""
     where = (study.labels == study.null) & (torch.arange(study.length, device=study.device) > 0)
+    title = "How is ? predicted where every letter is repeated?"
+    if not bool(where.any()):
+        return Part(title, "In this data some letter is always unique.")
     rest = (study.labels != study.null) & (torch.arange(study.length, device=study.device) > 0)
     found = attribution.attribute(study.cache, targets=torch.full_like(study.toks, study.null))
     names = found.values.names("component")
@@ -167,7 +172,7 @@ def _null(study: Study) -> Part:
         f"Where no letter is unique, {percent(right, 1)} of the answers are ?; its logit is {signed(sum(there.values()))} "
         "(elsewhere "
         f"{signed(sum(away.values()))}), ahead of the best letter by {num(mean_of(margin))}. Biases and positions give it "
-        f"{signed(constant)} whatever is read; the heads that make the difference are "
+        f"{signed(constant)} whatever is read; the components that make the difference are "
         + listed(f"{name} ({signed(value)})" for name, value in largest(varies, 3))
         + f". A duplicate circuit gives ? {signed(through['duplicate'][0])} and the other letters "
         f"{signed(through['duplicate'][1])}; "
@@ -196,7 +201,7 @@ def _null(study: Study) -> Part:
             }
         }
     }
-    return Part("How is ? predicted where every letter is repeated?", summary, blocks, numbers)
+    return Part(title, summary, blocks, numbers)
 
 
 # 3. First instances.
@@ -230,7 +235,8 @@ def _not_first(study: Study) -> Part:
         "Attention to a repeat of a letter is "
         + f"{num(mean_of(torch.tensor(list(ratio.values()))))} times that to its first instance on average (least for "
         f"{least}, {num(ratio[least])} times). "
-        f"The scores of repeats are higher by {num(mean_of(torch.tensor(list(whole.values()))))}, through "
+        f"The scores of repeats differ from those of first instances by "
+        f"{signed(mean_of(torch.tensor(list(whole.values()))))} on average, through "
         + listed(f"{name} ({signed(value)})" for name, value in largest(mean, 3))
         + f". A letter's duplicate detectors put {percent(shares['first'][0])} of their attention on the letter and "
         f"{percent(shares['first'][1])} on ? at its first instance, and {percent(shares['repeat'][0])} and "
@@ -334,12 +340,11 @@ def _precision(study: Study) -> Part:
     )
     near = listed(f"{percent(accuracy[gap], 1)} at a distance of {gap}" for gap in gaps[:3])
     summary = (
-        f"At the last position a unique letter's logit falls by {num(-steep)} for each position further on (correlation "
+        f"At the last position a unique letter's logit changes by {signed(steep)} for each position further on (correlation "
         f"{num(older[0], 2)}), and "
         f"scatters by {num(noise)} around that line. Of two unique letters the earlier one has the higher logit in {near}. "
-        "The weight with which anti-duplicate detectors carry a letter to the end falls with its position (correlation "
-        f"{num(older[2], 2)}) "
-        f"and goes with its logit (correlation {num(older[1], 2)})."
+        "The weight with which anti-duplicate detectors carry a letter to the end has a correlation of "
+        f"{num(older[2], 2)} with its position and of {num(older[1], 2)} with its logit."
     )
     blocks: list[str | Figure] = [
         line_chart(
@@ -427,11 +432,11 @@ def _positions(study: Study) -> Part:
     one = max((name for name in rise if not name.startswith("all")), key=lambda name: rise[name]["keys"])
     summary = (
         f"Held at its mean over positions, the part of layer 1's keys that comes from positions (directly or through layer 0) "
-        f"raises the loss by {num(whole['keys'])} where that of tokens raises it by {num(embedding['keys'])}; the largest "
+        f"changes the loss by {signed(whole['keys'])}, and the part that comes from tokens by {signed(embedding['keys'])}; "
+        "the largest "
         f"single part is that of {one} "
-        f"({signed(rise[one]['keys'], 3)}). In the values positions matter "
-        f"{'less' if whole['values'] < whole['keys'] else 'more'}: {signed(whole['values'], 3)}, "
-        f"against {signed(embedding['values'], 3)} for tokens."
+        f"({signed(rise[one]['keys'])}). In the values of layer 1 it is {signed(whole['values'])} for positions and "
+        f"{signed(embedding['values'])} for tokens."
     )
     blocks = [
         table(

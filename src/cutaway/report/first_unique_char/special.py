@@ -124,6 +124,11 @@ def first_instances(study: Study) -> Part:
         f"to the letter's own position with {'only ' if few else ''}{percent(attends, 1)}"
         f"{', so what it adds comes from other positions.' if few and own > 0 else '.'}"
     )
+    if not bool(where.any()):
+        summary = (
+            "In this data no answer after position 1 is the letter just read; in the sequences of pairs below "
+            f"{hits} of {int(newest.sum())} such answers are right."
+        )
     columns = [
         "letter",
         "positions",

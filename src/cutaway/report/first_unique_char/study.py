@@ -5,6 +5,7 @@ Everything is computed when it is first asked for, and once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from cutaway.sources import files, toys
 from cutaway.sources.checkpoint import Checkpoint
 from cutaway.tasks import FirstUniqueChar
 from cutaway.tasks.first_unique_char import LETTERS, NULL, first_unique
-from cutaway.weights import processing
+from cutaway.weights import canonical, processing
 
 NAME = "first-unique-char"
 EXAMPLES = 5  # sequences that are shown one by one
@@ -62,14 +63,17 @@ def network(checkpoint: str | Path | None, device: str) -> tuple[Transformer, li
             f"{'layer' if cfg.n_layers == 1 else 'layers'}{'' if cfg.attn_only else ' with MLPs'}, and "
             f"{cfg.positional_embedding_type} positions"
         )
+    cfg = copy.copy(cfg)
+    cfg.device = device
+    loading.check_device(cfg)
     try:
+        canonical.check(getattr(source.tensors, "shapes", source.tensors), cfg)
         weights = {key: source.tensors[key] for key in source.tensors}
         if not source.processed:
             weights, cfg = processing.process(weights, cfg)
-        model = loading.build(Transformer, cfg, weights, device=device)
+        model = loading.build(Transformer, cfg, weights)
     except WeightsMismatch as error:
         raise WeightsMismatch(f"{name}: {error}") from error
-    loading.check_device(model.cfg)
     return model, letters
 
 
