@@ -105,13 +105,19 @@ class AliasFinder(MetaPathFinder, Loader):
         targets: dict[str, str] = {}
         for name, home in MODULES[spec.name].items():
             if name == "*":
-                targets |= {one: f"{home}:{one}" for one in import_module(home).__all__}
+                targets |= {one: f"{home}:{one}" for one in _names(import_module(home))}
             else:
                 targets[name] = home
         return Alias(spec.name, targets)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing to run: names are looked up when they are asked for."""
+
+
+def _names(module: ModuleType) -> list[str]:
+    """What a module offers: its `__all__`, or what is defined in it."""
+    own = [name for name, thing in vars(module).items() if getattr(thing, "__module__", None) == module.__name__]
+    return list(getattr(module, "__all__", own))
 
 
 _FINDER = AliasFinder()

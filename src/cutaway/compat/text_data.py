@@ -235,6 +235,8 @@ def get_tokenizer_with_bos(tokenizer: Any) -> Any:
     """The tokenizer, set to put a BOS token in front by itself; loaded anew where it is not."""
     if text.prepends_bos(tokenizer):
         return tokenizer
+    if not hasattr(tokenizer, "init_kwargs"):
+        raise TokenError(f"a {type(tokenizer).__name__} cannot be set to put a BOS token in front by itself")
     from transformers import AutoTokenizer
 
     options = dict(tokenizer.init_kwargs)

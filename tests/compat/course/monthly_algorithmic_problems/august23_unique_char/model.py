@@ -10,7 +10,5 @@ def create_model(vocab: list[str], seq_len: int, d_mlp: int | None = None, **fie
     size = len(vocab) + 1
     attention = {"attn_only": d_mlp is None, "use_attn_result": True, "use_split_qkv_input": True}
     return HookedTransformer(
-        HookedTransformerConfig(
-            n_ctx=seq_len, d_vocab=size, d_vocab_out=size, d_mlp=d_mlp, act_fn="relu", **attention, **fields
-        )
+        HookedTransformerConfig(n_ctx=seq_len, d_vocab=size, d_vocab_out=size, d_mlp=d_mlp, act_fn="relu", **attention, **fields)
     )
