@@ -57,6 +57,15 @@ class Claim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Turns:
+    """What each side replied, turn by turn, and how far their answers are apart."""
+
+    ours: list[dict[str, Any]]
+    baseline: list[dict[str, Any]]
+    difference: float | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """What was measured for one claim: middle values of the rounds; `low` and `high` are quartiles of the ratio."""
 
@@ -197,7 +206,7 @@ def largest_difference(ours: Arrays, theirs: Arrays, case: str) -> float:
     return worst
 
 
-def measure(claim: Claim, sides: dict[str, Side], folder: Path, rounds: int, seconds: float) -> Row:
+def run_in_turns(claim: Claim, sides: dict[str, Side], folder: Path, rounds: int, seconds: float) -> Turns:
     """Compare the answers of both sides, then time them in turns."""
     pair = [(sides[claim.ours], claim.case), (sides[claim.baseline], claim.baseline_case or claim.case)]
     answers = []
@@ -211,20 +220,26 @@ def measure(claim: Claim, sides: dict[str, Side], folder: Path, rounds: int, sec
         difference = largest_difference(answers[0], answers[1], claim.case)
         if not difference <= claim.tolerance:
             raise SystemExit(f"{claim.case}: the answers differ by {difference:.1e}, more than {claim.tolerance:.0e}")
-    turns: list[list[dict[str, Any]]] = [[], []]
+    turns: tuple[list[dict[str, Any]], list[dict[str, Any]]] = [], []
     for number in range(rounds):
         for index in (0, 1) if number % 2 else (1, 0):
             side, case = pair[index]
             turns[index].append(side.ask(want="time", case=case, seconds=seconds, most=1 if claim.memory else 200))
+    return Turns(*turns, difference)
+
+
+def row_of(claim: Claim, turns: Turns) -> Row:
+    """Middle values of what was measured, in the claim's unit."""
     unit = "memory" if claim.memory else "wall"
-    ours, theirs = ([turn[unit] for turn in side_turns] for side_turns in turns)
+    ours, theirs = ([turn[unit] for turn in side] for side in (turns.ours, turns.baseline))
     up = claim.at_most is None
     ratios = [(b / max(a, 1e-9)) if up else (a / max(b, 1e-9)) for a, b in zip(ours, theirs, strict=True)]
-    cpu = [(b["cpu"] / a["cpu"]) if up else (a["cpu"] / b["cpu"]) for a, b in zip(*turns, strict=True) if a["cpu"] * b["cpu"]]
-    low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else (ratios[0],) * 3
+    both = [(a["cpu"], b["cpu"]) for a, b in zip(turns.ours, turns.baseline, strict=True) if a["cpu"] * b["cpu"]]
+    cpu = [(b / a) if up else (a / b) for a, b in both]
+    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     return Row(
         claim, statistics.median(ours), statistics.median(theirs), statistics.median(ratios), low, high,
-        statistics.median(cpu) if cpu else float("nan"), difference, rounds,
+        statistics.median(cpu) if cpu else float("nan"), turns.difference, len(ratios),
     )  # fmt: skip
 
 
@@ -284,7 +299,8 @@ def main(file: str, claims: Sequence[Claim], prepare: Callable[[Path], None], *,
     if "peer" in needed and not (options.peer and shutil.which(options.peer)):
         print("the peer's Python is not there; `make bench` installs it, or name one with --peer or CUTAWAY_PEER_PYTHON")
         raise SystemExit(2)
-    rows = []
+    rows: list[Row] = []
+    measured: dict[tuple[str | None, ...], Turns] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare(folder)
@@ -292,8 +308,11 @@ def main(file: str, claims: Sequence[Claim], prepare: Callable[[Path], None], *,
         sides = {name: Side(Path(file).resolve(), name, python, folder) for name, python in pythons.items()}
         try:
             for claim in chosen:
-                rows.append(measure(claim, sides, folder, min(options.rounds, claim.rounds or options.rounds), options.seconds))
-                row = rows[-1]
+                pair = (claim.ours, claim.case, claim.baseline, claim.baseline_case)
+                if pair not in measured:  # a claim on memory after one on time needs no second run
+                    times = min(options.rounds, claim.rounds or options.rounds)
+                    measured[pair] = run_in_turns(claim, sides, folder, times, options.seconds)
+                rows.append(row := row_of(claim, measured[pair]))
                 print(
                     f"{claim.case:28} {amount(row.ours, claim.memory):>9} beside {amount(row.baseline, claim.memory):>9}  "
                     f"ratio {row.ratio:6.2f} [{row.low:.2f}, {row.high:.2f}], by processor time {row.cpu_ratio:.2f}"

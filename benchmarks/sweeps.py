@@ -6,31 +6,17 @@ Ours recompute what each edit reaches. One round takes minutes, nearly all of th
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+import gpt2_small
+import toy
 from beside import Claim, main
-
-
-def beside_here(name: str) -> ModuleType:
-    """Another benchmark file of this folder, whatever the working directory."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parent / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-gpt2_small, toy = beside_here("gpt2_small"), beside_here("toy")
 
 CLAIMS = [
     Claim("toy", "6 heads × q, k, v, z, zero and mean, by position, 1000 × 20", at_least=6, tolerance=1e-4, rounds=3),
