@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from architectures import network, some_tokens
 from cutaway.analysis.ablation import ablate_heads
 from cutaway.errors import UnknownName
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.metrics import logit_difference
+from tests.architectures import network, some_tokens
 
 
 def losses(model: HookedTransformer, tokens: torch.Tensor, labels: torch.Tensor, hooks: list) -> torch.Tensor:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from view_browser import Browser, missing
+
+from tests.view.view_browser import Browser, missing
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from view_browser import ROOT, Browser
 
 from cutaway import view
+from tests.view.view_browser import ROOT, Browser
 
 # The scales once more, written independently of ui/: colours at equal distances.
 STOPS = {

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from view_browser import ROOT, UI
 
 from cutaway import view
 from cutaway.errors import ShapeError
+from tests.view.view_browser import ROOT, UI
 
 STATIC = ROOT / "src" / "cutaway" / "view" / "static"
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from view_browser import UI
 
 from cutaway.errors import ShapeError
 from cutaway.view import wire
+from tests.view.view_browser import UI
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from plain_transformer import Plain, random_weights
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, WeightsMismatch
 from cutaway.sources.checkpoint import LazyTensors
 from cutaway.weights import canonical, processing
 from cutaway.weights.processing import SkippedRewrite
+from tests.weights.plain_transformer import Plain, random_weights
 
 BASE: dict[str, Any] = {
     "n_layers": 2,

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny
 from torch import Tensor
 
 from cutaway.errors import ConfigError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.weights import canonical
 from cutaway.weights.families import FAMILIES, configuration, convert
 from cutaway.weights.families.table import BASE
+from tests.weights.families.tiny import tiny
 
 LLAMA = tiny("llama")
 CONFIG, TENSORS = LLAMA.config.to_dict(), LLAMA.state_dict()

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import CASES, tiny, tokens_for
 from torch import Tensor
 
 from cutaway import loading
@@ -21,6 +20,7 @@ from cutaway.hooked_transformer import HookedTransformer
 from cutaway.weights.families import FAMILIES, convert, family_of
 from cutaway.weights.families.table import BASE, IGNORED
 from cutaway.weights.processing import SkippedRewrite
+from tests.weights.families.tiny import CASES, tiny, tokens_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::cutaway.weights.processing.SkippedRewrite")
 NEAR = 2e-5
