@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_processing import ARCHITECTURES, distance, every_architecture, model, quiet
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files
 from cutaway.weights import canonical, processing
 from tests.weights.plain_transformer import Plain
+from tests.weights.test_processing import ARCHITECTURES, distance, every_architecture, model, quiet
 
 
 def network(weights: dict[str, torch.Tensor], cfg: HookedTransformerConfig) -> Transformer:
