@@ -150,7 +150,7 @@ def token_scores(study: Study) -> Part:
             f"{listed(bare)} lack{'s' if len(bare) == 1 else ''} one."
         )
     )
-    blocks = [
+    blocks: list[str | Figure] = [
         small_multiples(
             panels,
             x_name="key",
@@ -161,6 +161,7 @@ def token_scores(study: Study) -> Part:
             title="Token × token circuits of layer 0, after a softmax over keys",
         ),
         circuits.panels(raw, "The same before the softmax (scores)"),
+        "Outlined below: duplicate detectors, which are bright, and anti-duplicate detectors, which are dark.",
         found.figure(),
     ]
     numbers = {

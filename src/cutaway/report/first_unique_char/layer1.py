@@ -17,6 +17,14 @@ from cutaway.report.parts import Part
 from cutaway.report.words import by_head, listed, mean_of, num, percent, signed
 from cutaway.view import Figure, Panel, heat_map, small_multiples, table
 
+WAYS = {
+    "duplicate": "duplicate, responsible head",
+    "anti_duplicate": "anti-duplicate, all heads",
+    "anti_duplicate_responsible": "anti-, responsible head",
+    "anti_duplicate_other": "anti-, other heads",
+}
+"""The full circuits in words: through which detectors, and through which heads of layer 1."""
+
 
 def scores(study: Study) -> Part:
     """QK circuits of layer 1 with mean queries, by embedding and by position, and the pattern that shows them."""
@@ -317,6 +325,6 @@ def full(study: Study) -> Part:
     return Part(
         "Full duplicate and anti-duplicate circuits",
         summary,
-        [circuits.panels({c.name: c for c in found.values()}, "Each letter by way of its own detectors and heads")],
+        [circuits.panels({WAYS[name]: one for name, one in found.items()}, "Each letter by way of its own detectors and heads")],
         {"full_circuits": facts},
     )

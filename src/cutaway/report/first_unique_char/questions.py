@@ -81,17 +81,17 @@ def _new_letters(study: Study) -> Part:
             value_name="logits",
             title="Sources of what the responsible head adds to the answer",
         ),
-        table(
-            ["where layer 1 looks", *study.names(1)],
-            [[kind, *by.values()] for kind, by in ahead.items()],
-            title="Lead of the answer over letters that did not occur, by head and source",
-        ),
         bar_chart(
             list(via),
             {"effect on the answer": list(via.values())},
             x_name="what it moves from there",
             value_name="logits",
-            title="The same by component of the values",
+            title="What the responsible head adds to the answer, by component of the values",
+        ),
+        table(
+            ["where layer 1 looks", *study.names(1)],
+            [[kind, *by.values()] for kind, by in ahead.items()],
+            title="Lead of the answer over letters that did not occur, by head and source",
         ),
     ]
     numbers = {
