@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cutaway.analysis.steering import (
@@ -93,6 +94,8 @@ def test_directions_find_a_planted_one() -> None:
         assert torch.cosine_similarity(found, planted, dim=0) > 0.9, method
         torch.testing.assert_close(found.norm(), directions(plus, minus)[0].norm())
     assert held_out_accuracy(plus, minus).item() > 0.85
+    pairs = torch.randn(1, 30, 8, generator=draw)  # what a pair shares must not tell its halves apart, nor mix them up
+    assert 0.45 < held_out_accuracy(pairs + 0.01 * planted, pairs).item() < 0.55
     nothing = held_out_accuracy(minus[:, :30], minus[:, 30:]).item()
     assert 0.2 < nothing < 0.75
 
@@ -118,7 +121,9 @@ def test_a_vector_of_another_model_is_refused(vectors: dict[int, SteeringVector]
     with pytest.raises(WeightsMismatch, match="another model"), steering(other, Steer(vectors[1])):
         pass
     (tmp_path / "junk").write_text("junk")
-    for bad in ("junk", "missing"):
+    save_file({"values": torch.zeros(1, 2)}, tmp_path / "torn", {"steering_vector": '{"layer": 1}'})
+    save_file({"values": torch.zeros(1, 2)}, tmp_path / "weights")
+    for bad in ("junk", "missing", "torn", "weights"):
         with pytest.raises(CheckpointError, match=bad):
             SteeringVector.load(tmp_path / bad)
 
@@ -180,8 +185,6 @@ def test_steered_generation_is_a_steered_run_of_the_same_text(name: str, positio
     same = {"all": (0, 99), "prompt": (0, 5), "generated": (5, 99)}.get(str(positions), positions)
     for vector in (contrast(model, POSITIVE, NEGATIVE)[1], activation_addition(model, "gfk", "ab", 1)):
         for kept in (True, False):
-            if not kept and positions in ("prompt", "generated"):
-                continue  # without kept keys each step is a whole run, whose prompt is everything so far
             with steering(model, Steer(vector, 4.0, positions)):
                 tokens = model.generate(prompt, 6, use_past_kv_cache=kept, **QUIET)
             with steering(model, Steer(vector, 4.0, same)):
@@ -218,6 +221,25 @@ def test_several_layers_at_once(model: HookedTransformer, vectors: dict[int, Ste
         both = model(tokens)
     with steering(model, Steer(vectors[0], 2.0), Steer(vectors[0].at(1), 2.0)):
         assert torch.equal(model(tokens), both)
+
+
+@pytest.mark.parametrize("how", ["project_out", "clamp"])
+def test_an_edit_projects_and_clamps_as_a_steer_does(
+    model: HookedTransformer, vectors: dict[int, SteeringVector], how: str
+) -> None:
+    tokens = some_tokens()
+    swept = sweep(model, tokens, [vectors[1].edit(2.0, positions=[1, 3], how=how)], lambda logits: logits[:, -1, 3])
+    with steering(model, Steer(vectors[1], 2.0, [1, 3], how)):
+        torch.testing.assert_close(swept.values.data[0], model(tokens)[:, -1, 3], rtol=1e-4, atol=1e-5)
+
+
+def test_a_generation_leaves_no_prompt_behind(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
+    tokens = model.to_tokens("abcd")
+    plain = model(tokens)
+    with steering(model, Steer(vectors[1], 4.0, "generated")):
+        for _ in range(2):
+            model.generate(tokens[:, :3], 2, **QUIET)
+        assert model.prompt_columns is None and torch.equal(model(tokens), plain)
 
 
 # Effects.
@@ -282,6 +304,12 @@ def test_bad_input_is_refused_in_words(model: HookedTransformer, vectors: dict[i
         response(model, vectors, [], text_loss, [1.0])
     with pytest.raises(TokenError, match="no position 9"):
         contrast(model, POSITIVE, NEGATIVE, position=9)
+    with pytest.raises(TokenError, match="'abc' has no position 4; it has 4 tokens"):
+        contrast(model, ["abcd", "abc"], NEGATIVE, position=4)
+    with pytest.raises(ShapeError, match=r"as wide as the residual stream.*'z' is not"):
+        contrast(model, POSITIVE, NEGATIVE, site="z")
+    with pytest.raises(ShapeError, match="how='subtract'"):
+        vectors[1].edit(how="subtract")
     with pytest.raises(ShapeError, match="layer 7 is outside"):
         contrast(model, POSITIVE, NEGATIVE, 7)
     with pytest.raises(ShapeError, match="'pca' needs pairs"):

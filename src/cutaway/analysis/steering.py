@@ -89,11 +89,25 @@ class SteeringVector:
                 f"({model.cfg.model_name}, {own[:12]}); make it anew with this model"
             )
 
-    def edit(self, strength: float = 1.0, positions: Sequence[int] | int | None = None, layer: int | None = None) -> edits.Edit:
-        """Adding this vector, as an edit for sweeps and records; of whole runs whose rows are not padded on the left."""
+    def edit(
+        self,
+        strength: float = 1.0,
+        positions: Sequence[int] | int | None = None,
+        layer: int | None = None,
+        *,
+        how: str = "add",
+    ) -> edits.Edit:
+        """Adding this vector (or projecting it out, or clamping), as an edit for sweeps and records.
+
+        Edits count columns: use them on whole runs whose rows are not padded on the left.
+        """
+        _check_how(how, strength, self.front)
         site = (self.site, self.layer if layer is None else layer)
         if not self.front:
-            return edits.add(self.values[0], strength).at(site, positions=positions)
+            if how == "add":
+                return edits.add(self.values[0], strength).at(site, positions=positions)
+            goal = strength * self.norm if how == "clamp" else 0.0
+            return edits.project_out(self.values[0], goal).at(site, positions=positions)
         if positions is not None:
             raise ShapeError(f"this vector belongs to the first {len(self.values)} positions; it takes no others")
         return edits.add(self.values, strength).at(site, positions=range(len(self.values)))
@@ -122,11 +136,11 @@ class SteeringVector:
                 if said is None:
                     raise CheckpointError(f"{path} holds no steering vector; SteeringVector.save writes one")
                 values = file.get_tensor("values")
-        except (OSError, SafetensorError) as error:
+            fields: dict[str, Any] = json.loads(said)
+            fields |= {key: tuple(fields[key]) for key in ("positive", "negative")}
+            vector = cls(values=values, **fields)
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise CheckpointError(f"no steering vector can be read from {path}: {error}") from error
-        fields: dict[str, Any] = json.loads(said)
-        fields |= {key: tuple(fields[key]) for key in ("positive", "negative")}
-        vector = cls(values=values, **fields)
         if model is not None:
             vector.check(model)
         return vector
@@ -173,6 +187,10 @@ def activations(
             model, tokens, names_filter=names, attention_mask=mask, return_type=None, stop_at_layer=_stop(model, names)
         )
         kept = torch.stack([store[name] for name in names])
+        if kept.ndim != 4 or kept.shape[-1] != model.cfg.d_model:
+            raise ShapeError(
+                f"steering reads and writes sites as wide as the residual stream, such as resid_pre; {site!r} is not"
+            )
         if position == "mean":
             rows.append((kept * mask[..., None]).sum(2) / mask.sum(1)[:, None])
             continue
@@ -181,8 +199,8 @@ def activations(
         lengths = mask.sum(1)
         where = position + lengths if position < 0 else torch.full_like(lengths, position)
         if bool((where < 0).any() | (where >= lengths).any()):
-            short = some[int(((where < 0) | (where >= lengths)).nonzero()[0])]
-            raise TokenError(f"the prompt {short!r} has no position {position}; it is {int(lengths.min())} tokens long at most")
+            short = int(((where < 0) | (where >= lengths)).nonzero()[0])
+            raise TokenError(f"the prompt {some[short]!r} has no position {position}; it has {int(lengths[short])} tokens")
         rows.append(kept[:, torch.arange(len(some)), where])
     return torch.cat(rows, 1)
 
@@ -330,6 +348,15 @@ def probe(
 # Applying them.
 
 
+def _check_how(how: str, strength: float, front: bool) -> None:
+    if how not in HOW:
+        raise ShapeError(f"how={how!r} is not known; there are {', '.join(HOW)}")
+    if not math.isfinite(strength):
+        raise ShapeError(f"strength={strength} is not a number that can be used")
+    if front and how != "add":
+        raise ShapeError("a vector of front positions can only be added")
+
+
 @dataclass(frozen=True, eq=False)
 class Steer:
     """How a vector is written into a run.
@@ -337,7 +364,7 @@ class Steer:
     Args:
         strength: times the vector; for "clamp", times its length is what the component along it becomes.
         positions: "all", "prompt", "generated", a range `(start, stop)`, or a list; of each row's own tokens. A vector
-            of front positions keeps to those.
+            of front positions keeps to those. In a run that is no generation everything is prompt.
         how: "add", "project_out" (the component along it is removed) or "clamp" (it is set).
         layers: where, other than the vector's own layer.
     """
@@ -350,14 +377,9 @@ class Steer:
     _prompt: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if self.how not in HOW:
-            raise ShapeError(f"how={self.how!r} is not known; there are {', '.join(HOW)}")
+        _check_how(self.how, self.strength, self.vector.front)
         if isinstance(self.positions, str) and self.positions not in ("all", "prompt", "generated"):
             raise ShapeError(f"positions={self.positions!r} is not known; there are 'all', 'prompt', 'generated', or numbers")
-        if not math.isfinite(self.strength):
-            raise ShapeError(f"strength={self.strength} is not a number that can be used")
-        if self.vector.front and self.how != "add":
-            raise ShapeError("a vector of front positions can only be added")
 
     def hooks(self, model: Transformer) -> list[tuple[str, Any]]:
         """Pairs of site and function for `model.hooks(…)`."""
@@ -392,8 +414,8 @@ class Steer:
     def _where(self, model: Transformer, x: Tensor) -> tuple[Int[Tensor, "rows pos"], Bool[Tensor, "rows pos"]]:
         """Which of its row's tokens each column is, and whether it is steered."""
         stream, length = model.current, x.shape[1]
-        if stream.start == 0:
-            self._prompt["length"] = length
+        if model.prompt_columns is not None or stream.start == 0:
+            self._prompt["length"] = length if model.prompt_columns is None else model.prompt_columns
         columns = torch.arange(stream.start, stream.start + length, device=x.device)[None]
         place, here = columns, torch.ones_like(columns, dtype=torch.bool)
         if stream.padding is not None:

@@ -64,23 +64,24 @@ class Response(Result):
         curve = self.values.sel(layer=layer or self.best).mean("batch").data
         return bool((curve.diff() > 0).all())
 
-    def beaten(self, layer: str | None = None) -> tuple[int, int]:
-        """How many random directions span less than the vector at a layer, and how many there are."""
+    def beaten(self, layer: str | None = None, controls: str = "random") -> tuple[int, int]:
+        """How many of the controls ("random" or "shuffled") span less than the vector at a layer, and how many there are."""
         at = layer or self.best
         own = self.values.sel(layer=at).mean("batch").data
-        others = self.random.sel(layer=at).data
+        others = (self.random if controls == "random" else self.shuffled).sel(layer=at).data
         span = (others[:, -1] - others[:, 0]).abs()
         return int((span < (own[-1] - own[0]).abs()).sum()), len(span)
 
     def summary(self) -> str:
         at, unit = self.best, f" {self.values.unit}" if self.values.unit else ""
         curve = self.values.sel(layer=at).mean("batch").data
-        less, many = self.beaten(at)
+        (less, many), mixed = self.beaten(at), len(self.shuffled.data)
         rises = "rises at every step" if self.monotone(at) else "does not rise at every step"
         lines = [
             f"{self.values.what}: {float(self.clean.data.mean()):.3g}{unit} unsteered. Layer {at} responds most: "
             + ", ".join(f"{value:.3g} at {strength:g}" for strength, value in zip(self.strengths, curve.tolist(), strict=True)),
-            f"The response {rises}, and spans more than {less} of {many} random directions of the same norm.",
+            f"The response {rises}, and spans more than {less} of {many} random directions of the same norm"
+            + (f" and {self.beaten(at, 'shuffled')[0]} of {mixed} vectors of shuffled labels." if mixed else "."),
         ]
         if self.side_loss is not None and self.side_kl is not None:
             loss, kl = (one.sel(layer=at).data for one in (self.side_loss, self.side_kl))
@@ -209,7 +210,10 @@ def _random(chosen: Mapping[int, SteeringVector], count: int, seed: int) -> list
 
 
 def _shuffled(model: Transformer, chosen: Mapping[int, SteeringVector], count: int, seed: int) -> list[dict[int, SteeringVector]]:
-    """Vectors made from the same prompts by the same method, after mixing which are positive."""
+    """Vectors made from the same prompts by the same method, after mixing which are positive.
+
+    They keep their own lengths: scaled up, a small difference in the mixture would become the whole contrast.
+    """
     first = next(iter(chosen.values()))
     if first.front or not count:
         return []
@@ -224,8 +228,7 @@ def _shuffled(model: Transformer, chosen: Mapping[int, SteeringVector], count: i
         found = directions(plus, minus, first.method)
         family = {}
         for index, (layer, vector) in enumerate(chosen.items()):
-            value = found[index] / found[index].norm().clamp(min=1e-12) * vector.values.norm()
-            family[layer] = SteeringVector(**{**vector.__dict__, "values": value[None], "method": "shuffled"})
+            family[layer] = SteeringVector(**{**vector.__dict__, "values": found[index][None], "method": "shuffled"})
         out.append(family)
     return out
 
@@ -392,7 +395,10 @@ def held_out_accuracy(
     """How often held-out activations fall on their side of the midpoint along the other folds' difference of means."""
     draw = torch.Generator().manual_seed(seed)
     folds = min(folds, plus.shape[1], minus.shape[1])
-    groups = [torch.randperm(n, generator=draw) % folds for n in (plus.shape[1], minus.shape[1])]
+    sizes = (plus.shape[1], minus.shape[1])
+    groups = [torch.randperm(n, generator=draw) % folds for n in sizes]
+    if sizes[0] == sizes[1]:  # pairs are held out together; else one half of a pair is judged by the other
+        groups[1] = groups[0]
     right = torch.zeros(plus.shape[0], device=plus.device)
     for fold in range(folds):
         kept = [x[:, group.to(x.device) != fold].mean(1) for x, group in zip((plus, minus), groups, strict=True)]

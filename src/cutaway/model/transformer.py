@@ -114,6 +114,7 @@ class Transformer(HookedRootModule, StackedWeights):
             self.init_weights()
         self._covered = (0, cfg.n_layers)  # the layers of the last run
         self.current = Stream()  # where the run stands that is under way; hooks may read it
+        self.prompt_columns: int | None = None  # in a run of a generation: how many columns are its prompt
         self.setup()
         if move_to_device and self.embed.W_E.device.type != "meta":
             self.to(cfg.device)

@@ -1,7 +1,7 @@
 """Generation: tokens one after another, with kept keys and values, under whatever hooks are attached.
 
 Each step is an ordinary run of the network from where the last one stood, so hooks fire at every step; those
-that need to know where they are read `model.current.start`, the position of the step's first token.
+that need to know where they are read `model.current.start`, the position of the step's first token, and `model.prompt_columns`.
 Logits are computed where a token is drawn: at the last position only.
 """
 
@@ -106,8 +106,12 @@ def stream(
     finished: Bool[Tensor, "batch"] = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     so_far, new = tokens, tokens
     for _ in range(max_new_tokens):
-        with torch.no_grad():
-            logits = model.last_logits(new if kept is not None else so_far, attention_mask, kept)
+        model.prompt_columns = tokens.shape[1]
+        try:
+            with torch.no_grad():
+                logits = model.last_logits(new if kept is not None else so_far, attention_mask, kept)
+        finally:
+            model.prompt_columns = None
         drawn = _draw(logits, sampling, so_far)
         if stop_tokens:
             drawn = drawn.masked_fill(finished, stop_tokens[0])
