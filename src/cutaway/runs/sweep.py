@@ -9,25 +9,30 @@ is part of the result. How it works is in docs/design/sweeps.md.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cutaway.errors import ConfigError, NotFinite, ShapeError
+from cutaway.errors import ConfigError, NotFinite, ShapeError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Function, Metric, as_metric
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep_cells import Cells, Edits, Grid, heads, heads_by_position, neurons, own_means, pairs, patterns, residual
 from cutaway.runs.sweep_engine import Engine, Progress, Task, plain_values
+from cutaway.runs.sweep_gradient import estimate
+from cutaway.runs.sweep_saved import Saved
 from cutaway.view import Figure, bar_chart, sweep_grid
 
 __all__ = [
     "Audit", "Cells", "Grid", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns", "residual", "sweep",
 ]  # fmt: skip
+METHODS = ("exact", "gradient", "screen")
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class SweepResult(Result):
         clean: the metric without any edit, with the same last axes.
         audit: how far cells are from plain full forward passes.
         method: how the values were computed.
+        exact: after a screen, the numbers of the cells that were computed exactly.
     """
 
     values: Labelled
@@ -66,6 +72,7 @@ class SweepResult(Result):
     audit: Audit
     method: str = "exact"
     notes: tuple[str, ...] = field(default=())
+    exact: tuple[int, ...] = field(default=())
 
     @property
     def effects(self) -> Labelled:
@@ -142,10 +149,14 @@ def sweep(
     metric: Metric | Function | Callable[[Tensor], Any],
     *,
     mask: Tensor | None = None,
+    method: str = "exact",
+    top: int = 10,
     skip: str = "all",
+    dtype: torch.dtype | None = None,
     audit: int = 2,
     seed: int = 0,
     memory: int | None = None,
+    resume: Path | str | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
     """The metric of every edit.
@@ -155,22 +166,71 @@ def sweep(
         edits: a grid, or a list of edits (or of lists of edits that happen together).
         metric: one of `cutaway.runs.metrics`, or any function of logits `[batch, pos, d_vocab]`.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding; found in the tokens where None.
+        method: "exact"; "gradient", a first-order estimate of every cell from two forward passes and a backward; or
+            "screen", which then computes the `top` cells exactly and says how well the two agree.
         skip: "all" recomputes only what an edit reaches; "layers" skips only the layers before it, each cell in a batch
             of its own, so that its bits are those of a plain forward pass.
+        dtype: run a copy of the network in this precision: cheaper, and the audit, in full precision, says how far off.
         audit: how many cells, drawn at random, run again in full.
         memory: bytes that running cells may take, beside the clean run; None: what computes fastest.
+        resume: a folder that keeps finished chunks, so that the same call goes on where an interrupted one stopped.
         progress: called with (work done, all work).
 
     Raises:
+        CheckpointError: the folder holds another sweep.
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
         NotFinite: a metric is not a finite number; says of which cell.
         ConfigError: not even one cell fits into `memory`.
     """
+    if method not in METHODS:
+        raise UnknownName(f"no method called {method!r}{nearest(method, METHODS)}; there are {', '.join(METHODS)}")
     task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
-    engine = Engine(task)
+    runs = task if dtype is None else replace(task, model=copy.deepcopy(model).to(dtype))
+    if method != "exact":
+        return _screened(task, runs, top if method == "screen" else 0, audit, seed, progress)
+    saved = None if resume is None else Saved(resume, runs)
+    engine = Engine(runs, None if saved is None else saved.schedule)
     with torch.no_grad():
-        engine.run(progress)
+        if saved is None:
+            engine.run(progress)
+        else:
+            engine.run(progress, saved.known, saved.keep)
         return finished(task, engine, audited(task, engine, audit, seed))
+
+
+def _screened(task: Task, runs: Task, top: int, audit: int, seed: int, progress: Progress | None) -> SweepResult:
+    """Estimate every cell by gradients, then compute the `top` ones exactly."""
+    engine = Engine(runs)
+    engine.values, engine.clean = estimate(runs, engine.settled(), engine.plan.batches)
+    if not top:
+        return finished(task, engine, Audit((), 0, math.nan), "gradient")
+    estimated, clean = engine.values, engine.clean
+    effects = estimated - clean
+    effects = effects if effects.ndim == 1 else effects.mean(1)
+    chosen = sorted(effects.abs().argsort(descending=True)[: min(top, len(effects))].tolist())
+    some = Cells(tuple(task.cells.edits[number] for number in chosen), ("cell",), (len(chosen),), [list(map(str, chosen))])
+    exact = Engine(replace(runs, cells=some))
+    with torch.no_grad():
+        exact.run(progress)
+        found = audited(replace(task, cells=some), exact, audit, seed)
+    assert exact.values is not None
+    values = exact.values.nanmean(-1) if exact.values.ndim > estimated.ndim else exact.values
+    engine.values = estimated.index_copy(0, torch.tensor(chosen, device=estimated.device), values)
+    note = _agreement(effects[chosen], (values - clean) if values.ndim == 1 else (values - clean).mean(1))
+    return finished(task, engine, found, "screen", (note,), tuple(chosen))
+
+
+def _agreement(estimated: Tensor, exact: Tensor) -> str:
+    """How well first-order estimates did where the truth is known."""
+    span = float(exact.abs().max()) or 1.0
+    off = float((estimated - exact).abs().max()) / span
+    same = int((estimated.sign() == exact.sign()).sum())
+    order = torch.stack([estimated.argsort().argsort().double(), exact.argsort().argsort().double()])
+    rank = float(torch.corrcoef(order)[0, 1]) if len(exact) > 1 else math.nan
+    return (
+        f"{len(exact)} cells computed exactly; there, estimates have the right sign in {same}, rank correlation {rank:.2f}, "
+        f"and are off by at most {off:.2f} of the largest change"
+    )
 
 
 def task_of(
@@ -223,7 +283,9 @@ def label_of(cells: Cells, number: int) -> str:
     return " + ".join(edit.label for edit in cells.edits[number])
 
 
-def finished(task: Task, engine: Engine, audit: Audit, method: str = "exact", notes: tuple[str, ...] = ()) -> SweepResult:
+def finished(
+    task: Task, engine: Engine, audit: Audit, method: str = "exact", notes: tuple[str, ...] = (), exact: tuple[int, ...] = ()
+) -> SweepResult:
     """The result of a sweep.
 
     Raises:
@@ -242,7 +304,7 @@ def finished(task: Task, engine: Engine, audit: Audit, method: str = "exact", no
     return SweepResult(
         Labelled(shaped, axes, labels, metric.name, metric.unit),
         Labelled(clean, axes[len(cells.axes) :], {}, metric.name, metric.unit),
-        audit, method, notes,
+        audit, method, notes, exact,
     )  # fmt: skip
 
 

@@ -107,9 +107,8 @@ class Engine:
             known: (batch, chunk) → values from an earlier, interrupted run, or None.
             keep: called with (batch, chunk, values) when a chunk is done.
         """
-        means, task = self._means(), self.task
-        if means is not None:
-            self.cells = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
+        task = self.task
+        self.settled()
         total = float(sum(_work(self.task, chunk, *rows) for rows, some in zip(self.plan.batches, self.plan.chunks, strict=True)
                           for chunk in some))  # fmt: skip
         done = 0.0
@@ -127,6 +126,14 @@ class Engine:
                 if progress is not None:
                     progress(done, total)
 
+    def settled(self) -> list[Cell]:
+        """The cells, with the means that their edits ask for."""
+        means, task = self._means(), self.task
+        if means is not None:
+            self.cells = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
+        return self.cells
+
+    @torch.no_grad()
     def _means(self) -> dict[str, Tensor] | None:
         """Means over the sweep's own examples, where edits ask for them."""
         wanted = own_means(self.task.cells, self.task.model.cfg)

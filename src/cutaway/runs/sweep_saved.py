@@ -1,0 +1,83 @@
+"""Sweeps that survive: a folder keeps the plan and every finished chunk, so that a killed sweep goes on where it stopped.
+
+Which cells run together decides how numbers round, so the plan is part of what is kept: resumed and uninterrupted sweeps
+end with the same bits. Files are written beside their place and then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from cutaway.errors import CheckpointError
+from cutaway.runs.sweep_engine import Schedule, Task, schedule
+from cutaway.runs.written import Writer, digest, model_hash, sites_of
+from cutaway.sources.files import replacing
+
+PLAN = "plan.json"
+
+
+class Saved:
+    """What a folder holds of a sweep.
+
+    Raises:
+        CheckpointError: it holds another sweep.
+    """
+
+    def __init__(self, folder: Path | str, task: Task):
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.mark = _mark(task)
+        self.schedule = schedule(task)
+        path = self.folder / PLAN
+        if path.exists():
+            self._follow(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            text = json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": self._numbers()})
+            with replacing(path) as file:
+                file.write(text.encode())
+
+    def _numbers(self) -> list[list[list[int]]]:
+        return [[[cell.number for cell in chunk] for chunk in batch] for batch in self.schedule.chunks]
+
+    def _follow(self, kept: dict[str, Any]) -> None:
+        for name, mine in self.mark.items():
+            if kept["mark"].get(name) != mine:
+                raise CheckpointError(
+                    f"{self.folder} holds a sweep with other {name} ({kept['mark'].get(name)} there, {mine} here); "
+                    "give another folder, or remove this one"
+                )
+        cells = self.schedule.cells
+        chunks = [[[cells[number] for number in chunk] for chunk in batch] for batch in kept["chunks"]]
+        self.schedule = Schedule(cells, [(first, last) for first, last in kept["batches"]], chunks)
+
+    def _path(self, batch: int, chunk: int) -> Path:
+        return self.folder / f"values-{batch}-{chunk}.safetensors"
+
+    def known(self, batch: int, chunk: int) -> Tensor | None:
+        """The values of a finished chunk."""
+        path = self._path(batch, chunk)
+        return load(path.read_bytes())["values"] if path.exists() else None
+
+    def keep(self, batch: int, chunk: int, values: Tensor) -> None:
+        """Keep the values of a chunk."""
+        with replacing(self._path(batch, chunk)) as file:
+            file.write(save({"values": values.detach().cpu().contiguous()}))
+
+
+def _mark(task: Task) -> dict[str, str]:
+    """What makes a sweep this sweep."""
+    writer = Writer(sites_of(task.model, task.cells))
+    cells, metric = writer.write(task.cells), writer.write(task.metric)
+    parts: list[Any] = [task.tokens] if task.mask is None else [task.tokens, task.mask]
+    return {
+        "model": model_hash(task.model),
+        "tokens": digest(parts),
+        "edits and metric": digest([cells, metric, task.skip, *writer.tensors.values()]),
+        "versions": f"torch {torch.__version__}, {task.model.cfg.torch_dtype}",
+    }

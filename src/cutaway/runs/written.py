@@ -1,0 +1,126 @@
+"""Edits and metrics as JSON and tensors, and back: what records and interrupted sweeps keep.
+
+Everything that is data can be written. Functions cannot: they are named in what is written, and reading them back fails.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cutaway.errors import CheckpointError
+from cutaway.model.sites import resolve, table
+from cutaway.model.transformer import Transformer
+from cutaway.runs import edits, metrics
+from cutaway.runs.sweep_cells import Cells, Grid
+
+KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        edits.Zero, edits.Put, edits.Add, edits.Scale, edits.ProjectOut, edits.Function, edits.Edit, Grid, Cells,
+        metrics.LogitDifference, metrics.LogProbability, metrics.Probability, metrics.Rank, metrics.Loss, metrics.Accuracy,
+        metrics.KL, metrics.Normalised,
+    )
+} | {"MetricFunction": metrics.Function}  # fmt: skip
+NAMES = {kind: name for name, kind in KINDS.items()}
+
+
+class Writer:
+    """Collects tensors while values are turned into JSON. Each tensor is kept once."""
+
+    def __init__(self, sites: Collection[str] = ()):
+        self.sites = sites  # which sites of a cache are worth keeping
+        self.tensors: dict[str, Tensor] = {}
+        self.known: dict[tuple[int, int, tuple[int, ...]], str] = {}
+        self.shared: dict[int, tuple[Any, Any]] = {}  # what was written before, and what it became
+
+    def write(self, value: Any) -> Any:
+        """`value` as JSON."""
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if isinstance(value, Tensor):
+            return {"tensor": self._tensor(value)}
+        if isinstance(value, np.integer | np.floating):
+            return value.item()
+        if isinstance(value, Mapping):
+            names = [name for name in self.sites if name in value] if self.sites else list(value)
+            return {"map": {str(name): self.write(value[name]) for name in names or list(value)}}
+        if isinstance(value, list | tuple | range):
+            return [self.write(one) for one in value]
+        if type(value) in NAMES:
+            if id(value) not in self.shared:
+                fields = {one.name: self.write(getattr(value, one.name)) for one in dataclasses.fields(value)}
+                self.shared[id(value)] = value, {"type": NAMES[type(value)]} | fields
+            return self.shared[id(value)][1]
+        if callable(value):
+            return {"function": getattr(value, "__qualname__", type(value).__name__)}
+        raise CheckpointError(f"a {type(value).__name__} cannot be written into a record")
+
+    def _tensor(self, x: Tensor) -> str:
+        key = x.data_ptr(), x.numel(), tuple(x.stride())
+        if key not in self.known:
+            self.known[key] = f"t{len(self.tensors)}"
+            self.tensors[self.known[key]] = x.detach()
+        return self.known[key]
+
+
+def read(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The reverse of `Writer.write`.
+
+    Raises:
+        CheckpointError: it holds a function, which only a program can give.
+    """
+    if isinstance(value, list):
+        return tuple(read(one, tensors) for one in value)
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "map" in value:
+        return {name: read(one, tensors) for name, one in value["map"].items()}
+    if "function" in value:
+        raise CheckpointError(
+            f"the record holds the function {value['function']}, which cannot be read back; run its program again"
+        )
+    kind = KINDS.get(value.get("type", ""))
+    if kind is None:
+        raise CheckpointError(f"the record holds a {value.get('type')!r}, which this version does not know")
+    fields = {name: read(one, tensors) for name, one in value.items() if name != "type"}
+    return kind(**fields)
+
+
+def sites_of(model: Transformer, cells: Cells) -> list[str]:
+    """The sites that are edited."""
+    known = table(model.cfg)
+    every = (resolve(edit.site, known, model.cfg.n_layers) for one in cells.edits for edit in one)
+    return list(dict.fromkeys(every))
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """A short hash of JSON values and tensors."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            x = part.detach().cpu().contiguous()
+            found.update(str((tuple(x.shape), x.dtype)).encode())
+            found.update(x.flatten().view(torch.uint8).numpy().data)
+        else:
+            found.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return found.hexdigest()
+
+
+def model_hash(model: Transformer) -> str:
+    """A hash of a network's weights and architecture: the same wherever it was loaded from."""
+    skipped = ("device", "model_name", "seed", "n_devices", "init_weights", "tokenizer_name", "original_architecture")
+    cfg = {name: str(value) for name, value in model.cfg.to_dict().items() if name not in skipped}
+    parts: list[Any] = [cfg]
+    for name, tensor in model.state_dict().items():
+        parts += [name, tensor]
+    return digest(parts)
