@@ -119,7 +119,6 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json. By default out/TASK.")] = None,
     size: Annotated[int, typer.Option(help="How many sequences to run on.")] = 1000,
     seed: Seed = 42,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the summary.")] = False,
 ) -> None:
     """Say how well a trained model does its task and how it does it, with evidence.
@@ -133,7 +132,7 @@ def report(
 
     folder = reports.check_folder(out or Path("out") / task)
     with progress.shown(Console(stderr=True)) as watch:
-        made = reports.make(task, checkpoint=checkpoint, size=size, seed=seed, device=device, watch=watch)
+        made = reports.make(task, checkpoint=checkpoint, size=size, seed=seed, watch=watch)
     html, numbers = made.save(folder)
     if as_json:
         typer.echo(made.json(), nl=False)

@@ -40,7 +40,7 @@ def checkpoint(shared: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def study(checkpoint: Path) -> Study:
-    return Study(*network(checkpoint, "cpu"), 1000, 42, "published")
+    return Study(*network(checkpoint), 1000, 42, "published")
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_pairs():
 
 
 def test_kinds_of_mistakes(random_model: Path):
-    study = Study(*network(random_model, "cpu"), 1, 0, "")
+    study = Study(*network(random_model), 1, 0, "")
     tokens = torch.tensor([[3, 0, 0, 1, 2]])
     guesses = torch.tensor([[3, 3, 0, 0, 2]])
     kinds = [failures.KINDS[kind] for kind in failures.kinds_of(study, tokens, guesses)[0].tolist()]
@@ -254,7 +254,7 @@ def test_kinds_of_mistakes(random_model: Path):
 
 
 def test_features_of_positions(random_model: Path):
-    study = Study(*network(random_model, "cpu"), 1, 0, "")
+    study = Study(*network(random_model), 1, 0, "")
     found = failures.features_of(study, torch.tensor([[3, 0, 1, 0, 2]]))
     assert found["letters that are unique"][0].tolist() == [0, 1, 2, 1, 2]
     assert found["letters that are repeated"][0].tolist() == [0, 0, 0, 1, 1]

@@ -17,7 +17,7 @@ from cutaway.report.parts import HTML, JSON, Part, Report, check_folder
 __all__ = ["HTML", "JSON", "REPORTS", "Part", "Report", "check_folder", "make"]
 
 REPORTS = {"first-unique-char": "cutaway.report.first_unique_char"}
-"""Task → the module whose `report(checkpoint, size, seed, device, watch)` makes its report."""
+"""Task → the module whose `report(checkpoint, size, seed, watch)` makes its report."""
 
 LARGEST = 20_000  # sequences: beyond that, activations of all of them no longer fit a small machine
 
@@ -35,7 +35,6 @@ def make(
     checkpoint: str | Path | None = None,
     size: int = 1000,
     seed: int = 42,
-    device: str | None = None,
     watch: Watch = _silent,
 ) -> Report:
     """The report on a model of a task.
@@ -44,7 +43,6 @@ def make(
         task: its name; `REPORTS` has them.
         checkpoint: a file of weights, `.pt` or `.safetensors`; the bundled model without.
         size, seed: how many sequences are drawn to run on, and from which seed.
-        device: where to compute; the CPU by default.
 
     Raises:
         UnknownTask: there is no report on this task; says on which there is.
@@ -58,5 +56,5 @@ def make(
         raise ConfigError(f"size={size} must be between 1 and {LARGEST:,} sequences")
     if seed < 0:
         raise ConfigError(f"seed={seed} must not be negative")
-    found: Report = import_module(REPORTS[task]).report(checkpoint, size, seed, device or "cpu", watch)
+    found: Report = import_module(REPORTS[task]).report(checkpoint, size, seed, watch)
     return found

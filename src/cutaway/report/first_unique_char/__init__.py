@@ -45,9 +45,9 @@ SECTIONS: dict[str, Callable[[Study], Part]] = {
 }
 
 
-def report(checkpoint: str | Path | None, size: int, seed: int, device: str, watch: Callable[[str, int, int], None]) -> Report:
+def report(checkpoint: str | Path | None, size: int, seed: int, watch: Callable[[str, int, int], None]) -> Report:
     """Make the report; see `cutaway.report.make`."""
-    model, letters = network(checkpoint, device)
+    model, letters = network(checkpoint)
     name = "the bundled model" if checkpoint is None else Path(checkpoint).name
     study = Study(model, letters, size, seed, name)
     if not bool(study.logits.isfinite().all()):

@@ -201,7 +201,9 @@ def adversarial(study: Study) -> Part:
             "in_common": numbers,
         }
     }
-    lines = [("adversarial sequences", f"{done} of {CHAINS} searches end in a mistake; {shared[:1].lower() + shared[1:]}")]
+    lines = [
+        ("adversarial sequences", f"{done} of {CHAINS} searches end in a mistake, the highest loss is {num(found.final.max())}")
+    ]
     return Part("Adversarial sequences", summary, blocks, numbers, lines)
 
 
