@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway import commands
+from cutaway import commands, learning_commands, steer_command
 from cutaway.errors import CutawayError
 
 DIFFERENT, FAILED, INTERRUPTED = 1, 2, 130
@@ -179,51 +179,10 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         typer.echo(f"  {name:<28} {repo}")
 
 
-@app.command()
-def notebook(
-    file: Annotated[Path, typer.Argument(help="The notebook, .ipynb.")],
-    out: Annotated[Path | None, typer.Option(help="Where to write it with its outputs. By default FILE.run.ipynb.")] = None,
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on after a cell that failed.")] = False,
-    timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds that a cell may take. By default any time.")] = None,
-) -> None:
-    """Run a notebook in which `transformer_lens` and `circuitsvis` are cutaway, and keep its outputs.
-
-    Stops at the first cell that fails and says why. An interrupt keeps the outputs so far.
-    """
-    from cutaway import notebooks
-
-    def say(cell: notebooks.Cell) -> None:
-        mark = "failed" if cell.problem else f"{cell.seconds:6.1f} s"
-        typer.echo(f"[{cell.number}/{cell.of}] {mark}  {cell.first_line[:90]}")
-
-    ran = notebooks.run(file, out, keep_going=keep_going, timeout=timeout, watch=say)
-    if ran.failed:
-        raise notebooks.NotebookError(ran.summary())
-    typer.echo(ran.summary())
-
-
-kernels = typer.Typer(no_args_is_help=True, help='The Jupyter kernel "Python (cutaway)".')
-app.add_typer(kernels, name="kernel")
-
-
-@kernels.command("install")
-def install_kernel(
-    prefix: Annotated[Path | None, typer.Option(help="Install under this prefix instead of for the user.")] = None,
-    sys_prefix: Annotated[bool, typer.Option("--sys-prefix", help="Install into this Python's environment.")] = False,
-) -> None:
-    """Make Jupyter offer the kernel, in which `transformer_lens` and `circuitsvis` are cutaway."""
-    from cutaway import notebooks
-
-    typer.echo(f"installed in {notebooks.install_kernel(prefix=Path(sys.prefix) if sys_prefix else prefix)}")
-
-
-@kernels.callback()
-def kernel() -> None:
-    """The Jupyter kernel in which `transformer_lens` and `circuitsvis` are cutaway."""
-
-
-for question in commands.COMMANDS:
+for question in (*commands.COMMANDS, steer_command.steer, learning_commands.notebook):
     app.command()(question)
+for name, group in learning_commands.GROUPS.items():
+    app.add_typer(group, name=name)
 
 
 def main() -> None:

@@ -70,6 +70,13 @@ class SteeringVector:
         """The full name of the site that it is written to."""
         return sites.get_act_name(self.site, self.layer)
 
+    @property
+    def position(self) -> int | str:
+        """At which position of each prompt it was read: a number, "mean", or "each" for a pair."""
+        if self.front:
+            return "each"
+        return "mean" if self.read_at.startswith("the mean") else int(self.read_at.split()[1])
+
     def scaled(self, factor: float) -> SteeringVector:
         """The same vector, longer or shorter."""
         return SteeringVector(**{**self.__dict__, "values": self.values * factor})
@@ -226,7 +233,7 @@ def activation_addition(
     ]
     longest = max(tokens.shape[1] for tokens in encoded)
     pad = _space(model)
-    name = sites.resolve((site, _layer(model, layer)), model.sites, model.cfg.n_layers)
+    name = sites.resolve((site, layer_of(model, layer)), model.sites, model.cfg.n_layers)
     passed = []
     for tokens in encoded:  # each alone, so that swapping the prompts only swaps the sign
         padded = torch.nn.functional.pad(tokens, (0, longest - tokens.shape[1]), value=pad)
@@ -237,7 +244,7 @@ def activation_addition(
         f", the shorter prompt padded with {model.tokenizer.decode([pad])!r}" if encoded[0].shape != encoded[1].shape else ""
     )
     return SteeringVector(
-        difference, _layer(model, layer), site, "pair", True, (positive,), (negative,), aligned,
+        difference, layer_of(model, layer), site, "pair", True, (positive,), (negative,), aligned,
         fingerprint(model), model.cfg.model_name,
     )  # fmt: skip
 
@@ -254,7 +261,12 @@ def _space(model: Transformer) -> int:
     return int(pad)
 
 
-def _layer(model: Transformer, layer: int) -> int:
+def layer_of(model: Transformer, layer: int) -> int:
+    """The number of a layer, counted from 0.
+
+    Raises:
+        ShapeError: the model has no such layer.
+    """
     n = model.cfg.n_layers
     if not -n <= layer < n:
         raise ShapeError(f"layer {layer} is outside the {n} layers of the model, 0 to {n - 1}")
@@ -288,7 +300,7 @@ def contrast(
     if method not in METHODS:
         raise ShapeError(f"method={method!r} is not known; there are {', '.join(METHODS)}")
     chosen = range(model.cfg.n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
-    numbers = [_layer(model, layer) for layer in chosen]
+    numbers = [layer_of(model, layer) for layer in chosen]
     options: dict[str, Any] = {"site": site, "position": position, "prepend_bos": prepend_bos}
     plus, minus = (activations(model, prompts, numbers, **options) for prompts in (positive, negative))
     values = directions(plus, minus, method)
@@ -383,7 +395,7 @@ class Steer:
 
     def hooks(self, model: Transformer) -> list[tuple[str, Any]]:
         """Pairs of site and function for `model.hooks(…)`."""
-        layers = [self.vector.layer] if self.layers is None else [_layer(model, layer) for layer in self.layers]
+        layers = [self.vector.layer] if self.layers is None else [layer_of(model, layer) for layer in self.layers]
         names = [sites.resolve((self.vector.site, layer), model.sites, model.cfg.n_layers) for layer in layers]
 
         def write(x: Tensor, hook: HookPoint) -> Tensor:

@@ -218,8 +218,7 @@ def _shuffled(model: Transformer, chosen: Mapping[int, SteeringVector], count: i
     if first.front or not count:
         return []
     layers = list(chosen)
-    position: int | str = "mean" if first.read_at.startswith("the mean") else int(first.read_at.split()[1])
-    pooled = activations(model, [*first.positive, *first.negative], layers, site=first.site, position=position)
+    pooled = activations(model, [*first.positive, *first.negative], layers, site=first.site, position=first.position)
     draw = torch.Generator().manual_seed(seed)
     out = []
     for _ in range(count):

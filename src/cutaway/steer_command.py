@@ -1,0 +1,277 @@
+"""The command `cutaway steer`: makes a vector from prompts, applies it, and says what it did.
+
+Texts come as options or as files of one text per line, where `\\n` stands for a line break.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cutaway.commands import DEFAULT, Device, Html, Json, Model, lines, load, show
+from cutaway.errors import ConfigError, ShapeError, TokenError
+
+if TYPE_CHECKING:
+    from cutaway.analysis.steering import SteeringVector
+    from cutaway.analysis.steering_effects import Response, Said
+
+Texts = list[str] | None
+STRENGTHS = (0.5, 1.0, 2.0)
+METHODS = ("mean", "pca", "probe", "pair")
+
+
+def steer(
+    model: Model = DEFAULT,
+    positive: Annotated[Texts, typer.Option(help="A text, or a file with one per line, to steer to; may be repeated.")] = None,
+    negative: Annotated[Texts, typer.Option(help="A text or a file to steer away from; may be repeated.")] = None,
+    prompt: Annotated[Texts, typer.Option(help="A text or a file to continue and to measure on; may be repeated.")] = None,
+    layer: Annotated[list[int] | None, typer.Option(help="Which layer; may be repeated. By default all.")] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="Times the vector; may be repeated. By default 0.5, 1, 2.")] = None,
+    effect: Annotated[
+        str | None, typer.Option(help="A token: its log-probability after each prompt. By default the loss of the prompts.")
+    ] = None,
+    minus: Annotated[str | None, typer.Option(help="Measure how much larger the logit of --effect is than this token's.")] = None,
+    count: Annotated[str | None, typer.Option(help="Count matches of this regular expression in what is generated.")] = None,
+    side: Annotated[Texts, typer.Option(help="Other text or a file, on which steering should change little.")] = None,
+    method: Annotated[
+        str, typer.Option(help="mean, pca or probe of sets of prompts; pair: one of each, position by position.")
+    ] = ("mean"),
+    position: Annotated[str, typer.Option(help="Which position of the prompts is read: a number, or mean.")] = "-1",
+    where: Annotated[str, typer.Option(help="Which tokens are steered while generating: all, prompt, generated.")] = "all",
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 30,
+    temperature: Annotated[float, typer.Option(min=0, help="Of the sampling; 0 takes the likeliest token.")] = 0.7,
+    random: Annotated[int, typer.Option(min=0, help="How many random directions of the same norm to compare with.")] = 20,
+    vector: Annotated[Path | None, typer.Option(help="A saved vector, in place of --positive and --negative.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Save the vector that the texts are generated with (.safetensors).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    html: Html = None,
+) -> None:
+    """Steer a model from one set of texts to another, and measure what that did.
+
+    Prints continuations with and without steering, and the response of a target to each strength, beside random
+    directions, vectors made with shuffled labels, and the effect on other text.
+    """
+    from cutaway.analysis import steering_effects as effects
+    from cutaway.runs.generate import Sampling
+
+    prompts = texts_of(prompt, "--prompt")
+    others = texts_of(side, "--side") if side else []
+    pattern = _pattern(count)
+    network = load(model, device)
+    made = _vectors(network, vector, positive, negative, layer, method, position)
+    strengths = sorted({0.0, *(strength or STRENGTHS)})
+    if len(strengths) < 2:
+        raise ShapeError("strength 0 alone steers nothing; give another --strength")
+    measured = effects.response(
+        network, made, prompts, _target(network, effect, minus), strengths, side_text=others, random=random, seed=seed
+    )
+    chosen = made[int(measured.best)]
+    said = effects.said(
+        network, chosen, prompts, lambda text: len(pattern.findall(text)), strengths, max_new_tokens=tokens, positions=where,
+        sampling=Sampling(temperature=temperature), seed=seed, name=f"matches of {count!r}",
+    )  # fmt: skip
+    if save is not None:
+        chosen.save(save)
+    first = next(iter(made.values()))
+    blocks = [_about(made), _continued(prompts, said)]
+    if count is not None:
+        blocks.append(said.summary())
+    what = "loss of the prompts" if effect is None else f"log-probability of {effect!r} (nats)"
+    what = what if minus is None else f"logit of {effect!r} minus logit of {minus!r}"
+    blocks += [f"{what}, mean of {len(prompts)} prompts\n{_table(measured)}", measured.summary()]
+    numbers = {
+        "model": model,
+        "layer": chosen.layer,
+        "strengths": strengths,
+        "vectors": [{"layer": one.layer, "norm": one.norm} for one in made.values()],
+        "method": first.method, "site": first.site, "read_at": first.read_at,
+        "positive": list(first.positive), "negative": list(first.negative),
+        "prompts": prompts, "effect": what,
+        "texts": said.texts,
+        "response": measured.to_json(),
+    }  # fmt: skip
+    if count is not None:
+        numbers["matches"] = said.values.to_json()
+    figures = _figures(network, made, prompts, measured, said, count)
+    show("\n\n".join(blocks), numbers, figures, as_json=as_json, html=html, title=f"Steering {model}")
+
+
+def texts_of(given: Sequence[str] | None, option: str) -> list[str]:
+    """The texts of an option that takes texts and files.
+
+    Raises:
+        TokenError: there are none, a file is missing or not text, or a text is empty.
+    """
+    found: list[str] = []
+    for one in given or []:
+        if not os.path.isfile(one):
+            if one.endswith(".txt"):
+                raise TokenError(f"{option}: there is no file {one}")
+            found.append(one)
+            continue
+        try:
+            written = Path(one).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise TokenError(f"{option}: {one} is not UTF-8 text") from None
+        kept = [line.replace("\\n", "\n") for line in written if line.strip()]
+        if not kept:
+            raise TokenError(f"{option}: the file {one} has no text in it")
+        found += kept
+    if not found:
+        raise TokenError(f"{option} is missing: give a text, or a file with one text per line")
+    if not all(map(str.strip, found)):
+        raise TokenError(f"{option} is an empty text")
+    return found
+
+
+def _pattern(count: str | None) -> re.Pattern[str]:
+    try:
+        return re.compile(count or "(?!)")
+    except re.error as error:
+        raise ConfigError(f"--count {count!r} is not a regular expression: {error}") from None
+
+
+def _vectors(
+    network: Any,
+    saved: Path | None,
+    positive: Sequence[str] | None,
+    negative: Sequence[str] | None,
+    layers: Sequence[int] | None,
+    method: str,
+    position: str,
+) -> dict[int, SteeringVector]:
+    """A vector for each layer, from the prompts or from a file."""
+    from cutaway.analysis import steering
+
+    if saved is not None:
+        if positive or negative:
+            raise ConfigError("give either --vector or --positive and --negative")
+        kept = steering.SteeringVector.load(saved, network)
+        return {layer: kept.at(layer) for layer in _numbers(network, layers or [kept.layer])}
+    sets = texts_of(positive, "--positive"), texts_of(negative, "--negative")
+    if method not in METHODS:
+        raise ConfigError(f"--method {method!r} is not known; there are {', '.join(METHODS)}")
+    chosen = _numbers(network, range(network.cfg.n_layers) if layers is None else layers)
+    if method == "pair":
+        if len(sets[0]) != 1 or len(sets[1]) != 1:
+            raise ShapeError(f"--method pair takes one text of each kind, not {len(sets[0])} and {len(sets[1])}")
+        return {layer: steering.activation_addition(network, sets[0][0], sets[1][0], layer) for layer in chosen}
+    return steering.contrast(network, *sets, chosen, method=method, position=_position(position))
+
+
+def _numbers(network: Any, layers: Sequence[int]) -> list[int]:
+    from cutaway.analysis.steering import layer_of
+
+    return list(dict.fromkeys(layer_of(network, one) for one in layers))
+
+
+def _position(word: str) -> int | str:
+    if word == "mean" or re.fullmatch(r"-?\d+", word):
+        return word if word == "mean" else int(word)
+    raise ConfigError(f"--position {word!r} must be a number or mean")
+
+
+def _target(network: Any, effect: str | None, minus: str | None) -> Any:
+    from cutaway.analysis import steering_effects as effects
+
+    if effect is None:
+        if minus is not None:
+            raise ConfigError("--minus needs --effect, the token that it is compared with")
+        return effects.text_loss
+    return effects.target(_token(network, effect), None if minus is None else _token(network, minus))
+
+
+def _token(network: Any, word: str) -> int:
+    """The one token of a word."""
+    from cutaway.tokens import to_single_token
+
+    return to_single_token(network.tokenizer, word)
+
+
+# What is printed and drawn.
+
+
+def _about(made: Mapping[int, SteeringVector]) -> str:
+    first = next(iter(made.values()))
+    rows = [[one.layer, one.norm, f"{one.norm / len(one.values) ** 0.5:.4g}"] for one in made.values()]
+    sizes = f"{len(first.positive)} positive and {len(first.negative)} negative"
+    return f"{first.method} of {sizes}, read at {first.read_at}, written to {first.site}\n" + lines(
+        ["layer", "norm", "norm of one position"] if first.front else ["layer", "norm"],
+        rows if first.front else [row[:2] for row in rows],
+    )
+
+
+def _continued(prompts: Sequence[str], said: Said) -> str:
+    blocks = []
+    width = max(len("unsteered"), *(len(name) for name in said.texts))
+    for index, prompt in enumerate(prompts):
+        rows = [f"  {_name(name):<{width}}  {row[index]!r}" for name, row in _unsteered_first(said.texts)]
+        blocks.append("\n".join([repr(prompt), *rows]))
+    return "\n".join(blocks)
+
+
+def _name(strength: str) -> str:
+    return "unsteered" if strength == "0" else strength
+
+
+def _unsteered_first(texts: Mapping[str, list[str]]) -> list[tuple[str, list[str]]]:
+    return sorted(texts.items(), key=lambda pair: pair[0] != "0")
+
+
+def _table(measured: Response) -> str:
+    """The response at each layer and strength, with its interval, controls and side effects."""
+    means, rows = measured.means(), []
+    columns = ["layer", "strength", "response", "95%"]
+    columns += ["random"] if len(measured.random.data) else []
+    columns += ["shuffled labels"] if len(measured.shuffled.data) else []
+    columns += ["loss of other text", "KL"] if measured.side_loss is not None else []
+    for layer in measured.values.names("layer"):
+        for word in measured.values.names("strength"):
+            at = {"layer": layer, "strength": word}
+            low, high = (part.sel(**at).item() for part in (means.low, means.high))
+            row = [layer, word, f"{means.values.sel(**at).item():.3f}", f"[{low:.3f}, {high:.3f}]" if low == low else ""]
+            for controls in (measured.random, measured.shuffled):
+                if len(controls.data):
+                    found = controls.sel(**at).data
+                    row.append(f"{float(found.min()):.3f} to {float(found.max()):.3f}")
+            if measured.side_loss is not None and measured.side_kl is not None:
+                row += [f"{measured.side_loss.sel(**at).item():+.3f}", f"{measured.side_kl.sel(**at).item():.3f}"]
+            rows.append(row)
+    return lines(columns, rows)
+
+
+def _figures(
+    network: Any,
+    made: Mapping[int, SteeringVector],
+    prompts: Sequence[str],
+    measured: Response,
+    said: Said,
+    count: str | None,
+) -> list[tuple[str, Any]]:
+    from cutaway.analysis import steering_effects as effects
+    from cutaway.view import table
+
+    texts = _unsteered_first(said.texts)
+    side_by_side = table(
+        ["prompt", *(_name(name) for name, _ in texts)],
+        [[prompt, *(row[index] for _, row in texts)] for index, prompt in enumerate(prompts)],
+        title="Continuations",
+    )
+    figures = [("What is said", side_by_side), ("Response to strength", measured.figure())]
+    if count is not None:
+        figures.append((f"Matches of {count}", said.figure()))
+    first = next(iter(made.values()))
+    if not first.front and len(made) > 1:
+        figures.append(("How alike the layers are", effects.similarity_figure(effects.similarity(made))))
+    if not first.front and min(len(first.positive), len(first.negative)) > 1:
+        sets = first.positive, first.negative
+        apart = effects.separability(network, *sets, list(made), site=first.site, position=first.position)
+        figures += [("How far apart the sets are", apart.figure()), ("Each prompt on the direction", apart.projection_figure())]
+    return figures
