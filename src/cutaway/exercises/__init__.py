@@ -1,0 +1,14 @@
+"""Exercises: write a function about a model's inside, and have it checked against an independent one.
+
+from cutaway import exercises
+exercises.start("previous-token-heads")     # writes previous-token-heads.py: a task, a function to write, a hint
+print(exercises.check("previous-token-heads").message)
+"""
+
+from __future__ import annotations
+
+from cutaway.exercises.checking import Verdict, check
+from cutaway.exercises.exercise import Exercise, find, names
+from cutaway.exercises.progress import Progress, start
+
+__all__ = ["Exercise", "Progress", "Verdict", "check", "find", "names", "start"]

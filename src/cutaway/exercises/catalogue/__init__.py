@@ -1,0 +1,1 @@
+"""The exercises, one file each; the number in front of a name is its place in the order."""

@@ -1,0 +1,184 @@
+"""Exercises: right answers pass and wrong ones are told why, whatever a reader's code does."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cutaway import exercises
+from cutaway.cli import app
+from cutaway.errors import UnknownName
+from cutaway.exercises.comparing import difference
+from cutaway.exercises.judge import judge
+from cutaway.exercises.progress import FILE, ProgressError
+from tests.exercises.answers import RIGHT, WRONG
+
+NAME = "right-guesses"
+ANSWER = "def right_guesses(model, tokens):\n    return int((model(tokens).argmax(-1)[:, :-1] == tokens[:, 1:]).sum())\n"
+
+
+def judged(name: str, function: Callable[..., Any], seed: int = 1) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    judge(exercises.find(name), function, seed, lambda **event: events.append(event))
+    return events
+
+
+def run(*words: str) -> Any:
+    return CliRunner().invoke(app, ["exercises", *words])
+
+
+# ------------------------------------------------------------------------------------------------------ the exercises
+
+
+def test_there_are_enough_of_them_and_each_has_an_answer_here() -> None:
+    assert len(exercises.names()) >= 14
+    assert set(RIGHT) == set(exercises.names()) == {name for name, _, _ in WRONG}
+
+
+@pytest.mark.parametrize("name", exercises.names())
+def test_each_is_complete(name: str) -> None:
+    exercise = exercises.find(name)
+    assert exercise.title and len(exercise.task) > 100 and len(exercise.hint) > 40 and exercise.time_limit > 0
+    assert f"def {exercise.function}(" in exercise.starter and exercise.function in exercise.task
+    cases = list(exercise.cases(random.Random(0)))
+    assert len(cases) >= 4 and sum("random network" in case.name for case in cases) >= 3
+    names = [case.name for case in cases]
+    compile(exercise.file(), name, "exec")
+    assert exercise.hint.split("\n")[0] in exercise.file() and names
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_answer_passes(name: str, seed: int) -> None:
+    events = judged(name, RIGHT[name], seed)
+    assert events[-1] == {"event": "done"}, events[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "part"), WRONG, ids=[f"{name}-{number}" for number, (name, _, _) in enumerate(WRONG)]
+)
+def test_a_wrong_answer_is_told_what_differs(name: str, function: Callable[..., Any], part: str) -> None:
+    last = judged(name, function)[-1]
+    assert last["event"] == "wrong" and part in f"on {last['case']}: {last['message']}", last
+
+
+@pytest.mark.parametrize("name", exercises.names())
+def test_what_begins_empty_does_not_pass(name: str) -> None:
+    namespace: dict[str, Any] = {}
+    exec(exercises.find(name).file(), namespace)
+    try:
+        last = judged(name, namespace[exercises.find(name).function])[-1]
+    except (TypeError, ValueError, UnboundLocalError) as error:
+        last = {"event": "wrong", "message": str(error)}
+    assert last["event"] == "wrong"
+
+
+def test_hidden_networks_are_others_each_time_and_the_same_for_a_seed() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        *_, last = exercises.find("logit-lens").cases(random.Random(seed))
+        return last.arguments[0].W_E
+
+    assert torch.equal(weights(3), weights(3)) and weights(3).flatten()[:5].tolist() != weights(4).flatten()[:5].tolist()
+
+
+def test_the_published_detectors_come_out() -> None:
+    exercise = exercises.find("duplicate-detectors")
+    case = next(exercise.cases(random.Random(0)))
+    found = exercise.solution(*case.arguments)
+    letters = {head: "".join("abcdefghij"[token] for h, token in found["duplicate"] if h == head) for head in range(3)}
+    assert letters == {0: "", 1: "bcdefghij", 2: "abg"}
+    responsible = exercises.find("responsible-heads")
+    assert responsible.solution(*next(responsible.cases(random.Random(0))).arguments) == [0, 2, 0, 1, 1, 1, 2, 2, 2, 1]
+
+
+# --------------------------------------------------------------------------------------------------------- from outside
+
+
+def test_from_start_to_passed(tmp_path: Path) -> None:
+    assert run("start", NAME, "--folder", str(tmp_path)).exit_code == 0
+    path = tmp_path / f"{NAME}.py"
+    assert "How many next tokens" in path.read_text(encoding="utf-8")
+    assert "… " + NAME in run("list", "--folder", str(tmp_path)).stdout
+    again = run("start", NAME, "--folder", str(tmp_path))
+    assert again.exit_code == 2 and "--force" in again.stderr
+    said = run("check", NAME, "--folder", str(tmp_path))
+    assert said.exit_code == 1 and "on the bundled model: it returned nothing yet" in said.stdout
+    path.write_text(ANSWER)
+    said = run("check", NAME, "--folder", str(tmp_path))
+    assert said.exit_code == 0 and "right, on all 4 cases" in said.stdout
+    noted = json.loads((tmp_path / FILE).read_text())["exercises"][NAME]
+    assert noted["attempts"] == 2 and noted["passed"] and "✓ " + NAME in run("list", "--folder", str(tmp_path)).stdout
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("def right_guesses(model, tokens):\n    while True:\n        pass\n", "on the bundled model: it takes longer than the 9 s"),
+        ("def right_guesses(model, tokens):\n    return [1][5]\n", "it raised IndexError: list index out of range (line 2: return [1][5])"),
+        ("def right_guesses(model, tokens):\n    import os\n    os._exit(3)\n", "the process that ran it ended (code 3)"),
+        ("def right_guesses(model tokens):\n", "it cannot be read: invalid syntax"),
+        ("def other(model, tokens):\n    return 1\n", "defines no function called right_guesses"),
+        ("import no_such_package\n", "it raised ModuleNotFoundError: No module named 'no_such_package' (line 1"),
+    ],
+)  # fmt: skip
+def test_whatever_a_readers_code_does_is_told(tmp_path: Path, source: str, part: str) -> None:
+    (tmp_path / f"{NAME}.py").write_text(source)
+    verdict = exercises.check(NAME, tmp_path, time_limit=9 if "while" in source else None)
+    assert not verdict.passed and part in verdict.message
+
+
+def test_a_hidden_network_can_be_had_again(tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.py").write_text(ANSWER.replace("return ", "return 5 if model.tokenizer is None else "))
+    verdict = exercises.check(NAME, tmp_path)
+    assert verdict.right == 1 and f"--seed {verdict.seed}" in verdict.message
+    assert exercises.check(NAME, tmp_path, seed=verdict.seed).message == verdict.message
+
+
+def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="did you mean 'right-guesses'"):
+        exercises.find("right-guess")
+    said = run("check", NAME, "--folder", str(tmp_path))
+    assert said.exit_code == 2 and f"`cutaway exercises start {NAME}` writes it" in said.stderr
+    (tmp_path / FILE).write_text("{")
+    with pytest.raises(ProgressError, match="is damaged"):
+        exercises.Progress.read(tmp_path)
+    assert run("list", "--folder", str(tmp_path)).exit_code == 2
+
+
+# ------------------------------------------------------------------------------------------------------------ comparing
+
+
+@pytest.mark.parametrize(
+    ("got", "wanted", "part"),
+    [
+        (torch.zeros(2), torch.zeros(2), None),
+        (torch.zeros(2).numpy(), torch.zeros(2), None),
+        (torch.ones(2) + 1e-6, torch.ones(2), None),
+        (torch.ones(2, 3), torch.ones(3, 2), "are two axes exchanged"),
+        (torch.ones(2) + 0.5, torch.arange(2.0), "is right"),
+        (torch.arange(4.0) + 2, torch.arange(4.0), "All of it is 2 too large"),
+        (torch.tensor([1, 2]), torch.tensor([1, 3]), "2, and 3 is right"),
+        (torch.tensor([1.0]), torch.tensor([1]), "torch.float32 numbers"),
+        (3, torch.tensor([1]), "an int, where a tensor of shape [1]"),
+        (torch.tensor(2), 2, None),
+        (True, 1.0, "a bool, where a number is wanted"),
+        (1.0000001, 1.0, None),
+        ([[0, 1]], [(0, 1)], None),
+        ([(0, 1), (0, 1)], [(0, 1)], "each should be there once"),
+        ({(0, 1)}, [(0, 1), (1, 1)], "it lacks (1, 1)"),
+        ([0, 1], [1, 0], "at 0 it has 0, and 1 is right"),
+        ([1, 1, 0], [1, 0], "it has 3 entries"),
+        ({"a": 1, "b": 2}, {"a": 1}, "which nobody asked for"),
+        (3, {"a": 1}, "a dictionary with 'a' is wanted"),
+    ],
+)
+def test_differences_in_words(got: Any, wanted: Any, part: str | None) -> None:
+    found = difference(got, wanted, rtol=1e-3, atol=1e-4)
+    assert (found is None) if part is None else (found is not None and part in found), found
