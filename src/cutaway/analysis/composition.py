@@ -84,7 +84,7 @@ class Composition(Result):
         return "\n".join(lines)
 
 
-def composition(model: Transformer, modes: str = "QKV", *, draws: int = 64, seed: int = 0) -> Composition:
+def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, seed: int = 0) -> Composition:
     """Composition scores of all pairs of heads, beside those of random heads.
 
     Args:
@@ -107,7 +107,7 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 64, seed
     follows = layer[:, None] < layer[None]
     heads = head_names(cfg)
     scores = [composition_scores(OV, readers[mode]).masked_fill(~follows, torch.nan) for mode in modes]
-    random = [_random_scores(cfg.d_model, cfg.d_head, draws, seed + index) for index in range(len(modes))]
+    random = [_random_scores(cfg.d_model, cfg.d_head, draws, seed + "QKV".index(mode)) for mode in modes]
     labels = {"mode": list(modes)}
     return Composition(
         Labelled(
