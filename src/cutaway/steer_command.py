@@ -85,7 +85,7 @@ def steer(
         blocks.append(said.summary())
     what = "loss of the prompts" if effect is None else f"log-probability of {effect!r} (nats)"
     what = what if minus is None else f"logit of {effect!r} minus logit of {minus!r}"
-    blocks += [f"{what}, mean of {len(prompts)} prompts\n{_table(measured)}", measured.summary()]
+    blocks += [f"{what}, mean of {_counted(prompts)}\n{_table(measured)}", measured.summary()]
     numbers = {
         "model": model,
         "layer": chosen.layer,
@@ -215,6 +215,10 @@ def _continued(prompts: Sequence[str], said: Said) -> str:
         rows = [f"  {_name(name):<{width}}  {row[index]!r}" for name, row in _unsteered_first(said.texts)]
         blocks.append("\n".join([repr(prompt), *rows]))
     return "\n".join(blocks)
+
+
+def _counted(prompts: Sequence[str]) -> str:
+    return f"{len(prompts)} prompts" if len(prompts) > 1 else "1 prompt"
 
 
 def _name(strength: str) -> str:

@@ -251,10 +251,10 @@ def activation_addition(
 
 def _space(model: Transformer) -> int:
     """The token that fills up the shorter prompt: a space where that is one token."""
-    ids = model.tokenizer.encode(" ") if " " in model.tokenizer.get_vocab() or callable(model.tokenizer) else []
-    ids = [token for token in ids if token != model.tokenizer.bos_token_id]
-    if len(ids) == 1:
-        return int(ids[0])
+    try:
+        return text.to_single_token(model.tokenizer, " ")
+    except TokenError:
+        pass  # a vocabulary without it
     pad = model.tokenizer.pad_token_id if model.tokenizer.pad_token_id is not None else model.tokenizer.eos_token_id
     if pad is None:
         raise TokenError("the prompts differ in length, and the tokenizer has neither a space nor a padding token to align them")

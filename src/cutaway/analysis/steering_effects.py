@@ -7,7 +7,7 @@ random directions of the same norm and beside vectors made from the same prompts
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cutaway import tokens as text
 from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steering
-from cutaway.errors import ShapeError, TokenError
+from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.runs import edits, metrics
 from cutaway.runs.generate import Sampling, generate
@@ -75,13 +75,19 @@ class Response(Result):
     def summary(self) -> str:
         at, unit = self.best, f" {self.values.unit}" if self.values.unit else ""
         curve = self.values.sel(layer=at).mean("batch").data
-        (less, many), mixed = self.beaten(at), len(self.shuffled.data)
+        beaten = [
+            f"{self.beaten(at, kind)[0]} of {len(controls.data)} {words}"
+            for kind, controls, words in (
+                ("random", self.random, "random directions of the same norm"),
+                ("shuffled", self.shuffled, "vectors of shuffled labels"),
+            )
+            if len(controls.data)
+        ]
         rises = "rises at every step" if self.monotone(at) else "does not rise at every step"
         lines = [
             f"{self.values.what}: {float(self.clean.data.mean()):.3g}{unit} unsteered. Layer {at} responds most: "
             + ", ".join(f"{value:.3g} at {strength:g}" for strength, value in zip(self.strengths, curve.tolist(), strict=True)),
-            f"The response {rises}, and spans more than {less} of {many} random directions of the same norm"
-            + (f" and {self.beaten(at, 'shuffled')[0]} of {mixed} vectors of shuffled labels." if mixed else "."),
+            f"The response {rises}" + (f", and spans more than {' and '.join(beaten)}." if beaten else "."),
         ]
         if self.side_loss is not None and self.side_kl is not None:
             loss, kl = (one.sel(layer=at).data for one in (self.side_loss, self.side_kl))
@@ -151,7 +157,7 @@ def response(
 
     Raises:
         TokenError: there are no prompts.
-        NotFinite: a strength makes the metric NaN; says which.
+        NotFinite: a strength makes the metric NaN; names the largest.
     """
     chosen = {vectors.layer: vectors} if isinstance(vectors, SteeringVector) else dict(vectors)
     if not chosen or not strengths:
@@ -164,7 +170,10 @@ def response(
         "shuffled": _shuffled(model, chosen, shuffled, seed),
     }
     families = [chosen, *controls["random"], *controls["shuffled"]]
-    result = sweep(model, tokens, _cells(families, strengths), metric(tokens, mask), mask=mask)
+    try:
+        result = sweep(model, tokens, _cells(families, strengths, tokens.shape[1]), metric(tokens, mask), mask=mask)
+    except NotFinite as error:
+        raise NotFinite(f"a strength of {max(strengths, key=abs):g} is too much: {error}") from error
     values = result.values
     examples = Labelled(
         values.data[0], ("layer", "strength", "batch"),
@@ -187,10 +196,17 @@ def _encoded(model: Transformer, prompts: Sequence[str], prepend_bos: bool | Non
     return text.encode(model.tokenizer, list(prompts), prepend_bos=bos, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
 
 
-def _cells(families: Sequence[Mapping[int, SteeringVector]], strengths: Sequence[float]) -> Cells:
-    """Every family of vectors at every layer and strength, as cells of a sweep."""
+def _cells(families: Sequence[Mapping[int, SteeringVector]], strengths: Sequence[float], length: int) -> Cells:
+    """Every family of vectors at every layer and strength, as cells of a sweep over texts of that length.
+
+    Of a vector for the first positions, a shorter text gets the part that it has positions for.
+    """
     layers = list(families[0])
-    every = [(family[layer].edit(strength),) for family in families for layer in layers for strength in strengths]
+    fitting = [
+        {layer: replace(one, values=one.values[:length]) if one.front else one for layer, one in family.items()}
+        for family in families
+    ]
+    every = [(family[layer].edit(strength),) for family in fitting for layer in layers for strength in strengths]
     labels = [[str(i) for i in range(len(families))], [str(layer) for layer in layers], [f"{one:g}" for one in strengths]]
     return Cells(tuple(every), ("control", "layer", "strength"), (len(families), len(layers), len(strengths)), labels)
 
@@ -242,8 +258,9 @@ def _side_effects(
 ) -> tuple[Labelled, Labelled]:
     """The change of loss, and the KL divergence from the unsteered run, on other text."""
     tokens, mask = _encoded(model, texts, prepend_bos)
-    loss = sweep(model, tokens, _cells([chosen], strengths), metrics.loss(tokens, mask=mask.bool()), mask=mask, audit=0)
-    kl = sweep(model, tokens, _cells([chosen], strengths), metrics.kl(mask.bool()), mask=mask, audit=0)
+    cells = _cells([chosen], strengths, tokens.shape[1])
+    loss = sweep(model, tokens, cells, metrics.loss(tokens, mask=mask.bool()), mask=mask, audit=0)
+    kl = sweep(model, tokens, cells, metrics.kl(mask.bool()), mask=mask, audit=0)
     axes = ("layer", "strength")
     return (
         Labelled(loss.effects.data[0].mean(-1), axes, labels, "change of loss on other text", "nats"),
