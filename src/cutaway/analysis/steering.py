@@ -232,7 +232,8 @@ def activation_addition(
         text.to_tokens(model.tokenizer, prompt, prepend_bos=bos, device=model.W_E.device) for prompt in (positive, negative)
     ]
     longest = max(tokens.shape[1] for tokens in encoded)
-    pad = _space(model)
+    apart = encoded[0].shape != encoded[1].shape
+    pad = _space(model) if apart else 0
     name = sites.resolve((site, layer_of(model, layer)), model.sites, model.cfg.n_layers)
     passed = []
     for tokens in encoded:  # each alone, so that swapping the prompts only swaps the sign
@@ -241,7 +242,7 @@ def activation_addition(
         passed.append(Transformer.run_with_cache(model, padded, names_filter=[name], return_type=None, **options)[1][name][0])
     difference = passed[0] - passed[1]
     aligned = f"each of the first {longest} positions" + (
-        f", the shorter prompt padded with {model.tokenizer.decode([pad])!r}" if encoded[0].shape != encoded[1].shape else ""
+        f", the shorter prompt padded with {model.tokenizer.decode([pad])!r}" if apart else ""
     )
     return SteeringVector(
         difference, layer_of(model, layer), site, "pair", True, (positive,), (negative,), aligned,
