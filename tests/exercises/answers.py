@@ -224,6 +224,6 @@ WRONG: list[tuple[str, Callable[..., Any], str]] = [
     ("activation-addition", lambda m, t, p, n, layer, strength: steered(m, t, p, n, layer, -strength), "of its numbers are off"),
     ("patch-the-stream", lambda m, clean, corrupted, *answers: patched(m, corrupted, clean, *answers), "of its numbers are off"),
     ("duplicate-detectors", lambda model, scale, above, below: detectors(model, 1.0, above, below), "at 'duplicate'"),
-    ("responsible-heads", lambda model: [0] * (model.cfg.d_vocab - 1), "it lacks"),
+    ("responsible-heads", lambda model: [0] * (model.cfg.d_vocab - 1), "at 1 it has 0, and 1 is right"),
     ("composition", lambda model: key_composition(model).T, "the last two axes exchanged"),
 ]

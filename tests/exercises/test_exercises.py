@@ -12,12 +12,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cutaway import exercises
+from cutaway import HookedTransformer, exercises
 from cutaway.cli import app
 from cutaway.errors import UnknownName
 from cutaway.exercises.comparing import difference
-from cutaway.exercises.judge import judge
+from cutaway.exercises.judge import judge, load, told
 from cutaway.exercises.progress import FILE, ProgressError
+from cutaway.tasks import FirstUniqueChar
 from tests.exercises.answers import RIGHT, WRONG
 
 NAME = "right-guesses"
@@ -88,14 +89,24 @@ def test_hidden_networks_are_others_each_time_and_the_same_for_a_seed() -> None:
     assert torch.equal(weights(3), weights(3)) and weights(3).flatten()[:5].tolist() != weights(4).flatten()[:5].tolist()
 
 
-def test_the_published_detectors_come_out() -> None:
-    exercise = exercises.find("duplicate-detectors")
-    case = next(exercise.cases(random.Random(0)))
-    found = exercise.solution(*case.arguments)
-    letters = {head: "".join("abcdefghij"[token] for h, token in found["duplicate"] if h == head) for head in range(3)}
-    assert letters == {0: "", 1: "bcdefghij", 2: "abg"}
-    responsible = exercises.find("responsible-heads")
-    assert responsible.solution(*next(responsible.cases(random.Random(0))).arguments) == [0, 2, 0, 1, 1, 1, 2, 2, 2, 1]
+def test_the_published_detectors_come_out(shared: Path) -> None:
+    model = HookedTransformer(FirstUniqueChar.config(device="cpu"))
+    weights = torch.load(shared / "data" / "checkpoints" / "first_unique_char_model.pt", map_location="cpu")
+    model.load_and_process_state_dict(weights)
+    _, cache = model.run_with_cache(FirstUniqueChar(200).toks)
+    scale = float(cache["scale", 0, "ln1"].mean())
+    found = exercises.find("duplicate-detectors").solution(model, scale, 0.30, 0.04)
+    letters = {
+        kind: ["".join("abcdefghij"[token] for one, token in pairs if one == head) for head in range(3)]
+        for kind, pairs in found.items()
+    }
+    assert letters == {"duplicate": ["", "bcdefghij", "abg"], "anti_duplicate": ["abcdgi", "a", "cefhj"]}
+    responsible = exercises.find("responsible-heads").solution(model)
+    assert ["".join("abcdefghij"[t] for t, one in enumerate(responsible) if one == head) for head in range(3)] == [
+        "ac",
+        "defj",
+        "bghi",
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------- from outside
@@ -118,20 +129,33 @@ def test_from_start_to_passed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ("while True: pass", "on the bundled model: it takes longer than the 9 s"),
+        ("return [1][5]", "on the bundled model: it raised IndexError: list index out of range (line 2: return [1][5])"),
+        ("import os; os._exit(3)", "on the bundled model: the process that ran it ended (code 3)"),
+    ],
+)
+def test_whatever_a_readers_code_does_is_told(tmp_path: Path, body: str, part: str) -> None:
+    (tmp_path / f"{NAME}.py").write_text(f"def right_guesses(model, tokens):\n    {body}\n")
+    verdict = exercises.check(NAME, tmp_path, time_limit=9 if "while" in body else None)
+    assert not verdict.passed and part in verdict.message
+
+
+@pytest.mark.parametrize(
     ("source", "part"),
     [
-        ("def right_guesses(model, tokens):\n    while True:\n        pass\n", "on the bundled model: it takes longer than the 9 s"),
-        ("def right_guesses(model, tokens):\n    return [1][5]\n", "it raised IndexError: list index out of range (line 2: return [1][5])"),
-        ("def right_guesses(model, tokens):\n    import os\n    os._exit(3)\n", "the process that ran it ended (code 3)"),
         ("def right_guesses(model tokens):\n", "it cannot be read: invalid syntax"),
-        ("def other(model, tokens):\n    return 1\n", "defines no function called right_guesses"),
+        ("def other(model, tokens):\n    return 1\n", "right-guesses.py defines no function called right_guesses"),
         ("import no_such_package\n", "it raised ModuleNotFoundError: No module named 'no_such_package' (line 1"),
     ],
-)  # fmt: skip
-def test_whatever_a_readers_code_does_is_told(tmp_path: Path, source: str, part: str) -> None:
-    (tmp_path / f"{NAME}.py").write_text(source)
-    verdict = exercises.check(NAME, tmp_path, time_limit=9 if "while" in source else None)
-    assert not verdict.passed and part in verdict.message
+)
+def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, source: str, part: str) -> None:
+    path = tmp_path / f"{NAME}.py"
+    path.write_text(source)
+    with pytest.raises((SyntaxError, UnknownName, ModuleNotFoundError)) as caught:
+        load(path, "right_guesses")
+    assert part in told(caught.value, str(path))
 
 
 def test_a_hidden_network_can_be_had_again(tmp_path: Path) -> None:

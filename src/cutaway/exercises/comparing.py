@@ -97,6 +97,8 @@ def _dictionaries(got: Any, wanted: dict[Any, Any], rtol: float, atol: float) ->
 def _lists(got: Any, wanted: list[Any]) -> str | None:
     if isinstance(got, str) or not isinstance(got, list | tuple | set | frozenset):
         return f"it returned {_kind(got)}, where a list is wanted, such as {wanted[:3]}"
+    if isinstance(wanted[0] if wanted else None, int):
+        return _in_order(list(got), wanted)
     found = [tuple(one) if isinstance(one, list) else one for one in got]
     if missing := [one for one in wanted if one not in found]:
         return f"it lacks {_some(missing)} (it has {len(found)}, and there are {len(wanted)})"
@@ -104,6 +106,16 @@ def _lists(got: Any, wanted: list[Any]) -> str | None:
         return f"it has {_some(more)}, which should not be there"
     if len(found) != len(wanted):
         return f"it has {len(found)} entries, {len(wanted)} of them different; each should be there once"
+    return None
+
+
+def _in_order(got: list[Any], wanted: list[int]) -> str | None:
+    """Lists of numbers, whose places mean something; of anything else, the order is free."""
+    if len(got) != len(wanted):
+        return f"it has {len(got)} entries, and {len(wanted)} are wanted"
+    for place, (one, right) in enumerate(zip(got, wanted, strict=True)):
+        if one != right:
+            return f"at {place} it has {one}, and {right} is right"
     return None
 
 

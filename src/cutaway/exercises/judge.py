@@ -30,20 +30,19 @@ class NoFunction(UnknownName):
 def main() -> None:
     """Try the function on every case until one goes wrong."""
     name, file, report, seed = sys.argv[1:]
-    with Path(report).open("a", encoding="utf-8") as lines:
-        current = {"case": ""}
+    current = {"case": ""}
 
-        def say(**event: Any) -> None:
-            current.update(case=event.get("case", ""))
+    def say(**event: Any) -> None:
+        current.update(case=event.get("case", ""))
+        with Path(report).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(event) + "\n")
-            lines.flush()
 
-        def raised(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-            say(event="wrong", case=current["case"], message=told(error, file))
+    def raised(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        say(event="wrong", case=current["case"], message=told(error, file))
 
-        sys.excepthook = raised  # whatever a reader's code raises ends this process, and is told
-        exercise = find(name)
-        judge(exercise, load(Path(file), exercise.function), int(seed), say)
+    sys.excepthook = raised  # whatever a reader's code raises ends this process, and is told
+    exercise = find(name)
+    judge(exercise, load(Path(file), exercise.function), int(seed), say)
 
 
 def judge(exercise: Exercise, function: Callable[..., Any], seed: int, say: Callable[..., None]) -> None:

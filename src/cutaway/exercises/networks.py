@@ -17,7 +17,7 @@ SPREAD = 0.25  # of random weights: large enough for attention that is far from 
 
 def bundled() -> HookedTransformer:
     """The model that ships with cutaway: two layers of three heads that find the first unique character."""
-    return HookedTransformer.from_pretrained("first-unique-char", device="cpu")
+    return HookedTransformer.from_pretrained("first-unique-char", device="cpu").requires_grad_(False)
 
 
 def drawn(draw: random.Random, **fields: Any) -> HookedTransformer:
