@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cutaway import ActivationCache
+from cutaway import ActivationCache, CharTokenizer
 from cutaway.analysis.attribution import attribute, attribute_all_tokens, sites
 from cutaway.errors import MissingActivation, ShapeError, TokenError
 from tests.analysis.conftest import Published
@@ -165,3 +165,15 @@ def test_published_responsibilities(published: Published) -> None:
     assert torch.allclose(correct.logit.data, expected, atol=1e-4)
     assert float(correct.remainder.data.abs().max()) < 1e-4
     assert correct.figure().view == "attribution" and "largest left over" in correct.summary()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_no_target(side: str) -> None:
+    model = network("gpt2", d_vocab=5)
+    model.set_tokenizer(CharTokenizer(list("abc?_"), bos_token="?", pad_token="_"))
+    model.default_padding_side = side
+    both, alone = attribute(model, ["abcabc", "ab"]), attribute(model, "ab")
+    assert both.counted.sum(1).tolist() == [6, 2]
+    assert torch.allclose(both.values.data[:, 1][:, both.counted[1]], alone.values.data[:, 0, :2], atol=1e-5)
+    fixed = attribute(model, ["abcabc", "ab"], targets="c")
+    assert fixed.counted.sum(1).tolist() == [7, 3]

@@ -170,11 +170,13 @@ def target_ids(
     device: torch.device,
     *,
     asker: str,
+    real: Bool[Tensor, "batch pos"] | None = None,
     optional: bool = False,
 ) -> Int[Tensor, "batch pos"]:
     """A target token for every position, negative for none: the next token where `targets` is None.
 
-    `targets` may be one token (text or number), one per example, or one per position.
+    `targets` may be one token (text or number), one per example, or one per position. Where `real` says what is no
+    padding, padding has no target and is none.
 
     Raises:
         ShapeError: they do not fit the positions; or there are neither targets nor tokens (unless `optional`).
@@ -189,7 +191,12 @@ def target_ids(
         ids = tokens.to(device)
         if tuple(ids.shape) != (batch, length):
             raise ShapeError(f"tokens are {tuple(ids.shape)}, but the run has {batch} examples of {length} positions")
-        return torch.cat([ids[:, 1:], ids.new_full((batch, 1), -1)], 1)
+        following = torch.cat([ids[:, 1:], ids.new_full((batch, 1), -1)], 1)
+        if real is None:
+            return following
+        real = real.to(device)
+        ahead = torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1)
+        return following.masked_fill(~(real & ahead), -1)
     if isinstance(targets, str):
         targets = single_token(model, targets, vocab)
     elif isinstance(targets, list | tuple) and targets and isinstance(targets[0], str):
@@ -208,4 +215,4 @@ def target_ids(
         raise ShapeError(f"targets of shape {given} do not fit {batch} examples of {length} positions") from None
     if ids.numel() and int(ids.max()) >= model.cfg.d_vocab_out:
         raise TokenError(f"a target is token {int(ids.max())}, but there are {model.cfg.d_vocab_out} logits")
-    return ids
+    return ids if real is None else ids.masked_fill(~real.to(device), -1)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import Subject, as_tokens, head_names, kept, network, run_for, scale_of, target_ids, vocabulary
+from cutaway.analysis.asking import Subject, head_names, kept, network, real_tokens, run_for, scale_of, target_ids, vocabulary
 from cutaway.analysis.scales import FINAL, back_through, into_norm, norm_module, norms_of
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
@@ -169,14 +169,14 @@ def attribute(
     cache = run_for(subject, tokens, sites(model, neurons=neurons), "attribute")
     resid = _final_resid(cache)
     shape = resid.shape[:2]
-    given = None if tokens is None else as_tokens(model, tokens)
-    ids = target_ids(model, targets, given, shape, vocab, resid.device, asker="attribute")
+    given, real = (None, None) if tokens is None else real_tokens(model, tokens)
+    ids = target_ids(model, targets, given, shape, vocab, resid.device, asker="attribute", real=real)
     counted = ids >= 0
     directions = _rows(model.unembed.W_U, ids.clamp(min=0), resid.dtype)
     bias = model.unembed.b_U.detach().to(resid.dtype)[ids.clamp(min=0)]
     what = "effect on the logit"
     if minus is not None:
-        others = target_ids(model, minus, given, shape, vocab, resid.device, asker="attribute")
+        others = target_ids(model, minus, given, shape, vocab, resid.device, asker="attribute", real=real)
         counted = counted & (others >= 0)
         directions = directions - _rows(model.unembed.W_U, others.clamp(min=0), resid.dtype)
         bias = bias - model.unembed.b_U.detach().to(resid.dtype)[others.clamp(min=0)]

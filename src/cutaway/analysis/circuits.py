@@ -520,7 +520,7 @@ def _rotation(model: Transformer, layer: int, distance: int) -> Float[Tensor, "d
 
 
 def mean_queries(subject: Subject, head: str, tokens: Any = None) -> Float[Tensor, "pos d_head"]:
-    """The mean query of a head at each position over the examples (rotated, where the network rotates)."""
+    """The mean query of a head at each position over the examples, before any rotation."""
     model = network(subject)
     layer, one = _head(model, head)
     site = f"blocks.{layer}.attn.hook_q"

@@ -100,7 +100,7 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, see
     cfg = model.cfg
     if cfg.n_layers < 2:
         raise ShapeError(f"composition needs two layers, and this network has {cfg.n_layers}")
-    W_Q, W_K, W_V, W_O = (weight.detach().flatten(0, 1) for weight in (model.W_Q, model.W_K, model.W_V, model.W_O))
+    W_Q, W_K, W_V, W_O = (weight.detach().flatten(0, 1).float() for weight in (model.W_Q, model.W_K, model.W_V, model.W_O))
     QK, OV = FactoredMatrix(W_Q, W_K.transpose(-2, -1)), FactoredMatrix(W_V, W_O)
     readers = {"Q": QK, "K": QK.T, "V": OV}
     layer = torch.arange(cfg.n_layers).repeat_interleave(cfg.n_heads).to(W_Q.device)
@@ -108,13 +108,14 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, see
     heads = head_names(cfg)
     scores = [composition_scores(OV, readers[mode]).masked_fill(~follows, torch.nan) for mode in modes]
     random = [_random_scores(cfg.d_model, cfg.d_head, draws, seed + "QKV".index(mode)) for mode in modes]
+    middles, spreads = (torch.stack(parts).to(W_Q.device) for parts in ([x.mean() for x in random], [x.std() for x in random]))
     labels = {"mode": list(modes)}
     return Composition(
         Labelled(
             torch.stack(scores), ("mode", "earlier", "later"), labels | {"earlier": heads, "later": heads}, "composition score"
         ),
-        Labelled(torch.tensor([float(one.mean()) for one in random]), ("mode",), labels, "score of random heads"),
-        Labelled(torch.tensor([float(one.std()) for one in random]), ("mode",), labels, "its standard deviation"),
+        Labelled(middles, ("mode",), labels, "score of random heads"),
+        Labelled(spreads, ("mode",), labels, "its standard deviation"),
     )
 
 

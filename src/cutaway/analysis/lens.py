@@ -121,11 +121,11 @@ def lens(
     model = network(subject)
     rows = _rows(model, of, middle)
     needed = list(dict.fromkeys([*rows.values(), *_final_sites(model, of)]))
-    ids = None if tokens is None else real_tokens(model, tokens)[0]
+    ids, real = (None, None) if tokens is None else real_tokens(model, tokens)
     cache = run_for(subject, tokens, needed, "lens")
     final = kept(cache, _final_sites(model, of)[0])
     batch, length = final.shape[:2]
-    wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, asker="lens", optional=True)
+    wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, asker="lens", real=real, optional=True)
     own_scale = of == "resid"
     frozen = None if own_scale or not norms_of(model.cfg) else scale_of(cache, "ln_final.hook_scale")
     k = min(k, model.cfg.d_vocab_out)

@@ -161,11 +161,8 @@ def read(
     device = model.W_U.device
     tokens = tokens.to(device)
     check_length(tokens.shape[1], model.cfg.n_ctx)
-    wanted = target_ids(model, targets, tokens, tokens.shape, vocab, device, asker="predictions.read")
-    if real is not None:
-        real = real.to(device)
-        ahead = torch.cat([real[:, 1:], torch.zeros_like(real[:, :1])], 1) if targets is None else real
-        wanted = wanted.masked_fill(~(real & ahead), -1)
+    wanted = target_ids(model, targets, tokens, tokens.shape, vocab, device, asker="predictions.read", real=real)
+    real = None if real is None else real.to(device)
     if not bool((wanted >= 0).any()):
         raise TokenError("there is nothing to predict: give at least two tokens, or targets")
     found: dict[str, list[Tensor]] = {name: [] for name in ("loss", "probability", "rank", "predicted", "best")}

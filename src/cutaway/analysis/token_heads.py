@@ -219,7 +219,7 @@ def full_circuits(
             routes[token] = ARROW.join(["embed", "+".join(first), "+".join(last), "logits"]) if first and last else ""
         if not any(routes.values()):
             like = path(model, "embed → logits", scales=scales, vocab=vocab)
-            return replace(like, name=name, factors=(torch.zeros(len(tokens), like.shape[1]),), rows=tuple(tokens))
+            return replace(like, name=name, factors=(like.factors[0].new_zeros(len(tokens), like.shape[1]),), rows=tuple(tokens))
         return replace(by_row(model, routes, scales=scales, vocab=vocab), name=name)
 
     own = {token: [responsible[token]] for token in tokens}
