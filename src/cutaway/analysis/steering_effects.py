@@ -139,7 +139,7 @@ def response(
     vectors: Vectors,
     prompts: Sequence[str],
     metric: MakeMetric,
-    strengths: Sequence[float],
+    strengths: Sequence[float | int],
     *,
     side_text: Sequence[str] = (),
     random: int = 20,
@@ -164,6 +164,7 @@ def response(
         raise ShapeError("a response needs at least one vector and one strength")
     for vector in chosen.values():
         vector.check(model)
+    strengths = [float(one) for one in strengths]
     tokens, mask = _encoded(model, prompts, prepend_bos)
     controls = {
         "random": _random(chosen, random, seed),
@@ -186,7 +187,7 @@ def response(
         for kind, data in kinds.items()
     }
     sides = _side_effects(model, chosen, side_text, strengths, examples.labels, prepend_bos) if side_text else (None, None)
-    return Response(examples, result.clean, shown["random"], shown["shuffled"], tuple(map(float, strengths)), *sides)
+    return Response(examples, result.clean, shown["random"], shown["shuffled"], tuple(strengths), *sides)
 
 
 def _encoded(model: Transformer, prompts: Sequence[str], prepend_bos: bool | None) -> tuple[Tensor, Tensor]:
@@ -303,7 +304,7 @@ def said(
     vector: SteeringVector,
     prompts: Sequence[str],
     score: Callable[[str], float],
-    strengths: Sequence[float],
+    strengths: Sequence[float | int],
     *,
     max_new_tokens: int = 40,
     positions: Any = "all",
