@@ -93,6 +93,7 @@ def test_the_published_detectors_come_out(shared: Path) -> None:
     model = HookedTransformer(FirstUniqueChar.config(device="cpu"))
     weights = torch.load(shared / "data" / "checkpoints" / "first_unique_char_model.pt", map_location="cpu")
     model.load_and_process_state_dict(weights)
+    model.requires_grad_(False)
     _, cache = model.run_with_cache(FirstUniqueChar(200).toks)
     scale = float(cache["scale", 0, "ln1"].mean())
     found = exercises.find("duplicate-detectors").solution(model, scale, 0.30, 0.04)

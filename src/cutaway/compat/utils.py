@@ -143,7 +143,7 @@ def is_lower_triangular(x: Tensor) -> bool:
     return is_square(x) and torch.equal(x, x.tril())
 
 
-def check_structure(t1: Float[Tensor, "row column"], t2: Float[Tensor, "row column"], *, verbose: bool = False) -> None:
+def check_structure(t1: Tensor, t2: Tensor, *, verbose: bool = False) -> None:
     """Print whether two matrices go up and down alike, from each row to the next and from each column to the next.
 
     Raises:
@@ -309,24 +309,24 @@ def calc_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
     return (shape[-2] if len(shape) > 1 else 1), heads * shape[-1]
 
 
-def init_xavier_uniform_(param: Tensor, gain: float = 1.0) -> Tensor:
+def init_xavier_uniform_(param: Tensor, gain: float | int = 1.0) -> Tensor:
     """Fill in place, uniformly, with variance gain² · 2 / (fan in + fan out)."""
     edge = gain * (6 / sum(calc_fan_in_and_fan_out(param))) ** 0.5
     return nn.init.uniform_(param, -edge, edge)
 
 
-def init_xavier_normal_(param: Tensor, gain: float = 1.0) -> Tensor:
+def init_xavier_normal_(param: Tensor, gain: float | int = 1.0) -> Tensor:
     """Fill in place, normally, with variance gain² · 2 / (fan in + fan out)."""
     return nn.init.normal_(param, std=gain * (2 / sum(calc_fan_in_and_fan_out(param))) ** 0.5)
 
 
-def _kaiming(param: Tensor, a: float, nonlinearity: Any, gain: float, mode: str) -> float:
+def _kaiming(param: Tensor, a: float | int, nonlinearity: Any, gain: float | int, mode: str) -> float:
     fan_in, fan_out = calc_fan_in_and_fan_out(param)
     return gain * nn.init.calculate_gain(nonlinearity, a) / (fan_in if mode == "fan_in" else fan_out) ** 0.5
 
 
 def init_kaiming_uniform_(
-    param: Tensor, a: float = 0, nonlinearity: str = "relu", gain: float = 1.0, mode: str = "fan_in"
+    param: Tensor, a: float | int = 0, nonlinearity: str = "relu", gain: float | int = 1.0, mode: str = "fan_in"
 ) -> Tensor:
     """Fill in place, uniformly, so that the scale survives this nonlinearity (`mode` says in which direction)."""
     edge = 3**0.5 * _kaiming(param, a, nonlinearity, gain, mode)
@@ -334,7 +334,7 @@ def init_kaiming_uniform_(
 
 
 def init_kaiming_normal_(
-    param: Tensor, a: float = 0, nonlinearity: str = "relu", gain: float = 1.0, mode: str = "fan_in"
+    param: Tensor, a: float | int = 0, nonlinearity: str = "relu", gain: float | int = 1.0, mode: str = "fan_in"
 ) -> Tensor:
     """Fill in place, normally, so that the scale survives this nonlinearity (`mode` says in which direction)."""
     return nn.init.normal_(param, std=_kaiming(param, a, nonlinearity, gain, mode))
