@@ -10,12 +10,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
 from cutaway.compat import plotly_titles
-from cutaway.compat.names import ELSEWHERE, MODULES, ROOTS
+from cutaway.compat.names import ELSEWHERE, IF_ABSENT, MODULES, ROOTS
 from cutaway.errors import CutawayError, nearest
 
 _displaced: dict[str, ModuleType] = {}  # modules of the originals, imported before `install`
@@ -94,7 +94,9 @@ class AliasFinder(MetaPathFinder, Loader):
         Raises:
             NoSuchAlias: it would be a part of an aliased package, and cutaway has nothing for it.
         """
-        if _root(fullname) not in ROOTS:
+        if fullname in IF_ABSENT and PathFinder.find_spec(fullname) is not None:
+            return None
+        if _root(fullname) not in (*ROOTS, *IF_ABSENT):
             return None
         if fullname not in MODULES:
             raise NoSuchAlias(_unknown(fullname), name=_root(fullname))

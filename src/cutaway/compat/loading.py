@@ -22,6 +22,7 @@ __all__ = [
     "OFFICIAL_MODEL_NAMES",
     "PYTHIA_CHECKPOINTS",
     "STANFORD_CRFM_CHECKPOINTS",
+    "convert_hf_model_config",
     "fill_missing_keys",
     "get_checkpoint_labels",
     "get_official_model_name",
@@ -98,6 +99,11 @@ def get_pretrained_model_config(
     cfg.device = str(device) if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
     cfg.n_devices, cfg.dtype = n_devices, dtype
     return cfg
+
+
+def convert_hf_model_config(model_name: str, **kwargs: Any) -> dict[str, Any]:
+    """The configuration of a published model, as a dictionary of its fields."""
+    return get_pretrained_model_config(model_name, **kwargs).to_dict()
 
 
 def fill_missing_keys(model: torch.nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

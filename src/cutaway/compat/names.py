@@ -6,6 +6,7 @@ A target is `module:attribute`, or `module`; `*` stands for every name in a modu
 from __future__ import annotations
 
 ROOTS = ("transformer_lens", "circuitsvis")
+IF_ABSENT = ("fancy_einsum",)  # aliased where the original is not installed
 
 TRANSFORMER = "cutaway.hooked_transformer:HookedTransformer"
 CONFIG = "cutaway.config:HookedTransformerConfig"
@@ -104,6 +105,7 @@ MODULES: dict[str, dict[str, str]] = {
     "circuitsvis.utils": {"render": "circuitsvis.utils.render"},
     "circuitsvis.utils.render": {"RenderedHTML": "cutaway.compat.rendered:Rendered"},
 }
+MODULES["fancy_einsum"] = {"einsum": "cutaway.compat.einsums:einsum"}
 MODULES["circuitsvis.attention"] |= {name: f"cutaway.compat.forked:{name}" for name in _FORKED}
 """Full module name → its names → where each is."""
 
