@@ -42,6 +42,16 @@ def test_components_sum_with_neurons(name: str) -> None:
     assert torch.allclose(split.select(neurons).data.sum(0) + bias, whole.values.sel(component="1.mlp").data, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["LN", "LNPre", "RMS"])
+@pytest.mark.parametrize("neurons", [False, True])
+def test_norms_after_blocks_are_passed_with_their_biases(kind: str, neurons: bool) -> None:
+    model, tokens = double("gpt2", normalization_type=kind, use_normalization_before_and_after=True), some_tokens()
+    found = attribute(model, tokens, targets=2, neurons=neurons)
+    with torch.no_grad():
+        assert torch.allclose(found.values.data.sum(0), model(tokens)[..., 2], atol=1e-9)
+    assert float(attribute_all_tokens(model, tokens).remainder.data.abs().max()) < 1e-9
+
+
 @pytest.mark.parametrize("name", ["attention only", "gpt2", "llama", "gemma", "olmo-2", "mixture"])
 def test_all_tokens_agree_with_single_targets(name: str) -> None:
     model, tokens = double(name), some_tokens()

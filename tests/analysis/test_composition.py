@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import re
+
 import pytest
 import torch
 
@@ -79,6 +81,8 @@ def test_planted_copying() -> None:
     assert found.heads(0.9) == ["0.2"]
     assert abs(found.baseline) < 0.3 and found.spread > 0.05
     assert found.summary().splitlines()[1].startswith("copy most: 0.2 +1.00")
+    named = re.findall(r"(\d\.\d) [+-]", "\n".join(found.summary().splitlines()[1:]))
+    assert named and len(named) == len(set(named))  # none both among the most and among the least
     assert found.figure().view == "bars"
 
 

@@ -70,8 +70,12 @@ def test_text_streams_and_padding_is_not_read() -> None:
     found = activating(model, ["0.mlp.3"], texts(), batch_size=2)
     assert found.positions == 7 + 3 + 2 + 48 + 3 and found.examples == 3 + 3, "the long text became three windows"
     assert int(found.counts[4]) == 0
-    alone = [activating(model, ["0.mlp.3"], text).most["0.mlp.3"][0].value for text in texts()]
-    assert found.most["0.mlp.3"][0].value == pytest.approx(max(alone), abs=1e-5)
+    alone = [one.value for text in texts() for one in activating(model, ["0.mlp.3"], text).most["0.mlp.3"]]
+    assert [one.value for one in found.most["0.mlp.3"]] == pytest.approx(sorted(alone, reverse=True), abs=1e-5)
+    pad = model.W_E[4].detach()
+    found = activating(model, [("hook_embed", pad)], texts(), batch_size=4)
+    assert len(found.most["hook_embed"]) == 6
+    assert max(one.value for one in found.most["hook_embed"]) < float(pad @ pad), "what looks for padding finds none"
 
 
 def test_results_draw_and_describe_themselves() -> None:

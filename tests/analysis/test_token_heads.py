@@ -62,13 +62,14 @@ def test_full_circuits_equal_the_products(published: Published) -> None:
     assert bool((circuits["anti_duplicate"].data[own, own] > 0).all())
 
 
-def test_thresholds_decide() -> None:
+@pytest.mark.parametrize("above", [0.05, 0.1, 0.2])
+def test_thresholds_decide(above: float) -> None:
     model = network("attention only")
-    found = detectors(model, above=0.2, below=0.01)
+    found = detectors(model, above=above, below=0.01)
     values = found.values
     for row, head in enumerate(values.names("head")):
         assert found.duplicate[head] == [
-            t for t, v in zip(values.names("token"), values.data[row].tolist(), strict=True) if v > 0.2
+            t for t, v in zip(values.names("token"), values.data[row].tolist(), strict=True) if v > above
         ]
     none = detectors(model, above=2.0, below=-1.0)
     assert none.summary().endswith("anti-duplicate detectors (below -1): none")
