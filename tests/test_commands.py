@@ -79,7 +79,8 @@ def test_predict(toy: Transformer, tmp_path: Path) -> None:
 def test_neurons() -> None:
     said = numbers("neurons", TOY, "0.1", "1.2", "--text", TEXT)
     assert set(said["most"]) == {"0.1", "1.2"} and said["positions"] == len(TEXT) + 1
-    assert "⟦" in run("neurons", TOY, "0.1", "--text", TEXT, "--k", "1").stdout
+    printed = run("neurons", TOY, "0.1", "--text", TEXT, "--k", "1").stdout
+    assert "⟦" in printed and printed.startswith(f"{len(TEXT) + 1} tokens of 1 text\n")
 
 
 def test_circuit(toy: Transformer) -> None:
@@ -119,13 +120,13 @@ def test_pages_need_nothing_else(words: list[str], tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["lens", TOY], "lens needs text: give either --text or --file"),
-        (["predict", TOY, "--text", "ab", "--file", "x"], "give either --text or --file"),
+        (["predict", TOY, "--text", "ab", "--file", "x"], "predict takes --text or --file, not both"),
         (["predict", TOY, "--file", "nowhere.txt"], "nowhere.txt: No such file"),
         (["heads", TOY, "--random-repeats", "--text", "ab"], "give either a text or --random-repeats"),
         (["heads", TOY, "--length", "99"], "twice that must fit into 20 positions"),
         (["attribute", TOY, "--text", TEXT, "--target", "xy"], "xy"),
         (["attribute", TOY, "--text", TEXT, "--target", "ab"], "ab"),
-        (["attribute", TOY, "--text", TEXT, "--position", "50"], "50 is outside"),
+        (["attribute", TOY, "--text", TEXT, "--position", "50"], "no position 50: the text has 20 tokens"),
         (["attribute", TOY, "--text", TEXT, "--position", "19"], "position 19 has no next token; give --target"),
         (["lens", TOY, "--text", TEXT, "--position", "50"], "no position 50"),
         (["lens", TOY, "--text", TEXT, "--of", "4.1"], "lens knows no '4.1'"),

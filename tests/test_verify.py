@@ -103,4 +103,5 @@ def test_models_lists_families_toys_and_aliases() -> None:
     said = run("models").stdout
     for name in [family["name"] for family in known["families"]] + known["bundled"] + list(hub.ALIASES):
         assert name in said
+    assert not set(known["bundled"]) & set(known["aliases"])
     assert json.loads(run("models", "--json").stdout) == known

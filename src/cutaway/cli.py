@@ -85,7 +85,9 @@ def train(
     steps: Annotated[int | None, typer.Option(min=1, help="Batches in an epoch. By default the task's own.")] = None,
     lr: Annotated[float | None, typer.Option(min=1e-9, help="Largest learning rate. By default the task's own.")] = None,
     text: Annotated[list[Path] | None, typer.Option(help="Text file, for tasks of language; may be repeated.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the interrupted training in OUT.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the interrupted training in OUT, or begin where there is none.")
+    ] = False,
 ) -> None:
     """Train a small model on a task, keep the best epoch, and write a card that says how to do it again.
 

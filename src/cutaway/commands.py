@@ -38,8 +38,10 @@ def given_text(text: str | None, file: Path | None, what: str = "this command") 
     Raises:
         TokenError: neither, or both, or a file that is not text.
     """
-    if (text is None) == (file is None):
+    if text is None and file is None:
         raise TokenError(f"{what} needs text: give either --text or --file")
+    if text is not None and file is not None:
+        raise TokenError(f"{what} takes --text or --file, not both")
     if file is None:
         return str(text)
     try:
@@ -142,9 +144,10 @@ def attribute(
 
     network = load(model, device)
     tokens = _tokens(network, given_text(text, file, "attribute"))
+    at = None if position is None else _place(position, tokens)
     found = attribution.attribute(network, tokens, targets=target, minus=minus)
-    values, logit = (found.values.mean("batch", "pos"), found.logit.mean()) if position is None else (
-        found.values.sel(batch=0, pos=position), found.logit.sel(batch=0, pos=position)
+    values, logit = (found.values.mean("batch", "pos"), found.logit.mean()) if at is None else (
+        found.values.sel(batch=0, pos=at), found.logit.sel(batch=0, pos=at)
     )  # fmt: skip
     if logit.item() != logit.item():
         raise TokenError(f"position {position} has no next token; give --target")
@@ -182,9 +185,7 @@ def lens(
     tokens = _tokens(network, given_text(text, file, "lens"))
     chosen: Any = of if of in room.STREAMS else [name.strip() for name in of.split(",")]
     found = room.lens(network, tokens, of=chosen, targets=target)
-    at = position % tokens.shape[1] if -tokens.shape[1] <= position < tokens.shape[1] else None
-    if at is None:
-        raise TokenError(f"there is no position {position}: the text has {tokens.shape[1]} tokens")
+    at = _place(position, tokens)
     rows, numbers = [], []
     for index, name in enumerate(found.values.names("row")):
         ids, chances = found.top[index, 0, at].tolist(), found.top_probability.data[index, 0, at].tolist()
@@ -358,6 +359,14 @@ def _tokens(network: Any, text: str) -> Any:
     from cutaway.analysis.asking import as_tokens
 
     return as_tokens(network, text)
+
+
+def _place(position: int, tokens: Any) -> int:
+    """A position counted from the start; one of `--position` may be counted from the end."""
+    length = int(tokens.shape[1])
+    if not -length <= position < length:
+        raise TokenError(f"there is no position {position}: the text has {length} tokens")
+    return position % length
 
 
 def _word(network: Any, token: int) -> str:

@@ -90,5 +90,5 @@ class NotFinite(CutawayError, ArithmeticError):
 
 def nearest(name: str, names: Iterable[str], *, most: int = 3) -> str:
     """`; did you mean 'a' or 'b'?`, or nothing where no name is near: to end a sentence with."""
-    near = difflib.get_close_matches(name, list(names), n=most, cutoff=0.6)
+    near = difflib.get_close_matches(name, dict.fromkeys(names), n=most, cutoff=0.6)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

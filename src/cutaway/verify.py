@@ -200,4 +200,6 @@ def known_models() -> dict[str, Any]:
         {"name": family.name, "model_type": family.model_type, "examples": list(family.examples)}
         for family in families.FAMILIES.values()
     ]
-    return {"families": listed, "bundled": toys.names(), "aliases": dict(sorted(hub.ALIASES.items()))}
+    bundled = toys.names()  # a bundled model goes before a short name
+    aliases = {name: repo for name, repo in sorted(hub.ALIASES.items()) if name not in bundled}
+    return {"families": listed, "bundled": bundled, "aliases": aliases}

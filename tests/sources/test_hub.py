@@ -126,6 +126,10 @@ def test_offline_with_a_misspelt_name(cache: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set; did you mean 'pythia-70m'"):
         hub.read("pythia-70")
+    with pytest.raises(CheckpointError, match=r"did you mean 'gpt2'\?"):  # a short name and an id, named once
+        hub.read("gtp2")
+    with pytest.raises(CheckpointError, match="did you mean 'first-unique-char'"):  # bundled models are near too
+        hub.read("first-unique-chr")
     with pytest.raises(UnknownModel, match="no folder and no model called 'a/b/c'"):
         hub.read("a/b/c")
 

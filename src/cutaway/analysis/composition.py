@@ -158,9 +158,10 @@ class Copying(Result):
         def said(which: list[int]) -> str:
             return ", ".join(f"{names[i]} {float(self.values.data[i]):+.2f}" for i in which)
 
+        few = max(1, min(5, len(order) // 2))  # so that no head is named twice
         return (
             f"copying scores (Σ Re λ / Σ |λ| of token → token; random heads {self.baseline:+.2f} ± {self.spread:.2f})\n"
-            f"copy most: {said(order[:5])}\ncopy least: {said(order[::-1][:5])}"
+            f"copy most: {said(order[:few])}\ncopy least: {said(order[::-1][:few])}"
         )
 
 

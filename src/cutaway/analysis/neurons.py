@@ -122,7 +122,7 @@ class Activations(Result):
 
     def summary(self, k: int = 5) -> str:
         """The strongest texts and tokens of each feature."""
-        lines = [f"{self.positions:,} tokens of {self.examples:,} texts"]
+        lines = [f"{self.positions:,} tokens of {self.examples:,} text{'s' * (self.examples != 1)}"]
         for name in self.most:
             row = self.values.sel(feature=name)
             facts = {of: float(value) for of, value in zip(row.names("of"), row.data.tolist(), strict=True)}

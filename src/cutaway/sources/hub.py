@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import CheckpointError, ConfigError, TokenError, UnknownModel, nearest
-from cutaway.sources import folders
+from cutaway.sources import folders, toys
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.sources.tensor_files import sharded
 
@@ -264,4 +264,4 @@ def _unreachable(repo: str) -> CheckpointError:
 
 
 def _near(repo: str) -> str:
-    return nearest(repo, [*ALIASES, *dict.fromkeys(ALIASES.values())])
+    return nearest(repo, [*toys.names(), *ALIASES, *ALIASES.values()])
