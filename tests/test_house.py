@@ -251,6 +251,7 @@ def test_the_commands_of_the_readme_exist() -> None:
     from cutaway.cli import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups if group.name}
     named = set(re.findall(r"^cutaway ([\w-]+)", "".join(fenced("bash")), re.MULTILINE))
     assert "report" in named
     assert named <= known
