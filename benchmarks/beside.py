@@ -257,7 +257,7 @@ def amount(value: float, memory: bool) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    titles = "claim, ours, baseline, ratio, quartiles, by processor time, target, holds, largest difference".split(", ")
+    titles = ["claim", "ours", "baseline", "ratio", "quartiles", "by processor time", "target", "holds", "largest difference"]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         claim = row.claim
@@ -290,7 +290,7 @@ def record(name: str, text: str) -> None:
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     whole = RESULTS.read_text(encoding="utf-8")
     if begin not in whole:
-        whole += f"\n{begin}\n{end}\n"
+        whole += f"\n## {name}\n\n{begin}\n{end}\n"
     before, rest = whole.split(begin)
     whole = before + begin + "\n" + text + "\n" + end + rest.split(end, 1)[1]
     RESULTS.write_text(whole, encoding="utf-8")
