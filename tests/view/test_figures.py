@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from cutaway import view
-from cutaway.errors import ShapeError
+from cutaway.errors import ConfigError, ShapeError
 from tests.view.view_browser import ROOT, UI
 
 STATIC = ROOT / "src" / "cutaway" / "view" / "static"
@@ -101,6 +101,15 @@ def test_saving_writes_the_page(tmp_path: Path) -> None:
     figure = view.heat_map(np.eye(2))
     path = figure.save(str(tmp_path / "figure.html"))
     assert path.read_text(encoding="utf-8") == figure.html()
+
+
+@pytest.mark.parametrize("ending", [".png", ".SVG", ".pdf"])
+def test_a_page_is_not_saved_as_an_image(ending: str, tmp_path: Path) -> None:
+    figure = view.heat_map(np.eye(2))
+    for thing in (figure, view.page("Title", [view.Section("One", [figure])])):
+        with pytest.raises(ConfigError, match=r"HTML page, not \..*; call it 'figure\.html'"):
+            thing.save(tmp_path / f"figure{ending}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_page_has_contents_anchors_and_one_bundle() -> None:

@@ -95,10 +95,12 @@ class Figure:
         return html.document(self.title or self.view, html.holder(self.payload(limit=limit), self.text, self.height))
 
     def save(self, path: str | Path) -> Path:
-        """Write the page to a file, and say where."""
-        path = Path(path)
-        path.write_text(self.html(), encoding="utf-8", newline="\n")
-        return path
+        """Write the page to a file, and say where.
+
+        Raises:
+            ConfigError: the file's name is that of an image, and a page is HTML.
+        """
+        return html.save(path, self.html)
 
     def show(self) -> None:
         """Display in a notebook; elsewhere, open a browser on a temporary file."""

@@ -6,12 +6,17 @@ Figures travel as base64 in a script element of an unknown type, so that no toke
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import cache
 from html import escape
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
+from cutaway.errors import ConfigError
+
 MARGIN = 24  # CSS pixels around a figure in its frame
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf"})
 
 
 @cache
@@ -40,6 +45,19 @@ def document(title: str, body: str, *, head: str = "", kind: str = "single") -> 
         f'<link rel="icon" href="data:,"><style>{static("figure.css")}</style>{head}</head>\n'
         f"<body>{body}\n<script>{static('figure.js')}</script></body></html>\n"
     )
+
+
+def save(path: str | Path, page: Callable[[], str]) -> Path:
+    """Write a page to a file, and say where.
+
+    Raises:
+        ConfigError: the file's name is that of an image.
+    """
+    path = Path(path)
+    if path.suffix.lower() in IMAGES:
+        raise ConfigError(f"a figure is saved as an HTML page, not {path.suffix}; call it {path.with_suffix('.html').name!r}")
+    path.write_text(page(), encoding="utf-8", newline="\n")
+    return path
 
 
 def frame(page: str, height: int, title: str) -> str:

@@ -68,10 +68,12 @@ class Page:
         return f"<Page {self.title!r}: {len(self.sections)} sections; .save(path) writes it>"
 
     def save(self, path: str | Path) -> Path:
-        """Write the page to a file, and say where."""
-        path = Path(path)
-        path.write_text(self.html(), encoding="utf-8", newline="\n")
-        return path
+        """Write the page to a file, and say where.
+
+        Raises:
+            ConfigError: the file's name is that of an image, and a page is HTML.
+        """
+        return html.save(path, self.html)
 
 
 def page(title: str, sections: Sequence[Section], *, intro: Sequence[Block | Code] | str = (), subtitle: str = "") -> Page:
