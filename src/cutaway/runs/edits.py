@@ -254,7 +254,7 @@ class _Means(_Derived):
         self.over = [("batch", "pos").index(axis) for axis in over]
 
     def derive(self, tensor: Tensor) -> Tensor:
-        return tensor.mean(self.over, keepdim=True)
+        return (tensor if tensor.is_floating_point() else tensor.float()).mean(self.over, keepdim=True)
 
 
 class _Shuffled(_Derived):

@@ -42,7 +42,7 @@ class Audit:
     Args:
         cells: their labels.
         examples: how many examples of each.
-        difference: the largest difference, relative to the largest value among them and the clean run.
+        difference: the largest difference, relative to the largest value of the whole sweep (or to 1e-4, if that is larger).
     """
 
     cells: tuple[str, ...]
@@ -90,7 +90,7 @@ class SweepResult(Result):
     def averages(self, *, effects: bool = False) -> Labelled:
         """Means over examples and positions, one number per cell."""
         values = self.effects if effects else self.values
-        over = [axis for axis in ("batch", "pos") if axis in values.axes[len(values.axes) - self.clean.data.ndim :]]
+        over = values.axes[len(values.axes) - self.clean.data.ndim :]
         return values.mean(*over) if over else values
 
     def table(self, *, effects: bool = False) -> Tensor:
@@ -259,16 +259,16 @@ def audited(task: Task, engine: Engine, count: int, seed: int) -> Audit:
     worst, examples = 0.0, 0
     means = bool(own_means(task.cells, task.model.cfg))  # a few examples have a mean of their own
     assert engine.values is not None and engine.clean is not None
+    scale = max(_largest(engine.values), _largest(engine.clean), 1e-4)
     for number in chosen:
         cell = cells[number]
         whole = means or not isinstance(task.metric, Metric) or any(not bound.change.declared for bound in cell.bounds)
         examples = task.batch if whole else min(task.batch, 2)
         first = int(torch.randint(task.batch - examples + 1, (1,), generator=generator))
         again = plain_values(task, cell, first, first + examples)
-        values, clean = engine.values[number], engine.clean
+        values = engine.values[number]
         if isinstance(task.metric, Metric):
-            values, clean = values[first : first + examples], clean[first : first + examples]
-        scale = max(_largest(again), _largest(clean), 1e-30)
+            values = values[first : first + examples]
         worst = max(worst, _largest(values - again) / scale)
     return Audit(tuple(label_of(task.cells, number) for number in chosen), examples, worst)
 

@@ -149,7 +149,7 @@ class Packed(Stream):
     clean: Any = None
     groups: tuple[Group, ...] = ()
     token_positions: Int[Tensor, "1 token"] | None = None
-    token_asked: Int[Tensor, "token"] | None = None
+    token_asked: Int[Tensor, "asked"] | None = None
     length: int = 0
     now: list[int] = field(default_factory=lambda: [0], compare=False, repr=False)  # the group that attends now
 
