@@ -236,9 +236,16 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_di
     With `broadcast_dims`, every leading entry of `left` against every one of `right`: `[*left, *right]`.
     Source: Elhage et al. 2021, "A mathematical framework for transformer circuits", composition.
     """
-    if broadcast_dims:
-        for _ in range(right.ndim - 2):
-            left = left.unsqueeze(left.ndim - 2)
-        for _ in range(left.ndim - right.ndim):
-            right = right.unsqueeze(0)
-    return (left @ right).norm() / (left.norm() * right.norm())
+    if left.rdim != right.ldim:
+        raise ShapeError(
+            f"composition of {tuple(left.shape)} with {tuple(right.shape)}: {left.rdim} columns do not meet {right.ldim} rows"
+        )
+    first = torch.linalg.qr(_full(left.A)).R @ _full(left.B)  # orthogonal factors do not change norms
+    then = _full(right.A) @ torch.linalg.qr(_full(right.B).mT).R.mT
+    sizes, sizes_then = torch.linalg.matrix_norm(first), torch.linalg.matrix_norm(then)
+    if not broadcast_dims:
+        return (torch.linalg.matrix_norm(first @ then) / (sizes * sizes_then)).to(left.A.dtype)
+    flat = then.reshape(-1, *then.shape[-2:])
+    rows = [torch.linalg.matrix_norm(one @ flat) for one in first.reshape(-1, *first.shape[-2:])]
+    products = torch.stack(rows).reshape(*sizes.shape, *sizes_then.shape)
+    return (products / (sizes.reshape(*sizes.shape, *[1] * sizes_then.ndim) * sizes_then)).to(left.A.dtype)
