@@ -1,0 +1,160 @@
+"""Paths: exact against a run in which everything else is frozen by hand; edges and circuits at their two ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cutaway.analysis.edges import edge_attribution, edges, faithfulness, readers, run_circuit, writers
+from cutaway.analysis.paths import path_patch
+from cutaway.errors import ShapeError, UnknownName
+from cutaway.runs import metrics
+from tests.architectures import network, some_tokens
+
+TOKENS, SOURCE = some_tokens(seed=2), some_tokens(seed=1)
+METRIC = metrics.logit_difference([1, 2, 3], [4, 5, 6])
+PLAIN = ["attention only", "no norm, shortformer", "gpt2", "llama", "gpt-j", "gemma", "olmo-2", "bloom"]
+
+
+def by_hand(model: Any, sender: tuple[int, int | None], receiver: str) -> torch.Tensor:
+    """Freeze every head and MLP at the run's own values but the sender, read the receiver, then run with that alone."""
+    own, other = (model.run_with_cache(tokens)[1] for tokens in (TOKENS, SOURCE))
+    layers, frozen = range(model.cfg.n_layers), []
+
+    def put(value: torch.Tensor) -> Any:
+        return lambda x, hook: value.clone()
+
+    for layer in layers:
+        z = own["z", layer].clone()
+        if sender == (layer, sender[1]) and sender[1] is not None:
+            z[:, :, sender[1]] = other["z", layer][:, :, sender[1]]
+        frozen.append((f"blocks.{layer}.attn.hook_z", put(z)))
+        if not model.cfg.attn_only:
+            mlp = other if sender == (layer, None) else own
+            frozen.append((f"blocks.{layer}.hook_mlp_out", put(mlp["mlp_out", layer])))
+    if receiver == "logits":
+        return METRIC(model.run_with_hooks(TOKENS, fwd_hooks=frozen))
+    layer, head, which = receiver.split(".")
+    site = f"blocks.{layer}.attn.hook_{which}"
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(x: torch.Tensor, hook: Any) -> None:
+        kept["x"] = x.clone()
+
+    model.run_with_hooks(TOKENS, fwd_hooks=[*frozen, (site, keep)])
+    index = int(head) * kept["x"].shape[2] // model.cfg.n_heads
+
+    def receive(x: torch.Tensor, hook: Any) -> None:
+        x[:, :, index] = kept["x"][:, :, index]
+
+    return METRIC(model.run_with_hooks(TOKENS, fwd_hooks=[(site, receive)]))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_path_is_what_freezing_everything_else_leaves(name: str) -> None:
+    model = network(name)
+    senders = ["0.1", "0.3"] + ([] if model.cfg.attn_only else ["mlp0"])
+    receivers = ["1.0.q", "1.2.k", "1.3.v", "logits"]
+    found = path_patch(model, TOKENS, SOURCE, METRIC, senders=senders, receivers=receivers)
+    clean = METRIC(model(TOKENS))
+    for sender in senders:
+        place = (0, None) if sender == "mlp0" else (0, int(sender[-1]))
+        for receiver in receivers:
+            expected = by_hand(model, place, receiver) - clean
+            mine = found.values.sel(sender=sender, receiver=receiver).data
+            torch.testing.assert_close(mine, expected, rtol=1e-3, atol=2e-5)
+    assert found.audit.difference < 1e-5
+
+
+def test_paths_into_an_mlp_and_at_some_positions() -> None:
+    model = network("gpt2")
+    found = path_patch(model, TOKENS, SOURCE, METRIC, senders=["0.2", "1.1", "mlp1"], receivers=["mlp1"])
+    assert found.values.sel(sender="mlp1").data.isnan().all()
+    own, other = (model.run_with_cache(tokens)[1] for tokens in (TOKENS, SOURCE))
+    for layer, head in ((0, 2), (1, 1)):
+        delta = (other["z", layer] - own["z", layer])[:, :, head] @ model.W_O[layer, head]
+        value = model.blocks[1].mlp(model.blocks[1].ln2(own["resid_mid", 1] + delta))
+        logits = model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook, value=value: value)])
+        expected = METRIC(logits) - METRIC(model(TOKENS))
+        torch.testing.assert_close(
+            found.values.sel(sender=f"{layer}.{head}", receiver="mlp1").data, expected, rtol=1e-3, atol=1e-5
+        )
+    last = path_patch(model, TOKENS, SOURCE, METRIC, senders=["0.2"], positions=[8])
+    early = path_patch(model, TOKENS, SOURCE, METRIC, senders=["0.2"], positions=[3])
+    assert last.averages().data.abs() > 0 and early.averages().data.abs() == 0  # the logits read the last position only
+    assert "0.2 → logits" in last.summary() and last.figure().to_json() and found.figure().to_json()
+
+
+def test_what_is_no_path_is_refused() -> None:
+    model = network("gpt2")
+    for senders, receivers, error, words in (
+        (["0.9"], ["logits"], UnknownName, "no node '0.9' in a network of 2 layers of 4 heads"),
+        (["head 3"], ["logits"], UnknownName, "write a head as"),
+        (["0.1"], ["1.2"], ShapeError, "'1.2.q', '1.2.k' or '1.2.v'"),
+        (["1.1"], ["0.2.q"], ShapeError, "comes after any of the senders"),
+        (["logits"], ["1.2.q"], ShapeError, "sends nothing"),
+    ):
+        with pytest.raises(error, match=words):
+            path_patch(model, TOKENS, SOURCE, METRIC, senders=senders, receivers=receivers)
+    with pytest.raises(ShapeError, match="one shape"):
+        path_patch(model, TOKENS, SOURCE[:, :4], METRIC)
+
+
+@pytest.mark.parametrize("name", ["attention only", "no norm, shortformer", "gpt2", "gpt-j", "bloom", "solu"])
+def test_the_circuit_of_all_edges_is_the_clean_run_and_of_none_the_corrupted_one(name: str) -> None:
+    model = network(name)
+    there = edges(model.cfg)
+    every = run_circuit(model, SOURCE, TOKENS, there)
+    none = run_circuit(model, SOURCE, TOKENS, torch.zeros_like(there))
+    torch.testing.assert_close(every, model(SOURCE), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(none, model(TOKENS), rtol=1e-4, atol=1e-4)
+    assert model.list_hooks() == {}
+
+
+@pytest.mark.parametrize("name", ["attention only", "gpt2"])
+def test_a_circuit_without_one_edge_is_that_path_patched(name: str) -> None:
+    model = network(name)
+    one = edges(model.cfg)
+    for sender, receiver in (("0.1", "1.2.k"), ("0.3", "logits")):
+        less = one.clone()
+        less[writers(model.cfg).index(sender), readers(model.cfg).index(receiver)] = False
+        logits = run_circuit(model, TOKENS, SOURCE, less)
+        path = path_patch(model, TOKENS, SOURCE, METRIC, senders=[sender], receivers=[receiver])
+        torch.testing.assert_close(METRIC(logits) - path.clean.data, path.values.data[0, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_edge_scores_are_exact_where_the_network_is_linear() -> None:
+    model = network("no norm, shortformer")
+    scores = edge_attribution(model, SOURCE, TOKENS, METRIC, steps=1)
+    found = path_patch(model, TOKENS, SOURCE, METRIC, receivers=["logits"])  # no norm: logits are linear in the stream
+    own = scores.values.sel(writer=list(found.values.names("sender")), reader="logits").data
+    torch.testing.assert_close(own, found.averages().data[:, 0], rtol=1e-4, atol=1e-5)
+    assert torch.equal(scores.values.data.isnan(), ~edges(model.cfg))
+
+
+def test_more_steps_come_closer_to_the_truth() -> None:
+    """Edges out of the embedding alone: their scores sum to the whole effect of the input, with enough steps."""
+    model = network("attention only", n_layers=1)
+    truth = (METRIC(model(SOURCE)) - METRIC(model(TOKENS))).mean().item()
+    off = []
+    for steps in (1, 4, 64):
+        scores = edge_attribution(model, SOURCE, TOKENS, METRIC, steps=steps)
+        off.append(abs(float(scores.values.sel(writer="embed").data.nansum()) - truth))
+    assert off[2] < 0.05 * abs(truth) + 0.02 and off[2] < off[0]
+
+
+def test_faithfulness_goes_from_nothing_to_everything() -> None:
+    model = network("attention only")
+    scores = edge_attribution(model, SOURCE, TOKENS, METRIC)
+    found = faithfulness(model, SOURCE, TOKENS, METRIC, scores)
+    curve = found.values.sel(curve="faithful").data
+    assert float(curve[0]) == pytest.approx(0, abs=1e-4) and float(curve[-1]) == pytest.approx(1, abs=1e-4)
+    assert float(found.values.sel(curve="without").data[0]) == pytest.approx(1, abs=1e-4)
+    assert int(scores.circuit(5).sum()) == 5 and len(scores.top(3)) == 3
+    assert "edges" in found.summary() and found.figure().to_json() and scores.figure().to_json() and scores.summary()
+    with pytest.raises(ShapeError, match="set_ungroup_grouped_query_attention"):
+        edge_attribution(network("llama"), SOURCE, TOKENS, METRIC)
+    with pytest.raises(ShapeError, match="normalises what they write"):
+        edge_attribution(network("gemma"), SOURCE, TOKENS, METRIC)
