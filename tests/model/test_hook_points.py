@@ -222,6 +222,18 @@ def test_an_unknown_site_is_refused_with_near_names() -> None:
     assert attached(model) == 0
 
 
+def test_a_filter_that_picks_nothing_and_a_function_that_is_no_hook_are_refused() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    with pytest.raises(UnknownSite, match="picks none"):
+        model.run_with_cache(tokens, names_filter=lambda name: name.endswith("zz"))
+    with pytest.raises(UnknownSite, match=r"nothing picks none"):
+        model.add_hook(lambda name: False, nothing)
+    with pytest.raises(TypeError, match=r"<lambda>\(x\) on 'hook_embed' must take a tensor and `hook`"):
+        model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", lambda x: x)])
+    model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", lambda x, **named: None)])
+    assert attached(model) == 0
+
+
 # Hooks are gone afterwards.
 
 

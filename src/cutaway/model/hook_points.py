@@ -10,6 +10,7 @@ can never reach a parameter, another site or an activation that was kept earlier
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -191,6 +192,25 @@ class HookPoint(nn.Module):
         return int(parts[1])
 
 
+def called(hook: HookFunction) -> str:
+    """What to call a function in a message."""
+    return getattr(hook, "__name__", None) or type(hook).__name__
+
+
+def check_signature(hook: HookFunction, site: str) -> None:
+    """Stop with `TypeError` where a function cannot be called as hooks are: `hook(tensor, hook=…)`."""
+    if isinstance(hook, KeepActivation):
+        return
+    try:
+        signature = inspect.signature(hook)
+    except (TypeError, ValueError):  # some built-in functions do not say what they take
+        return
+    try:
+        signature.bind(None, hook=None)
+    except TypeError:
+        raise TypeError(f"the hook {called(hook)}{signature} on {site!r} must take a tensor and `hook`: def f(x, hook)") from None
+
+
 def _own(x: Tensor) -> Tensor:
     """A dense copy that shares memory with nothing."""
     return x.clone(memory_format=torch.contiguous_format)
@@ -278,15 +298,18 @@ class HookedRootModule(nn.Module):
         """Attach a function to a site, or to the enabled sites that a predicate picks, until `reset_hooks`.
 
         Raises:
-            UnknownSite: no site has this name.
+            UnknownSite: no site has this name, or the predicate picks none.
+            TypeError: the function cannot be called with a tensor and `hook=`.
         """
-        self._attach(name, hook, dir=dir, is_permanent=is_permanent, level=level, prepend=prepend)
+        if not self._attach(name, hook, dir=dir, is_permanent=is_permanent, level=level, prepend=prepend):
+            raise UnknownSite(f"the predicate of the hook {called(hook)} picks none of the enabled sites")
 
     def _attach(
         self, name: str | Callable[[str], bool], hook: HookFunction, *, dir: str = "fwd", is_permanent: bool = False, **how: Any
     ) -> list[tuple[HookPoint, Listener]]:
         points = self._chosen(name)
         for point in points:
+            check_signature(hook, str(point.name))
             self.check_hooks_to_add(point, str(point.name), hook, dir=dir, is_permanent=is_permanent)
         return [(point, point._attach(hook, dir=dir, is_permanent=is_permanent, **how)) for point in points]
 
@@ -365,7 +388,7 @@ class HookedRootModule(nn.Module):
 
     def _never_fired(self, direction: str, name: str | Callable[[str], bool], hook: HookFunction, *, ran: bool) -> str:
         """A sentence that names the hook and says why it did not fire."""
-        what = getattr(hook, "__name__", None) or type(hook).__name__
+        what = called(hook)
         if not isinstance(name, str):
             picked = [point.name for point in self._chosen(name)]
             if not picked:
@@ -512,11 +535,12 @@ class HookedRootModule(nn.Module):
         if callable(names_filter):
             picked = [name for name in self.hook_dict if self.is_enabled(name) and names_filter(name)]
             off = [name for name in self.hook_dict if not self.is_enabled(name) and names_filter(name)]
-            if not picked and off:
-                raise UnknownSite(
-                    f"the names_filter picks none of the enabled sites; it would pick {off[0]!r}, "
-                    "which a flag of the configuration switches on (or ask for it by name)"
-                )
+            if not picked:
+                by_flag = [
+                    f"; it would pick {name!r}, which a flag of the configuration switches on (or ask for it by name)"
+                    for name in off
+                ]
+                raise UnknownSite("the names_filter picks none of the enabled sites" + "".join(by_flag[:1]))
             return picked
         asked = {str(self._point(name).name) for name in names_filter}
         return [name for name in self.hook_dict if name in asked]

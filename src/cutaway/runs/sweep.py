@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class SweepResult(Result):
         audit: how far cells are from plain full forward passes.
         method: how the values were computed.
         exact: after a screen, the numbers of the cells that were computed exactly.
+        task, options: what was asked, for records.
     """
 
     values: Labelled
@@ -73,6 +74,8 @@ class SweepResult(Result):
     method: str = "exact"
     notes: tuple[str, ...] = field(default=())
     exact: tuple[int, ...] = field(default=())
+    task: Task | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def effects(self) -> Labelled:
@@ -186,8 +189,10 @@ def sweep(
         raise UnknownName(f"no method called {method!r}{nearest(method, METHODS)}; there are {', '.join(METHODS)}")
     task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
     runs = task if dtype is None else replace(task, model=copy.deepcopy(model).to(dtype))
+    options = {"method": method, "top": top, "skip": skip, "dtype": None if dtype is None else str(dtype), "seed": seed}
     if method != "exact":
-        return _screened(task, runs, top if method == "screen" else 0, audit, seed, progress)
+        found = _screened(task, runs, top if method == "screen" else 0, audit, seed, progress)
+        return replace(found, options=options)
     saved = None if resume is None else Saved(resume, runs)
     engine = Engine(runs, None if saved is None else saved.schedule)
     with torch.no_grad():
@@ -195,7 +200,7 @@ def sweep(
             engine.run(progress)
         else:
             engine.run(progress, saved.known, saved.keep)
-        return finished(task, engine, audited(task, engine, audit, seed))
+        return replace(finished(task, engine, audited(task, engine, audit, seed)), options=options)
 
 
 def _screened(task: Task, runs: Task, top: int, audit: int, seed: int, progress: Progress | None) -> SweepResult:
@@ -245,6 +250,11 @@ def task_of(
     cells = Cells.of(edits, model.cfg, found.shape[1])
     if not cells.edits:
         raise ShapeError("there is no edit to sweep over")
+    if len(found) == 1 and ("batch",) in own_means(cells, model.cfg).values():
+        raise ShapeError(
+            "the mean over one example is that example, and changes nothing; run several, or take the mean over positions "
+            "too (over=('batch', 'pos')), or over a reference"
+        )
     return Task(model, found, mask, cells, as_metric(metric), skip, memory)
 
 
@@ -304,7 +314,7 @@ def finished(
     return SweepResult(
         Labelled(shaped, axes, labels, metric.name, metric.unit),
         Labelled(clean, axes[len(cells.axes) :], {}, metric.name, metric.unit),
-        audit, method, notes, exact,
+        audit, method, notes, exact, task,
     )  # fmt: skip
 
 
