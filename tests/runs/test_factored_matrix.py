@@ -199,3 +199,10 @@ def test_composition_scores_are_norms_of_products_over_products_of_norms() -> No
         torch.testing.assert_close(scores[i, j, k], (a @ b).norm() / (a.norm() * b.norm()))
     paired = composition_scores(left[:, 0], factored(5, 3, 4, (3,), seed=1), broadcast_dims=False)
     assert paired.shape == (3,)
+
+
+def test_composition_of_two_single_matrices_is_a_number() -> None:
+    draw = torch.Generator().manual_seed(0)
+    left, right = (FactoredMatrix(torch.randn(4, 2, generator=draw), torch.randn(2, 4, generator=draw)) for _ in range(2))
+    expected = (left.AB @ right.AB).norm() / (left.AB.norm() * right.AB.norm())
+    torch.testing.assert_close(composition_scores(left, right), expected)

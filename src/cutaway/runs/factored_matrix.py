@@ -247,5 +247,5 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_di
         return (torch.linalg.matrix_norm(first @ then) / (sizes * sizes_then)).to(left.A.dtype)
     flat = then.reshape(-1, *then.shape[-2:])
     rows = [torch.linalg.matrix_norm(one @ flat) for one in first.reshape(-1, *first.shape[-2:])]
-    products = torch.stack(rows).reshape(*sizes.shape, *sizes_then.shape)
-    return (products / (sizes.reshape(*sizes.shape, *[1] * sizes_then.ndim) * sizes_then)).to(left.A.dtype)
+    products = torch.stack(rows).reshape([*sizes.shape, *sizes_then.shape])
+    return (products / (sizes.reshape([*sizes.shape, *[1] * sizes_then.ndim]) * sizes_then)).to(left.A.dtype)
