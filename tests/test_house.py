@@ -27,7 +27,7 @@ ROWS = [
     {"loading", "runs"},
     {"hooked_transformer", "analysis", "tasks", "records"},
     {"commands", "report", "compat", "exercises", "notebooks", "verify"},
-    {"learning_commands", "steer_command"},
+    {"learning_commands", "steer_command", "sweep_commands"},
     {"cli"},
 ]
 GROUND = {"errors", "axes"}  # row 0 itself stands on these

@@ -104,7 +104,7 @@ def test_the_whole_experiment(direction: str) -> None:
     model = network("gpt2")
     difference = metrics.logit_difference(RIGHT, WRONG)
     found = patching.patch(model, CLEAN, CORRUPTED, difference, direction=direction)
-    clean, corrupted = (float(difference(model(tokens)).mean()) for tokens in (CLEAN, CORRUPTED))
+    clean, corrupted = (difference(model(tokens)).mean().item() for tokens in (CLEAN, CORRUPTED))
     assert (found.clean, found.corrupted) == (pytest.approx(clean, rel=1e-5), pytest.approx(corrupted, rel=1e-5))
     source, target = (CLEAN, CORRUPTED) if direction == "denoising" else (CORRUPTED, CLEAN)
     cache = model.run_with_cache(source)[1]
@@ -112,7 +112,7 @@ def test_the_whole_experiment(direction: str) -> None:
     def hook(x: torch.Tensor, hook: Any) -> None:
         x[:, 8] = cache["resid_pre", 1][:, 8]
 
-    patched = float(difference(model.run_with_hooks(target, fwd_hooks=[("blocks.1.hook_resid_pre", hook)])).mean())
+    patched = difference(model.run_with_hooks(target, fwd_hooks=[("blocks.1.hook_resid_pre", hook)])).mean().item()
     assert float(found.values.data[1, 8]) == pytest.approx((patched - corrupted) / (clean - corrupted), abs=1e-4)
     assert list(found.sweeps) == ["resid_pre", "attn_out", "mlp_out", "z"]
     assert found.audit.difference < 1e-5

@@ -6,7 +6,7 @@ Every ablation is a cell of one sweep, so that layers below an ablated head are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, mean, zero
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.sweep import Audit, sweep
+from cutaway.runs.sweep import Audit, SweepResult, sweep
 from cutaway.view import Figure, bar_chart
 
 KINDS = ("zero", "mean")
@@ -36,12 +36,14 @@ class HeadAblation(Result):
         layers: the same for all heads of a layer at once, `[kind, site, layer, …]`.
         clean: the metric without any ablation, `[batch, pos]`.
         audit: how far cells are from plain full forward passes.
+        sweep: the sweep that this is made of, for records.
     """
 
     values: Labelled
     layers: Labelled
     clean: Labelled
     audit: Audit
+    sweep: SweepResult = field(repr=False)
 
     def means(self, kind: str = "zero", site: str = "z") -> Means:
         """The mean change for each head, over examples and positions, with an interval over examples."""
@@ -143,8 +145,7 @@ def ablate_heads(
                  what, unit),
         Labelled(torch.stack(layers).unflatten(0, shape), ("kind", "site", "layer", *rest),
                  names | {"layer": [str(layer) for layer in range(cfg.n_layers)]}, what, unit),
-        done.clean,
-        done.audit,
+        done.clean, done.audit, done,
     )  # fmt: skip
 
 

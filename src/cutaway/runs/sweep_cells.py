@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,8 +36,8 @@ class Grid:
     change: Change
     site: str
     axes: tuple[str, ...] = ("layer", "head")
-    only: dict[str, Sequence[int]] = field(default_factory=dict)
-    where: dict[str, Any] = field(default_factory=dict)
+    only: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    where: Mapping[str, Any] = field(default_factory=dict)
 
     def entries(self, axis: str, cfg: HookedTransformerConfig, length: int) -> list[int]:
         """What an axis goes over."""
@@ -70,7 +70,7 @@ class Cells:
     edits: tuple[tuple[Edit, ...], ...]
     axes: tuple[str, ...]
     shape: tuple[int, ...]
-    labels: list[list[str]]
+    labels: Sequence[Sequence[str]]
 
     @staticmethod
     def of(edits: Grid | Edits | Cells, cfg: HookedTransformerConfig, length: int) -> Cells:

@@ -78,6 +78,6 @@ def _mark(task: Task) -> dict[str, str]:
     return {
         "model": model_hash(task.model),
         "tokens": digest(parts),
-        "edits and metric": digest([cells, metric, task.skip, *writer.tensors.values()]),
+        "edits and metric": digest([cells, writer.changes, metric, task.skip, *writer.tensors.values()]),
         "versions": f"torch {torch.__version__}, {task.model.cfg.torch_dtype}",
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ class Writer:
         self.sites = sites  # which sites of a cache are worth keeping
         self.tensors: dict[str, Tensor] = {}
         self.known: dict[tuple[int, int, tuple[int, ...]], str] = {}
-        self.shared: dict[int, tuple[Any, Any]] = {}  # what was written before, and what it became
+        self.changes: list[Any] = []  # each change once; edits point to them
+        self.known_changes: dict[int, tuple[Any, int]] = {}
 
     def write(self, value: Any) -> Any:
         """`value` as JSON."""
@@ -54,14 +55,23 @@ class Writer:
             return {"map": {str(name): self.write(value[name]) for name in names or list(value)}}
         if isinstance(value, list | tuple | range):
             return [self.write(one) for one in value]
+        if isinstance(value, edits.Change) and type(value) in NAMES:
+            return {"change": self._change(value)}
         if type(value) in NAMES:
-            if id(value) not in self.shared:
-                fields = {one.name: self.write(getattr(value, one.name)) for one in dataclasses.fields(value)}
-                self.shared[id(value)] = value, {"type": NAMES[type(value)]} | fields
-            return self.shared[id(value)][1]
+            return self._fields(value)
         if callable(value):
             return {"function": getattr(value, "__qualname__", type(value).__name__)}
         raise CheckpointError(f"a {type(value).__name__} cannot be written into a record")
+
+    def _fields(self, value: Any) -> dict[str, Any]:
+        fields = {one.name: self.write(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        return {"type": NAMES[type(value)]} | fields
+
+    def _change(self, change: edits.Change) -> int:
+        if id(change) not in self.known_changes:
+            self.changes.append(self._fields(change))
+            self.known_changes[id(change)] = change, len(self.changes) - 1
+        return self.known_changes[id(change)][1]
 
     def _tensor(self, x: Tensor) -> str:
         key = x.data_ptr(), x.numel(), tuple(x.stride())
@@ -71,20 +81,22 @@ class Writer:
         return self.known[key]
 
 
-def read(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The reverse of `Writer.write`.
+def read(value: Any, tensors: Mapping[str, Tensor], changes: Sequence[edits.Change] = ()) -> Any:
+    """The reverse of `Writer.write`; `changes` are those that edits point to, already read.
 
     Raises:
         CheckpointError: it holds a function, which only a program can give.
     """
     if isinstance(value, list):
-        return tuple(read(one, tensors) for one in value)
+        return tuple(read(one, tensors, changes) for one in value)
     if not isinstance(value, dict):
         return value
+    if "change" in value and isinstance(value["change"], int):
+        return changes[value["change"]]
     if "tensor" in value:
         return tensors[value["tensor"]]
     if "map" in value:
-        return {name: read(one, tensors) for name, one in value["map"].items()}
+        return {name: read(one, tensors, changes) for name, one in value["map"].items()}
     if "function" in value:
         raise CheckpointError(
             f"the record holds the function {value['function']}, which cannot be read back; run its program again"
@@ -92,7 +104,7 @@ def read(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     kind = KINDS.get(value.get("type", ""))
     if kind is None:
         raise CheckpointError(f"the record holds a {value.get('type')!r}, which this version does not know")
-    fields = {name: read(one, tensors) for name, one in value.items() if name != "type"}
+    fields = {name: read(one, tensors, changes) for name, one in value.items() if name != "type"}
     return kind(**fields)
 
 

@@ -1,0 +1,288 @@
+"""Records: an experiment leaves a folder that says everything, runs again, and checks itself.
+
+`record.json` holds the model's name and hash, the edits, the metric, the options and the versions; `tensors.safetensors`
+the tokens, the values that edits put in, and the result for each example. An experiment of several sweeps is a folder of
+such folders.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from cutaway import __version__, loading
+from cutaway.config import DTYPES
+from cutaway.errors import CheckpointError, WeightsMismatch
+from cutaway.model.transformer import Transformer
+from cutaway.runs.sweep import SweepResult, label_of, sweep
+from cutaway.runs.sweep_cells import Cells
+from cutaway.runs.written import Writer, model_hash, read, sites_of
+from cutaway.sources.files import replacing
+
+RECORD, TENSORS, FORMAT = "record.json", "tensors.safetensors", 1
+
+
+def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], model_name: str) -> Path:
+    """Write a sweep, or several under their names, into a folder, which is made.
+
+    Args:
+        model_name: what `loading` finds the model by, when the record runs again.
+
+    Raises:
+        CheckpointError: an edit or the metric is a function, which no file can hold; or there is a record already.
+    """
+    folder = Path(folder)
+    if not isinstance(results, SweepResult):
+        for name, one in results.items():
+            write(folder / name, one, model_name)
+        return folder
+    task = results.task
+    if task is None:
+        raise CheckpointError("only the result of a sweep can be recorded; this one does not know what it was asked")
+    if (folder / RECORD).exists():
+        raise CheckpointError(f"{folder} holds a record already; give another folder")
+    writer = Writer(sites_of(task.model, task.cells))
+    cells, metric = writer.write(task.cells), writer.write(task.metric)
+    text = json.dumps([cells, metric, writer.changes])
+    if '"function": ' in text:
+        raise CheckpointError(
+            "this sweep's edits or metric are functions, which a record cannot hold; use edits and metrics of cutaway.runs"
+        )
+    about = {
+        "format": FORMAT,
+        "model": {"name": model_name, "hash": model_hash(task.model), "dtype": str(task.model.cfg.torch_dtype)},
+        "options": {**results.options, "memory": task.memory},
+        "cells": cells, "metric": metric, "changes": writer.changes,
+        "audit": {"cells": results.audit.cells, "difference": _number(results.audit.difference)},
+        "notes": results.notes,
+        "versions": versions(),
+        "when": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    tensors = {f"edit.{name}": tensor for name, tensor in writer.tensors.items()}
+    tensors |= {"tokens": task.tokens, "values": results.values.data, "clean": results.clean.data}
+    if task.mask is not None:
+        tensors["mask"] = task.mask
+    with replacing(folder / TENSORS) as file:
+        file.write(save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}))
+    with replacing(folder / RECORD) as file:
+        file.write(json.dumps(about, indent=1).encode())
+    return folder
+
+
+def versions() -> dict[str, str]:
+    """What computed this."""
+    return {
+        "cutaway": __version__, "torch": torch.__version__, "numpy": np.__version__, "safetensors": safetensors.__version__,
+        "python": platform.python_version(), "machine": platform.machine(), "threads": str(torch.get_num_threads()),
+    }  # fmt: skip
+
+
+def _number(value: float) -> float | None:
+    return value if value == value else None
+
+
+@dataclass(frozen=True, eq=False)
+class Record:
+    """A folder, read."""
+
+    folder: Path
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def cells(self) -> Cells:
+        """The edits of every cell."""
+        found: Cells = self._read(self.about["cells"])
+        return found
+
+    @property
+    def metric(self) -> Any:
+        return self._read(self.about["metric"])
+
+    @property
+    def labels(self) -> list[str]:
+        """What each cell is called."""
+        cells = self.cells
+        return [label_of(cells, number) for number in range(len(cells.edits))]
+
+    @property
+    def values(self) -> Tensor:
+        """The result, one row for each cell."""
+        values = self.tensors["values"]
+        return values.reshape(len(self.about["cells"]["edits"]), *values.shape[len(self.about["cells"]["shape"]) :])
+
+    def _read(self, value: Any) -> Any:
+        own = {name.removeprefix("edit."): tensor for name, tensor in self.tensors.items() if name.startswith("edit.")}
+        changes = [read(one, own) for one in self.about["changes"]]
+        return read(value, own, changes)
+
+
+def read_record(folder: Path | str) -> Record:
+    """Read a record.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or of a later version.
+    """
+    folder = Path(folder)
+    if not (folder / RECORD).is_file():
+        inside = [one.parent.name for one in folder.glob(f"*/{RECORD}")] if folder.is_dir() else []
+        more = f"; it holds the records {', '.join(sorted(inside))}" if inside else ""
+        raise CheckpointError(f"there is no record in {folder}{more}")
+    try:
+        about = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
+    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, FileNotFoundError) as error:
+        raise CheckpointError(f"the record in {folder} is damaged: {error}") from error
+    if about.get("format") != FORMAT:
+        raise CheckpointError(f"the record in {folder} has format {about.get('format')}; this version reads {FORMAT}")
+    return Record(folder, about, tensors)
+
+
+def records_in(folder: Path | str) -> list[Record]:
+    """The record in a folder, or those in the folders that it holds."""
+    folder = Path(folder)
+    inside = sorted(one.parent for one in folder.glob(f"*/{RECORD}"))
+    return [read_record(one) for one in inside] if inside and not (folder / RECORD).exists() else [read_record(folder)]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A record run again.
+
+    Args:
+        difference: the largest difference of any value, relative to the largest value.
+        cell: where it is.
+        same_bits: whether all values have the same bits.
+    """
+
+    name: str
+    difference: float
+    cell: str
+    same_bits: bool
+    versions: dict[str, tuple[str, str]]  # those that differ: then, now
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return dict(self.__dict__)
+
+    def summary(self) -> str:
+        """In words."""
+        if self.same_bits:
+            return f"{self.name}: the same bits"
+        changed = "".join(f"; {name} {then} then, {now} now" for name, (then, now) in self.versions.items())
+        return f"{self.name}: largest relative difference {self.difference:.1e}, at {self.cell}{changed}"
+
+
+def replay(
+    record: Record, model: Transformer | None = None, *, device: str | None = None,
+    progress: Callable[[float, float], None] | None = None,
+) -> Replay:  # fmt: skip
+    """Run a record again.
+
+    Args:
+        model: the model; None: loaded by the name that the record has.
+
+    Raises:
+        WeightsMismatch: it is another model than the record's.
+    """
+    about, options = record.about, record.about["options"]
+    if model is None:
+        precision = about["model"]["dtype"].removeprefix("torch.")
+        model = loading.from_pretrained(Transformer, about["model"]["name"], device=device, dtype=precision)
+    now, then = model_hash(model), about["model"]["hash"]
+    if now != then:
+        raise WeightsMismatch(
+            f"the record was made with a model whose hash is {then} ({about['model']['name']!r} at that time); this model's is "
+            f"{now}; give the one that the record was made with"
+        )
+    dtype = options.get("dtype")
+    found = sweep(
+        model, record.tensors["tokens"], record.cells, record.metric, mask=record.tensors.get("mask"),
+        method=options["method"], top=options["top"], skip=options["skip"], memory=options["memory"], seed=options["seed"],
+        dtype=None if dtype is None else DTYPES[dtype.removeprefix("torch.")], audit=0, progress=progress,
+    )  # fmt: skip
+    mine = found.values.data.cpu().reshape(record.values.shape)
+    here = versions()
+    changed = {name: (was, here[name]) for name, was in about["versions"].items() if here.get(name) not in (None, was)}
+    difference, at = _largest(record.values, mine)
+    same = bool(torch.equal(record.values.nan_to_num(), mine.nan_to_num()))
+    return Replay(record.folder.name, difference, record.labels[at], same, changed)
+
+
+def _largest(one: Tensor, other: Tensor) -> tuple[float, int]:
+    """The largest difference, relative to the largest value, and its cell."""
+    known = one.nan_to_num()
+    apart = (known - other.nan_to_num()).abs().flatten(1) if one.ndim > 1 else (known - other.nan_to_num()).abs()[:, None]
+    by_cell = apart.amax(1)
+    at = int(by_cell.argmax())
+    return float(by_cell[at]) / max(float(known.abs().max()), 1e-30), at
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two records beside each other.
+
+    Args:
+        differs: what was asked differently: model, tokens, metric, options.
+        cells: (label, mean of the one, mean of the other) for cells that both have, those furthest apart first.
+        only: how many cells only the one, and only the other, has.
+        difference: the largest difference of means, relative to the largest mean.
+        correlation: of the means.
+    """
+
+    differs: tuple[str, ...]
+    cells: tuple[tuple[str, float, float], ...]
+    only: tuple[int, int]
+    difference: float
+    correlation: float
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it."""
+        return dict(self.__dict__)
+
+    def summary(self) -> str:
+        """In words."""
+        asked = f"asked differently: {', '.join(self.differs)}" if self.differs else "asked the same"
+        lines = [f"{asked}; {len(self.cells)} cells in both, {self.only[0]} and {self.only[1]} in one only"]
+        if self.cells:
+            lines.append(f"largest relative difference of means {self.difference:.1e}, correlation {self.correlation:.4f}")
+            lines += [f"  {label}: {one:.5g} and {other:.5g}" for label, one, other in self.cells[:5] if one != other]
+        return "\n".join(lines)
+
+
+def compare(one: Record, other: Record) -> Comparison:
+    """Put two records beside each other, cell by cell."""
+    pairs = {
+        "model": (one.about["model"]["hash"], other.about["model"]["hash"]),
+        "metric": (one.about["metric"]["type"], other.about["metric"]["type"]),
+        "options": (one.about["options"], other.about["options"]),
+    }
+    differs = [name for name, (mine, theirs) in pairs.items() if mine != theirs]
+    if not torch.equal(one.tensors["tokens"], other.tensors["tokens"]):
+        differs.append("tokens")
+    means = [dict(zip(record.labels, _means(record.values), strict=True)) for record in (one, other)]
+    both = [label for label in means[0] if label in means[1]]
+    rows = sorted(((label, means[0][label], means[1][label]) for label in both), key=lambda row: -abs(row[1] - row[2]))
+    largest = max((max(abs(mine), abs(theirs)) for _, mine, theirs in rows), default=0.0)
+    difference = abs(rows[0][1] - rows[0][2]) / max(largest, 1e-30) if rows else float("nan")
+    correlation = float("nan")
+    if len(rows) > 1:
+        correlation = float(torch.corrcoef(torch.tensor([[row[1] for row in rows], [row[2] for row in rows]]).double())[0, 1])
+    only = len(means[0]) - len(both), len(means[1]) - len(both)
+    return Comparison(tuple(differs), tuple(rows), only, difference, correlation)
+
+
+def _means(values: Tensor) -> list[float]:
+    flat: list[float] = (values.flatten(1).double().nanmean(1) if values.ndim > 1 else values.double()).tolist()
+    return flat
