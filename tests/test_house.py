@@ -26,8 +26,8 @@ ROWS = [
     {"sources", "weights", "model", "view"},
     {"loading", "runs"},
     {"hooked_transformer", "analysis", "tasks", "records"},
-    {"commands", "report", "compat", "exercises", "notebooks", "verify"},
-    {"learning_commands", "steer_command", "sweep_commands"},
+    {"report", "compat", "exercises", "notebooks", "verify"},
+    {"commands"},
     {"cli"},
 ]
 GROUND = {"errors", "axes"}  # row 0 itself stands on these

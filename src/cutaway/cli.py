@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway import commands, learning_commands, steer_command, sweep_commands
+from cutaway.commands import learning, questions, steering, sweeps
 from cutaway.errors import CutawayError
 
 DIFFERENT, FAILED, INTERRUPTED = 1, 2, 130
@@ -181,9 +181,9 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         typer.echo(f"  {name:<28} {repo}")
 
 
-for question in (*commands.COMMANDS, *sweep_commands.COMMANDS, steer_command.steer, learning_commands.notebook):
+for question in (*questions.COMMANDS, *sweeps.COMMANDS, steering.steer, learning.notebook):
     app.command()(question)
-for name, group in learning_commands.GROUPS.items():
+for name, group in learning.GROUPS.items():
     app.add_typer(group, name=name)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.architectures import network, some_tokens
 from cutaway.errors import MissingActivation, ShapeError, UnknownSite
 from cutaway.runs import edits
+from tests.architectures import network, some_tokens
 
 MODEL = network("gpt2")
 TOKENS = some_tokens()

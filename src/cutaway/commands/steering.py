@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutaway.commands import DEFAULT, Device, Html, Json, Model, lines, load, show
+from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, lines, load, show
 from cutaway.errors import ConfigError, ShapeError, TokenError
 
 if TYPE_CHECKING:

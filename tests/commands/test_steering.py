@@ -80,7 +80,7 @@ def test_a_pair_and_a_saved_vector(toy: Transformer, tmp_path: Path) -> None:
 
 
 def test_line_breaks_in_files(tmp_path: Path) -> None:
-    from cutaway.steer_command import texts_of
+    from cutaway.commands.steering import texts_of
 
     file = tmp_path / "two.txt"
     file.write_text("KING:\\nMy lord\nprose\n", encoding="utf-8")

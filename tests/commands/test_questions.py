@@ -17,7 +17,7 @@ from cutaway.analysis.heads import on_random_repeats
 from cutaway.analysis.lens import lens
 from cutaway.analysis.predictions import read
 from cutaway.cli import app
-from cutaway.commands import COMMANDS
+from cutaway.commands.questions import COMMANDS
 from cutaway.model.transformer import Transformer
 
 TOY = "first-unique-char"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands import DEFAULT, Device, File, Html, Json, Model, Text, given_text, lines, load, show
+from cutaway.commands.shared import DEFAULT, Device, File, Html, Json, Model, Text, given_text, lines, load, show
 from cutaway.errors import ConfigError, TokenError
 
 Record = Annotated[Path | None, typer.Option(help="Write a record to this folder, for `cutaway replay` and `cutaway compare`.")]
