@@ -79,6 +79,15 @@ def test_a_pair_and_a_saved_vector(toy: Transformer, tmp_path: Path) -> None:
     assert again.exit_code == 0 and again.stdout == out.stdout
 
 
+def test_a_record_runs_again_to_the_same_bits(tmp_path: Path) -> None:
+    out = run(*SETS, "--prompt", "ab", "--prompt", "g", "--strength", "2", "--record", str(tmp_path / "record"))
+    assert out.exit_code == 0, out.output
+    again = CliRunner().invoke(app, ["replay", str(tmp_path / "record")])
+    assert again.exit_code == 0 and "the same bits" in again.stdout
+    refused = run(*SETS, "--prompt", "ab", "--record", str(tmp_path / "record"))
+    assert refused.exit_code == 2 and "holds a record already" in refused.stderr
+
+
 def test_line_breaks_in_files(tmp_path: Path) -> None:
     from cutaway.commands.steering import texts_of
 

@@ -7,7 +7,7 @@ random directions of the same norm and beside vectors made from the same prompts
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs import edits, metrics
 from cutaway.runs.generate import Sampling, generate
 from cutaway.runs.results import Labelled, Means, Result, bootstrap
-from cutaway.runs.sweep import Cells, sweep
+from cutaway.runs.sweep import Cells, SweepResult, sweep
 from cutaway.view import Figure, heat_map, line_chart, small_multiples, steering_response
 
 MakeMetric = Callable[[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]], metrics.Metric]
@@ -39,6 +39,7 @@ class Response(Result):
         shuffled: the same, of vectors made with shuffled labels (none for vectors of a single pair).
         strengths: as numbers.
         side_loss, side_kl: `[layer, strength]`, the change of the loss of other text and the KL divergence there (nats).
+        sweep: the sweep that all of this was read from, for `records.write`.
     """
 
     values: Labelled
@@ -48,6 +49,7 @@ class Response(Result):
     strengths: tuple[float, ...]
     side_loss: Labelled | None = None
     side_kl: Labelled | None = None
+    sweep: SweepResult | None = field(default=None, repr=False)
 
     def means(self) -> Means:
         """Means over prompts, with bootstrap intervals."""
@@ -187,7 +189,7 @@ def response(
         for kind, data in kinds.items()
     }
     sides = _side_effects(model, chosen, side_text, strengths, examples.labels, prepend_bos) if side_text else (None, None)
-    return Response(examples, result.clean, shown["random"], shown["shuffled"], tuple(strengths), *sides)
+    return Response(examples, result.clean, shown["random"], shown["shuffled"], tuple(strengths), sides[0], sides[1], result)
 
 
 def _encoded(model: Transformer, prompts: Sequence[str], prepend_bos: bool | None) -> tuple[Tensor, Tensor]:

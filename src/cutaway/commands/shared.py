@@ -17,6 +17,7 @@ Text = Annotated[str | None, typer.Option(help="The text to run on.")]
 File = Annotated[Path | None, typer.Option(help="A file of text to run on.", exists=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 Html = Annotated[Path | None, typer.Option(help="Write a page with the figures to this file.")]
+Record = Annotated[Path | None, typer.Option(help="Write a record to this folder, for `cutaway replay` and `cutaway compare`.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, lines, load, show
+from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Record, lines, load, show
 from cutaway.errors import ConfigError, ShapeError, TokenError
 
 if TYPE_CHECKING:
@@ -52,12 +52,14 @@ def steer(
     device: Device = "cpu",
     as_json: Json = False,
     html: Html = None,
+    record: Record = None,
 ) -> None:
     """Steer a model from one set of texts to another, and measure what that did.
 
     Prints continuations with and without steering, and the response of a target to each strength, beside random
     directions, vectors made with shuffled labels, and the effect on other text.
     """
+    from cutaway import records
     from cutaway.analysis import steering_effects as effects
     from cutaway.runs.generate import Sampling
 
@@ -79,6 +81,9 @@ def steer(
     )  # fmt: skip
     if save is not None:
         chosen.save(save)
+    if record is not None:
+        assert measured.sweep is not None
+        records.write(record, measured.sweep, model)
     first = next(iter(made.values()))
     blocks = [_about(made), _continued(prompts, said)]
     if count is not None:

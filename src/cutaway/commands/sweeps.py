@@ -10,10 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands.shared import DEFAULT, Device, File, Html, Json, Model, Text, given_text, lines, load, show
+from cutaway.commands.shared import DEFAULT, Device, File, Html, Json, Model, Record, Text, given_text, lines, load, show
 from cutaway.errors import ConfigError, TokenError
 
-Record = Annotated[Path | None, typer.Option(help="Write a record to this folder, for `cutaway replay` and `cutaway compare`.")]
 Clean = Annotated[str, typer.Option(help="The prompt that gives the answer.")]
 Corrupted = Annotated[str, typer.Option(help="The prompt that does not; of as many tokens.")]
 Answer = Annotated[str, typer.Option(help="The token that the clean prompt should be followed by.")]
