@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -36,7 +35,6 @@ __all__ = [
     "sanity_check",
 ]
 
-logger = logging.getLogger(__name__)
 # The first sentences of "Zoom In" (Olah et al. 2020), which the dialect's check has always been made on.
 SANITY_TEXT = (
     "Many important transition points in the history of science have been moments when science 'zoomed in.' At these points, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch
 from cutaway.compat.text_data import load_dataset
 from cutaway.errors import ShapeError, UnknownName, nearest
 
-logger = logging.getLogger(__name__)
 MMLU_ANSWER_LETTERS = ["A", "B", "C", "D"]
 MMLU_SUBJECTS = [
     "abstract_algebra",
