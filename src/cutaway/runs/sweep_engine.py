@@ -24,7 +24,8 @@ from cutaway.runs.sweep_packed import Cell, Ended, run_packed
 from cutaway.runs.sweep_values import Measure, Opaque
 
 Progress = Callable[[float, float], None]
-ROOM = 2**20  # numbers in one layer's stream that run at once, where nobody says how much memory there is
+ROOM = 2**19  # numbers in one layer's stream that run at once, where nobody says how much memory there is
+ROOM_CUDA = 2**25  # the same on a GPU, which small products leave idle
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,8 @@ def schedule(task: Task) -> Schedule:
     whole = not isinstance(task.metric, Metric) or task.skip == "layers"
     whole = whole or any(not bound.change.declared for cell in cells for bound in cell.bounds)
     smallest = task.length * (task.batch if whole else 1)
-    room = room_for(cfg, smallest, task.memory, max(64, ROOM // cfg.d_model))
+    usual = ROOM_CUDA if task.tokens.device.type == "cuda" else ROOM
+    room = room_for(cfg, smallest, task.memory, max(64, usual // cfg.d_model))
     step = task.batch if whole else min(task.batch, room // task.length)
     count = -(-task.batch // step)
     step = -(-task.batch // count)  # batches of about equal size
