@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+
+settings.register_profile("steady", derandomize=True, deadline=None)  # the same examples everywhere
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

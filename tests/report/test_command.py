@@ -86,7 +86,7 @@ def test_bad_checkpoints(tmp_path: Path, kind: str, said: str):
     ("words", "said"),
     [
         (["report", "first-uniqe-char"], "did you mean 'first-unique-char'?"),
-        ([*REPORT, "--size", "0"], "size=0 must be between 1 and 20,000"),
+        ([*REPORT, "--size", "0"], "size=0 must be between 2 and 20,000"),
         ([*REPORT, "--seed", "-1"], "seed=-1 must not be negative"),
     ],
 )

@@ -202,11 +202,9 @@ def test_a_model_that_learned_nothing_gets_a_report_too(of_random: Report):
     assert "nan" not in text.lower().replace("dominan", "") and "tensor(" not in text and "{" not in text
 
 
-@pytest.mark.parametrize("size", [1, 2])
-def test_one_sequence_is_enough(random_model: Path, quick: None, size: int):
-    made = report.make("first-unique-char", checkpoint=random_model, size=size)
-    assert json.loads(made.json())["size"] == size
-    assert "1 sequence of seed" in made.html() or size > 1
+def test_two_sequences_are_enough(random_model: Path, quick: None):
+    made = report.make("first-unique-char", checkpoint=random_model, size=2)
+    assert json.loads(made.json())["size"] == 2 and "2 sequences of seed" in made.html()
 
 
 def test_every_section_says_what_its_numbers_show(published: Report, of_random: Report):
@@ -275,7 +273,7 @@ def test_unknown_tasks():
 
 @pytest.mark.parametrize("size", [0, -3, 10**6])
 def test_sizes(size: int):
-    with pytest.raises(ConfigError, match="must be between 1 and"):
+    with pytest.raises(ConfigError, match="must be between 2 and"):
         report.make("first-unique-char", size=size)
 
 

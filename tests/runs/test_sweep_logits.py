@@ -114,3 +114,8 @@ def test_any_index_gives_what_whole_logits_give(index: tuple[Any, ...]) -> None:
     found = LazyLogits.make(compute, Wanted(set()), (3, 3, 3), whole)[index]
     found = found.whole() if isinstance(found, LazyLogits) else found
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("index", [(0, slice(None, 0)), (slice(None), []), (0, slice(2, 2), [1])])
+def test_nothing_chosen_is_nothing(index: tuple[Any, ...]) -> None:
+    test_any_index_gives_what_whole_logits_give.hypothesis.inner_test(index)

@@ -46,14 +46,14 @@ def make(
 
     Raises:
         UnknownTask: there is no report on this task; says on which there is.
-        ConfigError: `size` is not between 1 and 20,000, or the model is of another shape than the report reads.
+        ConfigError: `size` is not between 2 and 20,000, or the model is of another shape than the report reads.
         CheckpointError, WeightsMismatch: the file is missing, damaged, unsafe or holds other weights.
     """
     if task not in REPORTS:
         kind = "report on the task" if task in tasks.names() else "task called"
         raise UnknownTask(f"there is no {kind} {task!r}{nearest(task, REPORTS)}; there are reports on {', '.join(REPORTS)}")
-    if not 1 <= size <= LARGEST:
-        raise ConfigError(f"size={size} must be between 1 and {LARGEST:,} sequences")
+    if not 2 <= size <= LARGEST:  # of one sequence, the mean over sequences is that sequence
+        raise ConfigError(f"size={size} must be between 2 and {LARGEST:,} sequences")
     if seed < 0:
         raise ConfigError(f"seed={seed} must not be negative")
     found: Report = import_module(REPORTS[task]).report(checkpoint, size, seed, watch)

@@ -58,7 +58,7 @@ class LazyLogits(Tensor):
             return self._compute(None, columns)
         places = [self._at] if isinstance(self._at, int) else self._at
         self._wanted.positions.update(places)
-        logits = self._compute(torch.tensor(places), columns)
+        logits = self._compute(torch.tensor(places, dtype=torch.long), columns)
         return logits[:, 0] if isinstance(self._at, int) else logits
 
     def _narrowed(self, at: list[int] | int) -> LazyLogits:
@@ -115,7 +115,7 @@ def _pick(logits: LazyLogits, index: tuple[Any, ...]) -> Tensor:
         if isinstance(full[1], slice):
             return _columns(logits._narrowed(found), (batch, slice(None), columns))
         places = sorted(set(found))
-        within = torch.tensor([places.index(one) for one in found]).reshape(torch.as_tensor(full[1]).shape)
+        within = torch.tensor([places.index(one) for one in found], dtype=torch.long).reshape(torch.as_tensor(full[1]).shape)
         return _columns(logits._narrowed(places), (batch, within, columns))
     if _everything(batch) and _everything(columns):
         return logits
@@ -126,7 +126,7 @@ def _columns(logits: LazyLogits, index: tuple[Any, ...]) -> Tensor:
     """The same, where positions are settled: only the picked columns."""
     columns = index[-1]
     if isinstance(columns, int):
-        compact = logits._picked(torch.tensor([columns % logits.shape[-1]]))
+        compact = logits._picked(torch.tensor([columns % logits.shape[-1]], dtype=torch.long))
         where = (*index[:-1], 0)
         return compact[where]
     if isinstance(columns, Tensor | list) and (ids := torch.as_tensor(columns)).dtype == torch.long and ids.numel():

@@ -77,7 +77,7 @@ def report(checkpoint: str | Path | None, size: int, seed: int, watch: Callable[
     subtitle = (
         f"{name if checkpoint else name.capitalize()}: {cfg.n_layers} layers of {cfg.n_heads} heads, attention only, "
         f"d_model {cfg.d_model}, "
-        f"{cfg.n_ctx} positions; run on {size:,} {'sequence' if size == 1 else 'sequences'} of seed {seed}"
+        f"{cfg.n_ctx} positions; run on {size:,} sequences of seed {seed}"
     )
     return Report(
         "First unique character: how the model works", subtitle, overview.intro(study), [overview.found(study), *parts], about
