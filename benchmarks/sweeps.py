@@ -21,10 +21,23 @@ from beside import Claim, main
 CLAIMS = [
     Claim("toy", "6 heads × q, k, v, z, zero and mean, by position, 1000 × 20", at_least=6, tolerance=1e-4, rounds=3),
     Claim("residual", "residual stream, 12 layers × 16 positions, batch 8, logit difference", at_least=7, tolerance=1e-4),
+    Claim("residual_function", "the same by `patching.get_act_patch_resid_pre` with a plain function as the metric", at_least=7,
+          baseline_case="residual", tolerance=1e-4),
+    Claim("screen", "the same, screened by gradients, then 10 cells exactly", at_least=25, baseline_case="residual",
+          tolerance=1e-4),
     Claim("heads", "144 heads at all positions, batch 8 × 16, logit difference", at_least=4.5, tolerance=1e-4),
+    Claim("heads_function", "the same by `patching.get_act_patch_attn_head_out_all_pos` with a plain function", at_least=4.5,
+          baseline_case="heads", tolerance=1e-4),
     Claim("loss", "144 heads set to zero, next-token loss on 8 × 64", at_least=1.6, tolerance=1e-4),
+    Claim("residual", "the residual sweep beside the bare matrix products that its plan counts (1.33: three quarters)",
+          at_most=1.33,
+          baseline="ours", baseline_case="residual_floor"),
+    Claim("heads", "the sweep over heads beside the bare matrix products that its plan counts", at_most=1.33, baseline="ours",
+          baseline_case="heads_floor"),
     Claim("residual", "peak memory of the residual sweep", at_least=1, tolerance=1e-4, memory=True),
-]
+    Claim("heads", "peak memory of the sweep over heads", at_least=1, tolerance=1e-4, memory=True),
+    Claim("loss", "peak memory of the sweep with the loss", at_least=1, tolerance=1e-4, memory=True),
+]  # fmt: skip
 
 
 def prepare(folder: Path) -> None:
@@ -117,9 +130,11 @@ def ours(folder: Path) -> dict[str, Any]:
     import torch
 
     from cutaway import HookedTransformer
+    from cutaway.analysis import patching
     from cutaway.runs import metrics
     from cutaway.runs.edits import mean, patch, zero
     from cutaway.runs.sweep import heads, residual, sweep
+    from cutaway.runs.sweep_plan import plan
     from cutaway.tasks import FirstUniqueChar
     from cutaway.tasks.first_unique_char import first_unique
 
@@ -137,10 +152,44 @@ def ours(folder: Path) -> dict[str, Any]:
         found = [sweep(small, some, heads(change, site), by_position, audit=0) for change in (zero(), mean()) for site in "qkvz"]
         return torch.cat([one.values.data.mean(-2).flatten(0, 1) for one in found])
 
+    rows = torch.arange(len(clean))
+
+    def function(logits: Any) -> Any:
+        return (logits[rows, -1, right] - logits[rows, -1, wrong]).mean()
+
+    def swept(grid: Any, tokens: Any, metric: Any, **how: Any) -> Any:
+        return sweep(model, tokens, grid, metric, audit=0, **how)
+
+    def screened() -> Any:
+        """The table of the exact sweep, with the cells that the screen computed exactly in their place."""
+        table = swept(residual(patch(kept)), corrupted, difference).table()
+        found = swept(residual(patch(kept)), corrupted, difference, method="screen", top=10)
+        cells = list(found.exact)
+        table.view(-1)[cells] = found.table().flatten()[cells]
+        return {"table": table.numpy()}
+
+    def products(grid: Any) -> Callable[[], None]:
+        """As many operations as the plan of a sweep counts, in products of 1024 tokens with one layer's weights."""
+        operations = plan(model, corrupted, grid, difference, measure=False).operations
+        x, weight = torch.ones(1024, gpt2_small.WIDTH), model.blocks[0].mlp.W_in
+        times = round(operations / (2 * x.numel() * weight.shape[1]))
+
+        def run() -> None:
+            for _ in range(times):
+                x @ weight
+
+        return run
+
+    stream, every_head = residual(patch(kept)), heads(patch(kept))
     return {
-        "residual": compared(lambda: sweep(model, corrupted, residual(patch(kept)), difference, audit=0).values.data.mean(-1)),
-        "heads": compared(lambda: sweep(model, corrupted, heads(patch(kept)), difference, audit=0).values.data.mean(-1)),
-        "loss": compared(lambda: sweep(model, short, heads(zero()), metrics.loss(short), audit=0).values.data.mean(-1)),
+        "residual": compared(lambda: swept(stream, corrupted, difference).table()),
+        "residual_function": compared(lambda: patching.get_act_patch_resid_pre(model, corrupted, kept, function)),
+        "residual_floor": (products(stream), dict),
+        "screen": (lambda: swept(stream, corrupted, difference, method="screen", top=10), screened),
+        "heads": compared(lambda: swept(every_head, corrupted, difference).table()),
+        "heads_function": compared(lambda: patching.get_act_patch_attn_head_out_all_pos(model, corrupted, kept, function)),
+        "heads_floor": (products(every_head), dict),
+        "loss": compared(lambda: swept(heads(zero()), short, metrics.loss(short)).table()),
         "toy": compared(ablations),
     }
 
