@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-
 settings.register_profile("steady", derandomize=True, deadline=None)  # the same examples everywhere
 settings.load_profile("steady")
 
