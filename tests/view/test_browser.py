@@ -318,6 +318,18 @@ def test_pixels_of_panels_with_and_without_a_common_scale(show: Callable[..., Br
         assert_painted(browser.canvas(".ct-cells", panel), values[panel], "diverging", -own, own)
 
 
+@pytest.mark.parametrize("kind", ["circuit", "lens grid", "sweep grid"])
+def test_pixels_of_other_grids(show: Callable[..., Browser], kind: str) -> None:
+    values = np.random.default_rng(4).normal(size=(6, 8)).astype(np.float32)
+    if kind == "lens grid":
+        values = np.abs(values)
+        figure = view.lens_grid(list("abcdefgh"), values, [["w"] * 8] * 6)
+    else:
+        figure = view.circuit(values) if kind == "circuit" else view.sweep_grid(values)
+    low, high = figure.meta["range"]
+    assert_painted(show(figure).canvas(".ct-cells"), values, figure.meta["scale"], low, high)
+
+
 def test_contrast_draws_the_ends_of_the_scale_together(show: Callable[..., Browser]) -> None:
     values = np.array([[1.0, -0.25], [0.1, 8.0]])
     browser = show(view.heat_map(values))
