@@ -205,8 +205,10 @@ def test_a_hook_that_never_fires_says_why() -> None:
 
 
 def test_a_predicate_needs_one_of_its_sites() -> None:
-    model = network("gpt2")
-    model.run_with_hooks(some_tokens(), fwd_hooks=[(lambda name: "resid" in name, nothing)], stop_at_layer=1)
+    model, fired = network("gpt2"), []
+    note = (lambda name: "resid" in name, lambda x, hook: fired.append(hook.name))
+    model.run_with_hooks(some_tokens(), fwd_hooks=[note], stop_at_layer=1)
+    assert fired == [f"blocks.0.hook_resid_{where}" for where in ("pre", "mid", "post")]
 
 
 def test_an_unknown_site_is_refused_with_near_names() -> None:
