@@ -175,14 +175,14 @@ class Packed(Stream):
             tokens = slice(group.begin, group.begin + group.rows * group.length)
             own = [x[0, tokens].unflatten(0, (group.rows, group.length)) for x in (k, v)]
             if group.start:
-                own = [torch.cat([_past(x, group), mine], 1) for x, mine in zip((keys, values), own, strict=True)]
+                own = [torch.cat([past_of(x, group), mine], 1) for x, mine in zip((keys, values), own, strict=True)]
             mine = q[0, at : at + group.rows * group.kept].unflatten(0, (group.rows, group.kept))
             at += group.rows * group.kept
             seen.append(attention.attend(mine, *own, group.stream).flatten(0, 1))
         return (seen[0] if len(seen) == 1 else torch.cat(seen))[None]
 
 
-def _past(x: Tensor, group: Group) -> Tensor:
+def past_of(x: Tensor, group: Group) -> Tensor:
     """The clean run's keys or values before a group's start, for each of its rows."""
     past = x[:, : group.start]
     if group.examples is not None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound
 from cutaway.runs.sweep_clean import Clean, Group, Packed, rows_of
+from cutaway.runs.sweep_ends import absorbs, few, last_layer, through_attention
 from cutaway.runs.sweep_join import Entry, Part, as_slice, enter, short
 
 # Sites where rows of a packed run can be edited while they run.
@@ -76,6 +77,7 @@ def run_packed(model: Transformer, clean: Clean, cells: Sequence[Cell], asked: T
     batch = _Batch(model, clean, asked)
     ended: list[Ended] = []
     for layer in range(min(entering), n_layers):
+        before: list[tuple[Cell, Part]] = []
         middle: list[tuple[Cell, Part]] = []
         after: list[tuple[Cell, Part]] = []
         for cell in entering.get(layer, []):
@@ -86,11 +88,15 @@ def run_packed(model: Transformer, clean: Clean, cells: Sequence[Cell], asked: T
             entry: Entry | None = None if local is None else enter(model, clean, local, asked)
             if entry is None:
                 continue
-            if entry.stage == "pre":
+            if entry.stage == "pre" and few(model, clean, entry.part) and not model.cfg.parallel_attn_mlp:
+                before.append((cell, entry.part))
+            elif entry.stage == "pre":
                 batch.add(cell, entry.part, layer)
             else:
                 (middle if entry.stage == "mid" else after).append((cell, entry.part))
         batch.run_layer(layer)
+        attended = through_attention(model, clean, layer, before, asked if layer == n_layers - 1 else None)
+        (after if model.cfg.attn_only else middle).extend(attended)
         after += _through_mlp(model, layer, middle)
         for cell, part in after:
             if layer == n_layers - 1:
@@ -157,6 +163,9 @@ class _Batch:
         if self.packed is None or asked is not None:
             self.packed = self._stream(asked)
         self.narrowed = asked is not None
+        if asked is not None and absorbs(self.model, layer, len(asked), self.clean.length):
+            self.tokens = last_layer(self.model, self.packed, self.tokens, layer)
+            return
         with _editing(self.model, self.clean, self.runs, self.packed, running):
             self.tokens = self.model.run_blocks(self.tokens[None], self.packed, layer, layer + 1)[0]
 

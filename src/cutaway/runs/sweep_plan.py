@@ -19,6 +19,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Function, Metric
 from cutaway.runs.sweep import task_of
 from cutaway.runs.sweep_cells import Cells, Edits, Grid, bytes_per_token, kept_sites
+from cutaway.runs.sweep_ends import absorbs
 from cutaway.runs.sweep_engine import Schedule, Task, schedule
 from cutaway.runs.sweep_join import short
 from cutaway.runs.sweep_packed import Cell
@@ -160,8 +161,25 @@ class _Costs:
         if entering:
             total += self._entry(cell, site, tokens, asked if cell.layer == layers - 1 else tokens)
         for layer in range(after, layers):
-            total += self.layer(tokens, asked if layer == layers - 1 else None)
+            total += self.layer(tokens) if layer < layers - 1 else self._last(tokens, asked)
+        if cell.way == "join" and not entering and cell.layer < layers - 1:
+            total -= self._kept(cell, tokens)
         return total
+
+    def _last(self, tokens: int, asked: int) -> float:
+        """The last layer, which may take the query to the stream instead of projecting keys and values."""
+        whole = self.layer(tokens, asked)
+        if not absorbs(self.task.model, self.cfg.n_layers - 1, asked, self.length):
+            return whole
+        there = asked * (self.keys + 4 * self.cfg.n_heads * self.cfg.d_model * tokens)
+        return whole - tokens * self.keys + there
+
+    def _kept(self, cell: Cell, tokens: int) -> float:
+        """What a stream edit's own layer saves: queries, keys and values of positions that are as they were."""
+        positions = cell.bounds[0].positions
+        if positions is None or 2 * len(positions) > tokens or self.cfg.parallel_attn_mlp:
+            return 0.0
+        return float((tokens - len(positions)) * (self.query + self.keys))
 
     def _entry(self, cell: Cell, site: str, tokens: int, queries: int) -> float:
         """From the edited site to the end of its layer."""
