@@ -58,7 +58,7 @@ def from_pretrained(
     Args:
         model_name: a bundled model, an id or a short name of the Hugging Face hub, a folder, or one of our files.
         fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices: see
-            `cutaway.weights.processing`.
+            `cutaway.weights.processing`. Weights of a network without norms are not centred: nothing there takes out a mean.
         checkpoint_index, checkpoint_value: which checkpoint of a training run: its number, or its step.
         hf_model: a live `transformers` model to take the weights from; then `model_name` is only a name.
         n_devices: GPUs to spread the layers over.
@@ -93,7 +93,7 @@ def from_pretrained(
         tokenizer = pretrained_tokenizer(cfg.tokenizer_name)
     rewrites = {
         "fold_ln": fold_ln,
-        "center_writing_weights": center_writing_weights,
+        "center_writing_weights": center_writing_weights and cfg.normalization_type is not None,
         "center_unembed": center_unembed,
         "fold_value_biases": fold_value_biases,
         "refactor_factored_attn_matrices": refactor_factored_attn_matrices,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from cutaway import HookedTransformer
 from cutaway.errors import ConfigError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files as checkpoints
 from cutaway.tasks import AttnOnly2L, Task
-from cutaway.tasks.attn_only_2l import BOS, bigram_loss, head_scores, plain
+from cutaway.tasks.attn_only_2l import BOS, POSITIONS, bigram_loss, head_scores, plain, waves
 from cutaway.tasks.task import UNCOUNTED
 from cutaway.tasks.training import train
 
@@ -80,21 +82,64 @@ def test_what_is_validated_on_was_not_trained_on(task: AttnOnly2L):
 
 
 def test_only_repeats_count(task: AttnOnly2L):
-    tokens, labels = task.repeated(40, torch.Generator().manual_seed(0))
+    tokens, labels = task.repeated(40, 20, torch.Generator().manual_seed(0))
     for row, answers in zip(tokens.tolist(), labels.tolist(), strict=True):
         new = answers.count(UNCOUNTED)  # the period
-        assert 8 <= new <= 12 and answers[:new] == [UNCOUNTED] * new
+        assert 4 <= new <= 10 and answers[:new] == [UNCOUNTED] * new
         whole = [*row[1:], answers[-1]]
-        assert all(whole[place] == whole[place - new] == answers[place] for place in range(new, 24))
+        assert all(whole[place] == whole[place - new] == answers[place] for place in range(new, 20))
     assert 0 not in tokens[:, 1:], "BOS may stand only at the start"
 
 
-def test_draws_mix_text_and_repeats(task: AttnOnly2L):
-    _, labels = task.draw(2000, torch.Generator().manual_seed(1))
-    share = (labels == UNCOUNTED).any(1).float().mean()
-    assert float(share) == pytest.approx(task.repeats, abs=0.05)
-    again = task.draw(2000, torch.Generator().manual_seed(1))
-    assert torch.equal(again.labels, labels)
+def test_half_of_what_repeats_are_pieces_of_text(task: AttnOnly2L):
+    tokens, labels = task.repeated(400, 20, torch.Generator().manual_seed(0))
+    text = task._training
+    pairs = set(zip(text[:-1].tolist(), text[1:].tolist(), strict=True))
+    pieces = sum(
+        all(pair in pairs for pair in itertools.pairwise(row[1 : 1 + answers.count(UNCOUNTED)]))
+        for row, answers in zip(tokens.tolist(), labels.tolist(), strict=True)
+    )
+    assert 160 < pieces < 260  # a few random ones look like text
+
+
+def test_batches_of_text_and_of_repeats_take_turns(task: AttnOnly2L):
+    batches = list(task.batches(6, 8, torch.Generator().manual_seed(1)))
+    assert [bool((labels == UNCOUNTED).any()) for _, labels in batches] == [False, True] * 3
+    assert all(tokens.numel() == 8 * 24 and bool((tokens[:, 0] == 0).all()) for tokens, _ in batches)
+    text = task._training.tolist()
+    for row in batches[2].labels.tolist():
+        assert any(text[at : at + 24] == row for at in range(len(text)))
+    again = task.batches(6, 8, torch.Generator().manual_seed(1))
+    assert all(torch.equal(one.labels, other.labels) for one, other in zip(batches, again, strict=True))
+
+
+def test_positions_begin_large_and_biases_stay_at_zero(task: AttnOnly2L, tmp_path: Path):
+    model = Transformer(task.config())
+    task.prepare(model)
+    assert float(model.pos_embed.W_pos.detach().square().mean().sqrt()) == pytest.approx(POSITIONS, rel=1e-4)
+    train(task, tmp_path, epochs=1, steps=4, batch_size=4, device="cpu")
+    tensors = checkpoints.read(tmp_path / "model.safetensors").tensors
+    biases = {name: tensor for name, tensor in tensors.items() if name.rpartition(".")[2].startswith("b_")}
+    assert len(biases) == 9 and not any(bool(bias.any()) for bias in biases.values())
+    assert not torch.equal(tensors["pos_embed.W_pos"].float(), model.pos_embed.W_pos.half().float())
+
+
+def test_waves_are_those_of_a_plain_loop():
+    made = waves(5, 6)
+    for place in range(5):
+        for pair in range(3):
+            angle = place / 10_000 ** (2 * pair / 6)
+            assert float(made[place, pair]) == pytest.approx(math.sqrt(2) * math.sin(angle), abs=1e-6)
+            assert float(made[place, 3 + pair]) == pytest.approx(math.sqrt(2) * math.cos(angle), abs=1e-6)
+
+
+def test_weights_are_kept_in_half_precision_and_load_in_full(task: AttnOnly2L, tmp_path: Path):
+    train(task, tmp_path, epochs=1, steps=2, batch_size=4, device="cpu")
+    tensors = checkpoints.read(tmp_path / "model.safetensors").tensors
+    assert {tensors[name].dtype for name in tensors} == {torch.float16}
+    model = HookedTransformer.from_pretrained(tmp_path / "model.safetensors")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.W_E, tensors["embed.W_E"].float())
 
 
 def test_bigram_loss_is_that_of_a_plain_loop():

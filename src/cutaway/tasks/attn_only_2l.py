@@ -1,6 +1,6 @@
 """A small language model of two attention-only layers, in which induction heads form.
 
-It reads text in windows, and between them random tokens that repeat with a random period. Nothing predicts a
+Every second batch is text; the others are short sequences that repeat with a random period. Nothing predicts a
 repeat but looking back to what followed the same token before, so the pair of heads that does this (a
 previous-token head in layer 0, an induction head in layer 1) forms within minutes instead of hours.
 """
@@ -8,9 +8,11 @@ previous-token head in layer 0, an induction head in layer 1) forms within minut
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,28 +28,29 @@ from cutaway.tasks.task import UNCOUNTED, Examples, Recipe
 
 BOS = "<|bos|>"
 KEPT_ASIDE = 20  # the last 1/20 of each file is for validation
-SHORTEST_PERIOD = 8
+SHORTEST_PERIOD = 4
+REPEATED = (32, 32, 32, 64, 128)  # lengths of the sequences that repeat, in turn: short ones teach fastest
+POSITIONS = 0.4  # the size of fresh positions; small ones are lost among the tokens, and no head finds its neighbour
 
 
 @dataclass(frozen=True, eq=False)
 class AttnOnly2L:
-    """The task as `cutaway train` sees it; made with `AttnOnly2L.read(files)`.
-
-    `repeats` is the share of training sequences that are repeated random tokens instead of text.
-    """
+    """The task as `cutaway train` sees it; made with `AttnOnly2L.read(files)`."""
 
     files: tuple[Path, ...]
     texts: tuple[str, ...]
-    vocab_size: int = 1024
+    vocab_size: int = 2000
     n_ctx: int = 128
-    repeats: float = 0.4
     recipe: Recipe = field(
-        default_factory=lambda: Recipe(epochs=40, steps=400, batch_size=16, lr=3e-3, weight_decay=0.01, clip=1.0)
+        default_factory=lambda: Recipe(
+            epochs=30, steps=400, batch_size=16, lr=3e-3, weight_decay=0.01, betas=(0.9, 0.999), clip=1.0
+        )
     )
 
     name = "attn-only-2l"
     summary = "the next token of text, with heads that continue what repeats (induction)"
     wants_text = True
+    stored = torch.float16
 
     def __post_init__(self) -> None:
         tokenizer = byte_pairs(self.texts, self.vocab_size)
@@ -75,18 +78,27 @@ class AttnOnly2L:
         return cls(files=tuple(map(Path, files)), texts=tuple(plain(_read(Path(file))) for file in files))
 
     def config(self) -> HookedTransformerConfig:
-        """Two layers of four heads, attention only, LayerNorm, standard positions."""
+        """Two layers of eight heads: attention only, positions for queries and keys alone, no norm."""
         return HookedTransformerConfig(
             n_layers=2,
-            n_heads=4,
-            d_model=128,
+            n_heads=8,
+            d_model=256,
             d_head=32,
             n_ctx=self.n_ctx,
             d_vocab=self.vocab_size,
             attn_only=True,
-            normalization_type="LN",
+            normalization_type=None,
+            positional_embedding_type="shortformer",
             model_name=self.name,
         )
+
+    def prepare(self, model: Transformer) -> None:
+        """Begin with large positions, sines and cosines that training moves on from; leave the biases at zero for good."""
+        with torch.no_grad():
+            model.pos_embed.W_pos.copy_(waves(self.n_ctx, model.cfg.d_model) * POSITIONS)
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[2].startswith("b_"):
+                parameter.requires_grad_(False)
 
     def tokenizer(self) -> Any:
         """The byte-pair tokenizer, as `transformers` wraps it."""
@@ -96,22 +108,32 @@ class AttnOnly2L:
             tokenizer_object=self._tokenizer, bos_token=BOS, eos_token=BOS, pad_token=BOS, model_max_length=self.n_ctx
         )
 
-    def draw(self, count: int, generator: torch.Generator) -> Examples:
-        """Windows of the text, each after BOS, and among them sequences of repeated random tokens."""
-        starts = torch.randint(0, len(self._training) - self.n_ctx, (count, 1), generator=generator)
-        windows = self._training[starts + torch.arange(self.n_ctx)]
-        text = _after_bos(windows)
-        repeated = self.repeated(count, generator)
-        synthetic = torch.rand(count, 1, generator=generator) < self.repeats
-        return Examples(*(torch.where(synthetic, new, old) for new, old in zip(repeated, text, strict=True)))
+    def batches(self, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
+        """Windows of the text, each after BOS, and in turn with them as many tokens that repeat, in shorter sequences."""
+        lengths = itertools.cycle(min(length, self.n_ctx) for length in REPEATED)
+        for step in range(steps):
+            if step % 2:
+                length = next(lengths)
+                yield self.repeated(max(1, size * self.n_ctx // length), length, generator)
+            else:
+                yield _after_bos(self._windows(size, self.n_ctx, generator))
 
-    def repeated(self, count: int, generator: torch.Generator) -> Examples:
-        """Random tokens that repeat, each row with a period of its own; only repeats count."""
-        period = torch.randint(SHORTEST_PERIOD, self.n_ctx // 2 + 1, (count, 1), generator=generator)
-        place = torch.arange(self.n_ctx)[None]
-        random = torch.randint(1, self.vocab_size, (count, self.n_ctx), generator=generator)
-        tokens, labels = _after_bos(random.gather(1, place % period))
+    def repeated(self, count: int, length: int, generator: torch.Generator) -> Examples:
+        """Sequences that repeat, half of them random tokens and half pieces of text, each with a period of its own.
+
+        Only repeats count.
+        """
+        period = torch.randint(SHORTEST_PERIOD, length // 2 + 1, (count, 1), generator=generator)
+        place = torch.arange(length)[None]
+        random = torch.randint(1, self.vocab_size, (count, length), generator=generator)
+        nonsense = torch.rand(count, 1, generator=generator) < 0.5
+        once = torch.where(nonsense, random, self._windows(count, length, generator))
+        tokens, labels = _after_bos(once.gather(1, place % period))
         return Examples(tokens, labels.masked_fill(place < period, UNCOUNTED))
+
+    def _windows(self, count: int, length: int, generator: torch.Generator) -> Int[Tensor, "count length"]:
+        starts = torch.randint(0, len(self._training) - length, (count, 1), generator=generator)
+        return self._training[starts + torch.arange(length)]
 
     def validation(self) -> Examples:
         """Neighbouring windows of the text that was kept aside, 512 at most, spread over it."""
@@ -121,7 +143,7 @@ class AttnOnly2L:
     def fingerprint(self) -> dict[str, Any]:
         """What the examples depend on beside the seed."""
         text = hashlib.sha256("\0".join(self.texts).encode()).hexdigest()[:16]
-        return {"text": text, "vocab_size": self.vocab_size, "n_ctx": self.n_ctx, "repeats": self.repeats}
+        return {"text": text, "vocab_size": self.vocab_size, "n_ctx": self.n_ctx, "repeats": list(REPEATED)}
 
     def arguments(self) -> list[str]:
         """What the command line needs beside the task's name."""
@@ -136,8 +158,11 @@ class AttnOnly2L:
             f"Text: {read}; the last twentieth of each was kept aside for validation. `<unk>` marks were dropped and "
             "WikiText's spaces around punctuation closed.",
             f"Vocabulary: byte pairs, {self.vocab_size} tokens, learned from the same text; token 0 is `{BOS}`.",
-            f"{self.repeats:.0%} of the training sequences are random tokens that repeat with a random period from "
-            f"{SHORTEST_PERIOD} to {self.n_ctx // 2} tokens; of those only the repeats count.",
+            f"Every second batch repeats: sequences of {', '.join(map(str, REPEATED))} tokens in turn, half of them random "
+            f"tokens and half pieces of text, with a random period from {SHORTEST_PERIOD} tokens to half of the sequence; of "
+            "those only the repeats count.",
+            f"Positions, which only queries and keys see, began as sines and cosines of size {POSITIONS} (root mean square); "
+            "biases were held at zero.",
             f"A bigram model of the same text has validation loss {bigram:.4f}.",
             f"On random tokens repeated twice, previous-token attention by head of layer 0: {_listed(previous[0])}; induction "
             f"attention by head of layer 1: {_listed(induction[1])}.",
@@ -170,6 +195,15 @@ def byte_pairs(texts: Sequence[str], size: int) -> Any:
     trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=[BOS], initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator((line for text in texts for line in text.splitlines(keepends=True)), trainer)
     return tokenizer
+
+
+def waves(length: int, width: int) -> Float[Tensor, "length width"]:
+    """Sines and then cosines of the positions, of wavelengths from 2π to 20,000π; their mean square is 1.
+
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.5, in another order of columns.
+    """
+    angles = torch.arange(length)[:, None] / 10_000 ** (torch.arange(0, width, 2) / width)
+    return torch.cat([angles.sin(), angles.cos()], 1) * math.sqrt(2)
 
 
 def bigram_loss(training: Int[Tensor, "length"], kept: Int[Tensor, "length2"], size: int) -> float:

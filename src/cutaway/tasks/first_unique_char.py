@@ -7,7 +7,7 @@ global state is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -154,6 +154,7 @@ class FirstUniqueCharTask:
     name = "first-unique-char"
     summary = "at each position, the first letter so far that has not been repeated ('?' where there is none)"
     wants_text = False
+    stored = torch.float32
 
     def config(self) -> HookedTransformerConfig:
         """The published model's configuration, without its global seed."""
@@ -162,6 +163,13 @@ class FirstUniqueCharTask:
     def dataset(self, size: int = 1000, seed: int = 42) -> FirstUniqueChar:
         """A dataset of this task's letters and length."""
         return FirstUniqueChar(size, self.vocab, self.seq_len, seed)
+
+    def prepare(self, model: Transformer) -> None:
+        """Nothing: the weights start as the configuration says."""
+
+    def batches(self, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
+        """Batches of fresh examples, drawn at once: many cost little more than few."""
+        yield from map(Examples, *(part.split(size) for part in self.draw(steps * size, generator)))
 
     def draw(self, count: int, generator: torch.Generator) -> Examples:
         """Fresh examples."""

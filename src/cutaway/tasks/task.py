@@ -6,6 +6,7 @@ has one right answer, or none that counts (`UNCOUNTED`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -46,7 +47,7 @@ class Recipe:
 
 @runtime_checkable
 class Task(Protocol):
-    """A task that can be trained. `draw` takes all of its randomness from the generator that it is given."""
+    """A task that can be trained. `batches` takes all of its randomness from the generator that it is given."""
 
     @property
     def name(self) -> str:
@@ -60,11 +61,18 @@ class Task(Protocol):
     def recipe(self) -> Recipe:
         """How it is trained unless told otherwise."""
 
+    @property
+    def stored(self) -> torch.dtype:
+        """The precision of the weights on disk."""
+
     def config(self) -> HookedTransformerConfig:
         """The model to train."""
 
-    def draw(self, count: int, generator: torch.Generator) -> Examples:
-        """Fresh examples to train on."""
+    def prepare(self, model: Transformer) -> None:
+        """What is done to the fresh weights before training; parameters that are to stay lose their gradient."""
+
+    def batches(self, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
+        """Batches of fresh examples to train on, of the work of `size` sequences each."""
 
     def validation(self) -> Examples:
         """Examples kept aside, the same each time."""

@@ -179,8 +179,10 @@ class _Run:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.model = Transformer(dataclasses.replace(task.config(), seed=None, device=device)).to(device)
+            task.prepare(self.model)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+            self.trained, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
         self.tokenizer = task.tokenizer()
         self.history: list[Epoch] = []
@@ -197,8 +199,8 @@ class _Run:
         done = 0
         while done < recipe.steps:
             steps = min(CHUNK, recipe.steps - done)
-            examples = self.move(self.task.draw(steps * recipe.batch_size, generator))
-            for tokens, labels in zip(*(part.split(recipe.batch_size) for part in examples), strict=True):
+            for examples in self.task.batches(steps, recipe.batch_size, generator):
+                tokens, labels = self.move(examples)
                 batch_loss = self.step((number - 1) * recipe.steps + done, tokens, labels)
                 summed += batch_loss
                 done += 1
@@ -215,7 +217,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+            torch.nn.utils.clip_grad_norm_(self.trained, recipe.clip)
         self.optimizer.step()
         return loss.detach()
 
@@ -239,7 +241,8 @@ class _Run:
             "validation_loss": round(self.best.loss, 6),
             "validation_accuracy": round(self.best.accuracy, 6),
         }
-        files.save(path, self.best_weights, self.model.cfg, tokenizer=self.tokenizer, metadata=metadata)
+        weights = {name: weight.to(self.task.stored) for name, weight in self.best_weights.items()}
+        files.save(path, weights, self.model.cfg, tokenizer=self.tokenizer, metadata=metadata)
 
     def write_state(self, path: Path) -> None:
         with files.replacing(path) as file:
