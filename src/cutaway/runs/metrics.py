@@ -47,6 +47,24 @@ class Metric(ABC):
         """Which entries of the vocabulary are read, ascending; None: all."""
         return None
 
+    def named(self) -> dict[str, Tensor]:
+        """The tokens that the metric names: what they are, in words → their ids (negative labels: not counted)."""
+        return {}
+
+    def check(self, d_vocab: int) -> None:
+        """Make sure that the vocabulary has the tokens that the metric names.
+
+        Raises:
+            TokenError: it lacks one; a vocabulary has no negative numbers, either.
+        """
+        for what, tokens in self.named().items():
+            outside = tokens[(tokens < 0) | (tokens >= d_vocab)]
+            if len(outside):
+                raise TokenError(
+                    f"the {self.name} names the {what} {int(outside[0])}, and the vocabulary has the {d_vocab} tokens 0 to "
+                    f"{d_vocab - 1}; are these the tokens of another model?"
+                )
+
     @abstractmethod
     def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
         """The value at each token, from its logits in these columns (and those of the clean run, where it `compares`)."""
@@ -58,6 +76,7 @@ class Metric(ABC):
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"], clean: Tensor | None = None) -> Tensor:
         """The value of each example from whole logits, `[batch]`, or `[batch, pos]` where `by_position`."""
         batch, length = logits.shape[:2]
+        self.check(logits.shape[-1])
         wanted = self.wanted(batch, length).to(logits.device)
         at = Places(*wanted.nonzero(as_tuple=True))
         columns = self.columns()
@@ -120,6 +139,9 @@ class Answers(Metric):
             if tokens is not None and len(tokens) not in (1, batch):
                 raise ShapeError(f"{len(tokens)} {what} for {batch} examples; give one for each, or one for all")
         return _where(self.positions, batch, length)
+
+    def named(self) -> dict[str, Tensor]:
+        return {"answer": self.answers} | ({} if self.wrong is None else {"wrong answer": self.wrong})
 
     def _of(self, tokens: Tensor, at: Places) -> Tensor:
         tokens = tokens.to(at.examples.device)
@@ -185,6 +207,9 @@ class Labelled(Metric):
         if tuple(self.labels.shape) != (batch, length):
             raise ShapeError(f"labels of shape {tuple(self.labels.shape)} for tokens of shape {(batch, length)}")
         return _where(self.positions, batch, length) & (self.labels.cpu() >= 0)
+
+    def named(self) -> dict[str, Tensor]:
+        return {"label": self.labels[self.labels >= 0]}
 
     def _labels(self, at: Places) -> Int[Tensor, "token"]:
         return self.labels.to(at.examples.device)[at.examples, at.positions]
@@ -256,6 +281,9 @@ class Normalised(Metric):
 
     def columns(self) -> Int[Tensor, "column"] | None:
         return self.metric.columns()
+
+    def named(self) -> dict[str, Tensor]:
+        return self.metric.named()
 
     def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
         return self.metric.measure(logits, at, clean)
@@ -357,9 +385,17 @@ def by_position(metric: Metric) -> Metric:
 
 
 def as_metric(metric: Any) -> AnyMetric:
-    """A metric, from a metric or any function of logits."""
+    """A metric, from a metric or any function of logits.
+
+    Raises:
+        ShapeError: it is neither, or what makes metrics when it is called.
+    """
     if isinstance(metric, Metric | Function):
         return metric
+    if getattr(metric, "__module__", None) == __name__ and hasattr(metric, "__name__"):
+        example = {"kl": "", "loss": "tokens", "accuracy": "tokens", "logit_difference": "answers, wrong"}
+        made = f"metrics.{metric.__name__}({example.get(metric.__name__, '…')})"
+        raise ShapeError(f"{metric.__name__} makes a metric when it is called; give {made} instead")
     if not callable(metric):
         raise ShapeError(f"a metric is one of cutaway.runs.metrics or a function of logits, not {type(metric).__name__}")
     return Function(metric, getattr(metric, "__name__", "metric").replace("<lambda>", "metric"))
