@@ -56,6 +56,14 @@ def test_projecting_out_leaves_nothing_along_the_direction() -> None:
     torch.testing.assert_close(clamped @ VECTOR / VECTOR.norm(), torch.full(Z.shape[:-1], 2.0), rtol=1e-4, atol=1e-4)
 
 
+def test_a_mean_over_positions_of_a_pattern_is_over_destinations() -> None:
+    pattern = CACHE["pattern", 1]
+    for change in (edits.mean(over=("pos",)), edits.mean(CACHE, ("pos",))):
+        out = change.at("pattern1", heads=2).apply(pattern, MODEL.cfg)
+        torch.testing.assert_close(out[:, 2], pattern[:, 2].mean(1, keepdim=True).expand_as(pattern[:, 2]))
+        assert torch.equal(out[:, :2], pattern[:, :2])
+
+
 def test_a_resample_draws_the_same_order_for_the_same_seed() -> None:
     drawn = [edits.resample(OTHER, seed).at("z0").apply(CACHE["z", 0], MODEL.cfg) for seed in (3, 3, 0, 1, 2)]
     assert torch.equal(drawn[0], drawn[1]) and not all(torch.equal(drawn[0], one) for one in drawn[2:])

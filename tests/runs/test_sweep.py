@@ -15,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cutaway.errors import CheckpointError, ConfigError, NotFinite, ShapeError, UnknownName
+from cutaway.errors import CheckpointError, ConfigError, NotFinite, ShapeError, TokenError, UnknownName
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.sites import get_act_name
 from cutaway.runs import edits, metrics, sweep_engine
@@ -144,6 +144,8 @@ def test_cells_of_several_edits(name: str) -> None:
         [edits.scale(2.0).at(("k", 1), positions=[4, 6]), edits.add(torch.ones(24)).at(("attn_out", 0), positions=5)],
         [edits.zero().at(("pattern", 1), heads=1, positions=[5, 7]), edits.zero().at(("attn_out", 0), examples=1)],
         [edits.zero().at(("pattern", 0), heads=1), edits.zero().at(("pattern", 1), sources=0)],
+        [edits.scale(2.0).at(("result", 1), heads=[0, 2], positions=[1, 5])],
+        [edits.scale(2.0).at(("result", 0), heads=[0, 2], examples=[0, 2])],
     ]
     for metric in (METRICS["difference"], METRICS["loss"]):
         cells = [*pairs(singles), *held]
@@ -216,6 +218,7 @@ def test_batches_and_chunks_do_not_matter(room: int, monkeypatch: pytest.MonkeyP
         edits.zero().at(("v", 1)),
         edits.add(torch.ones(24)).at("resid_pre1", examples=[0, 19]),
     ]
+    cells.append(edits.mean(over=("pos",)).at(("attn_out", 0), positions=[3, 5]))
     cells.append(edits.replace(torch.randn(20, 1, 4, 6)).at(("z", 1)))
     cells.append(edits.replace(torch.randn(2, 1, 1, 6)).at(("z", 1), examples=[1, 17], heads=2))
     found = sweep(model, tokens, cells, metric)
@@ -315,6 +318,17 @@ def test_a_screen_computes_the_top_cells_exactly() -> None:
         sweep(model, TOKENS, grid, METRICS["difference"], method="scren")
 
 
+@pytest.mark.parametrize("site", ["z", "pattern"])
+@pytest.mark.parametrize("over", [("batch",), ("pos",), ("batch", "pos")])
+def test_the_audit_takes_its_own_means(site: str, over: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, grid = MODELS["gpt2"], heads(edits.mean(over=over), site)
+    found = sweep(model, TOKENS, grid, METRICS["difference"], audit=8)
+    assert found.audit.examples == BATCH and found.audit.difference < 1e-5
+    right = Engine._means
+    monkeypatch.setattr(Engine, "_means", lambda self: {site: mean[:1] * 1.1 for site, mean in (right(self) or {}).items()})
+    assert sweep(model, TOKENS, grid, METRICS["difference"], audit=8).audit.difference > 1e-3
+
+
 def test_lower_precision_is_audited_in_full_precision() -> None:
     found = sweep(MODELS["gpt2"], TOKENS, heads(), METRICS["difference"], dtype=torch.bfloat16)
     assert 1e-4 < found.audit.difference < 0.2
@@ -384,6 +398,9 @@ def test_progress_ends_at_the_whole() -> None:
         (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], skip="some"), ConfigError, "'all' and 'layers'"),
         (lambda m: sweep(m, TOKENS[:2], heads(), METRICS["loss"]), ShapeError, "labels of shape"),
         (lambda m: sweep(m, TOKENS, Grid(edits.zero(), "z", ("layer", "row")), METRICS["loss"]), ShapeError, "no axis 'row'"),
+        (lambda m: sweep(m, TOKENS, heads(), metrics.loss), ShapeError, "makes a metric when it is called"),
+        (lambda m: sweep(m, TOKENS, heads(), metrics.loss(TOKENS, TOKENS + 1)), TokenError, "the label 13, and .* the 13 tokens"),
+        (lambda m: sweep(m, TOKENS, heads(), metrics.rank([99])), TokenError, "names the answer 99"),
         (lambda m: sweep(m, TOKENS, heads(), METRICS["kl"], method="gradient"), ShapeError, "no gradient at the clean run"),
         (
             lambda m: sweep(m, TOKENS, heads(edits.replace(torch.nan), head=[2]), METRICS["difference"]),

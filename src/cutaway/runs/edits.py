@@ -222,6 +222,12 @@ def _values(cache: Any) -> Values:
     return {name: tensor.unsqueeze(0) for name, tensor in store.items()}
 
 
+def mean_axes(site: str, over: Sequence[str]) -> list[int]:
+    """Which axes of a site a mean is taken over; the position of patterns and scores is that of the destination."""
+    by_head = site.endswith(("hook_pattern", "hook_attn_scores"))
+    return [{"batch": 0, "pos": 2 if by_head else 1}[axis] for axis in over]
+
+
 class _Derived(Mapping[str, Tensor]):
     """Tensors made from others when they are first asked for."""
 
@@ -229,13 +235,13 @@ class _Derived(Mapping[str, Tensor]):
         self.values_ = values
         self.made: dict[str, Tensor] = {}
 
-    def derive(self, tensor: Tensor) -> Tensor:
+    def derive(self, site: str, tensor: Tensor) -> Tensor:
         raise TypeError
 
     def __getitem__(self, site: str) -> Tensor:
         if site not in self.made:
             source = self.values_ if isinstance(self.values_, Tensor) else self.values_[site]
-            self.made[site] = self.derive(source)
+            self.made[site] = self.derive(site, source)
         return self.made[site]
 
     def __contains__(self, site: object) -> bool:
@@ -251,10 +257,10 @@ class _Derived(Mapping[str, Tensor]):
 class _Means(_Derived):
     def __init__(self, values: Values, over: tuple[str, ...]):
         super().__init__(values)
-        self.over = [("batch", "pos").index(axis) for axis in over]
+        self.over = over
 
-    def derive(self, tensor: Tensor) -> Tensor:
-        return (tensor if tensor.is_floating_point() else tensor.float()).mean(self.over, keepdim=True)
+    def derive(self, site: str, tensor: Tensor) -> Tensor:
+        return (tensor if tensor.is_floating_point() else tensor.float()).mean(mean_axes(site, self.over), keepdim=True)
 
 
 class _Shuffled(_Derived):
@@ -262,7 +268,7 @@ class _Shuffled(_Derived):
         super().__init__(values)
         self.seed, self.order = seed, order
 
-    def derive(self, tensor: Tensor) -> Tensor:
+    def derive(self, site: str, tensor: Tensor) -> Tensor:
         order = self.order
         if order is None:
             order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(self.seed))
@@ -425,7 +431,7 @@ class Bound:
         """
         source = self.source
         if source is None and isinstance(self.change, Put) and clean is not None:
-            over = [("batch", "pos").index(axis) for axis in self.change.mean_over]
+            over = mean_axes(self.site, self.change.mean_over)
             source = clean.mean(over, keepdim=True) if over else clean
         if source is None:
             return None

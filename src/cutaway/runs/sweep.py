@@ -184,6 +184,7 @@ def sweep(
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
         NotFinite: a metric is not a finite number; says of which cell.
         ConfigError: not even one cell fits into `memory`.
+        TokenError: the metric names a token that the vocabulary lacks.
     """
     if method not in METHODS:
         raise UnknownName(f"no method called {method!r}{nearest(method, METHODS)}; there are {', '.join(METHODS)}")
@@ -255,12 +256,15 @@ def task_of(
             "the mean over one example is that example, and changes nothing; run several, or take the mean over positions "
             "too (over=('batch', 'pos')), or over a reference"
         )
-    return Task(model, found, mask, cells, as_metric(metric), skip, memory)
+    asked = as_metric(metric)
+    if isinstance(asked, Metric):
+        asked.check(model.cfg.d_vocab_out)
+    return Task(model, found, mask, cells, asked, skip, memory)
 
 
 def audited(task: Task, engine: Engine, count: int, seed: int) -> Audit:
-    """Run some cells again as plain full forward passes."""
-    cells = engine.cells
+    """Run some cells again as plain full forward passes; means over the sweep's examples are taken again, too."""
+    cells = engine.plan.cells  # as they were before the engine took means
     count = min(count, len(cells))
     if not count:
         return Audit((), 0, math.nan)

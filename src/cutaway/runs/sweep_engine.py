@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cutaway.model.transformer import Transformer
-from cutaway.runs.edits import Bound
+from cutaway.runs.edits import Bound, mean_axes
 from cutaway.runs.metrics import AnyMetric, Metric, Places
 from cutaway.runs.sweep_cells import Cells, bind, chunks, kept_sites, own_means, room_for
 from cutaway.runs.sweep_clean import Clean, run_clean
@@ -141,15 +141,17 @@ class Engine:
         wanted = own_means(self.task.cells, self.task.model.cfg)
         if not wanted:
             return None
-        sums: dict[str, Tensor] = {}
+        parts: dict[str, list[Tensor]] = {site: [] for site in wanted}
         for first, last in self.plan.batches:
             tokens, mask = self.task.rows(first, last)
             store = run_clean(self.task.model, tokens, list(wanted), mask=mask, first=first).store
             for site, axes in wanted.items():
-                part = store[site].sum(0, keepdim=True)
-                part = part.mean(1, keepdim=True) if "pos" in axes else part
-                sums[site] = part if site not in sums else sums[site] + part
-        return {site: total / self.task.batch for site, total in sums.items()}
+                part = store[site].sum(0, keepdim=True) if "batch" in axes else store[site]
+                parts[site].append(part.mean(mean_axes(site, ["pos"]), keepdim=True) if "pos" in axes else part)
+        return {
+            site: torch.cat(some) if "batch" not in wanted[site] else sum(some[1:], some[0]) / self.task.batch
+            for site, some in parts.items()
+        }
 
     def _store_clean(self, values: Tensor, first: int, last: int) -> None:
         if self.clean is None:
