@@ -235,7 +235,7 @@ def _from_result(model: Transformer, clean: Clean, bound: Bound, asked: Tensor |
     block, heads = model.blocks[layer], bound.heads
     chosen = slice(None) if heads is None else _list(heads)
     z = clean.site(layer, "attn.hook_z")
-    index = (*bound.index()[:2], slice(None), slice(None))
+    index = _product([*bound.chosen[:2], None, None], tuple(z.shape))
     result = torch.einsum("bphd,hdm->bphm", z[index][:, :, chosen], block.attn.W_O[chosen])
     new = bound.change.new(result, bound.value(None)).to(result.dtype)
     places = None if bound.positions is None else torch.tensor(bound.positions, device=z.device)
