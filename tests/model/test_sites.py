@@ -153,7 +153,9 @@ def test_a_name_is_found_or_the_nearest_ones_are_named() -> None:
     assert resolve(("scale", -2, "ln2"), names, n_layers=2) == "blocks.0.ln2.hook_scale"
     assert resolve("resid_pre1", names) == "blocks.1.hook_resid_pre"
     for asked, message in {
-        ("pattern", 2): r"\('pattern', 2\) \('blocks.2.attn.hook_pattern'\); did you mean 'blocks.",
+        ("pattern", 2): r"\('pattern', 2\) \('blocks.2.attn.hook_pattern'\); there are 2 layers, 0 and 1$",
+        "blocks.7.hook_resid_pre": "no site called 'blocks.7.hook_resid_pre'; there are 2 layers, 0 and 1$",
+        "blocks.-3.hook_resid_pre": "there are 2 layers, 0 and 1$",
         "blocks.0.atn.hook_q": "did you mean 'blocks.0.attn.hook_q'",
         "pattern": "give a layer, as in 'blocks.0.attn.hook_pattern'",
         "patern": "did you mean 'blocks.0.attn.hook_pattern'",
@@ -165,6 +167,18 @@ def test_a_name_is_found_or_the_nearest_ones_are_named() -> None:
             resolve(asked, names)
     with pytest.raises(UnknownSite, match="there are none"):
         resolve("q0", [])
+    for layers, message in {
+        (4,): "there is only layer 4$",
+        (0, 1, 2, 3): "4 layers, 0 to 3$",
+        (1, 4, 5): "3 layers, 1, 4 and 5$",
+    }.items():
+        with pytest.raises(UnknownSite, match=message):
+            resolve("blocks.9.hook_resid_pre", [f"blocks.{layer}.hook_resid_pre" for layer in layers])
+
+
+def test_a_hook_on_a_layer_that_is_not_there_says_which_layers_are() -> None:
+    with pytest.raises(UnknownSite, match=r"'blocks.7.hook_resid_pre'; there are 2 layers, 0 and 1; model.hook_dict lists all"):
+        Transformer(config()).add_hook("blocks.7.hook_resid_pre", lambda x, hook: x)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)

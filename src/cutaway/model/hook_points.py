@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.errors import HookNeverFired, ShapeError, UnknownSite, nearest
+from cutaway.model.sites import layers_there
 from cutaway.model.slices import Slice, SliceInput
 
 HookFunction = Callable[..., Any]
@@ -263,7 +264,7 @@ class HookedRootModule(nn.Module):
 
     def _point(self, name: str) -> HookPoint:
         if name not in self.hook_dict:
-            hint = nearest(name, self.hook_dict)
+            hint = layers_there(name, self.hook_dict) or nearest(name, self.hook_dict)
             raise UnknownSite(f"no site called {name!r}{hint}; model.hook_dict lists all {len(self.hook_dict)}")
         return self.hook_dict[name]
 

@@ -122,7 +122,7 @@ def resolve(name: str | tuple[Any, ...], names: Collection[str], n_layers: int |
     A layer may be negative where `n_layers` is given.
 
     Raises:
-        UnknownSite: there is none; the message says the nearest.
+        UnknownSite: there is none; the message says the nearest, or which layers there are.
     """
     if isinstance(name, str):
         if name in names:
@@ -141,7 +141,20 @@ def resolve(name: str | tuple[Any, ...], names: Collection[str], n_layers: int |
     if per_layer:
         raise UnknownSite(f"no site called {name!r} outside the blocks; give a layer, as in {per_layer[0]!r}")
     called = f"{name!r}" if full == name else f"{name!r} ({full!r})"
-    raise UnknownSite(f"no site called {called}{_near(full, names)}")
+    raise UnknownSite(f"no site called {called}{layers_there(full, names) or _near(full, names)}")
+
+
+def layers_there(full: str, names: Collection[str]) -> str:
+    """The end of a sentence about a site of a layer that there is not: which layers there are. Of any other name, nothing."""
+    asked = re.match(r"blocks\.(-?\d+)\.", full)
+    found = sorted({int(block[1]) for block in map(re.compile(r"blocks\.(\d+)\.").match, names) if block})
+    if asked is None or not found or int(asked[1]) in found:
+        return ""
+    if len(found) == 1:
+        return f"; there is only layer {found[0]}"
+    together = found == list(range(found[0], found[-1] + 1)) and len(found) > 2
+    said = f"{found[0]} to {found[-1]}" if together else ", ".join(map(str, found[:-1])) + f" and {found[-1]}"
+    return f"; there are {len(found)} layers, {said}"
 
 
 def _near(full: str, names: Collection[str]) -> str:
