@@ -23,6 +23,7 @@ from cutaway.model.hook_points import HookPoint
 from cutaway.model.key_values import KeyValues
 from cutaway.model.norm import EachHeadNorm, LayerNorm, RMSNorm
 from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
+from cutaway.model.products import linear
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 KeyInput = Float[Tensor, "batch key d_model"] | Float[Tensor, "batch key kv d_model"]
@@ -165,7 +166,7 @@ class Attention(nn.Module):
             flat = torch.cat([_flat(W) for W, _ in weights], dim=1)
             bias = torch.cat([b.flatten() for _, b in weights])
             sizes = [W.shape[0] * W.shape[2] for W, _ in weights]
-            joint = F.linear(query_input, flat.T, bias).split(sizes, dim=-1)
+            joint = linear(query_input, flat, bias).split(sizes, dim=-1)
             return tuple(part.unflatten(-1, (-1, self.cfg.d_head)) for part in joint)
         inputs = (query_input, key_input, value_input)
         return tuple(project(x, W, b) for x, (W, b) in zip(inputs, weights, strict=True))
@@ -235,7 +236,7 @@ class Attention(nn.Module):
             result = self.hook_result(self.results(z))
             if self.hook_result.written:
                 return result.sum(-2) + self.b_O
-        return F.linear(z.flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
+        return linear(z.flatten(-2), self.W_O.flatten(0, 1), self.b_O)
 
     def results(self, z: Heads) -> Float[Tensor, "batch pos head d_model"]:
         """What each head writes into the residual stream, without the output bias."""
@@ -290,7 +291,7 @@ class GroupedQueryAttention(Attention):
 def project(x: Input, W: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]) -> Heads:
     """`x @ W + b` for each head, from an input that all heads share or that has one entry per head."""
     if x.ndim == 3:
-        return F.linear(x, _flat(W).T, b.flatten()).unflatten(-1, b.shape)
+        return linear(x, _flat(W), b.flatten()).unflatten(-1, b.shape)
     if x.shape[2] != len(W):
         raise ShapeError(f"an input split by head needs {len(W)} of them here, not {x.shape[2]}: {tuple(x.shape)}")
     return torch.einsum("bphm,hmd->bphd", x, W) + b

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cutaway.config import HookedTransformerConfig
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.norm import LayerNorm, LayerNormPre
+from cutaway.model.products import linear
 
 Resid = Float[Tensor, "batch pos d_model"]
 
@@ -77,7 +78,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Resid) -> Resid:
         """What the MLP writes, `[batch, pos, d_model]`."""
-        return F.linear(self._normed(self._neurons(x)), self.W_out.T, self.b_out)
+        return linear(self._normed(self._neurons(x)), self.W_out, self.b_out)
 
     def fold_norm(self) -> None:
         """Replace the norm of the activations by one without weights."""
@@ -85,7 +86,7 @@ class MLP(nn.Module):
 
     def _neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
         """The neurons' activations before the norm that some have."""
-        return self.act_fn(self.hook_pre(F.linear(x, self.W_in.T, self.b_in)))
+        return self.act_fn(self.hook_pre(linear(x, self.W_in, self.b_in)))
 
     def _normed(self, neurons: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_mlp"]:
         return self.hook_post(self.ln(self.hook_mid(neurons)) if self.cfg.has_mlp_norm else neurons)
@@ -100,8 +101,8 @@ class GatedMLP(MLP):
         self.hook_pre_linear = HookPoint()
 
     def _neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
-        pre = self.hook_pre(x @ self.W_gate)
-        return self.act_fn(pre) * self.hook_pre_linear(x @ self.W_in) + self.b_in
+        pre = self.hook_pre(linear(x, self.W_gate))
+        return self.act_fn(pre) * self.hook_pre_linear(linear(x, self.W_in)) + self.b_in
 
 
 class Expert(nn.Module):
@@ -123,10 +124,10 @@ class Expert(nn.Module):
     def forward(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
         """What this expert writes for some tokens."""
         if self.gated:
-            neurons = self.act_fn(x @ self.W_gate) * (x @ self.W_in) + self.b_in
+            neurons = self.act_fn(linear(x, self.W_gate)) * linear(x, self.W_in) + self.b_in
         else:
-            neurons = self.act_fn(F.linear(x, self.W_in.T, self.b_in))
-        return F.linear(neurons, self.W_out.T, self.b_out)
+            neurons = self.act_fn(linear(x, self.W_in, self.b_in))
+        return linear(neurons, self.W_out, self.b_out)
 
 
 class MoE(nn.Module):
@@ -143,7 +144,7 @@ class MoE(nn.Module):
     def forward(self, x: Resid) -> Resid:
         """What the chosen experts write, weighted by the router, `[batch, pos, d_model]`."""
         assert self.cfg.experts_per_token is not None
-        weights = self.hook_expert_weights((x @ self.W_gate).softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)))
+        weights = self.hook_expert_weights(linear(x, self.W_gate).softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32)))
         chosen, indices = weights.topk(self.cfg.experts_per_token, dim=-1)
         indices = self.hook_expert_indices(indices)
         chosen = weights.gather(-1, indices)

@@ -25,6 +25,7 @@ from cutaway.model.key_values import KeyValueCache
 from cutaway.model.losses import next_token_loss
 from cutaway.model.norm import LayerNorm, norm_of
 from cutaway.model.positions import PosEmbed, Stream, rotaries
+from cutaway.model.products import linear
 from cutaway.model.stacked import StackedWeights
 
 Resid = Float[Tensor, "batch pos d_model"]
@@ -68,7 +69,7 @@ class Unembed(nn.Module):
 
     def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab_out"]:
         """The logits of each vector."""
-        return F.linear(residual, self.W_U.T, self.b_U)
+        return linear(residual, self.W_U, self.b_U)
 
 
 class Transformer(HookedRootModule, StackedWeights):
@@ -254,7 +255,7 @@ class Transformer(HookedRootModule, StackedWeights):
         if columns is None:
             logits = self.unembed(resid)
         else:
-            logits = F.linear(resid, self.unembed.W_U[:, columns].T, self.unembed.b_U[columns])
+            logits = linear(resid, self.unembed.W_U[:, columns], self.unembed.b_U[columns])
         cap = self.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound
 from cutaway.runs.sweep_clean import Clean, rows_of
@@ -187,11 +187,11 @@ def _after_neurons(model: Transformer, clean: Clean, bound: Bound, asked: Tensor
     neurons = bound.chosen[-1]
     weights = block.mlp.W_out if neurons is None else block.mlp.W_out[list(neurons)]
     if isinstance(block.ln2_post, nn.Identity):
-        written = difference.of(clean.site(layer, "hook_mlp_out")) + difference.value @ weights
+        written = difference.of(clean.site(layer, "hook_mlp_out")) + linear(difference.value, weights)
     else:
         post = difference.of(clean.store[bound.site]).clone()
         post[..., slice(None) if neurons is None else list(neurons)] += difference.value
-        written = block.ln2_post(F.linear(post, block.mlp.W_out.T, block.mlp.b_out))
+        written = block.ln2_post(linear(post, block.mlp.W_out, block.mlp.b_out))
     return _after_mlp(model, clean, layer, difference.with_value(written))
 
 
@@ -221,7 +221,7 @@ def _attention_out(model: Transformer, clean: Clean, bound: Bound, asked: Tensor
         return None
     if isinstance(block.ln1_post, nn.Identity):
         chosen = W_O if heads is None else W_O[_list(heads)]
-        written = F.linear(difference.value.flatten(2), chosen.flatten(0, 1).T)
+        written = linear(difference.value.flatten(2), chosen.flatten(0, 1))
         return difference.with_value(difference.of(clean.site(layer, "hook_attn_out")) + written)
     whole = difference.of(clean.site(layer, "attn.hook_z")).clone()
     whole[:, :, slice(None) if heads is None else _list(heads)] += difference.value

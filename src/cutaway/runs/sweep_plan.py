@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
+from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Function, Metric
 from cutaway.runs.sweep import task_of
@@ -220,7 +221,7 @@ def rate(model: Transformer, seconds: float = 0.05) -> float:
 
     def once() -> float:
         start = time.perf_counter()
-        x @ w
+        linear(x, w)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         return time.perf_counter() - start

@@ -1,0 +1,145 @@
+"""Products of activations with weights: the right numbers, and the usual way wherever somebody looks into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.autograd import forward_ad
+from torch.utils.flop_counter import FlopCounterMode
+
+from cutaway.model import products
+from cutaway.model.products import SMALLEST, linear
+
+needs_onednn = pytest.mark.skipif(products.onednn() is None, reason="this Torch has no kernel of oneDNN that we use")
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Size]]:
+    """The shapes of inputs that went to oneDNN."""
+    seen: list[torch.Size] = []
+    found = products.onednn()
+
+    def counting() -> products.Product | None:
+        def product(x: torch.Tensor, Wt: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+            seen.append(x.shape)
+            assert found is not None
+            return found(x, Wt, b)
+
+        return None if found is None else product
+
+    monkeypatch.setattr(products, "onednn", counting)
+    yield seen
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    st.sampled_from([(1, 3), (64, 300), (301, 1000)]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_it_is_x_times_W_plus_b(rest: list[int], sizes: tuple[int, int], bias: bool, turned: bool):
+    x, W = drawn(*rest, sizes[0]), drawn(*sizes)
+    W = W.T.contiguous().T if turned else W
+    b = drawn(sizes[1]) if bias else None
+    with torch.no_grad():
+        out = linear(x, W, b)
+    wanted = (x.double() @ W.double() + (0 if b is None else b.double())).float()
+    torch.testing.assert_close(out, wanted, atol=2e-5, rtol=2e-5)
+
+
+@needs_onednn
+def test_large_products_go_to_onednn_and_parts_of_tensors_too(called: list[torch.Size]):
+    x, W = drawn(9, 40, 130), drawn(130, 200)
+    with torch.no_grad():
+        out = linear(x[2:7, ::3, 1:129], W[:128])
+    assert called == [(5, 14, 128)]
+    torch.testing.assert_close(out, x[2:7, ::3, 1:129] @ W[:128])
+
+
+@needs_onednn
+def test_small_products_and_other_precisions_go_the_usual_way(called: list[torch.Size]):
+    with torch.no_grad():
+        linear(drawn(4, 8), drawn(8, SMALLEST // 32 - 1))
+        for dtype in (torch.float64, torch.bfloat16):
+            linear(drawn(64, 128).to(dtype), drawn(128, 128).to(dtype))
+    assert called == []
+
+
+@needs_onednn
+@pytest.mark.parametrize("wanted", ["xWb", "x", "W", "b", "xb"])
+def test_gradients_are_those_of_the_plain_product(called: list[torch.Size], wanted: str):
+    given = dict(zip("xWb", (drawn(4, 16, 128), drawn(128, 130), drawn(130)), strict=True))
+    some = [given[name].requires_grad_() for name in wanted]
+    found = torch.autograd.grad(linear(*given.values()).square().sum(), some)
+    assert called
+    x, W, b = given.values()
+    for one, other in zip(found, torch.autograd.grad(F.linear(x, W.T, b).square().sum(), some), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)
+
+
+@needs_onednn
+def test_gradients_have_gradients():
+    x, W = drawn(64, 128).requires_grad_(), drawn(128, 128).requires_grad_()
+
+    def twice(out: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        (first,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), (x, W))
+
+    for one, other in zip(twice(linear(x, W)), twice(F.linear(x, W.T)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1)
+
+
+def test_transforms_of_torch_go_through():
+    x, W = drawn(3, 64, 128), drawn(128, 128)
+    assert torch.equal(torch.func.vmap(lambda one: linear(one, W))(x), x @ W)
+    one = torch.func.grad(lambda y: linear(y, W).square().sum())(x)
+    torch.testing.assert_close(one, 2 * (x @ W) @ W.T, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # Torch's own, on its way there
+def test_derivatives_forward_are_not_lost():
+    x, W = drawn(64, 128), drawn(128, 128)
+    with torch.no_grad(), forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(linear(forward_ad.make_dual(x, x), W)).tangent
+    assert tangent is not None
+    torch.testing.assert_close(tangent, x @ W)
+    torch.testing.assert_close(torch.func.jvp(lambda y: linear(y, W), (x,), (x,))[1], x @ W)
+
+
+def test_operations_are_counted():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        linear(drawn(64, 128), drawn(128, 128))
+    assert counter.get_total_flops() == 2 * 64 * 128 * 128
+
+
+@needs_onednn
+def test_it_can_be_turned_off(called: list[torch.Size]):
+    x, W = drawn(64, 128), drawn(128, 128)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, W).dtype is torch.bfloat16
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with torch.no_grad():
+            linear(x, W)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+    assert called == []
+    with torch.no_grad():
+        linear(x, W)
+    assert len(called) == 1
+
+
+def test_without_the_kernel_products_are_torchs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(products, "onednn", lambda: None)
+    x, W = drawn(64, 128), drawn(128, 128)
+    with torch.no_grad():
+        assert torch.equal(linear(x, W), F.linear(x, W.T))
