@@ -90,7 +90,7 @@ def assert_painted(pixels: np.ndarray, values: np.ndarray, scale: str, low: floa
 
 def test_every_view_is_drawn_without_the_network(show: Callable[..., Browser]) -> None:
     browser = show(gallery().page())
-    what = "[one.dataset.ready, one.firstChild.dataset.view, one.innerText]"
+    what = "[one.dataset.ready, one.firstChild.dataset.view, one.closest('section').innerText]"
     found = browser("evaluate", code=f"[...document.querySelectorAll('.cutaway')].map(one => {what})")
     assert len(found) == len(NAMES)
     for name, (ready, drawn, text) in zip(NAMES, found, strict=True):
@@ -247,6 +247,21 @@ def test_a_cell_is_echoed_in_the_other_panels(show: Callable[..., Browser]) -> N
     browser("click", selector=".ct-area", x=5, y=5)
     left = "[...document.querySelectorAll('.ct-pinned')].map(box => [box.style.left, box.classList.contains('ct-echo')])"
     assert browser("evaluate", code=left) == [["0px", False], ["0px", True]]
+
+
+def test_references_are_named_beside_the_series_and_not_across_them(show: Callable[..., Browser]) -> None:
+    named = {"unsteered": 1.5}
+    figures = [
+        view.line_chart({"a": [1, 2], "b": [2, 1.5]}, references=named),
+        view.line_chart({"a": [1, 2]}, y_name="loss", references=named),
+        view.bar_chart(["x", "y"], [1, 2], references=named),
+    ]
+    browser = show(view.page("Charts", [view.Section("All", figures)]))
+    legends = browser("evaluate", code="[...document.querySelectorAll('.cutaway .ct-legend')].map(one => one.innerText)")
+    assert len(legends) == 3 and all("unsteered: 1.50" in legend for legend in legends)
+    assert browser("evaluate", code="document.querySelectorAll('svg.ct-chart .ct-reference').length") == 3
+    drawn = browser("evaluate", code="[...document.querySelectorAll('svg.ct-chart')].map(one => one.textContent).join(' ')")
+    assert "unsteered" not in drawn
 
 
 def test_attribution_adds_up_on_the_page(show: Callable[..., Browser]) -> None:

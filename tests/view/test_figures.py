@@ -131,6 +131,14 @@ def test_a_page_has_contents_anchors_and_one_bundle() -> None:
     assert "x &lt; y" in page
 
 
+def test_a_page_of_one_section_says_its_title_once() -> None:
+    named, other = view.heat_map(np.eye(2), title="Eye"), view.heat_map(np.eye(2), title="Another")
+    page = view.page("Title", [view.Section("Eye", [named])]).html()
+    assert "<nav" not in page and 'class="cutaway ct-untitled"' in page
+    several = view.page("Title", [view.Section("Eye", [other]), view.Section("More", [named])]).html()
+    assert "<nav" in several and 'class="cutaway ct-untitled"' not in several
+
+
 def test_figures_are_values() -> None:
     figure = view.heat_map(np.eye(2), title="a")
     with pytest.raises(AttributeError):

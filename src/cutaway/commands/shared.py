@@ -58,7 +58,9 @@ def show(
     if html is not None:
         from cutaway.view import Section, page
 
-        page(title, [Section(heading, [figure]) for heading, figure in figures]).save(html)
+        made = list(figures)  # one needs no section: the page's title and its own say what it is
+        sections = [Section(heading, [figure]) for heading, figure in made] if len(made) > 1 else []
+        page(title, sections, intro=[] if sections else [figure for _, figure in made]).save(html)
         if not as_json:
             typer.echo(f"\n{html}")
 

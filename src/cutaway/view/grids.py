@@ -82,7 +82,7 @@ def small_multiples(
 
     Args:
         panels: `Panel`s, or a mapping from name to values [row, column].
-        columns: panels in a row; as many as fit without.
+        columns: panels in a row; as many as fit without, and fewer than asked for where the page is too narrow for them.
 
     Raises:
         ShapeError: nothing to draw, or shapes and labels do not fit.

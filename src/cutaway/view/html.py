@@ -25,10 +25,11 @@ def static(name: str) -> str:
     return files("cutaway.view").joinpath("static").joinpath(name).read_text(encoding="utf-8")
 
 
-def holder(payload: str, text: str, height: int) -> str:
+def holder(payload: str, text: str, height: int, *, titled: bool = True) -> str:
     """The element that the bundle replaces by the figure; without scripts it shows the figure's text."""
+    kind = "cutaway" if titled else "cutaway ct-untitled"
     return (
-        f'<div class="cutaway" style="min-height:{height}px"><script type="text/cutaway">{payload}</script>'
+        f'<div class="{kind}" style="min-height:{height}px"><script type="text/cutaway">{payload}</script>'
         f'<noscript><pre class="ct-text">{escape(text)}</pre></noscript></div>'
     )
 

@@ -56,11 +56,12 @@ class Page:
             inner = "".join(f'<li><a href="#{a}">{escape(s.heading)}</a></li>' for s, a in below[id(section)])
             entries.append(f'<li><a href="#{anchor}">{escape(section.heading)}</a>{f"<ul>{inner}</ul>" if inner else ""}</li>')
         contents = f'<nav class="ct-toc" aria-label="Contents"><h2>Contents</h2><ol>{"".join(entries)}</ol></nav>'
+        several = len(anchored) > 1 or any(below.values())
         parts = "".join(_section(section, anchor, below[id(section)]) for section, anchor in anchored)
         lead = f'<p class="ct-subtitle">{escape(self.subtitle)}</p>' if self.subtitle else ""
         body = (
             f'<header class="ct-head"><h1>{escape(self.title)}</h1>{lead}</header>'
-            f'<div class="ct-columns">{contents if entries else ""}<main>{_blocks(self.intro)}{parts}</main></div>'
+            f'<div class="ct-columns">{contents if several else ""}<main>{_blocks(self.intro)}{parts}</main></div>'
         )
         return html.document(self.title, body, kind="page")
 
@@ -77,7 +78,7 @@ class Page:
 
 
 def page(title: str, sections: Sequence[Section], *, intro: Sequence[Block | Code] | str = (), subtitle: str = "") -> Page:
-    """One self-contained page with a table of contents; figures share one copy of the bundle."""
+    """One self-contained page, with a table of contents for several sections; figures share one copy of the bundle."""
     return Page(title, tuple(sections), (intro,) if isinstance(intro, str) else tuple(intro), subtitle)
 
 
@@ -85,14 +86,15 @@ def _section(section: Section, anchor: str, below: Sequence[tuple[Section, str]]
     summary = f'<p class="ct-summary">{_lines(section.summary)}</p>' if section.summary else ""
     inner = "".join(_section(one, at, (), level + 1) for one, at in below)
     heading = f'<h{level}>{escape(section.heading)} <a class="ct-anchor" href="#{anchor}" aria-label="link here">#</a></h{level}>'
-    return f'<section id="{anchor}">{heading}{summary}{_blocks(section.blocks)}{inner}</section>'
+    return f'<section id="{anchor}">{heading}{summary}{_blocks(section.blocks, section.heading)}{inner}</section>'
 
 
-def _blocks(blocks: Sequence[Block | Code]) -> str:
+def _blocks(blocks: Sequence[Block | Code], heading: str = "") -> str:
+    """The blocks below a heading; a figure that is called the same does not say it again."""
     parts = []
     for block in blocks:
         if isinstance(block, Figure):
-            parts.append(_drawn(block))
+            parts.append(_drawn(block, titled=block.title != heading))
         elif isinstance(block, Code):
             parts.append(f'<pre class="ct-code" tabindex="0"><code>{escape(block.text)}</code></pre>')
         elif isinstance(block, str):
@@ -102,9 +104,9 @@ def _blocks(blocks: Sequence[Block | Code]) -> str:
     return "".join(parts)
 
 
-def _drawn(figure: Figure) -> str:
+def _drawn(figure: Figure, titled: bool) -> str:
     try:
-        return html.holder(figure.payload(), figure.text, figure.height)
+        return html.holder(figure.payload(), figure.text, figure.height, titled=titled)
     except ShapeError as error:  # too large for a page: said in its place
         return html.notice(str(error))
 

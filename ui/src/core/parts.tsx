@@ -46,6 +46,15 @@ export function Legend({ scale, name, planes, pooled }: { scale: Scale; name: st
   );
 }
 
+/** Horizontal lines that values are compared with: named above the chart, where no curve can run over the words. */
+export function References({ lines }: { lines: [string, number][] }) {
+  return lines.map(([word, value]) => (
+    <span class="ct-muted">
+      <svg width="22" height="8" aria-hidden="true"><line class="ct-reference" x1="0" x2="22" y1="4" y2="4" /></svg> <bdi>{visible(word, 60)}</bdi>: {number(value)}
+    </span>
+  ));
+}
+
 export function Menu({ label, options, value, onPick }: { label: string; options: string[]; value: number; onPick: (index: number) => void }) {
   return (
     <label class="ct-menu">

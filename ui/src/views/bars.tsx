@@ -5,7 +5,7 @@ import { useMemo } from "preact/hooks";
 import { SERIES } from "../core/color";
 import { YAxis, extent, gutter, scaler, ticks } from "../core/axes";
 import { number, visible } from "../core/format";
-import { Readout, useId } from "../core/parts";
+import { Readout, References, useId } from "../core/parts";
 import { theme } from "../core/theme";
 import type { ViewProps } from "./view";
 
@@ -76,8 +76,8 @@ export function Bars({ spec, arrays, store, width }: ViewProps) {
               : <text x={size.left + (g + 0.5) * slot} y={size.bottom + 17} text-anchor="middle">{visible(group, 18)}</text>)}
           </g>
         ))}
-        {meta.references.map(([word, at]: [string, number]) => (
-          <g><line class="ct-reference" x1={size.left} x2={size.right} y1={y.at(at)} y2={y.at(at)} /><text class="ct-halo" x={size.right - 4} y={y.at(at) - 5} text-anchor="end">{word}</text></g>
+        {meta.references.map(([, at]: [string, number]) => (
+          <line class="ct-reference" x1={size.left} x2={size.right} y1={y.at(at)} y2={y.at(at)} />
         ))}
         {meta.xName && <text class="ct-axis-name" x={(size.left + size.right) / 2} y={height - 6} text-anchor="middle">{meta.xName}</text>}
       </>
@@ -88,10 +88,11 @@ export function Bars({ spec, arrays, store, width }: ViewProps) {
     at && <rect class={kind} x={size.left + at.col * slot} width={slot} y={size.top} height={size.bottom - size.top} />;
   return (
     <>
-      {(series.length > 1 || arrays.low) && (
+      {(series.length > 1 || arrays.low || meta.references.length > 0) && (
         <div class="ct-legend">
           {series.length > 1 && series.map((name, s) => <span class="ct-odd"><i style={{ background: colors[s % colors.length] }} />{name}</span>)}
           {arrays.low && <span class="ct-muted">whiskers: {meta.intervalName}</span>}
+          <References lines={meta.references} />
         </div>
       )}
       <Readout id={readout} text={text} hint="Point at a bar to read it; click to pin; arrow keys move." />

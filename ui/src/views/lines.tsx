@@ -5,7 +5,7 @@ import { useMemo } from "preact/hooks";
 import { SERIES } from "../core/color";
 import { YAxis, extent, gutter, logTicks, scaler, ticks } from "../core/axes";
 import { number, tick, visible } from "../core/format";
-import { Readout, useId } from "../core/parts";
+import { Readout, References, useId } from "../core/parts";
 import { theme } from "../core/theme";
 import type { ViewProps } from "./view";
 
@@ -101,8 +101,8 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
           <text x={x(at)} y={size.bottom + 17} text-anchor="middle">{labels ? visible(labels[at], Math.max(3, Math.floor(10 * Math.max(1, fits / Math.max(fits, count))))) : tick(at)}</text>
         ))}
         <text class="ct-axis-name" x={(size.left + size.right) / 2} y={size.bottom + 36} text-anchor="middle">{meta.xName}</text>
-        {meta.references.map(([word, value]: [string, number]) => (
-          <g><line class="ct-reference" x1={size.left} x2={size.right} y1={y(value)} y2={y(value)} /><text class="ct-halo" x={size.right - 4} y={y(value) - 5} text-anchor="end">{word}</text></g>
+        {meta.references.map(([, value]: [string, number]) => (
+          <line class="ct-reference" x1={size.left} x2={size.right} y1={y(value)} y2={y(value)} />
         ))}
         {arrays.low && shown.map((s) => <path d={band(s)} fill={color(s)} opacity="0.16" />)}
         {meta.lines !== false && shown.map((s) => <path d={path(s)} fill="none" stroke={color(s)} stroke-width="2" stroke-dasharray={DASHES[Math.floor(s / colors.length) % 4]} stroke-linejoin="round" />)}
@@ -128,6 +128,7 @@ export function Lines({ spec, arrays, store, width }: ViewProps) {
           </button>
         ))}
         {arrays.low && <span class="ct-muted">band: {meta.intervalName}</span>}
+        <References lines={meta.references} />
       </div>
       <Readout id={readout} text={text} hint="Point at the chart to read its values; click to pin; arrow keys move." />
       <svg
