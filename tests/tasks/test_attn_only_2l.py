@@ -15,7 +15,7 @@ from cutaway.errors import ConfigError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files as checkpoints
 from cutaway.tasks import AttnOnly2L, Task
-from cutaway.tasks.attn_only_2l import BOS, POSITIONS, bigram_loss, head_scores, plain, waves
+from cutaway.tasks.attn_only_2l import BOS, LOOKING_BACK, POSITIONS, bigram_loss, head_scores, plain, waves
 from cutaway.tasks.task import UNCOUNTED
 from cutaway.tasks.training import train
 
@@ -103,14 +103,21 @@ def test_half_of_what_repeats_are_pieces_of_text(task: AttnOnly2L):
 
 
 def test_batches_of_text_and_of_repeats_take_turns(task: AttnOnly2L):
-    batches = list(task.batches(6, 8, torch.Generator().manual_seed(1)))
+    batches = list(task.batches(1, 6, 8, torch.Generator().manual_seed(1)))
     assert [bool((labels == UNCOUNTED).any()) for _, labels in batches] == [False, True] * 3
     assert all(tokens.numel() == 8 * 24 and bool((tokens[:, 0] == 0).all()) for tokens, _ in batches)
     text = task._training.tolist()
     for row in batches[2].labels.tolist():
         assert any(text[at : at + 24] == row for at in range(len(text)))
-    again = task.batches(6, 8, torch.Generator().manual_seed(1))
+    again = task.batches(1, 6, 8, torch.Generator().manual_seed(1))
     assert all(torch.equal(one.labels, other.labels) for one, other in zip(batches, again, strict=True))
+
+
+def test_later_nearly_all_batches_are_text(task: AttnOnly2L):
+    def repeats(epoch: int) -> int:
+        return sum(bool((labels == UNCOUNTED).any()) for _, labels in task.batches(epoch, 16, 2, torch.Generator()))
+
+    assert [repeats(epoch) for epoch in (1, LOOKING_BACK, LOOKING_BACK + 1)] == [8, 8, 2]
 
 
 def test_positions_begin_large_and_biases_stay_at_zero(task: AttnOnly2L, tmp_path: Path):

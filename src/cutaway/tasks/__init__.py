@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from cutaway.axes import Tokens
 from cutaway.errors import ConfigError, UnknownTask, nearest
+from cutaway.model.transformer import Transformer
 from cutaway.tasks.attn_only_2l import AttnOnly2L
-from cutaway.tasks.first_unique_char import FirstUniqueChar, FirstUniqueCharTask
+from cutaway.tasks.first_unique_char import FirstUniqueChar, FirstUniqueCharTask, first_unique
 from cutaway.tasks.task import UNCOUNTED, Examples, Recipe, Task, evaluate, loss_of
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "FirstUniqueCharTask",
     "Recipe",
     "Task",
+    "answers",
     "evaluate",
     "find",
     "loss_of",
@@ -58,3 +61,15 @@ def find(name: str, *, text: Sequence[str | Path] = ()) -> Task:
     if text:
         raise ConfigError(f"the task {name!r} draws its own examples and takes no text")
     return FirstUniqueCharTask()
+
+
+def answers(model: Transformer, tokens: Tokens) -> Tokens | None:
+    """The right answer at each position, where the model was trained on a task other than to predict the next token.
+
+    Such a model is known by the name in its configuration; of any other, None.
+
+    Raises:
+        TokenError: the tokens are no sequence of the task.
+    """
+    cfg = model.cfg
+    return first_unique(tokens, cfg.d_vocab_out - 1) if cfg.model_name == FirstUniqueCharTask.name else None

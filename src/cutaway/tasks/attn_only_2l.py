@@ -1,8 +1,8 @@
 """A small language model of two attention-only layers, in which induction heads form.
 
-Every second batch is text; the others are short sequences that repeat with a random period. Nothing predicts a
-repeat but looking back to what followed the same token before, so the pair of heads that does this (a
-previous-token head in layer 0, an induction head in layer 1) forms within minutes instead of hours.
+At first every second batch is short sequences that repeat with a random period. Nothing predicts a repeat but looking
+back to what followed the same token before, so the pair of heads that does this (a previous-token head in layer 0, an
+induction head in layer 1) forms within minutes instead of hours. Then nearly all batches are text.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ BOS = "<|bos|>"
 KEPT_ASIDE = 20  # the last 1/20 of each file is for validation
 SHORTEST_PERIOD = 4
 REPEATED = (32, 32, 32, 64, 128)  # lengths of the sequences that repeat, in turn: short ones teach fastest
+LOOKING_BACK = 21  # the epochs in which every second batch repeats; later every eighth, lest the model say everything twice
 POSITIONS = 0.4  # the size of fresh positions; small ones are lost among the tokens, and no head finds its neighbour
 
 
@@ -108,11 +109,12 @@ class AttnOnly2L:
             tokenizer_object=self._tokenizer, bos_token=BOS, eos_token=BOS, pad_token=BOS, model_max_length=self.n_ctx
         )
 
-    def batches(self, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
-        """Windows of the text, each after BOS, and in turn with them as many tokens that repeat, in shorter sequences."""
+    def batches(self, epoch: int, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
+        """Windows of the text, each after BOS, and between them as many tokens that repeat, in shorter sequences."""
+        every = 2 if epoch <= LOOKING_BACK else 8
         lengths = itertools.cycle(min(length, self.n_ctx) for length in REPEATED)
         for step in range(steps):
-            if step % 2:
+            if step % every == every - 1:
                 length = next(lengths)
                 yield self.repeated(max(1, size * self.n_ctx // length), length, generator)
             else:
@@ -158,9 +160,9 @@ class AttnOnly2L:
             f"Text: {read}; the last twentieth of each was kept aside for validation. `<unk>` marks were dropped and "
             "WikiText's spaces around punctuation closed.",
             f"Vocabulary: byte pairs, {self.vocab_size} tokens, learned from the same text; token 0 is `{BOS}`.",
-            f"Every second batch repeats: sequences of {', '.join(map(str, REPEATED))} tokens in turn, half of them random "
-            f"tokens and half pieces of text, with a random period from {SHORTEST_PERIOD} tokens to half of the sequence; of "
-            "those only the repeats count.",
+            f"Every second batch of the first {LOOKING_BACK} epochs and every eighth of the others repeats: sequences of "
+            f"{', '.join(map(str, REPEATED))} tokens in turn, half of them random tokens and half pieces of text, with a random "
+            f"period from {SHORTEST_PERIOD} tokens to half of the sequence; of those only the repeats count.",
             f"Positions, which only queries and keys see, began as sines and cosines of size {POSITIONS} (root mean square); "
             "biases were held at zero.",
             f"A bigram model of the same text has validation loss {bigram:.4f}.",

@@ -167,7 +167,7 @@ class FirstUniqueCharTask:
     def prepare(self, model: Transformer) -> None:
         """Nothing: the weights start as the configuration says."""
 
-    def batches(self, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
+    def batches(self, epoch: int, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
         """Batches of fresh examples, drawn at once: many cost little more than few."""
         yield from map(Examples, *(part.split(size) for part in self.draw(steps * size, generator)))
 

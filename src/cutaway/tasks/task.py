@@ -71,8 +71,8 @@ class Task(Protocol):
     def prepare(self, model: Transformer) -> None:
         """What is done to the fresh weights before training; parameters that are to stay lose their gradient."""
 
-    def batches(self, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
-        """Batches of fresh examples to train on, of the work of `size` sequences each."""
+    def batches(self, epoch: int, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
+        """Batches of fresh examples to train on, of the work of `size` sequences each; epochs count from 1."""
 
     def validation(self) -> Examples:
         """Examples kept aside, the same each time."""

@@ -199,7 +199,7 @@ class _Run:
         done = 0
         while done < recipe.steps:
             steps = min(CHUNK, recipe.steps - done)
-            for examples in self.task.batches(steps, recipe.batch_size, generator):
+            for examples in self.task.batches(number, steps, recipe.batch_size, generator):
                 tokens, labels = self.move(examples)
                 batch_loss = self.step((number - 1) * recipe.steps + done, tokens, labels)
                 summed += batch_loss
