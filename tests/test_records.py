@@ -32,6 +32,9 @@ EXPERIMENTS: list[tuple[Any, Any, dict[str, Any]]] = [
     ([edits.add(VECTOR, 2.0).at("resid_pre1"), edits.project_out(VECTOR).at("resid_pre0", positions=-1)], DIFFERENCE, {}),
     (pairs(TWO), metrics.probability([1, 2, 3]), {}),
     (residual(edits.patch(CACHE)), DIFFERENCE, {"method": "screen", "top": 4}),
+    (heads(edits.mean()), metrics.loss(TOKENS, by_position=True), {"baseline": 3, "seed": 5}),
+    (residual(edits.patch(CACHE)), metrics.loss(TOKENS, by_position=True), {"method": "screen", "top": 4, "baseline": 3}),
+    (heads(edits.random(edits.add(VECTOR[:6]), 4)), DIFFERENCE, {"baseline": 1}),
     (heads(edits.replace(0.3)), metrics.log_probability([1, 2, 3]), {"dtype": torch.bfloat16, "memory": 10**6}),
 ]
 
@@ -82,6 +85,17 @@ def test_a_change_is_found_where_it_is(tmp_path: Path) -> None:
     assert again.cell in again.summary()
 
 
+def test_a_baseline_is_recorded_and_held_to_its_record(tmp_path: Path) -> None:
+    done = sweep(MODEL, TOKENS, heads(), DIFFERENCE, baseline=3)
+    records.write(tmp_path / "one", done, "somewhere")
+    record = records.read_record(tmp_path / "one")
+    assert done.baseline is not None and torch.equal(record.tensors["baseline"], done.baseline.values.data)
+    assert record.about["options"]["baseline"] == 3
+    record.tensors["baseline"][1, 0] += 0.5
+    again = records.replay(record, MODEL)
+    assert not again.same_bits and again.cell == done.baseline.values.names("cell")[1] and again.difference > 0.01
+
+
 def test_two_records_are_compared_cell_by_cell(tmp_path: Path) -> None:
     for name, tokens, grid in (("one", TOKENS, heads()), ("other", some_tokens(seed=8), heads(layer=[1]))):
         records.write(tmp_path / name, sweep(MODEL, tokens, grid, DIFFERENCE), "somewhere")
@@ -122,10 +136,13 @@ def run(*words: str) -> Any:
 
 
 def test_commands_record_and_replay(tmp_path: Path) -> None:
-    words = ["ablate", "first-unique-char", "--text", "chgegfaea", "--site", "z", "--site", "q", "--record", str(tmp_path / "a")]
+    words = ["ablate", "first-unique-char", "--text", "chgegfaea", "--site", "z", "--site", "q", "--baseline", "4",
+             "--record", str(tmp_path / "a")]  # fmt: skip
     done = run(*words, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
+    assert len(found["baseline"]["values"]["labels"]["cell"]) == 4
+    assert "4 random changes of the same size" in run(*words[:-2]).stdout
     assert set(found["heads"]["zero"]) == {"z", "q"} and len(found["heads"]["zero"]["z"]) == 6
     again = run("replay", str(tmp_path / "a"))
     assert again.exit_code == 0 and "the same bits" in again.stdout
@@ -138,9 +155,11 @@ def test_commands_record_and_replay(tmp_path: Path) -> None:
 def test_patching_from_the_command_line(tmp_path: Path) -> None:
     words = ["patch", "first-unique-char", "--clean", "abcab", "--corrupted", "abcac", "--answer", "c", "--wrong", "b"]
     page = tmp_path / "page.html"
-    done = run(*words, "--what", "resid_pre", "--what", "z", "--html", str(page), "--record", str(tmp_path / "p"))
+    more = ["--html", str(page), "--record", str(tmp_path / "p"), "--baseline", "2"]
+    done = run(*words, "--what", "resid_pre", "--what", "z", *more)
     assert done.exit_code == 0, done.output
     assert "largest shares of that difference restored" in done.stdout and page.stat().st_size > 1000
+    assert done.stdout.count("2 random changes of the same size") == 2
     assert run("replay", str(tmp_path / "p")).stdout.count("the same bits") == 2
     longer = run("patch", "first-unique-char", "--clean", "abcab", "--corrupted", "abca", "--answer", "c", "--wrong", "b")
     assert longer.exit_code == 2 and "differs from position" in longer.stderr

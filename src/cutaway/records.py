@@ -71,6 +71,8 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], 
     }  # fmt: skip
     tensors = {f"edit.{name}": tensor for name, tensor in writer.tensors.items()}
     tensors |= {"tokens": task.tokens, "values": results.values.data, "clean": results.clean.data}
+    if results.baseline is not None:
+        tensors["baseline"] = results.baseline.values.data
     if task.mask is not None:
         tensors["mask"] = task.mask
     with replacing(folder / TENSORS) as file:
@@ -124,7 +126,9 @@ class Record:
 
     def _read(self, value: Any) -> Any:
         own = {name.removeprefix("edit."): tensor for name, tensor in self.tensors.items() if name.startswith("edit.")}
-        changes = [read(one, own) for one in self.about["changes"]]
+        changes: list[Any] = []
+        for one in self.about["changes"]:  # a change that is made of another comes after it
+            changes.append(read(one, own, changes))
         return read(value, own, changes)
 
 
@@ -210,14 +214,25 @@ def replay(
     found = sweep(
         model, record.tensors["tokens"], record.cells, record.metric, mask=record.tensors.get("mask"),
         method=options["method"], top=options["top"], skip=options["skip"], memory=options["memory"], seed=options["seed"],
-        dtype=None if dtype is None else DTYPES[dtype.removeprefix("torch.")], audit=0, progress=progress,
+        baseline=options.get("baseline", 0), dtype=None if dtype is None else DTYPES[dtype.removeprefix("torch.")], audit=0,
+        progress=progress,
     )  # fmt: skip
     mine = found.values.data.cpu().reshape(record.values.shape)
     here = versions()
     changed = {name: (was, here[name]) for name, was in about["versions"].items() if here.get(name) not in (None, was)}
     difference, at = _largest(record.values, mine)
-    same = bool(torch.equal(record.values.nan_to_num(), mine.nan_to_num()))
-    return Replay(record.folder.name, difference, record.labels[at], same, changed)
+    cell, same = record.labels[at], _same_bits(record.values, mine)
+    if found.baseline is not None:
+        kept, again = record.tensors["baseline"], found.baseline.values.data.cpu()
+        other, at = _largest(kept, again)
+        same = same and _same_bits(kept, again)
+        if other > difference:
+            difference, cell = other, found.baseline.values.names("cell")[at]
+    return Replay(record.folder.name, difference, cell, same, changed)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _largest(one: Tensor, other: Tensor) -> tuple[float, int]:

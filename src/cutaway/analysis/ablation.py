@@ -84,6 +84,7 @@ class HeadAblation(Result):
                 found = sorted(self.increases(kind, site).items(), key=lambda item: -abs(item[1]))[:4]
                 shown = ", ".join(f"{head} {change:+.3g}" for head, change in found)
                 lines.append(f"{kind} ablation of {WORDS[site]}: {shown}")
+        lines += [] if self.sweep.baseline is None else [self.sweep.baseline.summary()]
         return "\n".join([*lines, str(self.audit)])
 
 
@@ -99,6 +100,7 @@ def ablate_heads(
     seed: int = 0,
     memory: int | None = None,
     progress: Callable[[float, float], None] | None = None,
+    baseline: int = 0,
 ) -> HeadAblation:
     """Ablate each head, and all heads of each layer, and measure what changes at every position.
 
@@ -110,7 +112,7 @@ def ablate_heads(
         sites: "z" (what a head has seen; "result" is the same), "q", "k", "v", "pattern". Where heads share keys and
             values, a head stands for its group.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding.
-        audit, seed, memory, progress: as `sweep` takes them.
+        audit, seed, memory, progress, baseline: as `sweep` takes them.
 
     Raises:
         UnknownName: no such kind or site.
@@ -126,7 +128,9 @@ def ablate_heads(
     for kind in kinds:
         for site in sites:
             edits += _edits(zero() if kind == "zero" else mean(), site, cfg)
-    done = sweep(model, found, edits, metric, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress)
+    done = sweep(
+        model, found, edits, metric, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
+    )
     changes = done.effects.data
     at, heads, layers = 0, [], []
     for _ in kinds:

@@ -361,6 +361,7 @@ class PatchingResult(Result):
                 f"{found.axes[0]} {at // width} {found.axes[1]} {at % width} {float(share.flatten()[at]):.2f}" for at in order
             )
             lines.append(f"  {kind}: {shown}")
+        lines += [f"{kind}: {one.baseline.summary()}" for kind, one in self.sweeps.items() if one.baseline is not None]
         return "\n".join([*lines, str(self.audit)])
 
 
@@ -376,6 +377,7 @@ def patch(
     seed: int = 0,
     memory: int | None = None,
     progress: Callable[[float, float], None] | None = None,
+    baseline: int = 0,
 ) -> PatchingResult:
     """Patch everything, one place at a time, between a clean and a corrupted prompt (or several pairs).
 
@@ -384,7 +386,7 @@ def patch(
         metric: one of `cutaway.runs.metrics`, such as the logit difference of answer and wrong answer.
         kinds: what to patch: resid_pre, resid_mid, attn_out, mlp_out (layer × position); z, q, k, v, pattern (layer × head).
         direction: "denoising" (clean into corrupted) or "noising" (corrupted into clean).
-        audit, seed, memory, progress: as `sweep` takes them.
+        audit, seed, memory, progress, baseline: as `sweep` takes them.
 
     Raises:
         ShapeError: prompts of different lengths, or clean and corrupted runs with the same metric.
@@ -414,7 +416,7 @@ def patch(
     for number, kind in enumerate(kinds):
         step = None if progress is None else _share(progress, number, len(kinds))
         grid = Grid(put_in(cache), kind, GRIDS[kind])
-        sweeps[kind] = sweep(model, target, grid, metric, audit=audit, seed=seed, memory=memory, progress=step)
+        sweeps[kind] = sweep(model, target, grid, metric, audit=audit, seed=seed, memory=memory, progress=step, baseline=baseline)
     first = sweeps[kinds[0]].averages()
     scaled = (first.data - means[1]) / (means[0] - means[1])
     shown = _texts(model, pair[0][0]), _texts(model, pair[1][0])

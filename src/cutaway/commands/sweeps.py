@@ -17,7 +17,8 @@ Clean = Annotated[str, typer.Option(help="The prompt that gives the answer.")]
 Corrupted = Annotated[str, typer.Option(help="The prompt that does not; of as many tokens.")]
 Answer = Annotated[str, typer.Option(help="The token that the clean prompt should be followed by.")]
 Wrong = Annotated[str, typer.Option(help="The token that the corrupted prompt should be followed by.")]
-Seed = Annotated[int, typer.Option(help="Seed of the cells that the audit draws.")]
+Seed = Annotated[int, typer.Option(help="Seed of the cells that the audit and the baseline draw.")]
+Baseline = Annotated[int, typer.Option(min=0, help="Also run this many random changes of the same size, to compare with.")]
 Memory = Annotated[float | None, typer.Option(min=0, help="MiB that running cells may take, beside the clean run.")]
 Step = Callable[[float, float], None]
 
@@ -46,6 +47,7 @@ def ablate(
         list[str] | None, typer.Option(help="z (what a head has seen), q, k, v or pattern; may be repeated. By default z.")
     ] = None,
     answer: Annotated[str | None, typer.Option(help="Measure its log-probability at the end, in place of the loss.")] = None,
+    baseline: Baseline = 0,
     memory: Memory = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -68,8 +70,9 @@ def ablate(
     kinds, sites = kind or ["zero"], site or ["z"]
     with bar("ablating", as_json) as progress:
         found = ablate_heads(
-            network, tokens, measured, kinds=kinds, sites=sites, seed=seed, memory=_bytes(memory), progress=progress
-        )
+            network, tokens, measured, kinds=kinds, sites=sites, seed=seed, memory=_bytes(memory), progress=progress,
+            baseline=baseline,
+        )  # fmt: skip
     rows = [
         [which, where, head, change]
         for which in kinds
@@ -85,6 +88,8 @@ def ablate(
         "layers": {which: {where: found.layer_increases(which, where) for where in sites} for which in kinds},
     }  # fmt: skip
     figures = [(f"{which} ablation", found.figure(which)) for which in kinds]
+    if (random := found.sweep.baseline) is not None:
+        said, numbers["baseline"] = f"{said}\n{random.summary()}", random.to_json()
     show(f"{said}\n{found.audit}", numbers, figures, as_json=as_json, html=html, title=f"Ablation of {model}")
 
 
@@ -100,6 +105,7 @@ def patch(
                           "stream, what attention and MLP add to it, and z."),
     ] = None,
     direction: Annotated[str, typer.Option(help="denoising (clean into corrupted) or noising.")] = "denoising",
+    baseline: Baseline = 0,
     memory: Memory = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -125,6 +131,7 @@ def patch(
             seed=seed,
             memory=_bytes(memory),
             progress=progress,
+            baseline=baseline,
         )
     if record is not None:
         records.write(record, found.sweeps, model)
@@ -133,6 +140,8 @@ def patch(
         "audit": found.audit.difference, "tokens": [list(one) for one in found.tokens],
         "recovered": {kind: found.normalised(kind).to_json() for kind in found.sweeps},
     }  # fmt: skip
+    if baseline:
+        numbers["baseline"] = {kind: one.baseline.to_json() for kind, one in found.sweeps.items() if one.baseline is not None}
     figures = [(kind, found.figure(kind)) for kind in found.sweeps]
     show(found.summary(), numbers, figures, as_json=as_json, html=html, title=f"Patching of {model}")
 

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError
+from cutaway.errors import ConfigError, MissingActivation, ShapeError
 from cutaway.model import sites
+from cutaway.runs.random_numbers import normal
 
 Values = Tensor | Mapping[str, Tensor]
 Index = tuple[slice | Tensor, ...]
@@ -38,8 +39,8 @@ class Change(ABC):
     declared: bool = True  # each position and example by itself
 
     @abstractmethod
-    def new(self, x: Tensor, value: Tensor | None) -> Tensor:
-        """What replaces `x`, the selected part of an activation; `value` is the same part of `source`."""
+    def new(self, x: Tensor, value: Any) -> Tensor:
+        """What replaces `x`, the selected part of an activation; `value` is `Bound.value`, the same part of `source`."""
 
     def source(self, site: str) -> Tensor | None:
         """A tensor whose axes broadcast with the site's, of which each edit uses its own part; None: there is none."""
@@ -151,6 +152,55 @@ class Function(Change):
         return out
 
 
+@dataclass(frozen=True, eq=False)
+class Random(Change):
+    """A random change as large as another: at each example and position in a direction of its own.
+
+    Directions are hashes of the seed and of the numbers of example, position and entry, so they do not depend on what runs
+    together. Entries that are not finite, before or after the other change, stay as they are.
+
+    Raises:
+        ConfigError: the other change is a function, is random itself, or takes its values from the run that it is part of.
+    """
+
+    change: Change
+    seed: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        own = isinstance(self.change, Put) and self.change.values is None
+        if own or isinstance(self.change, Random) or not self.change.declared:
+            raise ConfigError(
+                f"a random change needs another whose size is known at each position, not {self.change.word!r}"
+                + (" of the run itself; give it the values of another run (a cache)" if own else "")
+            )
+
+    @property
+    def word(self) -> str:  # type: ignore[override]
+        return f"random {self.change.word}"
+
+    def new(self, x: Tensor, value: Drawn) -> Tensor:
+        new = self.change.new(x, value.value)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        known = x.isfinite() & new.isfinite()
+        old = x.to(wide)
+        apart = (new.to(wide) - old).masked_fill(~known, 0)
+        noise = value.noise.to(x.device, wide).masked_fill(~known, 0)
+        size, length = (torch.linalg.vector_norm(one, dim=value.over, keepdim=True) for one in (apart, noise))
+        return old + noise * (size / length.clamp(min=torch.finfo(wide).tiny))
+
+    def source(self, site: str) -> Tensor | None:
+        return self.change.source(site)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What a `Random` change is given: the other change's values, random numbers, and the axes of one direction."""
+
+    value: Tensor | None
+    noise: Tensor
+    over: list[int]
+
+
 def zero() -> Zero:
     """Set to zero."""
     return Zero()
@@ -203,6 +253,11 @@ def scale(factor: float) -> Scale:
 def project_out(direction: Tensor, instead: float = 0.0) -> ProjectOut:
     """Remove the component along a direction."""
     return ProjectOut(direction, instead)
+
+
+def random(change: Change, seed: int = 0) -> Random:
+    """A random change of the same size: what `change` is to be compared with."""
+    return Random(change, (seed,))
 
 
 def function(function: Callable[[Tensor], Tensor | None], word: str = "function") -> Function:
@@ -340,6 +395,7 @@ class Bound:
         self.axes = table[self.site]
         self.layer = int(self.site.split(".")[1]) if self.site.startswith("blocks.") else None
         self.batch, self.length = batch, length
+        self.begin = 0  # the number of the first example
         self.sizes = tuple(_size(word, cfg, batch, length) for word in self.axes)
         self.chosen = tuple(self._chosen(axis, word) for axis, word in enumerate(self.axes))
         known = {AXIS_OF.get(word) for word in self.axes}
@@ -406,7 +462,7 @@ class Bound:
         if first == 0 and last == self.batch:
             return self
         own = copy(self)
-        own.batch = last - first
+        own.batch, own.begin = last - first, self.begin + first
         own.sizes = (own.batch, *self.sizes[1:])
         own.__dict__.pop("heads", None)
         which = self.chosen[0]
@@ -424,11 +480,32 @@ class Bound:
                 own.source = self.source[rows]
         return own
 
-    def value(self, clean: Tensor | None = None, positions: Sequence[int] | None = None) -> Tensor | None:
-        """The change's values for the selected part; `clean`, a whole activation, stands in where they are the run's own.
+    def value(self, clean: Tensor | None = None, positions: Sequence[int] | None = None) -> Any:
+        """What the change is given for the selected part: a part of its values, or for a `Random` one `Drawn`.
 
-        With `positions`, for these of the chosen positions only.
+        Args:
+            clean: a whole activation, which stands in where values are the run's own.
+            positions: for these of the chosen positions only.
         """
+        value = self._value(clean, positions)
+        return self._drawn(self.change.seed, value, positions) if isinstance(self.change, Random) else value
+
+    def _drawn(self, seed: tuple[int, ...], value: Tensor | None, positions: Sequence[int] | None) -> Drawn:
+        """With random numbers, by the numbers of examples, positions and entries in the whole batch."""
+        at = self.position_axis
+        numbers: list[Sequence[int]] = [
+            range(size) if chosen is None else chosen for size, chosen in zip(self.sizes, self.chosen, strict=True)
+        ]
+        numbers[0] = [number + self.begin for number in numbers[0]]
+        if at is not None and positions is not None:
+            numbers[at] = positions
+        over = [axis for axis in range(1, len(numbers)) if axis != at]
+        if not over:
+            raise ConfigError(f"there are no directions at {self.site!r}, which has one number for each position")
+        noise = normal(seed, numbers[0], [0] if at is None else numbers[at], *(numbers[axis] for axis in over))
+        return Drawn(value, noise[:, 0] if at is None else noise.movedim(1, at), over)
+
+    def _value(self, clean: Tensor | None, positions: Sequence[int] | None) -> Tensor | None:
         source = self.source
         if source is None and isinstance(self.change, Put) and clean is not None:
             over = mean_axes(self.site, self.change.mean_over)

@@ -23,6 +23,9 @@ from cutaway.errors import ConfigError, NotFinite, ShapeError, UnknownName, near
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Function, Metric, as_metric
 from cutaway.runs.results import Labelled, Means, Result
+from cutaway.runs.sweep_baseline import Baseline, baseline_of, share
+from cutaway.runs.sweep_baseline import check as check_baseline
+from cutaway.runs.sweep_baseline import run as run_baseline
 from cutaway.runs.sweep_cells import Cells, Edits, Grid, heads, heads_by_position, neurons, own_means, pairs, patterns, residual
 from cutaway.runs.sweep_engine import Engine, Progress, Task, plain_values
 from cutaway.runs.sweep_gradient import estimate
@@ -30,7 +33,7 @@ from cutaway.runs.sweep_saved import Saved
 from cutaway.view import Figure, bar_chart, sweep_grid
 
 __all__ = [
-    "Audit", "Cells", "Grid", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns", "residual", "sweep",
+    "Audit", "Baseline", "Cells", "Grid", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns", "residual", "sweep",
 ]  # fmt: skip
 METHODS = ("exact", "gradient", "screen")
 
@@ -66,6 +69,7 @@ class SweepResult(Result):
         method: how the values were computed.
         exact: after a screen, the numbers of the cells that were computed exactly.
         task, options: what was asked, for records.
+        baseline: what random changes of the same size do, where it was asked for.
     """
 
     values: Labelled
@@ -76,6 +80,7 @@ class SweepResult(Result):
     exact: tuple[int, ...] = field(default=())
     task: Task | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    baseline: Baseline | None = None
 
     @property
     def effects(self) -> Labelled:
@@ -105,7 +110,10 @@ class SweepResult(Result):
         shown = self.averages(effects=True)
         said = f"{shown.what}{f' ({shown.unit})' if shown.unit else ''}"
         if shown.data.ndim == 1:
-            return bar_chart(shown.names(shown.axes[0]), {shown.what: shown.data}, value_name=said, title=said)
+            high = None if self.baseline is None else self.baseline.high
+            marks = None if high is None else {"95% of random changes": high, "and below zero": -high}
+            names = shown.names(shown.axes[0])
+            return bar_chart(names, {shown.what: shown.data}, value_name=said, title=said, references=marks)
         if shown.data.ndim == 0:
             raise ShapeError("one number is no figure; print its summary()")
         data = shown.data.reshape(-1, *shown.shape[-2:])
@@ -132,6 +140,7 @@ class SweepResult(Result):
         clean = float(self.clean.data.nanmean()) if self.clean.data.numel() else math.nan
         lines = [f"{self.values.what}: {clean:.4g}{unit} in the clean run; the largest changes of {self._count()} edits:"]
         lines += [f"  {name}: {value:+.4g}{unit}" for name, value in self.top(8)]
+        lines += [] if self.baseline is None else [self.baseline.summary()]
         return "\n".join([*lines, str(self.audit), *self.notes])
 
     def _count(self) -> int:
@@ -157,6 +166,7 @@ def sweep(
     skip: str = "all",
     dtype: torch.dtype | None = None,
     audit: int = 2,
+    baseline: int = 0,
     seed: int = 0,
     memory: int | None = None,
     resume: Path | str | None = None,
@@ -174,7 +184,9 @@ def sweep(
         skip: "all" recomputes only what an edit reaches; "layers" skips only the layers before it, each cell in a batch
             of its own, so that its bits are those of a plain forward pass.
         dtype: run a copy of the network in this precision: cheaper, and the audit, in full precision, says how far off.
-        audit: how many cells, drawn at random, run again in full.
+        audit: how many cells, drawn at random, run again in full; and as many of the baseline.
+        baseline: how many cells, drawn at random, also run with random changes of the same size in place of their own.
+        seed: of what is drawn at random.
         memory: bytes that running cells may take, beside the clean run; None: what computes fastest.
         resume: a folder that keeps finished chunks, so that the same call goes on where an interrupted one stopped.
         progress: called with (work done, all work).
@@ -183,37 +195,59 @@ def sweep(
         CheckpointError: the folder holds another sweep.
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
         NotFinite: a metric is not a finite number; says of which cell.
-        ConfigError: not even one cell fits into `memory`.
+        ConfigError: not even one cell fits into `memory`, or a baseline is asked for edits that are functions.
         TokenError: the metric names a token that the vocabulary lacks.
     """
     if method not in METHODS:
         raise UnknownName(f"no method called {method!r}{nearest(method, METHODS)}; there are {', '.join(METHODS)}")
     task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
+    check_baseline(task.cells, baseline)
     runs = task if dtype is None else replace(task, model=copy.deepcopy(model).to(dtype))
     options = {"method": method, "top": top, "skip": skip, "dtype": None if dtype is None else str(dtype), "seed": seed}
+    count = {"exact": len(task.cells.edits), "screen": min(top, len(task.cells.edits)), "gradient": 0}[method]
+    own = share(progress, 0, count, count + baseline)
     if method != "exact":
-        found = _screened(task, runs, top if method == "screen" else 0, audit, seed, progress)
-        return replace(found, options=options)
-    saved = None if resume is None else Saved(resume, runs)
-    engine = Engine(runs, None if saved is None else saved.schedule)
+        engine = Engine(runs)
+        found = _screened(task, runs, engine, count, audit, seed, own)
+    else:
+        saved = None if resume is None else Saved(resume, runs)
+        engine = Engine(runs, None if saved is None else saved.schedule)
+        with torch.no_grad():
+            if saved is None:
+                engine.run(own)
+            else:
+                engine.run(own, saved.known, saved.keep)
+            found = finished(task, engine, audited(task, engine, audit, seed))
+    found = replace(found, options=options | ({"baseline": baseline} if baseline else {}))
+    if not baseline:
+        return found
+    rest = share(progress, count, baseline, count + baseline)
+    drawn, random = run_baseline(runs, engine.cells, baseline, seed, estimated=method == "gradient", resume=resume, progress=rest)
+    return _with_baseline(found, replace(drawn, model=task.model), random, audit, seed)
+
+
+def _with_baseline(found: SweepResult, task: Task, engine: Engine, audit: int, seed: int) -> SweepResult:
+    """A result with its baseline, which is audited too."""
+    assert engine.values is not None and engine.clean is not None
+    _check_finite(task, engine.values, engine.clean)
+    base = baseline_of(task, engine, found.averages(effects=True), found.clean)
+    if found.method == "gradient" or not audit:
+        return replace(found, baseline=base)
     with torch.no_grad():
-        if saved is None:
-            engine.run(progress)
-        else:
-            engine.run(progress, saved.known, saved.keep)
-        return replace(finished(task, engine, audited(task, engine, audit, seed)), options=options)
+        own, more = found.audit, audited(task, engine, audit, seed)
+    examples, difference = max(own.examples, more.examples), max(own.difference, more.difference)
+    return replace(found, baseline=base, audit=Audit(own.cells + more.cells, examples, difference))
 
 
-def _screened(task: Task, runs: Task, top: int, audit: int, seed: int, progress: Progress | None) -> SweepResult:
+def _screened(task: Task, runs: Task, engine: Engine, top: int, audit: int, seed: int, progress: Progress | None) -> SweepResult:
     """Estimate every cell by gradients, then compute the `top` ones exactly."""
-    engine = Engine(runs)
     engine.values, engine.clean = estimate(runs, engine.settled(), engine.plan.batches)
     if not top:
         return finished(task, engine, Audit((), 0, math.nan), "gradient")
     estimated, clean = engine.values, engine.clean
     effects = estimated - clean
     effects = effects if effects.ndim == 1 else effects.mean(1)
-    chosen = sorted(effects.abs().argsort(descending=True)[: min(top, len(effects))].tolist())
+    chosen = sorted(effects.abs().argsort(descending=True)[:top].tolist())
     some = Cells(tuple(task.cells.edits[number] for number in chosen), ("cell",), (len(chosen),), [list(map(str, chosen))])
     exact = Engine(replace(runs, cells=some))
     with torch.no_grad():

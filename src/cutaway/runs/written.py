@@ -24,7 +24,7 @@ from cutaway.runs.sweep_cells import Cells, Grid
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        edits.Zero, edits.Put, edits.Add, edits.Scale, edits.ProjectOut, edits.Function, edits.Edit, Grid, Cells,
+        edits.Zero, edits.Put, edits.Add, edits.Scale, edits.ProjectOut, edits.Random, edits.Function, edits.Edit, Grid, Cells,
         metrics.LogitDifference, metrics.LogProbability, metrics.Probability, metrics.Rank, metrics.Loss, metrics.Accuracy,
         metrics.KL, metrics.Normalised,
     )
