@@ -40,7 +40,7 @@ def _plain(x: Tensor, W: Tensor) -> bool:
         and W.dtype is torch.float32
         and x.device.type == "cpu"
         and x.ndim > 1
-        and bool(torch.backends.mkldnn.enabled)
+        and torch._C._get_mkldnn_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not is_in_torch_dispatch_mode()
         and not torch._C._are_functorch_transforms_active()
