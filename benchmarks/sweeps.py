@@ -131,6 +131,7 @@ def ours(folder: Path) -> dict[str, Any]:
 
     from cutaway import HookedTransformer
     from cutaway.analysis import patching
+    from cutaway.model.products import linear
     from cutaway.runs import metrics
     from cutaway.runs.edits import mean, patch, zero
     from cutaway.runs.sweep import heads, residual, sweep
@@ -176,7 +177,7 @@ def ours(folder: Path) -> dict[str, Any]:
 
         def run() -> None:
             for _ in range(times):
-                x @ weight
+                linear(x, weight)
 
         return run
 
