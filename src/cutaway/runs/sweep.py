@@ -33,7 +33,8 @@ from cutaway.runs.sweep_saved import Saved
 from cutaway.view import Figure, bar_chart, sweep_grid
 
 __all__ = [
-    "Audit", "Baseline", "Cells", "Grid", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns", "residual", "sweep",
+    "Audit", "Baseline", "Cells", "Grid", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns", "residual",
+    "sweep",
 ]  # fmt: skip
 METHODS = ("exact", "gradient", "screen")
 
