@@ -187,3 +187,19 @@ def test_padding_is_no_target(side: str) -> None:
     assert torch.allclose(both.values.data[:, 1][:, both.counted[1]], alone.values.data[:, 0, :2], atol=1e-5)
     fixed = attribute(model, ["abcabc", "ab"], targets="c")
     assert fixed.counted.sum(1).tolist() == [7, 3]
+
+
+def test_a_summary_says_whose_logit() -> None:
+    model = network("gpt2", d_vocab=5)
+    model.set_tokenizer(CharTokenizer(list("abc?_"), bos_token="?", pad_token="_"))
+    for options, said in (
+        ({}, "logit of the next token (logits), mean over 3 positions"),
+        ({"targets": "a"}, "logit of 'a' (logits), mean over 4 positions"),
+        ({"targets": 1, "minus": "a"}, "logit difference of 'b' minus 'a' (logits), mean over 4 positions"),
+        ({"targets": [0, 1, 2, 0]}, "logit of each position's target (logits), mean over 4 positions"),
+        ({"targets": ["c"]}, "logit of each position's target (logits), mean over 4 positions"),
+        ({"targets": torch.tensor([[-1, -1, 2, -1]])}, "logit of each position's target (logits), mean over 1 position"),
+    ):
+        found = attribute(model, "abc", **options).summary().splitlines()
+        assert found[0] == f"effect on the {said}" and "largest left over by the sum of all: " in found[-1]
+    assert attribute(model, "").summary() == "no position has a target"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cutaway import ActivationCache, CharTokenizer
-from cutaway.analysis.heads import KINDS, average_over, kind_mask, on_random_repeats, random_repeats, scores
+from cutaway.analysis.heads import KINDS, average_over, fewest_tokens, kind_mask, on_random_repeats, random_repeats, scores
 from cutaway.errors import MissingActivation, ShapeError, TokenError, UnknownName
 from tests.architectures import ALL, network, some_tokens
 
@@ -104,6 +104,25 @@ def test_even_attention_is_the_baseline() -> None:
     even = found.baseline.data[:, None].expand(-1, 8)
     assert torch.allclose(found.mean.data, even, atol=1e-6)
     assert torch.allclose(found.baseline.data, torch.tensor([25 / 48, (1 / 2 + 1 / 3 + 1 / 4) / 3, 25 / 48, 1 / 4, 1 / 4, 1 / 4]))
+
+
+def test_the_fewest_tokens_are_those_from_which_on_even_attention_is_low() -> None:
+    model = network("gpt2")
+    for kind in ("current", "previous", "first"):
+        fewest = fewest_tokens(kind, 0.4)
+        even = [scores(model, torch.arange(length)[None], kinds=[kind]).baseline.item() for length in (fewest - 1, fewest)]
+        assert even[1] <= 0.4 < even[0]
+    assert fewest_tokens("current", 0.25, causal=False) == 4
+    with pytest.raises(ShapeError, match="compares tokens"):
+        fewest_tokens("induction", 0.4)
+    with pytest.raises(ShapeError, match="above 0"):
+        fewest_tokens("current", 0.0)
+
+
+def test_one_example_is_one_example() -> None:
+    model = network("gpt2")
+    assert scores(model, some_tokens(1)).summary().splitlines()[0].endswith("over 1 example")
+    assert scores(model, some_tokens(2)).summary().splitlines()[0].endswith("over 2 examples")
 
 
 def test_planted_heads_are_reported() -> None:

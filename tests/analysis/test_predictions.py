@@ -48,7 +48,8 @@ def test_rows_say_it_in_words() -> None:
     assert all(row["right"] == (row["predicted"] == row["target"]) == (row["rank"] == 0) for row in rows)
     assert len(found.to_frame()) == 4 and len(json.loads(json.dumps(found.to_json()))["tokens"]) == 4
     assert found.figure().view == "tokens" and found.curve().view == "lines"
-    assert found.summary().startswith("4 tokens: loss ")
+    assert found.summary().startswith("4 tokens: loss ") and not found.split
+    assert read(model, "a").summary().startswith("1 token: loss ")
 
 
 def test_padding_is_neither_read_nor_predicted() -> None:
@@ -67,6 +68,7 @@ def test_a_long_text_is_read_in_windows_and_each_token_once() -> None:
     found = read(model, text)
     assert found.tokens.shape == (4, 20) and int(found.counted.sum()) == 60
     assert "".join(row["target"] for row in found.rows()) == text
+    assert found.windows == 4 and found.split in found.summary() and "4 windows of at most 20 tokens" in found.split
     window = read(model, text[19:38]).values.data[0]
     assert torch.allclose(found.values.data[1][:19], window[:19], atol=1e-5)
 
@@ -84,7 +86,8 @@ def test_parts_have_intervals() -> None:
 
 def test_labels_of_a_task(published: Published) -> None:
     found = read(published.model, published.data.toks, targets=published.data.labels, vocab=published.data.vocab, batch_size=500)
-    assert round(found.loss, 3) == 0.017
+    assert round(found.loss, 3) == 0.017 and not found.of_next and "answers: loss" in found.summary()
+    assert "answer" in found.figure().title and found.figure().meta["texts"][0] == published.data.str_toks[0]
     assert round(float(found.probability.data.mean()), 3) == 0.988
     assert round(float(found.probability.data.min()), 3) == 0.001
 

@@ -15,7 +15,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import Subject, head_names, kept, network, real_tokens, run_for, scale_of, target_ids, vocabulary
+from cutaway.analysis.asking import (
+    Subject,
+    head_names,
+    kept,
+    network,
+    real_tokens,
+    run_for,
+    scale_of,
+    target_ids,
+    token_name,
+    vocabulary,
+)
 from cutaway.analysis.scales import FINAL, back_through, into_norm, norm_module, norms_of
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
@@ -32,14 +43,15 @@ class Attribution(Result):
     """What each component adds to the logit of each position's target, `[component, batch, pos]`.
 
     Components are `embed`, `pos_embed`, heads (`0.1`), `0.mlp` (or neurons, `0.mlp.17`, and the rest in `bias`), and
-    `bias`: output biases, the final norm's and the unembedding's. `logit` is what they should add up to. Positions
-    without a target (`counted` is false) hold NaN.
+    `bias`: output biases, the final norm's and the unembedding's. `logit` is what they should add up to, and `of` says
+    in words whose it is. Positions without a target (`counted` is false) hold NaN.
     """
 
     values: Labelled
     logit: Labelled
     targets: Tensor
     counted: Tensor
+    of: str = "the target"
 
     @property
     def remainder(self) -> Labelled:
@@ -92,10 +104,14 @@ class Attribution(Result):
         """The components that add and take most on average, and how much is left over."""
         mean = self.values.mean("batch", "pos")
         names, order = mean.names("component"), mean.data.abs().argsort(descending=True)[:8].tolist()
-        left = float(self.remainder.data[self.counted].abs().max()) if bool(self.counted.any()) else 0.0
-        lines = [f"{self.values.what} ({self.values.unit}), mean over {int(self.counted.sum())} positions"]
+        count = int(self.counted.sum())
+        if not count:
+            return "no position has a target"
+        left = float(self.remainder.data[self.counted].abs().max())
+        whole = "logit difference" if self.values.what.endswith("difference") else "logit"
+        lines = [f"effect on the {whole} of {self.of} ({self.values.unit}), mean over {count} position{'s' * (count != 1)}"]
         lines += [f"{names[i]}: {float(mean.data[i]):+.3f}" for i in order]
-        return "\n".join([*lines, f"logit: {self.logit.mean().item():+.3f}; largest left over: {left:.2g}"])
+        return "\n".join([*lines, f"{whole}: {self.logit.mean().item():+.3f}; largest left over by the sum of all: {left:.2g}"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +213,10 @@ def attribute(
     data = torch.cat([*parts, bias[None]]).masked_fill(~counted, torch.nan)
     logit = logit.masked_fill(~counted, torch.nan)
     values = Labelled(data, ("component", "batch", "pos"), {"component": [*labels, "bias"]}, what, "logits")
-    return Attribution(values, Labelled(logit, ("batch", "pos"), {}, "logit", "logits"), ids.masked_fill(~counted, -1), counted)
+    said = _called(model, targets, vocab)
+    said = said if minus is None else f"{said} minus {_called(model, minus, vocab)}"
+    whole = Labelled(logit, ("batch", "pos"), {}, "logit", "logits")
+    return Attribution(values, whole, ids.masked_fill(~counted, -1), counted, said)
 
 
 def attribute_all_tokens(
@@ -260,6 +279,18 @@ def attribute_all_tokens(
 
 
 # Parts of the above.
+
+
+def _called(model: Transformer, targets: Any, vocab: Sequence[str] | None) -> str:
+    """Targets in words."""
+    if targets is None:
+        return "the next token"
+    if isinstance(targets, str):
+        return repr(targets)
+    one = torch.as_tensor(targets) if not isinstance(targets, list | tuple) or not isinstance(targets[0], str) else None
+    if one is not None and one.ndim == 0:
+        return repr(token_name(model, int(one), vocab))
+    return "each position's target"
 
 
 def _components(cache: ActivationCache, back: Directions, neurons: bool | Sequence[int]) -> Iterator[tuple[list[str], Tensor]]:

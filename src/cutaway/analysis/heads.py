@@ -80,7 +80,8 @@ class HeadScores(Result):
     def summary(self, threshold: float = 0.4) -> str:
         """Which heads are of which kind."""
         mean = self.mean
-        lines = [f"heads whose mean attention is above {threshold:g}, over {self.values.shape[2]} examples"]
+        count = self.values.shape[2]
+        lines = [f"heads whose mean attention is above {threshold:g}, over {count} example{'s' * (count != 1)}"]
         for kind, even in zip(self.values.names("kind"), self.baseline.data.tolist(), strict=True):
             what = KINDS.get(kind, "")
             if bool(mean.sel(kind=kind).data.isnan().all()):
@@ -274,6 +275,20 @@ def _even(masks: Sequence[Tensor], batch: int, causal: bool) -> Float[Tensor, "k
         looked_at = mask.sum(-1)
         rows.append(((looked_at / seen).sum(-1) / looked_at.sum(-1)).expand(batch))
     return torch.stack(rows)
+
+
+def fewest_tokens(kind: str, evenness: float, *, causal: bool = True) -> int:
+    """How long a text must be for a kind to say something: a head that attends evenly then scores at most `evenness`.
+
+    Raises:
+        ShapeError: the kind compares tokens, so it depends on the text; or `evenness` is not above zero.
+    """
+    if evenness <= 0:
+        raise ShapeError(f"evenness={evenness:g}: even attention is never that small; give a number above 0")
+    length = 1
+    while not float(_even([kind_mask(kind, None, length)], 1, causal)) <= evenness:
+        length += 1
+    return length
 
 
 def average_over(

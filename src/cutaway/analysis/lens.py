@@ -84,12 +84,13 @@ class Lens(Result):
     def summary(self) -> str:
         """Row by row: probability and rank of the target, divergence, and how often the answer is the final one already."""
         counted = ~self.values.data[0].isnan()
-        lines = ["row: probability of the target, its median rank, KL to the end in nats, same top token as the end"]
+        facts = "probability of the target, its median rank, " if counted.any() else ""
+        lines = [f"row: {facts}KL to the end in nats, same top token as the end"]
         for index, name in enumerate(self.values.names("row")):
             same = float((self.top[index, ..., 0] == self.final).float().mean())
             kl = float(self.kl.data[index].mean())
             probability, rank = self.values.data[index][counted], self.rank.data[index][counted].float()
-            said = f"{float(probability.mean()):.3f}, {float(rank.median()):.0f}, " if counted.any() else "no target, "
+            said = f"{float(probability.mean()):.3f}, {float(rank.median()):.0f}, " if counted.any() else ""
             lines.append(f"{name}: {said}{kl:.3g}, {same:.0%}")
         return "\n".join(lines)
 

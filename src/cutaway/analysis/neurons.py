@@ -122,15 +122,14 @@ class Activations(Result):
 
     def summary(self, k: int = 5) -> str:
         """The strongest texts and tokens of each feature."""
-        lines = [f"{self.positions:,} tokens of {self.examples:,} text{'s' * (self.examples != 1)}"]
+        lines = [f"{self.positions:,} token{'s' * (self.positions != 1)} of {self.examples:,} text{'s' * (self.examples != 1)}"]
         for name in self.most:
             row = self.values.sel(feature=name)
             facts = {of: float(value) for of, value in zip(row.names("of"), row.data.tolist(), strict=True)}
             lines.append(f"{name}: mean {facts['mean']:.3g} ± {facts['std']:.3g}, above 0 at {facts['above 0']:.0%} of tokens")
             lines += [f"  {snippet}" for snippet in self.most[name][:k]]
-            lines.append(
-                "  tokens: " + ", ".join(f"{token!r} {mean:.2f}" for token, mean, _ in self.top_tokens(name, 8, at_least=3))
-            )
+            often = ", ".join(f"{token!r} {mean:.2f}" for token, mean, _ in self.top_tokens(name, 8, at_least=3))
+            lines.append(f"  tokens: {often or 'none comes three times'}")
         return "\n".join(lines)
 
 

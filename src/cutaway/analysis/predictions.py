@@ -39,6 +39,21 @@ class Predictions(Result):
     tokens: Tensor
     targets: Tensor
     words: dict[int, str]
+    windows: int = 1  # into how many a text longer than the context was split
+
+    @property
+    def of_next(self) -> bool:
+        """Whether the targets are the next tokens, and not answers of another kind."""
+        ahead = torch.cat([self.tokens[:, 1:], self.tokens.new_full((len(self.tokens), 1), -1)], 1).to(self.targets.device)
+        return bool((ahead == self.targets)[self.counted].all())
+
+    @property
+    def split(self) -> str:
+        """How a text longer than the context was read, in a sentence; empty where it was not split."""
+        if self.windows == 1:
+            return ""
+        windows = f"{self.windows} windows of at most {self.tokens.shape[1]} tokens"
+        return f"the text is longer than the context and was read in {windows}; what comes before a window is not seen in it"
 
     @property
     def counted(self) -> Bool[Tensor, "batch pos"]:
@@ -99,16 +114,19 @@ class Predictions(Result):
 
     def to_json(self) -> dict[str, Any]:
         """Loss and accuracy, and a row for each target."""
-        return {"loss": self.loss, "accuracy": self.accuracy, "tokens": list(self.rows())}
+        return {"loss": self.loss, "accuracy": self.accuracy, "windows": self.windows, "tokens": list(self.rows())}
 
     def figure(self, example: int = 0) -> Figure:
-        """A text, each token coloured by how likely the model thought it."""
+        """A text, each token coloured by how likely the model thought it (or the answer after it)."""
         counted = self.counted[example]
-        words = [self.words[token] for token in self.targets[example][counted].tolist()]
+        next_ones = self.of_next
+        read = (self.targets if next_ones else self.tokens.to(counted.device))[example][counted]
+        words = [self.words[token] for token in read.tolist()]
         kinds = ["probability", "loss", "right"]
         parts = [self.probability.data, self.values.data, self.right.float()]
         data = torch.stack([part[example][counted].float() for part in parts])
-        return colored_tokens(words, data, kinds, title="How well each token was predicted", scale="sequential")
+        title = "How well each token was predicted" if next_ones else "How well the answer at each token was predicted"
+        return colored_tokens(words, data, kinds, title=title, scale="sequential")
 
     def curve(self) -> Figure:
         """The mean loss over positions."""
@@ -127,9 +145,10 @@ class Predictions(Result):
         low, high = (float(part.sel(measure="loss").data) for part in (found.low, found.high))
         interval = f" [{low:.3f}, {high:.3f}]" if low == low else ""
         lines = [
-            f"{count} tokens: loss {self.loss:.4f} nats{interval}, accuracy {self.accuracy:.1%}, "
-            f"among the 10 likeliest {self.top_accuracy(10):.1%}"
+            f"{count} {'token' if self.of_next else 'answer'}{'s' * (count != 1)}: loss {self.loss:.4f} nats{interval}, "
+            f"accuracy {self.accuracy:.1%}, among the 10 likeliest {self.top_accuracy(10):.1%}"
         ]
+        lines += [self.split] if self.split else []
         worst = self.values.data.nan_to_num(-1).flatten().topk(min(5, count)).indices.tolist()
         for index in worst:
             at = divmod(index, self.values.shape[1])
@@ -185,6 +204,7 @@ def read(
         tokens,
         wanted,
         {token: token_name(model, token, vocab) for token in ids},
+        len(tokens) if isinstance(text, str) else 1,
     )
 
 
@@ -218,7 +238,7 @@ def expected(
     tokens, real = tokens_of_text(model, text)
     length = tokens.shape[1]
     if not -length <= position < length:
-        raise ShapeError(f"there is no position {position}: the text has {length} tokens")
+        raise ShapeError(f"there is no position {position}: the text has {length} token{'s' * (length != 1)}")
     with torch.no_grad():
         mask = None if real is None else real.long()
         resid = model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
