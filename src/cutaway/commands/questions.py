@@ -6,11 +6,26 @@ Each prints a table, with `--json` the numbers, and with `--html FILE` writes a 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands.shared import DEFAULT, Device, File, Html, Json, Model, Text, given_text, lines, load, show
+from cutaway.commands.shared import (
+    DEFAULT,
+    Device,
+    File,
+    Html,
+    Json,
+    Model,
+    Text,
+    given_text,
+    lines,
+    load,
+    one_token,
+    read_tokens,
+    show,
+)
 from cutaway.errors import TokenError, UnknownName
 
 
@@ -35,12 +50,18 @@ def heads(
     from cutaway.analysis.heads import KINDS, on_random_repeats, scores
 
     network = load(model, device)
-    if text is not None or file is not None:
+    given = text is not None or file is not None
+    if given:
         if random_repeats:
             raise TokenError("give either a text or --random-repeats")
-        found = scores(network, given_text(text, file))
+        tokens = read_tokens(network, given_text(text, file, "heads"))
+        found = scores(network, tokens)
+        left_out = _too_short(network, found, tokens, threshold)
+        kept = [kind for kind in found.values.names("kind") if kind not in left_out]
+        found = replace(found, values=found.values.sel(kind=kept), baseline=found.baseline.sel(kind=kept))
     else:
         found = on_random_repeats(network, length=length, examples=examples, seed=seed)
+        left_out = {}
     report = {
         kind: {head: found.mean.sel(kind=kind, head=head).item() for head in names}
         for kind, names in found.report(threshold).items()
@@ -52,15 +73,51 @@ def heads(
             low, high = (part.sel(kind=kind, head=head).item() for part in (means.low, means.high))
             interval = f"[{low:.3f}, {high:.3f}]" if low == low else ""
             rows.append([kind, head, f"{score:.3f}", interval, f"{found.baseline.sel(kind=kind).item():.3f}", KINDS[kind]])
-    said = lines(["kind", "head", "attention", "95%", "even", "attends to"], rows) if rows else found.summary(threshold)
+    columns = ["kind", "head", "attention", "95%", "even", "attends to"]
+    said = _filled(columns, rows) if rows else f"no head's mean attention is above {threshold:g} for {', '.join(report)}"
+    said += "".join(f"\n{kind}: left out, as {why}" for kind, why in left_out.items())
     numbers = {
         "model": model,
         "threshold": threshold,
         "heads": report,
+        "left_out": left_out,
         "scores": found.mean.as_dict(6),
         "even": found.baseline.as_dict(6),
     }
     show(said, numbers, [("What each head does", found.figure(threshold))], as_json=as_json, html=html, title=f"Heads of {model}")
+
+
+def _too_short(network: Any, found: Any, tokens: Any, threshold: float) -> dict[str, str]:
+    """Kind → why this text says nothing about it: attending evenly would do, or no token comes twice.
+
+    Raises:
+        TokenError: it says nothing about any kind.
+    """
+    from cutaway.analysis.heads import OF_TOKENS, fewest_tokens
+
+    evenness, causal = max(threshold, 0.4), network.cfg.attention_dir == "causal"
+    count = f"{tokens.shape[1]} token{'s' * (tokens.shape[1] != 1)}" + (" with BOS" if network.cfg.default_prepend_bos else "")
+    why: dict[str, str] = {}
+    for kind, even in zip(found.values.names("kind"), found.baseline.data.tolist(), strict=True):
+        if even <= evenness:
+            continue
+        if kind in OF_TOKENS:
+            why[kind] = "it needs a token that comes twice" + ("" if even != even else ", in a longer text")
+        else:
+            why[kind] = f"it needs a text of {fewest_tokens(kind, evenness, causal=causal)} tokens, and this is {count}"
+    if len(why) == len(found.values.names("kind")):
+        least = ", ".join(f"{kind} {fewest_tokens(kind, evenness, causal=causal)}" for kind in why if kind not in OF_TOKENS)
+        raise TokenError(
+            f"the text is {count}: too short to tell what heads do, as attending evenly scores above {evenness:g} in it. Tokens "
+            f"needed: {least}; {', '.join(OF_TOKENS)} need a token that comes twice. Give a longer text, or no text"
+        )
+    return why
+
+
+def _filled(columns: list[str], rows: list[list[Any]]) -> str:
+    """A table without the columns that say nothing."""
+    kept = [i for i in range(len(columns)) if any(row[i] != "" for row in rows)]
+    return lines([columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def attribute(
@@ -81,23 +138,41 @@ def attribute(
     from cutaway.analysis import attribution
 
     network = load(model, device)
-    tokens = _tokens(network, given_text(text, file, "attribute"))
+    tokens = read_tokens(network, given_text(text, file, "attribute"))
     at = None if position is None else _place(position, tokens)
-    found = attribution.attribute(network, tokens, targets=target, minus=minus)
+    other = None if minus is None else one_token(network, minus, "--minus")
+    targets, whose = _targets(network, tokens, target)
+    found = attribution.attribute(network, tokens, targets=targets, minus=other)
+    count = int(found.counted.sum())
+    if not count:
+        raise TokenError("the text is one token, which none follows; give a longer text or --target")
+    if at is not None and not bool(found.counted[0, at]):
+        raise TokenError(f"position {position} has no next token; give --target")
     values, logit = (found.values.mean("batch", "pos"), found.logit.mean()) if at is None else (
         found.values.sel(batch=0, pos=at), found.logit.sel(batch=0, pos=at)
     )  # fmt: skip
-    if logit.item() != logit.item():
-        raise TokenError(f"position {position} has no next token; give --target")
+    words = [_word(network, token) for token in tokens[0].tolist()]
+    whole = "logit" if minus is None else "logit difference"
+    whose = whose if minus is None else f"{whose} minus {minus!r}"
+    where = f"mean over {count} position{'s' * (count != 1)}"
+    if at is not None:
+        whose = whose if target is not None else f"{whose}, {_word(network, int(found.targets[0, at]))!r}"
+        where = f"at position {at}, after {words[at]!r}"
     order = values.data.abs().argsort(descending=True)[:top].tolist()
     names = values.names("component")
     left = float(found.remainder.data[found.counted].abs().max())
-    said = lines(["component", "logit"], [[names[i], f"{float(values.data[i]):+.3f}"] for i in order])
-    said += f"\nlogit {logit.item():+.3f}; the components sum to it but for {left:.1e}"
-    words = [_word(network, token) for token in tokens[0].tolist()]
+    rest = len(names) - len(order)
+    said = f"effect on the {whole} of {whose}; {where}\n"
+    said += lines(["component", "effect"], [[names[i], f"{float(values.data[i]):+.3f}"] for i in order])
+    if rest:
+        others = float(values.data.sum() - values.data[order].sum())
+        said += f"\n{rest} other{'s' * (rest != 1)}: {others:+.3f}"
+    said += f"\n{whole} {logit.item():+.3f}; left over by the sum of all components: at most {left:.1e}"
+    said += " (rounding)" if left < 1e-3 * max(1.0, abs(logit.item())) else ""
     numbers = {
         "model": model,
         "position": position,
+        "of": whose,
         "logit": logit.item(),
         "components": values.as_dict(),
         "largest_left_over": left,
@@ -120,36 +195,41 @@ def lens(
     from cutaway.analysis import lens as room
 
     network = load(model, device)
-    tokens = _tokens(network, given_text(text, file, "lens"))
+    tokens = read_tokens(network, given_text(text, file, "lens"))
     chosen: Any = of if of in room.STREAMS else [name.strip() for name in of.split(",")]
-    found = room.lens(network, tokens, of=chosen, targets=target)
     at = _place(position, tokens)
+    targets, whose = _targets(network, tokens, target)
+    found = room.lens(network, tokens, of=chosen, targets=targets)
+    words = [_word(network, token) for token in tokens[0].tolist()]
+    wanted = int(found.targets[0, at])
+    asked = None if wanted < 0 else _word(network, wanted)
     rows, numbers = [], []
     for index, name in enumerate(found.values.names("row")):
         ids, chances = found.top[index, 0, at].tolist(), found.top_probability.data[index, 0, at].tolist()
         best = [(found.words[token], chance) for token, chance in zip(ids, chances, strict=True)]
         facts = {key: float(getattr(found, key).data[index, 0, at]) for key in ("kl", "entropy")}
-        own = float(found.values.data[index, 0, at])
+        own = None if asked is None else float(found.values.data[index, 0, at])
         rank = int(found.rank.data[index, 0, at])
-        shown = ["-", "-"] if own != own else [f"{own:.4f}", rank]
         rows.append(
             [
                 name,
                 "  ".join(f"{word!r} {chance:.2f}" for word, chance in best[:3]),
-                *shown,
+                *(["", ""] if own is None else [f"{own:.4f}", rank]),
                 f"{facts['kl']:.3f}",
                 f"{facts['entropy']:.2f}",
             ]
         )
-        numbers.append(
-            {"row": name, "top": best, "target_probability": None if own != own else own, "target_rank": rank, **facts}
-        )
-    said = lines(["row", "likeliest", "target", "rank", "KL to the end", "entropy"], rows)
-    words = [_word(network, token) for token in tokens[0].tolist()]
+        numbers.append({"row": name, "top": best, "target_probability": own, "target_rank": rank, **facts})
+    said = f"at position {at}, after {words[at]!r}; "
+    if asked is None:
+        said += "no token follows: --target says the probability and rank of one, --position looks elsewhere\n"
+    else:
+        said += f"the target is {whose if target is not None else f'{whose}, {asked!r}'}\n"
+    said += _filled(["row", "likeliest", "target", "rank", "KL to the end", "entropy"], rows)
     figures = [("Layer by layer", found.figure(0, words)), ("How far from the end", found.curve())]
     show(
         said,
-        {"model": model, "position": at, "rows": numbers},
+        {"model": model, "position": at, "target": asked, "rows": numbers},
         figures,
         as_json=as_json,
         html=html,
@@ -166,28 +246,48 @@ def predict(
     as_json: Json = False,
     html: Html = None,
 ) -> None:
-    """Say token by token what the model expected, and how often it was right."""
+    """Say token by token what the model expected, and how often it was right.
+
+    Text longer than the context is read in windows. A model of a task is scored on the answers of its task.
+    """
+    from cutaway import tasks
+    from cutaway.analysis.asking import tokens_of_text
     from cutaway.analysis.predictions import read
 
-    found = read(load(model, device), given_text(text, file, "predict"))
+    network = load(model, device)
+    words = given_text(text, file, "predict")
+    tokens, _ = tokens_of_text(network, words)
+    answers = tasks.answers(network, tokens)
+    found = read(network, words, targets=answers)
+    several = found.windows > 1
     table: list[list[Any]] = []
     for row in found.rows():
         if len(table) == rows:
             break
         table.append(
             [
+                row["example"] if several else "",
                 row["position"],
+                "" if answers is None else repr(row["token"]),
                 repr(row["target"]),
                 repr(row["predicted"]),
-                "yes" if row["right"] else "",
+                "yes" if row["right"] else "no",
                 row["rank"],
                 f"{row['probability']:.3f}",
                 f"{row['loss']:.2f}",
             ]
         )
-    said = found.summary().splitlines()[0]
+    notes = [found.summary().splitlines()[0]]
+    count = int(found.counted.sum())
+    notes += [f"the first {len(table)} of {count} are shown; --rows says how many"] if 0 < len(table) < count else []
+    notes += [found.split] if several else []
+    if answers is not None:
+        notes.append(f"scored on its task and not on next tokens: {tasks.summaries()[network.cfg.model_name]}")
+    said = "\n".join(notes)
     if table:
-        said = lines(["after", "token", "expected", "right", "rank", "probability", "loss"], table) + "\n" + said
+        asked = ["after", "token"] if answers is None else ["position", "answer"]
+        columns = ["window", asked[0], "token", asked[1], "expected", "right", "rank", "probability", "loss"]
+        said = _filled(columns, table) + "\n" + said
     figures = [("Token by token", found.figure()), ("Loss by position", found.curve())]
     show(said, {"model": model, **found.to_json()}, figures, as_json=as_json, html=html, title=f"Predictions of {model}")
 
@@ -210,12 +310,17 @@ def neurons(
     model, features = (words[0], words[1:]) if named else (DEFAULT, words)
     if not features:
         raise UnknownName(f"neurons needs at least one feature after {model!r}, such as 0.mlp.17 (a neuron) or 0.1 (a head)")
-    found = activating(load(model, device), features, given_text(text, file, "neurons"), k=k)
+    network = load(model, device)
+    found = activating(network, features, given_text(text, file, "neurons"), k=k)
+    said = found.summary(k)
+    if found.examples > 1:
+        windows = f"{found.examples} windows of at most {network.cfg.n_ctx} tokens"
+        said += f"\nthe text is longer than the context and was read in {windows}"
     figures = [
         ("Texts that activate most", found.figure(k)),
         *((f"Tokens of {name}", found.token_figure(name)) for name in found.most),
     ]
-    show(found.summary(k), {"model": model, **found.to_json()}, figures, as_json=as_json, html=html, title=f"Features of {model}")
+    show(said, {"model": model, **found.to_json()}, figures, as_json=as_json, html=html, title=f"Features of {model}")
 
 
 def circuit(
@@ -239,9 +344,13 @@ def circuit(
         raise UnknownName(f"circuit needs a path after {model!r}, such as 'embed -> 0.1 -> logits', 'qk 0.1' or 'ov 0.1'")
     network = load(model, device)
     measured = text is not None or file is not None
-    scales = norm_scales(network, given_text(text, file)) if measured and norms_of(network.cfg) else None
+    scales = None
+    if measured and norms_of(network.cfg):
+        scales = norm_scales(network, read_tokens(network, given_text(text, file, "circuit")))
     kind, _, head = path.strip().partition(" ")
     if kind in ("qk", "ov"):
+        if not head.strip():
+            raise UnknownName(f"{kind} needs a head: layer.head, such as '{kind} 0.1'")
         made = circuits.qk if kind == "qk" else circuits.ov
         found = made(network, head.strip(), scales=scales)
     else:
@@ -259,6 +368,8 @@ def circuit(
         said.append(f"copying score {numbers['copying_score']:+.2f}")
     for norm, (mean, std) in (found.spread or {}).items():
         said.append(f"scale of {norm} taken as {mean:.3g}; it spreads by ±{std:.2g}")
+    if measured and not norms_of(network.cfg):
+        said.append("this network has no norms, so the text changes nothing")
     if not found.spread and norms_of(network.cfg):
         said.append("norm scales count as 1; give --text or --file to measure them")
     show("\n".join(said), numbers, [(found.name, found.figure())], as_json=as_json, html=html, title=f"Circuit of {model}")
@@ -276,7 +387,7 @@ def composition(
     from cutaway.analysis import composition as room
 
     network = load(model, device)
-    found = room.composition(network, modes)
+    found = room.composition(network, modes.upper())
     pairs = found.top(top)
     rows = [
         [mode, first, second, f"{score:.3f}", f"{found.excess.sel(mode=mode, earlier=first, later=second).item():+.1f}"]
@@ -293,17 +404,23 @@ def composition(
     show(said, numbers, figures, as_json=as_json, html=html, title=f"Composition in {model}")
 
 
-def _tokens(network: Any, text: str) -> Any:
-    from cutaway.analysis.asking import as_tokens
+def _targets(network: Any, tokens: Any, target: str | None) -> tuple[Any, str]:
+    """The targets of `--target`, else the answers of the model's task, else (None) the next tokens; and what to call them."""
+    from cutaway import tasks
 
-    return as_tokens(network, text)
+    if target is not None:
+        return one_token(network, target, "--target"), repr(target)
+    answers = tasks.answers(network, tokens)
+    return answers, "the next token" if answers is None else "the right answer of its task"
 
 
 def _place(position: int, tokens: Any) -> int:
     """A position counted from the start; one of `--position` may be counted from the end."""
     length = int(tokens.shape[1])
     if not -length <= position < length:
-        raise TokenError(f"there is no position {position}: the text has {length} tokens")
+        raise TokenError(
+            f"there is no position {position}: the text has {length} token{'s' * (length != 1)}, the first at position 0"
+        )
     return position % length
 
 

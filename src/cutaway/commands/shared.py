@@ -9,14 +9,35 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.errors import TokenError
+from cutaway.errors import ConfigError, TokenError
 
 DEFAULT = "attn-only-2l"
 Model = Annotated[str, typer.Argument(help="A bundled model, a name of the Hugging Face hub, a folder or a file.")]
 Text = Annotated[str | None, typer.Option(help="The text to run on.")]
 File = Annotated[Path | None, typer.Option(help="A file of text to run on.", exists=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
-Html = Annotated[Path | None, typer.Option(help="Write a page with the figures to this file.")]
+
+
+def _page_file(path: Path | None) -> Path | None:
+    """A file that a page can be written to: asked before anything is computed.
+
+    Raises:
+        ConfigError: it has the name of an image, is a folder, or its folder is not there.
+    """
+    if path is None:
+        return None
+    from cutaway.view.html import IMAGES
+
+    if path.suffix.lower() in IMAGES:
+        raise ConfigError(f"--html writes an HTML page, not {path.suffix}; call it {path.with_suffix('.html').name!r}")
+    if path.is_dir():
+        raise ConfigError(f"--html {path} is a folder; give the name of a file in it, such as {str(path / 'page.html')!r}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--html {path}: there is no folder {path.parent}")
+    return path
+
+
+Html = Annotated[Path | None, typer.Option(help="Write a page with the figures to this file.", callback=_page_file)]
 Record = Annotated[Path | None, typer.Option(help="Write a record to this folder, for `cutaway replay` and `cutaway compare`.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
 
@@ -33,18 +54,57 @@ def given_text(text: str | None, file: Path | None, what: str = "this command") 
     """The text of `--text` or `--file`.
 
     Raises:
-        TokenError: neither, or both, or a file that is not text.
+        TokenError: neither, or both, or a file that is not text, or nothing in it.
     """
     if text is None and file is None:
         raise TokenError(f"{what} needs text: give either --text or --file")
     if text is not None and file is not None:
         raise TokenError(f"{what} takes --text or --file, not both")
     if file is None:
-        return str(text)
+        found = str(text)
+    else:
+        try:
+            found = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise TokenError(f"{file} is not UTF-8 text") from None
+    if not found:
+        raise TokenError(f"{what} needs text, and {'--text' if file is None else file} is empty")
+    return found
+
+
+def read_tokens(network: Any, text: str) -> Any:
+    """The tokens of a text, `[1, pos]`: as many as the model has positions for. What is left unread is said on stderr."""
+    from cutaway.tokens import encode
+
+    cfg = network.cfg
+    ids, _ = encode(network.tokenizer, text, prepend_bos=cfg.default_prepend_bos, truncate=False, device=network.W_U.device)
+    if ids.shape[1] > cfg.n_ctx:
+        typer.echo(f"only the first {cfg.n_ctx} of {ids.shape[1]} tokens are read: the model has no more positions", err=True)
+    return ids[:, : cfg.n_ctx]
+
+
+def one_token(network: Any, word: str, option: str) -> int:
+    """The token that an option names.
+
+    Raises:
+        TokenError: it is several, or none; says which, and whether a space in front was forgotten.
+    """
+    from cutaway.tokens import to_str_tokens, to_tokens
+
+    ids = to_tokens(network.tokenizer, word, prepend_bos=False)[0]
+    if len(ids) == 1:
+        return int(ids[0])
+    if not len(ids):
+        raise TokenError(f"{option} is empty; give one token")
+    parts = to_str_tokens(network.tokenizer, ids)
+    hint = "with its leading space where it has one"
+    spaced = f" {word}"
     try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise TokenError(f"{file} is not UTF-8 text") from None
+        if len(to_tokens(network.tokenizer, spaced, prepend_bos=False)[0]) == 1:
+            hint = f"such as {spaced!r}, with a space in front"
+    except TokenError:  # the vocabulary has no space
+        hint = f"such as {parts[0]!r}"
+    raise TokenError(f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}")
 
 
 def show(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Record, lines, load, show
+from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Record, lines, load, one_token, show
 from cutaway.errors import ConfigError, ShapeError, TokenError
 
 if TYPE_CHECKING:
@@ -190,14 +190,8 @@ def _target(network: Any, effect: str | None, minus: str | None) -> Any:
         if minus is not None:
             raise ConfigError("--minus needs --effect, the token that it is compared with")
         return effects.text_loss
-    return effects.target(_token(network, effect), None if minus is None else _token(network, minus))
-
-
-def _token(network: Any, word: str) -> int:
-    """The one token of a word."""
-    from cutaway.tokens import to_single_token
-
-    return to_single_token(network.tokenizer, word)
+    wrong = None if minus is None else one_token(network, minus, "--minus")
+    return effects.target(one_token(network, effect, "--effect"), wrong)
 
 
 # What is printed and drawn.
