@@ -160,9 +160,9 @@ class AttnOnly2L:
             f"Text: {read}; the last twentieth of each was kept aside for validation. `<unk>` marks were dropped and "
             "WikiText's spaces around punctuation closed.",
             f"Vocabulary: byte pairs, {self.vocab_size} tokens, learned from the same text; token 0 is `{BOS}`.",
-            f"Every second batch of the first {LOOKING_BACK} epochs and every eighth of the others repeats, with as many tokens in "
-            f"sequences of {', '.join(map(str, REPEATED))} in turn, half of them random tokens and half pieces of text, with a random "
-            f"period from {SHORTEST_PERIOD} tokens to half of the sequence; of those only the repeats count.",
+            f"Every second batch of the first {LOOKING_BACK} epochs and every eighth of the others repeats, with as many tokens "
+            f"in sequences of {', '.join(map(str, REPEATED))} in turn, half of them random tokens and half pieces of text, with a "
+            f"random period from {SHORTEST_PERIOD} tokens to half of the sequence; of those only the repeats count.",
             f"Positions, which only queries and keys see, began as sines and cosines of size {POSITIONS} (root mean square); "
             "biases were held at zero. The weights are kept in float16.",
             f"A bigram model of the same text has validation loss {bigram:.4f}.",
