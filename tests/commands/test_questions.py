@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from cutaway import loading
+from cutaway import CharTokenizer, loading
 from cutaway.analysis.attribution import attribute
 from cutaway.analysis.circuits import ov
 from cutaway.analysis.heads import on_random_repeats
@@ -18,6 +19,8 @@ from cutaway.analysis.lens import lens
 from cutaway.analysis.predictions import read
 from cutaway.cli import app
 from cutaway.commands.questions import COMMANDS
+from cutaway.commands.shared import one_token
+from cutaway.errors import TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.tasks.first_unique_char import first_unique
 
@@ -143,6 +146,20 @@ def test_predict_scores_a_model_of_a_task_on_its_answers(toy: Transformer) -> No
     assert printed[-1].startswith("scored on its task and not on next tokens: at each position, the first letter")
 
 
+def test_a_folder_that_training_wrote_is_a_model(tmp_path: Path) -> None:
+    made = run("train", TOY, "--device", "cpu", "--epochs", "1", "--steps", "1", "--batch-size", "2", "--out", str(tmp_path))
+    assert made.exit_code == 0, made.output
+    by_folder, by_file = (
+        run("composition", str(place), "--top", "3").stdout for place in (tmp_path, tmp_path / "model.safetensors")
+    )
+    assert by_folder == by_file and by_folder
+
+
+def test_one_of_a_thing_is_not_several() -> None:
+    planned = run("plan", TOY, "--text", TEXT, "--what", "z").stdout.splitlines()[0]
+    assert planned.startswith("6 cells") and planned.endswith("in 1 pass over 1 batch")
+
+
 def test_neurons() -> None:
     said = numbers("neurons", TOY, "0.1", "1.2", "--text", TEXT)
     assert set(said["most"]) == {"0.1", "1.2"} and said["positions"] == len(TEXT) + 1
@@ -196,7 +213,6 @@ def test_pages_need_nothing_else(words: list[str], tmp_path: Path) -> None:
             ["attribute", TOY, "--text", TEXT, "--target", "ab"],
             "--target 'ab' is 2 tokens, not one: ['a', 'b']; give one token, such",
         ),
-        (["attribute", LANGUAGE, "--text", "a", "--target", "the"], "such as ' the', with a space in front"),
         (["attribute", TOY, "--text", TEXT, "--target", "a", "--minus", ""], "--minus is empty"),
         (["attribute", LANGUAGE, "--text", ""], "attribute needs text, and --text is empty"),
         (["heads", TOY, "--text", "a"], "2 tokens with BOS: too short to tell what heads do"),
@@ -223,6 +239,15 @@ def test_what_cannot_be_asked_ends_in_one_sentence(words: list[str], said: str) 
     assert result.exit_code == 2, result.output
     assert said in result.stderr and "Traceback" not in result.output
     assert result.stderr.startswith("cutaway: ") and result.stderr.count("\n") == 1
+
+
+def test_a_forgotten_space_is_pointed_out() -> None:
+    network = SimpleNamespace(tokenizer=CharTokenizer(["t", "h", "e", " the", " "]))
+    assert one_token(network, " the", "--target") == 3
+    with pytest.raises(TokenError, match=r"--target 'the' is 3 tokens, .* such as ' the', with a space in front"):
+        one_token(network, "the", "--target")
+    with pytest.raises(TokenError, match="with its leading space where it has one"):
+        one_token(network, "he", "--target")
 
 
 def test_every_command_is_offered() -> None:

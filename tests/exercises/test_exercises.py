@@ -114,7 +114,8 @@ def test_the_published_detectors_come_out(shared: Path) -> None:
 
 
 def test_from_start_to_passed(tmp_path: Path) -> None:
-    assert run("start", NAME, "--folder", str(tmp_path)).exit_code == 0
+    started = run("start", NAME, "--folder", str(tmp_path))
+    assert started.exit_code == 0 and f"`cutaway exercises check {NAME} --folder {tmp_path}`" in started.stdout
     path = tmp_path / f"{NAME}.py"
     assert "How many next tokens" in path.read_text(encoding="utf-8")
     assert "… " + NAME in run("list", "--folder", str(tmp_path)).stdout

@@ -74,7 +74,9 @@ def start_exercise(
     from cutaway import exercises as room
 
     path = room.start(name, folder, force=force)
-    typer.echo(f"{path}: read it, write the function {room.find(name).function}, then `cutaway exercises check {name}`")
+    where = "" if folder == Path(".") else f" --folder {folder}"
+    then = f"cutaway exercises check {name}{where}"
+    typer.echo(f"{path}: read it, write the function {room.find(name).function}, then `{then}`")
 
 
 @exercises.command("check")

@@ -279,7 +279,7 @@ def predict(
         )
     notes = [found.summary().splitlines()[0]]
     count = int(found.counted.sum())
-    notes += [f"the first {len(table)} of {count} are shown; --rows says how many"] if 0 < len(table) < count else []
+    notes += [f"shown: the first {len(table)} of {count}; --rows says how many"] if 0 < len(table) < count else []
     notes += [found.split] if several else []
     if answers is not None:
         notes.append(f"scored on its task and not on next tokens: {tasks.summaries()[network.cfg.model_name]}")

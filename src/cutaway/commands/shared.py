@@ -43,10 +43,13 @@ Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 â
 
 
 def load(name: str, device: str) -> Any:
-    """The network of that name, its weights rewritten as usual."""
+    """The network of that name, its weights rewritten as usual. A folder may also be one that `cutaway train` wrote."""
     from cutaway import loading
     from cutaway.model.transformer import Transformer
+    from cutaway.sources.toys import MODEL
 
+    trained = Path(name) / MODEL
+    name = str(trained) if trained.is_file() and not (Path(name) / "config.json").exists() else name
     return loading.from_pretrained(Transformer, name, device=device)
 
 

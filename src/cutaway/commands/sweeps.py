@@ -10,8 +10,22 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands.shared import DEFAULT, Device, File, Html, Json, Model, Record, Text, given_text, lines, load, show
-from cutaway.errors import ConfigError, TokenError
+from cutaway.commands.shared import (
+    DEFAULT,
+    Device,
+    File,
+    Html,
+    Json,
+    Model,
+    Record,
+    Text,
+    given_text,
+    lines,
+    load,
+    one_token,
+    show,
+)
+from cutaway.errors import ConfigError
 
 Clean = Annotated[str, typer.Option(help="The prompt that gives the answer.")]
 Corrupted = Annotated[str, typer.Option(help="The prompt that does not; of as many tokens.")]
@@ -65,8 +79,8 @@ def ablate(
     from cutaway.runs import metrics
 
     network = load(model, device)
-    tokens, _ = network.tokens_and_mask(given_text(text, file), None, None)
-    measured = None if answer is None else metrics.log_probability([_token(network, answer)])
+    tokens, _ = network.tokens_and_mask(given_text(text, file, "ablate"), None, None)
+    measured = None if answer is None else metrics.log_probability([one_token(network, answer, "--answer")])
     kinds, sites = kind or ["zero"], site or ["z"]
     with bar("ablating", as_json) as progress:
         found = ablate_heads(
@@ -165,7 +179,7 @@ def plan(
     from cutaway.runs.sweep_plan import plan as count
 
     network = load(model, device)
-    tokens, mask = network.tokens_and_mask(given_text(text, file), None, None)
+    tokens, mask = network.tokens_and_mask(given_text(text, file, "plan"), None, None)
     if (answer is None) != (wrong is None):
         raise ConfigError("give both --answer and --wrong, or neither, for the loss of the text")
     metric: Any = metrics.loss(tokens, mask=mask)
@@ -212,21 +226,7 @@ def compare(
 def _difference(network: Any, answer: str, wrong: str) -> Any:
     from cutaway.runs import metrics
 
-    return metrics.logit_difference([_token(network, answer)], [_token(network, wrong)])
-
-
-def _token(network: Any, text: str) -> int:
-    """The token of an answer.
-
-    Raises:
-        TokenError: it is several.
-    """
-    from cutaway.tokens import to_single_token
-
-    try:
-        return to_single_token(network.tokenizer, text)
-    except TokenError as error:
-        raise TokenError(f"{error}; an answer is one token, with its leading space where it has one") from error
+    return metrics.logit_difference([one_token(network, answer, "--answer")], [one_token(network, wrong, "--wrong")])
 
 
 def _bytes(mebibytes: float | None) -> int | None:

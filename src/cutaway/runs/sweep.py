@@ -56,7 +56,8 @@ class Audit:
     def __str__(self) -> str:
         if not self.cells:
             return "no cell was run again"
-        return f"{len(self.cells)} cells run again in full: largest relative difference {self.difference:.1e}"
+        again = f"{len(self.cells)} cell{'s' * (len(self.cells) != 1)} run again in full"
+        return f"{again}: largest relative difference {self.difference:.1e}"
 
 
 @dataclass(frozen=True, eq=False)

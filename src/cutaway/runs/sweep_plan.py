@@ -68,7 +68,8 @@ class Plan:
         """In words."""
         ways = ", ".join(f"{count} {way}" for way, count in self.ways.items() if count)
         lines = [
-            f"{self.cells} cells ({ways}) in {self.chunks} passes over {self.batches} batch{'es' if self.batches > 1 else ''}",
+            f"{self.cells} cell{'s' * (self.cells != 1)} ({ways}) in {self.chunks} pass{'es' * (self.chunks != 1)} over "
+            f"{self.batches} batch{'es' * (self.batches != 1)}",
             f"{self.operations:.3g} operations, {self.saved:.1f} times fewer than the {self.full_operations:.3g} of full passes",
             f"about {self.memory / 2**20:.0f} MiB beside the weights",
         ]

@@ -36,7 +36,8 @@ def shown(console: Console) -> Iterator[Watch]:
         total, passed = recipe.epochs, done * recipe.steps
         bar.update(row, total=recipe.epochs * recipe.steps, completed=passed, description=f"epoch {done + 1}/{total}")
         if done:
-            console.print(f"resuming after epoch {done} of {total}" if done < total else f"all {total} epochs are done already")
+            finished = f"all {total} epochs are" if total > 1 else "the one epoch is"
+            console.print(f"resuming after epoch {done} of {total}" if done < total else f"{finished} done already")
 
     def step(number: int, loss: Tensor) -> None:
         nonlocal passed
