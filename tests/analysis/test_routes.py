@@ -24,7 +24,8 @@ def toy(**change: object) -> Transformer:
 
 
 VARIANTS = [{}, {"normalization_type": "LNPre"}, {"normalization_type": None}, {"attn_only": False, "d_mlp": 5, "act_fn": "relu"},
-            {"normalization_type": "RMS", "n_key_value_heads": 1}]  # fmt: skip
+            {"normalization_type": "RMS", "n_key_value_heads": 1}, {"positional_embedding_type": "shortformer"},
+            {"use_local_attn": True, "window_size": 3, "attn_types": ["global", "local"]}]  # fmt: skip
 
 
 @pytest.fixture(params=VARIANTS, ids=str)
@@ -41,7 +42,8 @@ def test_scores_sum_to_those_of_the_network(model: Transformer, tokens: torch.Te
     split = routes.scores_by_key(model, "1.2", tokens).data.sum(0)
     with torch.no_grad():
         scores = model.run_with_cache(tokens, names_filter="blocks.1.attn.hook_attn_scores")[1]["blocks.1.attn.hook_attn_scores"]
-    seen = torch.ones(7, 7, dtype=torch.bool).tril()
+    seen = ~scores[0, 0].isinf()
+    assert int(seen.sum()) == (18 if model.cfg.use_local_attn else 28)
     difference = (scores[:, 2] - split).masked_fill(~seen, torch.nan)
     spread = difference - difference.nanmean(-1, keepdim=True)  # up to a constant for each query
     torch.testing.assert_close(spread[:, seen], torch.zeros_like(spread[:, seen]), atol=1e-10, rtol=0)

@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.analysis.asking import Subject, head_names, kept, network, run_for, scale_of
-from cutaway.analysis.scales import into_norm, norms_of
+from cutaway.analysis.scales import into_norm, norm_module, norms_of
 from cutaway.errors import ConfigError, ShapeError
+from cutaway.model.attention import project
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
@@ -104,8 +105,16 @@ def components_into(
     return parts, labels
 
 
+def components_looked_up(cache: ActivationCache, layer: int) -> tuple[Float[Tensor, "component batch pos d_model"], list[str]]:
+    """The same for queries and keys alone: those of a shortformer read its positions beside the stream."""
+    parts, labels = components_into(cache, layer)
+    if cache.model.cfg.positional_embedding_type == "shortformer":
+        return torch.cat([parts, kept(cache, "hook_pos_embed")[None]]), [*labels, "pos_embed"]
+    return parts, labels
+
+
 def sites_into(model: Transformer, layer: int) -> list[str]:
-    """The sites that `components_into` reads."""
+    """The sites that `components_into` and `components_looked_up` read."""
     cfg = model.cfg
     names = ["hook_embed"] + (["hook_pos_embed"] if model.has_positions else [])
     after = cfg.use_normalization_before_and_after or cfg.post_norm_only
@@ -140,26 +149,25 @@ def pathways(
     if cfg.use_qk_norm:
         raise ConfigError("this network normalises queries and keys, so its scores are no sum over components")
     cache = run_for(subject, tokens, sites_into(model, layer), "pathways")
-    parts, labels = components_into(cache, layer)
-    if cfg.positional_embedding_type == "shortformer":  # which queries and keys read beside the stream
-        parts, labels = torch.cat([parts, kept(cache, "hook_pos_embed")[None]]), [*labels, "pos_embed"]
+    parts, labels = components_looked_up(cache, layer)
     if components is not None:
         chosen = [labels.index(name) if name in labels else -1 for name in components]
         if -1 in chosen:
             raise ShapeError(f"there is no component {components[chosen.index(-1)]!r}; there are {', '.join(labels)}")
         parts, labels = parts[chosen], list(components)
-    q, k = (_projected(model, layer, parts, which) for which in "qk")
+    q, k = (projected(model, layer, parts, which) for which in "qk")
     if biases:
         labels = [*labels, "bias"]
-        q, k = (torch.cat([x, _bias(model, layer, x, which)[None]]) for x, which in ((q, "q"), (k, "k")))
-    q, k = (_turned(model, layer, x) for x in (q, k))
-    scale = model.blocks[layer].attn.attn_scale
-    visible = Stream().visible(q.shape[2], q.shape[2], causal=causal, window=None, device=q.device)
+        q, k = (torch.cat([x, constant(model, layer, which).to(x.dtype).expand(1, *x.shape[1:])])
+                for x, which in ((q, "q"), (k, "k")))  # fmt: skip
+    attn = model.blocks[layer].attn
+    if attn.rotary is not None:
+        q, k = (torch.stack([attn.rotary.rotate(one, Stream()) for one in x]) for x in (q, k))
     sizes, names, total = [], [], torch.zeros((), device=q.device)
     for a, query in enumerate(q):
         for b, key in enumerate(k):
-            scores = torch.einsum("bqhd,bkhd->hbqk", query, key) / scale
-            scores = scores if visible is None else scores.masked_fill(~visible[:, 0], 0)
+            scores = torch.einsum("bqhd,bkhd->hbqk", query, key) / attn.attn_scale
+            scores = visible_only(scores, attn.window, causal=causal)
             total = total + scores
             sizes.append(scores.norm(dim=-1))
             names.append(f"Q={labels[a]}, K={labels[b]}")
@@ -168,22 +176,29 @@ def pathways(
     return Pathways(values, Labelled(total.norm(dim=-1), ("head", "batch", "pos"), heads, "norm of all scores"))
 
 
-def _projected(model: Transformer, layer: int, parts: Tensor, which: str) -> Float[Tensor, "component batch pos head d_head"]:
+def projected(
+    model: Transformer, layer: int, parts: Float[Tensor, "component batch pos d_model"], which: str
+) -> Float[Tensor, "component batch pos head d_head"]:
+    """What each component gives the queries ("q"), keys ("k") or values ("v") of each head."""
+    W = _weights(model, layer, which).to(parts.dtype)
+    return project(parts.flatten(0, 1), W, W.new_zeros(len(W), W.shape[-1])).unflatten(0, parts.shape[:2])
+
+
+def constant(model: Transformer, layer: int, which: str) -> Float[Tensor, "head d_head"]:
+    """What queries, keys or values hold whatever the input: their bias, and what they read of a norm's own."""
     attn = model.blocks[layer].attn
-    weights = attn.W_Q if which == "q" else attn.W_K
-    return torch.einsum("cbpm,hmd->cbphd", parts, weights.detach().to(parts.dtype))
+    bias: Tensor = {"q": attn.b_Q, "k": attn.b_K, "v": attn.b_V}[which].detach()
+    own = getattr(norm_module(model, f"{layer}.ln1"), "b", None)  # of a norm whose weights were not folded
+    return bias if own is None else bias + torch.einsum("m,hmd->hd", own.detach(), _weights(model, layer, which))
 
 
-def _bias(model: Transformer, layer: int, like: Tensor, which: str) -> Float[Tensor, "batch pos head d_head"]:
+def _weights(model: Transformer, layer: int, which: str) -> Float[Tensor, "head d_model d_head"]:
     attn = model.blocks[layer].attn
-    bias = (attn.b_Q if which == "q" else attn.b_K).detach().to(like.dtype)
-    own = getattr(getattr(model.blocks[layer], "ln1", None), "b", None)
-    if own is not None:  # the bias of a norm whose weights were not folded
-        weights = attn.W_Q if which == "q" else attn.W_K
-        bias = bias + torch.einsum("m,hmd->hd", own.detach(), weights.detach()).to(like.dtype)
-    return bias.expand(like.shape[1:])
+    weights: Tensor = {"q": attn.W_Q, "k": attn.W_K, "v": attn.W_V}[which]
+    return weights.detach()
 
 
-def _turned(model: Transformer, layer: int, x: Tensor) -> Tensor:
-    rotary = model.blocks[layer].attn.rotary
-    return x if rotary is None else torch.stack([rotary.rotate(one, Stream()) for one in x])
+def visible_only(scores: Float[Tensor, "*any dest src"], window: int | None, *, causal: bool) -> Float[Tensor, "*any dest src"]:
+    """The scores, 0 where the key is hidden from the query."""
+    seen = Stream().visible(scores.shape[-2], scores.shape[-1], causal=causal, window=window, device=scores.device)
+    return scores if seen is None else scores.masked_fill(~seen[0, 0], 0)

@@ -14,9 +14,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.analysis.asking import Subject, head_names, kept, network, run_for, scale_of
-from cutaway.analysis.pathways import components_into, sites_into
+from cutaway.analysis.pathways import (
+    components_into,
+    components_looked_up,
+    constant,
+    projected,
+    sites_into,
+    visible_only,
+)
 from cutaway.analysis.scales import FINAL, back_through, norms_of
 from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled
@@ -35,8 +43,8 @@ def sites(model: Transformer, layer: int) -> list[str]:
 def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
     """What each component of the keys adds to a head's scores, with the queries of the run, `[component, batch, dest, src]`.
 
-    What is the same for all keys of a query (biases) changes no pattern and is left out; so are scores of hidden keys,
-    which hold 0.
+    What is the same for all keys of a query (biases) changes no pattern and is left out; so is what ALiBi adds. Scores of
+    hidden keys are 0.
 
     Raises:
         UnknownName: no such head.
@@ -47,13 +55,12 @@ def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
     if model.cfg.use_qk_norm or model.blocks[layer].attn.rotary is not None:
         raise ConfigError("keys that are rotated or normalised are not split by component; use pathways or measured patterns")
     cache = run_for(subject, tokens, sites(model, layer), "scores_by_key")
-    parts, labels = components_into(cache, layer)
+    parts, labels = components_looked_up(cache, layer)
     attn = model.blocks[layer].attn
-    keys = parts @ attn.W_K.detach()[one].to(parts.dtype)
+    keys = linear(parts, attn.W_K.detach()[one].to(parts.dtype))
     queries = kept(cache, f"blocks.{layer}.attn.hook_q")[:, :, one]
     scores = torch.einsum("bdh,cbsh->cbds", queries, keys) / attn.attn_scale
-    if model.cfg.attention_dir == "causal":
-        scores = scores.tril()
+    scores = visible_only(scores, attn.window, causal=model.cfg.attention_dir == "causal")
     return Labelled(scores, ("component", "batch", "dest", "src"), {"component": labels}, "part of the attention score")
 
 
@@ -106,11 +113,11 @@ def moved(
     targets = targets.to(values.device)
     scale = scale_of(cache, "ln_final.hook_scale") if norms_of(model.cfg) else None
     if targets.ndim == 3:
-        directions = targets.to(values.dtype) @ W_U.T
+        directions = linear(targets.to(values.dtype), W_U.T)
     else:
         directions = W_U.T[targets.clamp(min=0)] * (targets >= 0)[..., None]
     back = back_through(model, FINAL, directions, scale)
-    read = back @ model.blocks[layer].attn.W_O.detach().to(values.dtype)[one].T
+    read = linear(back, model.blocks[layer].attn.W_O.detach().to(values.dtype)[one].T)
     pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")[:, one]
     data = torch.einsum("bdh,cbsh->cbds", read, values[:, :, :, one]) * pattern
     return Labelled(data, ("component", "batch", "dest", "src"), {"component": labels}, "effect on the logit", "logits")
@@ -133,13 +140,8 @@ def _values(cache: ActivationCache, layer: int) -> tuple[Float[Tensor, "componen
     """Values of all heads by component, and what they hold whatever the input."""
     model: Transformer = cache.model
     parts, labels = components_into(cache, layer)
-    attn = model.blocks[layer].attn
-    W_V = attn.W_V.detach().to(parts.dtype)
-    values = torch.einsum("cbpm,hme->cbphe", parts, W_V)
-    bias = attn.b_V.detach().to(parts.dtype)
-    own = getattr(getattr(model.blocks[layer], "ln1", None), "b", None)
-    if own is not None:
-        bias = bias + torch.einsum("m,hme->he", own.detach().to(parts.dtype), W_V)
+    values = projected(model, layer, parts, "v")
+    bias = constant(model, layer, "v").to(values.dtype)
     return torch.cat([values, bias.expand(1, *values.shape[1:])]), [*labels, "bias"]
 
 
