@@ -29,6 +29,7 @@ from cutaway.analysis.asking import (
 )
 from cutaway.analysis.scales import FINAL, back_through, into_norm, norm_module, norms_of
 from cutaway.errors import ShapeError
+from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled, Means, Result, grouped
@@ -266,7 +267,7 @@ def attribute_all_tokens(
 
     def read(x: Tensor) -> Tensor:
         x = into_norm(model, FINAL, x)
-        return (x if scale is None else x / scale) @ W_U
+        return linear(x if scale is None else x / scale, W_U)
 
     data = read(stack)
     if "bias" in labels:
@@ -309,7 +310,7 @@ def _components(cache: ActivationCache, back: Directions, neurons: bool | Sequen
             if own is not None:
                 yield ["bias"], (back @ own.detach().to(back.dtype))[None]
         z, W_O = kept(cache, f"blocks.{l}.attn.hook_z"), block.attn.W_O.detach().to(back.dtype)
-        meets = torch.nn.functional.linear(read, W_O.flatten(0, 1)).view(z.shape)
+        meets = linear(read, W_O.flatten(0, 1).T).view(z.shape)
         yield head_names(cfg, [l]), (meets * z).sum(-1).movedim(-1, 0)
         yield ["bias"], (read @ block.attn.b_O.detach().to(back.dtype))[None]
         if cfg.attn_only:
@@ -324,7 +325,7 @@ def _components(cache: ActivationCache, back: Directions, neurons: bool | Sequen
             if own is not None:
                 yield ["bias"], (back @ own.detach().to(back.dtype))[None]
         post = kept(cache, f"blocks.{l}.mlp.hook_post")
-        found = torch.nn.functional.linear(read, block.mlp.W_out.detach().to(back.dtype)) * post
+        found = linear(read, block.mlp.W_out.detach().to(back.dtype).T) * post
         yield [f"{l}.mlp.{neuron}" for neuron in range(post.shape[-1])], found.movedim(-1, 0)
         yield ["bias"], (read @ block.mlp.b_out.detach().to(back.dtype))[None]
 

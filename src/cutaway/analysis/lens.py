@@ -20,6 +20,7 @@ from torch import Tensor
 from cutaway.analysis.asking import Subject, head_names, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
 from cutaway.analysis.scales import FINAL, into_norm, norms_of
 from cutaway.errors import UnknownName
+from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled, Means, Result, grouped
@@ -201,7 +202,7 @@ def _read(model: Transformer, vectors: Tensor, scale: Tensor | None, own_scale: 
     if own_scale:
         return model.logits_of(vectors.to(model.W_U.dtype))
     vectors = into_norm(model, FINAL, vectors)
-    return (vectors if scale is None else vectors / scale) @ model.W_U.detach().to(vectors.dtype)
+    return linear(vectors if scale is None else vectors / scale, model.W_U.detach().to(vectors.dtype))
 
 
 # Which rows there are, and where each is read.
@@ -252,4 +253,4 @@ def _vectors(cache: ActivationCache, name: str, site: str) -> Float[Tensor, "bat
         return kept(cache, site)
     layer, head = (int(part) for part in name.split("."))
     z = kept(cache, site)[:, :, head]
-    return z @ cache.model.blocks[layer].attn.W_O.detach()[head].to(z.dtype)
+    return linear(z, cache.model.blocks[layer].attn.W_O.detach()[head].to(z.dtype))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cutaway.analysis.asking import token_name, tokens_of_text
 from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.model.products import linear
 from cutaway.model.sites import axes, resolve
 from cutaway.model.transformer import Transformer
 from cutaway.runs.results import Labelled, Result
@@ -190,7 +191,7 @@ class _Reader:
                 self.found[number] = x.float() @ feature[1].to(x.device).float()
             elif x.ndim == 4:
                 W_O = self.model.blocks[hook.layer()].attn.W_O.detach()[entry].float()
-                self.found[number] = torch.linalg.vector_norm(x[:, :, entry].float() @ W_O, dim=-1)
+                self.found[number] = torch.linalg.vector_norm(linear(x[:, :, entry].float(), W_O), dim=-1)
             else:
                 self.found[number] = x[..., entry].float()
 

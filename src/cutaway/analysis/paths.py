@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cutaway.analysis.asking import as_tokens
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.attention import project
+from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.metrics import Function, Metric
@@ -200,7 +201,7 @@ def _difference(model: Transformer, target: Clean, other: Clean, sender: Node, p
         block, head = model.blocks[sender.layer], sender.head
         mine, theirs = (run.site(sender.layer, "attn.hook_z") for run in (target, other))
         if isinstance(block.ln1_post, nn.Identity):
-            change = (theirs[:, :, head] - mine[:, :, head]) @ block.attn.W_O[head]
+            change = linear(theirs[:, :, head] - mine[:, :, head], block.attn.W_O[head])
         else:
             patched = mine.clone()
             patched[:, :, head] = theirs[:, :, head]
