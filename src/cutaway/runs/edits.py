@@ -290,8 +290,9 @@ class _Derived(Mapping[str, Tensor]):
         self.values_ = values
         self.made: dict[str, Tensor] = {}
 
+    @abstractmethod
     def derive(self, site: str, tensor: Tensor) -> Tensor:
-        raise TypeError
+        """The tensor that stands for a site's."""
 
     def __getitem__(self, site: str) -> Tensor:
         if site not in self.made:
@@ -455,7 +456,7 @@ class Bound:
 
     def index(self) -> Index:
         """The index of the selected part in a whole activation."""
-        return _index(self.chosen, self.sizes)
+        return index_of(self.chosen, self.sizes)
 
     def local(self, first: int, last: int) -> Bound | None:
         """This edit for a run of the examples `first` to `last` only; None: it changes none of them."""
@@ -464,7 +465,6 @@ class Bound:
         own = copy(self)
         own.batch, own.begin = last - first, self.begin + first
         own.sizes = (own.batch, *self.sizes[1:])
-        own.__dict__.pop("heads", None)
         which = self.chosen[0]
         if which is not None:
             kept = [number for number in which if first <= number < last]
@@ -520,7 +520,7 @@ class Bound:
                 picks.append(tuple(places.index(one) for one in positions))
             else:
                 picks.append(chosen if whole else None)
-        return source[_index(tuple(picks), tuple(source.shape))]
+        return source[index_of(picks, source.shape)]
 
     def write(self, x: Tensor, start: int, clean: Tensor | None) -> None:
         """Edit `x`, which is ours, in place; its positions begin at `start`, and it holds every example."""
@@ -531,7 +531,7 @@ class Bound:
         if not places:
             return
         chosen[axis] = tuple(one - start for one in places)
-        index = _index(tuple(chosen), tuple(x.shape))
+        index = index_of(chosen, x.shape)
         x[index] = self.change.new(x[index], self.value(clean, places)).to(x.dtype)
 
     def applied(self, x: Tensor, clean: Tensor | None = None) -> Tensor:
@@ -558,7 +558,7 @@ def _padded(x: Tensor, ndim: int) -> Tensor:
     return x[(None,) * (ndim - x.ndim)] if x.ndim < ndim else x
 
 
-def _index(chosen: tuple[tuple[int, ...] | None, ...], sizes: tuple[int, ...]) -> Index:
+def index_of(chosen: Sequence[tuple[int, ...] | None], sizes: Sequence[int]) -> Index:
     """An index that takes the product of the chosen entries; slices where they are neighbours, so that views suffice."""
     parts: list[slice | Tensor] = []
     for numbers in chosen:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
-from cutaway.runs.edits import Bound
+from cutaway.runs.edits import Bound, index_of
 from cutaway.runs.sweep_clean import Clean, rows_of
 
 # Sites where a cell with one edit can enter, and the sites of the layer that it needs kept. `*`: with an MLP.
@@ -92,8 +92,7 @@ def changed(bound: Bound, clean: Tensor) -> tuple[Part, Tensor] | None:
     new = bound.change.new(old, bound.value(clean)).to(old.dtype)
     differs = (new != old).flatten(2).any(-1)
     places = torch.tensor(bound.positions, device=old.device) if bound.positions is not None else None
-    part = _where(bound, differs, places, new, old)
-    return part
+    return _where(bound, differs, places, new, old)
 
 
 def _where(bound: Bound, differs: Tensor, places: Tensor | None, new: Tensor, old: Tensor) -> tuple[Part, Tensor] | None:
@@ -235,7 +234,7 @@ def _from_result(model: Transformer, clean: Clean, bound: Bound, asked: Tensor |
     block, heads = model.blocks[layer], bound.heads
     chosen = slice(None) if heads is None else _list(heads)
     z = clean.site(layer, "attn.hook_z")
-    index = _product([*bound.chosen[:2], None, None], tuple(z.shape))
+    index = index_of([*bound.chosen[:2], None, None], z.shape)
     result = torch.einsum("bphd,hdm->bphm", z[index][:, :, chosen], block.attn.W_O[chosen])
     new = bound.change.new(result, bound.value(None)).to(result.dtype)
     places = None if bound.positions is None else torch.tensor(bound.positions, device=z.device)
@@ -259,7 +258,7 @@ def _seen(
     assert layer is not None
     which = site.rpartition("_")[2]
     if which == "pattern":
-        return _seen_by_pattern(model, clean, bound, asked)
+        return _seen_by_pattern(model, clean, bound)
     raw = which in "qk" and "rot" not in site
     kept = clean.read[layer]["qkv".index(which)] if not raw else clean.store[bound.site]
     found = changed(bound, kept)
@@ -290,7 +289,7 @@ def _seen(
         q = value
     else:
         edited = (k if which == "k" else v).clone()
-        edited[:, as_slice(part.places)] = value if own is None or which == "q" else _spread(value, own, heads, edited)
+        edited[:, as_slice(part.places)] = value if own is None else _spread(value, own, edited)
         k, v = (edited, v) if which == "k" else (k, edited)
         q = q[:, full]
     stream = rows_of(clean, part.examples, at=None if len(seen_at) == clean.length else seen_at)
@@ -299,9 +298,7 @@ def _seen(
     return place.with_value(z), old if heads is None else old[:, :, _list(heads)], heads
 
 
-def _seen_by_pattern(
-    model: Transformer, clean: Clean, bound: Bound, asked: Tensor | None
-) -> tuple[Part, Tensor, tuple[int, ...] | None] | None:
+def _seen_by_pattern(model: Transformer, clean: Clean, bound: Bound) -> tuple[Part, Tensor, tuple[int, ...] | None] | None:
     """From an edited pattern: only the chosen heads' rows are computed."""
     layer, cfg = bound.layer, model.cfg
     assert layer is not None
@@ -316,7 +313,7 @@ def _seen_by_pattern(
     inner[1] = None if heads is not None else inner[1]
     inner[2] = None if rows is None else tuple(sorted(rows).index(row) for row in rows)
     new = pattern.clone()
-    index = _product(inner, tuple(pattern.shape))
+    index = index_of(inner, pattern.shape)
     new[index] = bound.change.new(new[index], bound.value(None)).to(new.dtype)
     differs = (new != pattern).any(-1).any(1)  # example, dest
     by_row, by_example = differs.any(0), differs.any(1)
@@ -330,12 +327,6 @@ def _seen_by_pattern(
     z = (new[:, :, by_row].to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2)
     old = place.of(clean.site(layer, "attn.hook_z"))
     return place.with_value(z), old if heads is None else old[:, :, _list(heads)], heads
-
-
-def _product(chosen: list[tuple[int, ...] | None], shape: tuple[int, ...]) -> tuple[slice | Tensor, ...]:
-    from cutaway.runs.edits import _index
-
-    return _index(tuple(chosen), shape)
 
 
 def _reached(model: Transformer, places: Tensor, length: int, *, alone: bool) -> Tensor:
@@ -363,7 +354,7 @@ def _picked(x: Tensor, examples: Tensor | None, heads: list[int] | None) -> Tens
     return x[:, :, first : first + len(heads)] if neighbours else x[:, :, heads]
 
 
-def _spread(value: Tensor, own: tuple[int, ...], heads: tuple[int, ...] | None, like: Tensor) -> Tensor:
+def _spread(value: Tensor, own: tuple[int, ...], like: Tensor) -> Tensor:
     """Edited keys or values once for each attention head that reads them."""
     times = like.shape[2] // len(own)
     return value if times == 1 else value.repeat_interleave(times, dim=2)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.model.positions import offset_positions
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound
 from cutaway.runs.sweep_clean import Clean, Group, Packed, rows_of
@@ -258,8 +259,7 @@ def _flat_positions(group: Group) -> Tensor:
     if own is None:
         device = None if group.asked is None else group.asked.device
         return torch.arange(group.start, group.start + group.length, device=device).repeat(group.rows)
-    positions = (own.long().cumsum(-1) - 1).clamp(min=0)[:, group.start :]
-    return positions.flatten()
+    return offset_positions(own)[:, group.start :].flatten()
 
 
 def _flat_rows(x: Tensor, group: Group) -> Tensor:
