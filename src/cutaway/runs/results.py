@@ -7,6 +7,7 @@ examples, not positions, are what a bootstrap draws again, because positions of 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -361,7 +362,4 @@ def _plain(value: Any, digits: int | None = None) -> Any:
 
 def _joined(names: Sequence[Sequence[str]]) -> list[str]:
     """Every combination, as one label each."""
-    out: list[str] = []
-    for part in names:
-        out = [f"{one} · {name}" for one in out for name in part] if out else list(part)
-    return out
+    return [" · ".join(place) for place in itertools.product(*names)] if names else []

@@ -10,8 +10,9 @@ is part of the result. How it works is in docs/design/sweeps.md.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ class SweepResult(Result):
         data = shown.data.reshape(-1, *shown.shape[-2:])
         kinds = None
         if len(data) > 1:
-            kinds = [" ".join(one) for one in _product([shown.names(axis) for axis in shown.axes[:-2]])]
+            kinds = [" ".join(one) for one in itertools.product(*(shown.names(axis) for axis in shown.axes[:-2]))]
         row, column = shown.axes[-2:]
         return sweep_grid(
             data if kinds else data[0], shown.names(row), shown.names(column), kinds=kinds, row_name=row, column_name=column,
@@ -132,7 +133,7 @@ class SweepResult(Result):
         """The cells that change the metric most: label and mean change."""
         shown = self.averages(effects=True)
         names = [" ".join(f"{axis} {one}" for axis, one in zip(shown.axes, place, strict=True) if axis != "cell") or place[0]
-                 for place in _product([shown.names(axis) for axis in shown.axes])]  # fmt: skip
+                 for place in itertools.product(*(shown.names(axis) for axis in shown.axes))]  # fmt: skip
         flat = shown.data.flatten()
         order = flat.abs().argsort(descending=True, stable=True)[:count].tolist()
         return [(names[index], float(flat[index])) for index in order]
@@ -147,13 +148,6 @@ class SweepResult(Result):
 
     def _count(self) -> int:
         return math.prod(self.values.shape[: self.values.data.ndim - self.clean.data.ndim])
-
-
-def _product(names: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    out: list[tuple[str, ...]] = [()]
-    for part in names:
-        out = [(*one, name) for one in out for name in part]
-    return out
 
 
 def sweep(
