@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
 from cutaway.model import products
-from cutaway.model.products import SMALLEST, linear
+from cutaway.model.products import SMALLEST, linear, linear_by_head
 
 needs_onednn = pytest.mark.skipif(products.onednn() is None, reason="this Torch has no kernel of oneDNN that we use")
 
@@ -54,6 +54,35 @@ def test_it_is_x_times_W_plus_b(rest: list[int], sizes: tuple[int, int], bias: b
         out = linear(x, W, b)
     wanted = (x.double() @ W.double() + (0 if b is None else b.double())).float()
     torch.testing.assert_close(out, wanted, atol=2e-5, rtol=2e-5)
+
+
+@given(st.lists(st.integers(1, 5), max_size=3), st.sampled_from([(1, 2, 3), (3, 80, 800), (2, 301, 1000)]), st.booleans())
+def test_each_head_has_its_own_W(rest: list[int], sizes: tuple[int, int, int], turned: bool):
+    x, W = drawn(*rest, *sizes[:2]), drawn(*sizes)
+    W = W.transpose(0, 1).contiguous().transpose(0, 1) if turned else W
+    with torch.no_grad():
+        out = linear_by_head(x, W)
+    wanted = torch.stack([x[..., head, :].double() @ W[head].double() for head in range(len(W))], -2)
+    torch.testing.assert_close(out, wanted.float(), atol=2e-5, rtol=2e-5)
+
+
+@needs_onednn
+def test_products_by_head_go_to_onednn_where_each_is_large(called: list[torch.Size]):
+    x, W = drawn(2, 40, 3, 64), drawn(3, 64, 128)
+    with torch.no_grad():
+        linear_by_head(x, W)
+        assert called == [(2, 40, 64)] * 3
+        linear_by_head(x[:, :4], W)
+        linear_by_head(x.double(), W.double())
+    assert len(called) == 3
+
+
+def test_gradients_of_products_by_head():
+    x, W = drawn(2, 40, 3, 64).requires_grad_(), drawn(3, 64, 128).requires_grad_()
+    found = torch.autograd.grad(linear_by_head(x, W).square().sum(), (x, W))
+    wanted = torch.autograd.grad(torch.einsum("bphi,hio->bpho", x, W).square().sum(), (x, W))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)
 
 
 @needs_onednn
@@ -136,6 +165,19 @@ def test_it_can_be_turned_off(called: list[torch.Size]):
     with torch.no_grad():
         linear(x, W)
     assert len(called) == 1
+
+
+@needs_onednn
+def test_compiled_functions_hold_the_plain_product(called: list[torch.Size]):
+    x, W, b = drawn(64, 128), drawn(128, 128), drawn(128)
+    found = torch.export.export(_Affine(), (x, W, b)).module()(x, W, b)
+    torch.testing.assert_close(found, x @ W + b)
+    assert called == []
+
+
+class _Affine(torch.nn.Module):
+    def forward(self, x: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return linear(x, W, b)
 
 
 def test_without_the_kernel_products_are_torchs(monkeypatch: pytest.MonkeyPatch):

@@ -29,7 +29,7 @@ from cutaway.analysis.asking import (
 )
 from cutaway.analysis.scales import FINAL, back_through, into_norm, norm_module, norms_of
 from cutaway.errors import ShapeError
-from cutaway.model.products import linear
+from cutaway.model.products import linear, linear_by_head
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled, Means, Result, grouped
@@ -341,7 +341,7 @@ def _written(cache: ActivationCache, at: Any) -> tuple[Float[Tensor, "component 
     bias = torch.zeros_like(stack[0])
     for l, block in enumerate(model.blocks):
         z = at(kept(cache, f"blocks.{l}.attn.hook_z"))
-        heads = torch.einsum("bphd,hdm->hbpm", z, block.attn.W_O.detach().to(z.dtype))
+        heads = linear_by_head(z, block.attn.W_O.detach().to(z.dtype)).movedim(2, 0)
         own: Tensor = block.attn.b_O.detach().to(z.dtype)
         if f"{l}.ln1_post" in norms_of(cfg):
             scale = at(scale_of(cache, f"blocks.{l}.ln1_post.hook_scale"))

@@ -165,7 +165,7 @@ def _written(model: Transformer, tokens: Tensor) -> Float[Tensor, "writer batch 
     parts = [store[sites[0]][None]]
     for layer in range(cfg.n_layers):
         z = store[f"blocks.{layer}.attn.hook_z"]
-        parts.append(torch.einsum("bphd,hdm->hbpm", z, model.blocks[layer].attn.W_O))
+        parts.append(model.blocks[layer].attn.results(z).movedim(2, 0))
         parts += [] if cfg.attn_only else [store[f"blocks.{layer}.hook_mlp_out"][None]]
     return torch.cat(parts)
 
@@ -231,7 +231,7 @@ def _circuit_logits(model: Transformer, clean: Tensor, base: Tensor, circuit: Te
         return hook
 
     def heads_of(layer: int) -> Callable[[Tensor], Tensor]:
-        return lambda z: torch.einsum("bphd,hdm->hbpm", z, model.blocks[layer].attn.W_O)
+        return lambda z: model.blocks[layer].attn.results(z).movedim(2, 0)
 
     hooks: list[tuple[str, Any]] = [("blocks.0.hook_resid_pre", write(0, lambda x: x[None]))]
     for layer in range(cfg.n_layers):

@@ -19,6 +19,7 @@ from cutaway.analysis.scales import into_norm, norm_module, norms_of
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.attention import project
 from cutaway.model.positions import Stream
+from cutaway.model.products import linear_by_head
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled, Means, Result
@@ -89,7 +90,7 @@ def components_into(
         block = model.blocks[l]
         if by_head and not (model.cfg.use_normalization_before_and_after or model.cfg.post_norm_only):
             z = kept(cache, f"blocks.{l}.attn.hook_z")
-            stack += list(torch.einsum("bphd,hdm->hbpm", z, block.attn.W_O.detach().to(z.dtype)))
+            stack += linear_by_head(z, block.attn.W_O.detach().to(z.dtype)).unbind(2)
             stack.append(block.attn.b_O.detach().to(z.dtype).expand_as(stack[0]))
             labels += [*head_names(model.cfg, [l]), f"{l}.bias"]
         else:

@@ -24,7 +24,7 @@ from cutaway.analysis.pathways import (
 )
 from cutaway.analysis.scales import FINAL, back_through, norms_of
 from cutaway.errors import ConfigError, ShapeError, UnknownName
-from cutaway.model.products import linear
+from cutaway.model.products import linear, linear_by_head
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled
@@ -79,7 +79,7 @@ def outputs_by_component(
     pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")
     mixed = torch.einsum("bhds,cbshe->cbdhe", pattern, values)
     W_O = model.blocks[layer].attn.W_O.detach().to(mixed.dtype)
-    return torch.einsum("cbdhe,hem->chbdm", mixed, W_O), labels
+    return linear_by_head(mixed, W_O).movedim(3, 1), labels
 
 
 def moved(

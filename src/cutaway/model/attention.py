@@ -23,7 +23,7 @@ from cutaway.model.hook_points import HookPoint
 from cutaway.model.key_values import KeyValues
 from cutaway.model.norm import EachHeadNorm, LayerNorm, RMSNorm
 from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
-from cutaway.model.products import linear
+from cutaway.model.products import linear, linear_by_head
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 KeyInput = Float[Tensor, "batch key d_model"] | Float[Tensor, "batch key kv d_model"]
@@ -240,7 +240,7 @@ class Attention(nn.Module):
 
     def results(self, z: Heads) -> Float[Tensor, "batch pos head d_model"]:
         """What each head writes into the residual stream, without the output bias."""
-        return torch.einsum("bphd,hdm->bphm", z, self.W_O)
+        return linear_by_head(z, self.W_O)
 
 
 class GroupedQueryAttention(Attention):
@@ -294,7 +294,7 @@ def project(x: Input, W: Float[Tensor, "head d_model d_head"], b: Float[Tensor, 
         return linear(x, _flat(W), b.flatten()).unflatten(-1, b.shape)
     if x.shape[2] != len(W):
         raise ShapeError(f"an input split by head needs {len(W)} of them here, not {x.shape[2]}: {tuple(x.shape)}")
-    return torch.einsum("bphm,hmd->bphd", x, W) + b
+    return linear_by_head(x, W) + b
 
 
 def _head_norm(cfg: HookedTransformerConfig, heads: int) -> nn.Module:

@@ -2,7 +2,7 @@
 
 Torch gives float32 products to MKL, which on processors of other makers than Intel uses half of their vector units; oneDNN,
 which Torch has as well and keeps for half precision, uses them all and is about twice as fast there. Both round in the
-last place only, and differently. Where somebody watches or transforms Torch's operations, products go the usual way.
+last place only, and differently. Where somebody watches, transforms or compiles Torch's operations, products go the usual way.
 """
 
 from __future__ import annotations
@@ -33,10 +33,18 @@ def linear(x: Float[Tensor, "*rest d_in"], W: Float[Tensor, "d_in d_out"], b: Fl
     return kernel(x, W.T, b)
 
 
+def linear_by_head(x: Float[Tensor, "*rest head d_in"], W: Float[Tensor, "head d_in d_out"]) -> Float[Tensor, "*rest head d_out"]:
+    """`x @ W` of each head by itself."""
+    if x.numel() * W.shape[2] < SMALLEST * len(W) or not _plain(x, W) or onednn() is None:
+        return torch.einsum("...hi,hio->...ho", x, W)
+    return torch.stack([linear(of_head, own) for of_head, own in zip(x.unbind(-2), W, strict=True)], -2)
+
+
 def _plain(x: Tensor, W: Tensor) -> bool:
-    """Whether this is a float32 product on the processor, with nobody watching Torch's operations or transforming them."""
+    """Whether this is a float32 product on the processor, with nobody watching, transforming or compiling Torch's operations."""
     return (
-        x.dtype is torch.float32
+        not torch.compiler.is_compiling()
+        and x.dtype is torch.float32
         and W.dtype is torch.float32
         and x.device.type == "cpu"
         and x.ndim > 1

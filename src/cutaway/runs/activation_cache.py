@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.model.products import linear_by_head
 from cutaway.model.sites import RESID, axes, get_act_name, site_names
 from cutaway.model.slices import Slice
 from cutaway.runs.activation_store import ActivationStore, Part, missing
@@ -171,7 +172,7 @@ class ActivationCache(ActivationStore):
         absent = [l for l, name in enumerate(results) if name not in self.cache_dict]
         self._need("compute_head_results", [get_act_name("z", l) for l in absent])
         for l in absent:
-            self.cache_dict[results[l]] = torch.einsum("...hd,hdm->...hm", self["z", l], self.model.blocks[l].attn.W_O)
+            self.cache_dict[results[l]] = linear_by_head(self["z", l], self.model.blocks[l].attn.W_O)
 
     def stack_head_results(
         self,
@@ -383,7 +384,7 @@ class ActivationCache(ActivationStore):
             if kept[l]:
                 stack = part.apply(self["result", l], dim=-3).movedim(-2, 0)
             else:
-                stack = torch.einsum("...hd,hdm->h...m", part.apply(self["z", l], dim=-3), self.model.blocks[l].attn.W_O)
+                stack = linear_by_head(part.apply(self["z", l], dim=-3), self.model.blocks[l].attn.W_O).movedim(-2, 0)
             stacks.append(self._after(asker, stack, l, "ln1_post", part))
             labels += [f"L{l}H{head}" for head in range(len(stack))]
         return (torch.cat(stacks) if stacks else self._empty(part)), labels
