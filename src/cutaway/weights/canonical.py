@@ -1,6 +1,6 @@
 """Canonical weights: the dialect's names, and for any configuration the shape behind each name.
 
-`shapes` is the one table of them. The network is built from it, and `check` holds files against it.
+`shapes` is the table of them. `check` holds files against it, and the network has parameters of these names and shapes.
 """
 
 from __future__ import annotations
