@@ -75,20 +75,28 @@ class Metric(ABC):
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"], clean: Tensor | None = None) -> Tensor:
         """The value of each example from whole logits, `[batch]`, or `[batch, pos]` where `by_position`."""
-        batch, length = logits.shape[:2]
         self.check(logits.shape[-1])
-        wanted = self.wanted(batch, length).to(logits.device)
-        at = Places(*wanted.nonzero(as_tuple=True))
+        return self.of_examples(logits, self.wanted(*logits.shape[:2]), clean)
+
+    def of_examples(
+        self,
+        logits: Float[Tensor, "batch pos d_vocab"],
+        wanted: Bool[Tensor, "batch pos"],
+        clean: Tensor | None = None,
+        first: int = 0,
+    ) -> Tensor:
+        """The same for some examples of a batch: whole logits, what is wanted of them, and the number of the first."""
+        wanted = wanted.to(logits.device)
+        rows, places = wanted.nonzero(as_tuple=True)
         columns = self.columns()
         columns = None if columns is None else columns.to(logits.device)
 
-        def rows(x: Tensor) -> Tensor:
-            x = x[at.examples, at.positions]
+        def picked(x: Tensor) -> Tensor:
+            x = x[rows, places]
             return x if columns is None else x[:, columns]
 
-        values = self.measure(rows(logits), at, None if clean is None else rows(clean))
-        grid = values.new_zeros(batch, length).index_put((at.examples, at.positions), values)
-        return self.combine(grid, wanted)
+        values = self.measure(picked(logits), Places(rows + first, places), None if clean is None else picked(clean))
+        return self.combine(values.new_zeros(wanted.shape).index_put((rows, places), values), wanted)
 
     def combine(self, grid: Float[Tensor, "*cell batch pos"], wanted: Bool[Tensor, "batch pos"]) -> Tensor:
         """The mean over the wanted positions of each example; with `by_position` the grid, NaN where nothing was asked."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, mean_axes
-from cutaway.runs.metrics import AnyMetric, Metric, Places
+from cutaway.runs.metrics import AnyMetric, Metric
 from cutaway.runs.sweep_cells import Cells, bind, chunks, kept_sites, own_means, room_for
 from cutaway.runs.sweep_clean import Clean, run_clean
 from cutaway.runs.sweep_join import Part
@@ -111,7 +111,7 @@ class Engine:
         """
         task = self.task
         self.settled()
-        total = float(sum(_work(self.task, chunk, *rows) for rows, some in zip(self.plan.batches, self.plan.chunks, strict=True)
+        total = float(sum(_work(task, chunk, *rows) for rows, some in zip(self.plan.batches, self.plan.chunks, strict=True)
                           for chunk in some))  # fmt: skip
         done = 0.0
         for number, (first, last) in enumerate(self.plan.batches):
@@ -124,7 +124,7 @@ class Engine:
                     values = one.values_of(chunk)
                     keep(number, index, values)
                 self._store(chunk, values, first, last)
-                done += _work(self.task, chunk, first, last)
+                done += _work(task, chunk, first, last)
                 if progress is not None:
                     progress(done, total)
 
@@ -286,13 +286,4 @@ def by_plain(task: Task, logits: Tensor, clean: Tensor | None, first: int) -> Te
     """A metric from whole logits of some examples, without any shortening."""
     metric = task.metric
     assert isinstance(metric, Metric)
-    wanted = metric.wanted(task.batch, task.length)[first : first + len(logits)].to(logits.device)
-    rows, places = wanted.nonzero(as_tuple=True)
-    columns = metric.columns()
-
-    def picked(x: Tensor) -> Tensor:
-        x = x[rows, places]
-        return x if columns is None else x[:, columns.to(x.device)]
-
-    values = metric.measure(picked(logits), Places(rows + first, places), None if clean is None else picked(clean))
-    return metric.combine(values.new_zeros(wanted.shape).index_put((rows, places), values), wanted)
+    return metric.of_examples(logits, metric.wanted(task.batch, task.length)[first : first + len(logits)], clean, first)
