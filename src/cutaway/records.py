@@ -25,8 +25,8 @@ from cutaway import __version__, loading
 from cutaway.config import DTYPES
 from cutaway.errors import CheckpointError, WeightsMismatch
 from cutaway.model.transformer import Transformer
-from cutaway.runs.sweep import SweepResult, label_of, sweep
-from cutaway.runs.sweep_cells import Cells
+from cutaway.runs.sweep import SweepResult, sweep
+from cutaway.runs.sweep_cells import Cells, label_of
 from cutaway.runs.written import Writer, model_hash, read, sites_of
 from cutaway.sources.files import replacing
 
@@ -115,8 +115,7 @@ class Record:
     @property
     def labels(self) -> list[str]:
         """What each cell is called."""
-        cells = self.cells
-        return [label_of(cells, number) for number in range(len(cells.edits))]
+        return list(map(label_of, self.cells.edits))
 
     @property
     def values(self) -> Tensor:

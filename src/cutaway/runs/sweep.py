@@ -27,7 +27,19 @@ from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep_baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep_baseline import check as check_baseline
 from cutaway.runs.sweep_baseline import run as run_baseline
-from cutaway.runs.sweep_cells import Cells, Edits, Grid, heads, heads_by_position, neurons, own_means, pairs, patterns, residual
+from cutaway.runs.sweep_cells import (
+    Cells,
+    Edits,
+    Grid,
+    heads,
+    heads_by_position,
+    label_of,
+    neurons,
+    own_means,
+    pairs,
+    patterns,
+    residual,
+)
 from cutaway.runs.sweep_engine import Engine, Progress, Task, plain_values
 from cutaway.runs.sweep_gradient import estimate
 from cutaway.runs.sweep_saved import Saved
@@ -314,17 +326,12 @@ def audited(task: Task, engine: Engine, count: int, seed: int) -> Audit:
         if isinstance(task.metric, Metric):
             values = values[first : first + examples]
         worst = max(worst, _largest(values - again) / scale)
-    return Audit(tuple(label_of(task.cells, number) for number in chosen), examples, worst)
+    return Audit(tuple(label_of(task.cells.edits[number]) for number in chosen), examples, worst)
 
 
 def _largest(x: Tensor) -> float:
     known = x[~x.isnan()].abs()
     return float(known.max()) if known.numel() else 0.0
-
-
-def label_of(cells: Cells, number: int) -> str:
-    """What to call a cell."""
-    return " + ".join(edit.label for edit in cells.edits[number])
 
 
 def finished(
@@ -368,6 +375,6 @@ def _check_finite(task: Task, values: Tensor, clean: Tensor) -> None:
         found = bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.ndim > 1 else bad.nonzero().flatten().tolist()
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise NotFinite(
-            f"the {task.metric.name} of the cell '{label_of(task.cells, found[0])}'{more} is not a finite number; "
+            f"the {task.metric.name} of the cell '{label_of(task.cells.edits[found[0]])}'{more} is not a finite number; "
             "look at the values that its edit puts in"
         )

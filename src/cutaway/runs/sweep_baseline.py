@@ -18,7 +18,7 @@ from torch import Tensor
 from cutaway.errors import ConfigError
 from cutaway.runs.edits import Change, Edit, Put, Random
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.sweep_cells import Cells
+from cutaway.runs.sweep_cells import Cells, label_of
 from cutaway.runs.sweep_engine import Engine, Progress, Task
 from cutaway.runs.sweep_gradient import estimate
 from cutaway.runs.sweep_packed import Cell
@@ -89,7 +89,7 @@ def drawn(cells: Cells, bound: Sequence[Cell], count: int, seed: int) -> Cells:
         number = order[at]
         changes = [one.edit.change for one in bound[number].bounds]
         edits.append(_randomly(cells.edits[number], changes, (seed, number, again)))
-        labels.append(" + ".join(edit.label for edit in edits[-1]) + (f" ({again + 1})" if again else ""))
+        labels.append(label_of(edits[-1]) + (f" ({again + 1})" if again else ""))
     return Cells(tuple(edits), ("cell",), (count,), [labels])
 
 

@@ -83,7 +83,12 @@ class Cells:
         for one in every:
             if not one or not all(isinstance(edit, Edit) for edit in one):
                 raise ShapeError(f"a cell is an edit or several, not {one!r}")
-        return Cells(every, ("cell",), (len(every),), [[" + ".join(edit.label for edit in one) for one in every]])
+        return Cells(every, ("cell",), (len(every),), [list(map(label_of, every))])
+
+
+def label_of(edits: Iterable[Edit]) -> str:
+    """What to call a cell: its edits."""
+    return " + ".join(edit.label for edit in edits)
 
 
 def heads(change: Change | None = None, site: str = "z", **only: Sequence[int]) -> Grid:
