@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.sources import toys
 from cutaway.tasks import AttnOnly2L, Examples, FirstUniqueChar, FirstUniqueCharTask, evaluate
@@ -66,11 +67,52 @@ def test_attn_only_2l_continues_what_repeats():
     assert float((guessed == tokens[:, 62:]).float().mean()) > 0.8
 
 
+def gain(model: Transformer, tokens: torch.Tensor, silent: list[int]) -> tuple[float, float]:
+    """Loss in the first half and in the second, with some heads of layer 1 writing nothing."""
+
+    def silence(z: torch.Tensor, hook: HookPoint) -> torch.Tensor:
+        z[:, :, silent] = 0
+        return z
+
+    with torch.no_grad():
+        logits = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.attn.hook_z", silence)])
+    losses = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    half = (tokens.shape[1] - 1) // 2
+    return float(losses[:, :half].mean()), float(losses[:, half + 1 :].mean())
+
+
+def test_attn_only_2l_gains_from_repetition_by_its_induction_heads():
+    model = bundled("attn-only-2l")
+    tokens = twice(model)
+    first, second = gain(model, tokens, [])
+    assert second < first / 2
+    _, induction = head_scores(model, tokens)
+    heads = (induction[1] > 0.5).nonzero().flatten().tolist()
+    without_first, without_second = gain(model, tokens, heads)
+    assert without_first - without_second < (first - second) / 4
+    others = [head for head in range(model.cfg.n_heads) if induction[1, head] < 0.1]
+    assert len(others) >= 2 and gain(model, tokens, others)[1] < first / 20
+
+
+def test_attn_only_2l_has_no_norm_no_biases_and_half_precision():
+    checkpoint = toys.find("attn-only-2l")
+    cfg = checkpoint.config
+    assert (cfg.n_layers, cfg.attn_only, cfg.normalization_type) == (2, True, None)
+    assert cfg.positional_embedding_type == "shortformer"
+    assert {checkpoint.tensors[name].dtype for name in checkpoint.tensors} == {torch.float16}
+    biases = [name for name in checkpoint.tensors if name.rpartition(".")[2].startswith("b_")]
+    assert not any(bool(checkpoint.tensors[name].any()) for name in biases)
+    weights = sum(checkpoint.tensors[name].numel() for name in checkpoint.tensors if name not in biases)
+    assert 1.4e6 < weights < 1.7e6
+
+
 def test_attn_only_2l_knows_more_of_text_than_pairs_of_tokens(shared: Path):
     texts = [shared / "data" / "text" / name for name in ("tinyshakespeare.txt", "wikitext-2-valid-test.txt")]
     task, checkpoint = AttnOnly2L.read(texts), toys.find("attn-only-2l")
     assert checkpoint.tokenizer is not None
     assert checkpoint.tokenizer.get_vocab() == task.tokenizer().get_vocab()
+    saved, asked = checkpoint.config.to_dict(), task.config().to_dict()
+    assert {key: value for key, value in saved.items() if value != asked[key]} == {}
     some = Examples(*(part[::4] for part in task.validation()))
     loss, _ = evaluate(bundled("attn-only-2l"), some)
     assert loss < bigram_loss(task._training, task._kept, task.vocab_size) - 0.3
