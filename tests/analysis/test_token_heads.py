@@ -11,7 +11,7 @@ from cutaway.analysis.circuits import path
 from cutaway.analysis.pathways import components_into, pathways, sites_into
 from cutaway.analysis.scales import norm_scales
 from cutaway.analysis.token_heads import detectors, full_circuits, responsible_heads
-from cutaway.errors import ConfigError, ShapeError
+from cutaway.errors import ConfigError, ShapeError, UnknownName
 from tests.analysis.conftest import Published
 from tests.architectures import ALL, network, some_tokens
 
@@ -99,6 +99,11 @@ def test_detectors_and_responsible_heads_must_meet() -> None:
     model = network("gpt2")
     with pytest.raises(ShapeError, match="no token in common"):
         full_circuits(model, detectors(model, tokens=[1]), responsible_heads(model, tokens=[2]))
+    for ask in (detectors, responsible_heads):
+        with pytest.raises(UnknownName, match="there is no token 'seven'; there are 13, such as 0, 1, 2"):
+            ask(model, tokens=["seven"])
+        with pytest.raises(UnknownName, match=r"2\.0.* 2 layers of 4 heads"):
+            ask(model, layer=2)
 
 
 # Pathways.

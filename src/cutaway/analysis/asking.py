@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError, TokenError
+from cutaway.errors import MissingActivation, ShapeError, TokenError, UnknownName
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.tokens import encode, to_single_token
@@ -122,6 +122,19 @@ def tokens_of_text(model: Transformer, text: Any) -> tuple[Int[Tensor, "batch po
 def head_names(cfg: HookedTransformerConfig, layers: Iterable[int] | None = None) -> list[str]:
     """`0.0`, `0.1`, …: layer and head."""
     return [f"{layer}.{head}" for layer in (range(cfg.n_layers) if layers is None else layers) for head in range(cfg.n_heads)]
+
+
+def head_of(model: Transformer, head: str) -> tuple[int, int]:
+    """Layer and head of `1.2`.
+
+    Raises:
+        UnknownName: the network has no such head.
+    """
+    names = head_names(model.cfg)
+    if head not in names:
+        layers = f"{model.cfg.n_layers} layers of {model.cfg.n_heads} heads"
+        raise UnknownName(f"{head!r} is no head; write layer.head, as in '0.1' ({layers})")
+    return divmod(names.index(head), model.cfg.n_heads)
 
 
 def vocabulary(model: Transformer, vocab: Sequence[str] | None = None, size: int | None = None) -> list[str]:

@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.analysis.asking import ARROW, Subject, kept, network, run_for, vocabulary
+from cutaway.analysis.asking import ARROW, Subject, head_of, kept, network, run_for, vocabulary
 from cutaway.analysis.scales import FINAL, NormScales, divisor, into_norm, norms_of
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.runs.factored_matrix import FactoredMatrix
 from cutaway.runs.results import Labelled, Result
-from cutaway.view import Figure
+from cutaway.view import Figure, Panel, small_multiples
 from cutaway.view import circuit as draw
 
 SOURCES = ("embed", "pos", "embed+pos")
@@ -68,7 +68,7 @@ def parse(text: str | Path, model: Transformer) -> Path:
         end = rest.pop()
     steps = []
     for part in rest:
-        if not (part == "" or re.fullmatch(r"\d+\.(\d+|\*)(\+\d+\.\d+)*", part)):
+        if not re.fullmatch(r"\d+\.(\*|\d+(\+\d+\.\d+)*)", part):
             raise UnknownName(
                 f"{part!r} is no step of a path; write heads as '0.1', '0.0+0.2' or '0.*', the start as one of "
                 f"{', '.join(SOURCES)}, and the end as 'logits', '1.2.q', '1.2.k', '1.2.v' or 'resid'"
@@ -158,7 +158,7 @@ class Circuit(Result):
 
     def part(self, rows: Any = None, columns: Any = None) -> Circuit:
         """Some rows and columns (labels, numbers, or lists of them), as a circuit of their own; all where None."""
-        row_ids, column_ids = _ids(rows, self.rows, "row"), _ids(columns, self.columns, "column")
+        row_ids, column_ids = label_ids(rows, self.rows, "row"), label_ids(columns, self.columns, "column")
         first, last = self.factors[0], self.factors[-1]
         factors = (
             (first[row_ids][:, column_ids],)
@@ -290,7 +290,12 @@ def _product(factors: Sequence[Tensor]) -> Tensor:
     return factors[0] if len(factors) == 1 else torch.linalg.multi_dot(list(factors))
 
 
-def _ids(which: Any, labels: Sequence[str], kind: str) -> list[int]:
+def label_ids(which: Any, labels: Sequence[str], kind: str) -> list[int]:
+    """The numbers of some labels, given as labels or numbers, one or several; of all where None.
+
+    Raises:
+        UnknownName: there is no such label, or no such number.
+    """
     if which is None:
         return list(range(len(labels)))
     if isinstance(which, Tensor):
@@ -307,7 +312,7 @@ def _ids(which: Any, labels: Sequence[str], kind: str) -> list[int]:
         if (isinstance(one, str) and one not in numbers) or (isinstance(one, int) and not -len(labels) <= one < len(labels))
     ]
     if missing:
-        raise UnknownName(f"the circuit has no {kind} {missing[0]!r}; it has {len(labels)}, such as {', '.join(labels[:5])}")
+        raise UnknownName(f"there is no {kind} {missing[0]!r}; there are {len(labels)}, such as {', '.join(labels[:5])}")
     return [numbers[one] if isinstance(one, str) else one % len(labels) for one in many]
 
 
@@ -461,7 +466,7 @@ def qk(
     Raises:
         ConfigError: the network normalises its queries and keys, so that no product of weights gives scores.
     """
-    layer, one = _head(model, head)
+    layer, one = head_of(model, head)
     attn = model.blocks[layer].attn
     if model.cfg.use_qk_norm:
         raise ConfigError(
@@ -499,16 +504,6 @@ def qk(
     )  # fmt: skip
 
 
-def _head(model: Transformer, head: str) -> tuple[int, int]:
-    """Layer and head of `1.2`."""
-    found = re.fullmatch(r"(\d+)\.(\d+)", head)
-    if not found or int(found[1]) >= model.cfg.n_layers or int(found[2]) >= model.cfg.n_heads:
-        raise UnknownName(
-            f"{head!r} is no head; write layer.head, as in '0.1' ({model.cfg.n_layers} layers of {model.cfg.n_heads} heads)"
-        )
-    return int(found[1]), int(found[2])
-
-
 def _rotation(model: Transformer, layer: int, distance: int) -> Float[Tensor, "d_head d_head"]:
     """The matrix between a query and a key that stands `distance` positions before it."""
     rotary = model.blocks[layer].attn.rotary
@@ -522,7 +517,7 @@ def _rotation(model: Transformer, layer: int, distance: int) -> Float[Tensor, "d
 def mean_queries(subject: Subject, head: str, tokens: Any = None) -> Float[Tensor, "pos d_head"]:
     """The mean query of a head at each position over the examples, before any rotation."""
     model = network(subject)
-    layer, one = _head(model, head)
+    layer, one = head_of(model, head)
     site = f"blocks.{layer}.attn.hook_q"
     cache = run_for(subject, tokens, [site], "mean_queries")
     return kept(cache, site)[:, :, one].mean(0)
@@ -568,8 +563,6 @@ def by_row(
 
 def panels(circuits: Mapping[str, Circuit], title: str = "", *, range: Sequence[float] | None = None) -> Figure:
     """Several circuits side by side, in one colour scale."""
-    from cutaway.view import Panel, small_multiples
-
     first = next(iter(circuits.values()))
     drawn = [Panel(name, one.data, one.columns, one.rows) for name, one in circuits.items()]
     return small_multiples(

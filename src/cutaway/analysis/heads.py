@@ -39,7 +39,7 @@ Condition = Callable[[Any, Any], Any] | Tensor
 class HeadScores(Result):
     """Mean attention to each kind of token, `[kind, head, batch]`; NaN where an example has no such pair.
 
-    `baseline` is what a head would score that attends evenly to all tokens it sees; `tokens` are those it ran on.
+    `baseline` is what a head would score that attends evenly to all tokens it sees.
     """
 
     values: Labelled

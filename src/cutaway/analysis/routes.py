@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import Subject, head_names, kept, network, run_for, scale_of
+from cutaway.analysis.asking import Subject, head_of, kept, network, run_for, scale_of
 from cutaway.analysis.pathways import (
     components_into,
     components_looked_up,
@@ -23,7 +23,7 @@ from cutaway.analysis.pathways import (
     visible_only,
 )
 from cutaway.analysis.scales import FINAL, back_through, norms_of
-from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.products import linear, linear_by_head
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
@@ -51,7 +51,7 @@ def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
         ConfigError: keys are rotated or normalised, so that they are no sum over components here.
     """
     model = network(subject)
-    layer, one = _place(model, head)
+    layer, one = head_of(model, head)
     if model.cfg.use_qk_norm or model.blocks[layer].attn.rotary is not None:
         raise ConfigError("keys that are rotated or normalised are not split by component; use pathways or measured patterns")
     cache = run_for(subject, tokens, sites(model, layer), "scores_by_key")
@@ -101,7 +101,7 @@ def moved(
         ConfigError: a norm follows the head before it reaches the stream.
     """
     model = network(subject)
-    layer, one = _place(model, head)
+    layer, one = head_of(model, head)
     if f"{layer}.ln1_post" in norms_of(model.cfg):
         raise ConfigError("a norm follows this head before the stream; its sources are not split here")
     cache = run_for(subject, tokens, sites(model, layer), "moved")
@@ -143,13 +143,6 @@ def _values(cache: ActivationCache, layer: int) -> tuple[Float[Tensor, "componen
     values = projected(model, layer, parts, "v")
     bias = constant(model, layer, "v").to(values.dtype)
     return torch.cat([values, bias.expand(1, *values.shape[1:])]), [*labels, "bias"]
-
-
-def _place(model: Transformer, head: str) -> tuple[int, int]:
-    names = head_names(model.cfg)
-    if head not in names:
-        raise UnknownName(f"{head!r} is no head of this network; there are {names[0]} to {names[-1]}")
-    return divmod(names.index(head), model.cfg.n_heads)
 
 
 def _in_range(model: Transformer, layer: int) -> None:

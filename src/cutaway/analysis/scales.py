@@ -19,7 +19,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.transformer import Transformer
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.view import Figure
+from cutaway.view import Figure, line_chart
 
 FINAL = "ln_final"
 
@@ -59,8 +59,6 @@ class NormScales(Result):
 
     def figure(self) -> Figure:
         """The mean scale of each norm over positions, with the range that nine tenths of the examples fall in."""
-        from cutaway.view import line_chart
-
         data = self.values.data
         tails = torch.quantile(data.float(), torch.tensor([0.05, 0.95], device=data.device), dim=1)
         names = self.values.names("norm")

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,11 @@ class SteeringVector:
 
     def scaled(self, factor: float) -> SteeringVector:
         """The same vector, longer or shorter."""
-        return SteeringVector(**{**self.__dict__, "values": self.values * factor})
+        return replace(self, values=self.values * factor)
 
     def at(self, layer: int) -> SteeringVector:
         """The same vector, written at another layer."""
-        return SteeringVector(**{**self.__dict__, "layer": layer})
+        return replace(self, layer=layer)
 
     def check(self, model: Transformer) -> None:
         """Stop with `WeightsMismatch` where this is not the model that the vector was made with."""

@@ -223,7 +223,7 @@ def _random(chosen: Mapping[int, SteeringVector], count: int, seed: int) -> list
         for layer, vector in chosen.items():
             noise = torch.randn(vector.values.shape, generator=draw).to(vector.values)
             noise = noise / noise.norm(dim=-1, keepdim=True) * vector.values.norm(dim=-1, keepdim=True)
-            family[layer] = SteeringVector(**{**vector.__dict__, "values": noise, "method": "random"})
+            family[layer] = replace(vector, values=noise, method="random")
         out.append(family)
     return out
 
@@ -246,7 +246,7 @@ def _shuffled(model: Transformer, chosen: Mapping[int, SteeringVector], count: i
         found = directions(plus, minus, first.method)
         family = {}
         for index, (layer, vector) in enumerate(chosen.items()):
-            family[layer] = SteeringVector(**{**vector.__dict__, "values": found[index][None], "method": "shuffled"})
+            family[layer] = replace(vector, values=found[index][None], method="shuffled")
         out.append(family)
     return out
 

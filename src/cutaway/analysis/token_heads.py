@@ -16,12 +16,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.analysis.asking import ARROW, head_names, vocabulary
-from cutaway.analysis.circuits import Circuit, by_row, path, qk
+from cutaway.analysis.circuits import Circuit, by_row, label_ids, path, qk
 from cutaway.analysis.scales import NormScales
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.results import Labelled, Result
-from cutaway.view import Figure, heat_map
+from cutaway.view import Figure, Panel, heat_map, small_multiples
 
 HeadTokens = dict[str, list[str]]
 
@@ -95,9 +95,12 @@ def detectors(
         tokens: which tokens a query chooses among (also the queries); all where None.
         above: a head whose attention to the same token is more than this detects its duplicates.
         below: less than this, and it is an anti-duplicate detector.
+
+    Raises:
+        UnknownName: no such token or layer.
     """
     names = vocabulary(model, vocab)
-    chosen = list(range(len(names))) if tokens is None else [names.index(t) if isinstance(t, str) else t for t in tokens]
+    chosen = label_ids(tokens, names, "token")
     rows = []
     for head in head_names(model.cfg, [layer]):
         circuit = qk(model, head, scales=scales, vocab=names)
@@ -141,8 +144,6 @@ class Responsible(Result):
 
     def figure(self) -> Figure:
         """The diagonals: for each head, tokens × the ways by which they came."""
-        from cutaway.view import Panel, small_multiples
-
         via, tokens = self.values.names("via"), self.values.names("token")
         drawn = [Panel(head, part, via, tokens) for head, part in zip(self.values.names("head"), self.values.data, strict=True)]
         return small_multiples(
@@ -176,10 +177,13 @@ def responsible_heads(
     Args:
         layer: whose heads; the last by default.
         tokens: which tokens; all where None.
+
+    Raises:
+        UnknownName: no such token or layer.
     """
     layer = layer % model.cfg.n_layers if -model.cfg.n_layers <= layer < model.cfg.n_layers else layer
     names = vocabulary(model, vocab)
-    chosen = list(range(len(names))) if tokens is None else [names.index(t) if isinstance(t, str) else t for t in tokens]
+    chosen = label_ids(tokens, names, "token")
     before = head_names(model.cfg, range(layer))
     stack = []
     for head in head_names(model.cfg, [layer]):
