@@ -171,6 +171,8 @@ def test_a_plan_from_the_command_line() -> None:
     done = run("plan", "first-unique-char", "--text", "chgegfaea", "--what", "resid_pre", "--json")
     assert json.loads(done.stdout)["cells"] == 20
     assert "times fewer" in run("plan", "first-unique-char", "--text", "chgeg", "--answer", "c", "--wrong", "h").stdout
+    beside = run("plan", "first-unique-char", "--text", "chgeg", "--baseline", "5").stdout
+    assert beside.startswith("6 cells (6 join) and 5 random changes in 2 passes")
     half = run("plan", "first-unique-char", "--text", "chgeg", "--answer", "c")
     assert half.exit_code == 2 and "both --answer and --wrong" in half.stderr
     assert run("plan", "first-unique-char", "--text", "chgeg", "--memory", "0.001").exit_code == 2

@@ -345,7 +345,7 @@ def test_a_plan_counts_what_edits_reach() -> None:
     end = plan(model, TOKENS, residual(edits.zero(), layer=[0], pos=[8]), METRICS["difference"], measure=False)
     whole = plan(model, TOKENS, residual(edits.zero(), layer=[0], pos=[0]), METRICS["loss"], measure=False)
     assert late.operations < early.operations < whole.operations
-    assert end.operations < early.operations < early.full_operations + early.operations
+    assert end.operations < early.operations < 2 * early.full_operations  # the clean run and the cell
     alone = plan(model, TOKENS, heads(edits.zero()), METRICS["difference"], skip="layers", measure=False)
     assert alone.ways == {"join": 0, "packed": 0, "alone": 16} and alone.saved < 3
     assert plan(model, TOKENS, heads(edits.zero()), METRICS["difference"]).seconds > 0

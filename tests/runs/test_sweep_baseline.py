@@ -14,6 +14,7 @@ from cutaway.runs import edits, metrics, sweep_engine
 from cutaway.runs.sweep import Cells, Grid, SweepResult, heads, patterns, residual, sweep
 from cutaway.runs.sweep_baseline import drawn
 from cutaway.runs.sweep_cells import bind
+from cutaway.runs.sweep_plan import plan
 from tests.architectures import network, some_tokens
 from tests.runs.test_sweep import CACHES, METRICS, MODELS, TOKENS, in_full
 
@@ -213,6 +214,25 @@ def test_what_has_no_random_counterpart_is_refused(call: Any, error: type[Except
     with pytest.raises(error, match=words):
         call()
     assert error is NotFinite or MODEL.runs == runs
+
+
+@pytest.mark.parametrize("skip", ["all", "layers"])
+def test_a_plan_counts_the_baseline_that_runs(skip: str) -> None:
+    grids: list[Any] = [heads(edits.mean()), [edits.mean().at("z0", heads=1), edits.zero().at("resid_pre1", positions=8)]]
+    for grid in grids:
+        runs = MODEL.runs
+        alone, both = (plan(MODEL, TOKENS, grid, METRICS["loss"], skip=skip, measure=False, baseline=n, seed=3) for n in (0, 6))
+        assert MODEL.runs == runs
+        found = sweep(MODEL, TOKENS, grid, METRICS["loss"], skip=skip, baseline=6, seed=3, audit=0)
+        values = edits.mean(MODEL.run_with_cache(TOKENS)[1])
+        given = heads(values) if grid is grids[0] else [values.at("z0", heads=1), grid[1]]
+        beside = plan(MODEL, TOKENS, cells_of(found, given, 3), METRICS["loss"], skip=skip, measure=False)
+        assert both.operations == pytest.approx(alone.operations + beside.operations)
+        assert both.full_operations == pytest.approx(alone.full_operations * (1 + 6 / alone.cells))
+        assert (both.cells, both.chunks, both.baseline) == (alone.cells, alone.chunks + beside.chunks, 6)
+        assert "and 6 random changes in" in both.summary() and "random" not in alone.summary()
+    with pytest.raises(ConfigError, match="is a function"):
+        plan(MODEL, TOKENS, [edits.function(lambda x: x).at("z0")], METRICS["loss"], measure=False, baseline=1)
 
 
 def test_random_edits_may_be_swept_themselves() -> None:

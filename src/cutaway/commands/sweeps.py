@@ -168,7 +168,9 @@ def plan(
     by_position: Annotated[bool, typer.Option("--by-position", help="Heads at every position by itself.")] = False,
     answer: Annotated[str | None, typer.Option(help="The metric reads the end only: this token …")] = None,
     wrong: Annotated[str | None, typer.Option(help="… against that one. By default the loss of the text.")] = None,
+    baseline: Baseline = 0,
     memory: Memory = None,
+    seed: Seed = 0,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -187,7 +189,8 @@ def plan(
         metric = _difference(network, answer, wrong)
     streams = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
     axes = ("layer", "pos") if what in streams else ("layer", "pos", "head") if by_position else ("layer", "head")
-    found = count(network, tokens, Grid(zero(), what, axes), metric, mask=mask, memory=_bytes(memory))
+    grid = Grid(zero(), what, axes)
+    found = count(network, tokens, grid, metric, mask=mask, memory=_bytes(memory), baseline=baseline, seed=seed)
     show(found.summary(), found.to_json(), [], as_json=as_json, html=None, title="")
 
 

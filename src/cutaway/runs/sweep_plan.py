@@ -1,14 +1,13 @@
 """What a sweep will cost, before it runs: floating-point operations, memory, time, and how much is saved.
 
-Only matrix products are counted, as 2 operations per multiplication; `floor` is what remains when every cell computes
-exactly what its edit reaches.
+Only matrix products are counted, as 2 operations per multiplication. The audit is left out.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +18,9 @@ from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Function, Metric
 from cutaway.runs.sweep import task_of
-from cutaway.runs.sweep_cells import Cells, Edits, Grid, bytes_per_token, kept_sites
+from cutaway.runs.sweep_baseline import check as check_baseline
+from cutaway.runs.sweep_baseline import drawn
+from cutaway.runs.sweep_cells import Cells, Edits, Grid, bind, bytes_per_token, kept_sites, own_means
 from cutaway.runs.sweep_ends import absorbs
 from cutaway.runs.sweep_engine import Schedule, Task, schedule
 from cutaway.runs.sweep_join import short
@@ -33,12 +34,13 @@ class Plan:
     Args:
         cells: how many.
         ways: how many of them join the running batch in the middle of a layer, run packed, or run alone.
-        operations: floating-point operations of the sweep, its clean runs included.
-        full_operations: of a full forward pass for each cell.
+        operations: floating-point operations of the sweep and its baseline, their clean runs included.
+        full_operations: of a full forward pass for each cell and each random change.
         memory: bytes at the largest, about: what clean runs keep, and running tokens.
         batches: into how many batches the examples are split.
         chunks: how many passes over the layers there are.
         rate: operations per second of a matrix product on this machine, measured; 0: not measured.
+        baseline: how many random changes run beside the cells.
     """
 
     cells: int
@@ -49,6 +51,7 @@ class Plan:
     batches: int
     chunks: int
     rate: float = 0.0
+    baseline: int = 0
 
     @property
     def saved(self) -> float:
@@ -67,8 +70,9 @@ class Plan:
     def summary(self) -> str:
         """In words."""
         ways = ", ".join(f"{count} {way}" for way, count in self.ways.items() if count)
+        random = f" and {self.baseline} random change{'s' * (self.baseline != 1)}" if self.baseline else ""
         lines = [
-            f"{self.cells} cell{'s' * (self.cells != 1)} ({ways}) in {self.chunks} pass{'es' * (self.chunks != 1)} over "
+            f"{self.cells} cell{'s' * (self.cells != 1)} ({ways}){random} in {self.chunks} pass{'es' * (self.chunks != 1)} over "
             f"{self.batches} batch{'es' * (self.batches != 1)}",
             f"{self.operations:.3g} operations, {self.saved:.1f} times fewer than the {self.full_operations:.3g} of full passes",
             f"about {self.memory / 2**20:.0f} MiB beside the weights",
@@ -87,6 +91,8 @@ def plan(
     mask: Tensor | None = None,
     skip: str = "all",
     memory: int | None = None,
+    baseline: int = 0,
+    seed: int = 0,
     measure: bool = True,
 ) -> Plan:
     """Count what `sweep` with the same arguments would cost, without running anything.
@@ -97,7 +103,24 @@ def plan(
         measure: time a matrix product for the estimate in seconds.
     """
     task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
-    return plan_of(task, schedule(task), rate(model) if measure else 0.0)
+    check_baseline(task.cells, baseline)
+    speed = rate(model) if measure else 0.0
+    own = plan_of(task, schedule(task), speed)
+    if not baseline:
+        return own
+    beside = _baseline_of(task, baseline, seed)
+    more = plan_of(beside, schedule(beside), speed)
+    return replace(
+        own, operations=own.operations + more.operations, full_operations=own.full_operations + more.full_operations,
+        memory=max(own.memory, more.memory), chunks=own.chunks + more.chunks, baseline=baseline,
+    )  # fmt: skip
+
+
+def _baseline_of(task: Task, count: int, seed: int) -> Task:
+    """The random changes that would run beside a sweep; means over its examples, which nobody knows yet, are taken for 0."""
+    means = {site: torch.zeros(()) for site in own_means(task.cells, task.model.cfg)}
+    settled = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
+    return replace(task, cells=drawn(task.cells, settled, count, seed))
 
 
 def plan_of(task: Task, settled: Schedule, speed: float) -> Plan:
