@@ -102,7 +102,7 @@ def test_detectors_and_responsible_heads_must_meet() -> None:
     for ask in (detectors, responsible_heads):
         with pytest.raises(UnknownName, match="there is no token 'seven'; there are 13, such as 0, 1, 2"):
             ask(model, tokens=["seven"])
-        with pytest.raises(UnknownName, match=r"2\.0.* 2 layers of 4 heads"):
+        with pytest.raises(UnknownName, match=r"2\.0.*2 layers of 4 heads"):
             ask(model, layer=2)
 
 
