@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutaway.errors import ContextTooLong, TokenError
+from cutaway.errors import ConfigError, ContextTooLong, TokenError
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.hook_points import HookPoint
 from cutaway.runs.generate import Sampling, sample_logits, stream
@@ -100,7 +100,7 @@ def test_what_comes_back() -> None:
     assert torch.equal(model.generate(model.to_tokens("abc"), 4, temperature=0.0, **QUIET), tokens)
     assert isinstance(model.generate(["abc"], 4, **QUIET), list)
     assert model.generate("abc", 4, return_type="embeds", **QUIET).shape == (1, 8, 24)
-    with pytest.raises(ValueError, match="did you mean 'tokens'"):
+    with pytest.raises(ConfigError, match="did you mean 'tokens'"):
         model.generate("abc", 4, return_type="token")
 
 
@@ -127,7 +127,7 @@ def test_a_frequency_penalty_counts_what_was_said() -> None:
     draws = sample_logits(logits, freq_penalty=50.0, tokens=tokens)
     assert draws[0] == 2 and draws[1] in (0, 1)
     assert torch.equal(logits, torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="tokens="):
+    with pytest.raises(ConfigError, match="tokens="):
         sample_logits(logits, freq_penalty=1.0)
 
 
@@ -138,5 +138,5 @@ def test_bad_input_is_refused_in_words() -> None:
     with pytest.raises(TokenError, match="stop_at_eos"):
         model.generate(prompt, 2, verbose=False)
     for options in ({"top_k": 0}, {"top_p": 0.0}, {"temperature": -1.0}):
-        with pytest.raises(ValueError, match=next(iter(options))):
+        with pytest.raises(ConfigError, match=next(iter(options))):
             model.generate(prompt, 2, **options, **QUIET)

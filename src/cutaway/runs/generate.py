@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway import tokens as text
-from cutaway.errors import TokenError, nearest
+from cutaway.axes import Tokens
+from cutaway.errors import ConfigError, TokenError, nearest
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.transformer import Transformer
 
-Tokens = Int[Tensor, "batch pos"]
 RETURN_TYPES = ("input", "str", "tokens", "tensor", "embeds")
 
 
@@ -34,6 +34,9 @@ class Sampling:
         top_p: only among the likeliest tokens that together have this probability.
         temperature: divides the logits; 0 takes the likeliest token.
         freq_penalty: lowers a token's logit by this much for each time it occurs already.
+
+    Raises:
+        ConfigError: a number that makes no sense.
     """
 
     do_sample: bool = True
@@ -44,11 +47,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k={self.top_k} must be at least 1")
+            raise ConfigError(f"top_k={self.top_k} must be at least 1")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must be above 0 and at most 1")
+            raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1")
         if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must not be negative")
+            raise ConfigError(f"temperature={self.temperature} must not be negative")
 
 
 def sample_logits(
@@ -65,7 +68,7 @@ def sample_logits(
     logits = final_logits.float() / temperature
     if freq_penalty > 0:
         if tokens is None:
-            raise ValueError("a frequency penalty needs the tokens so far: pass tokens=")
+            raise ConfigError("a frequency penalty needs the tokens so far: pass tokens=")
         counts = torch.zeros_like(logits).scatter_add_(
             1, tokens.long().to(logits.device), torch.ones_like(tokens, dtype=logits.dtype)
         )
@@ -153,6 +156,7 @@ def generate(
         verbose: show progress.
 
     Raises:
+        ConfigError: `return_type` is not known.
         TokenError: `stop_at_eos` without an EOS token, or tokens outside the vocabulary.
         ContextTooLong: prompt and new tokens together are more than the model's positions.
     """
@@ -185,7 +189,7 @@ def _words(model: Transformer, row: Int[Tensor, "pos"], mask: Int[Tensor, "promp
 def _return_type(input: Any, return_type: str | None) -> str:
     if return_type not in (*RETURN_TYPES, None):
         hint = nearest(str(return_type), RETURN_TYPES)
-        raise ValueError(f"return_type={return_type!r} is not known{hint}; there are {', '.join(RETURN_TYPES)}")
+        raise ConfigError(f"return_type={return_type!r} is not known{hint}; there are {', '.join(RETURN_TYPES)}")
     if return_type in ("input", None):
         return "tokens" if isinstance(input, Tensor) else "str"
     return "tokens" if return_type == "tensor" else str(return_type)
