@@ -258,38 +258,35 @@ def get_act_patch_attn_head_all_pos_every(
     model: Transformer, corrupted_tokens: Tensor, clean_cache: Any, metric: PatchMetric
 ) -> Tensor:
     """Outputs, queries, keys, values and patterns of every head, `[5, layer, head]`; absent key and value heads are 0."""
-    out, q, k, v, pattern = (
-        one(model, corrupted_tokens, clean_cache, metric)
-        for one in (
-            get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos, get_act_patch_attn_head_k_all_pos,
-            get_act_patch_attn_head_v_all_pos, get_act_patch_attn_head_pattern_all_pos,
-        )
+    each = (
+        get_act_patch_attn_head_out_all_pos, get_act_patch_attn_head_q_all_pos, get_act_patch_attn_head_k_all_pos,
+        get_act_patch_attn_head_v_all_pos, get_act_patch_attn_head_pattern_all_pos,
     )  # fmt: skip
-    return torch.stack([out, q, _filled(k, out), _filled(v, out), pattern])
+    return _stacked([one(model, corrupted_tokens, clean_cache, metric) for one in each])
 
 
 def get_act_patch_attn_head_by_pos_every(
     model: Transformer, corrupted_tokens: Tensor, clean_cache: Any, metric: PatchMetric
 ) -> Tensor:
     """Outputs, queries, keys, values and patterns (by destination) of every head, `[5, layer, pos, head]`."""
-    out, q, k, v, pattern = (
-        one(model, corrupted_tokens, clean_cache, metric)
-        for one in (
-            get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos, get_act_patch_attn_head_k_by_pos,
-            get_act_patch_attn_head_v_by_pos, get_act_patch_attn_head_pattern_by_pos,
-        )
+    each = (
+        get_act_patch_attn_head_out_by_pos, get_act_patch_attn_head_q_by_pos, get_act_patch_attn_head_k_by_pos,
+        get_act_patch_attn_head_v_by_pos, get_act_patch_attn_head_pattern_by_pos,
     )  # fmt: skip
-    return torch.stack([out, q, _filled(k, out), _filled(v, out), pattern.transpose(1, 2)])
+    *found, pattern = (one(model, corrupted_tokens, clean_cache, metric) for one in each)
+    return _stacked([*found, pattern.transpose(1, 2)])
 
 
 def get_act_patch_block_every(model: Transformer, corrupted_tokens: Tensor, clean_cache: Any, metric: PatchMetric) -> Tensor:
     """The residual stream before each block, and what attention and MLP add to it, `[3, layer, pos]`."""
     each = (get_act_patch_resid_pre, get_act_patch_attn_out, get_act_patch_mlp_out)
-    return torch.stack([one(model, corrupted_tokens, clean_cache, metric) for one in each])
+    return _stacked([one(model, corrupted_tokens, clean_cache, metric) for one in each])
 
 
-def _filled(x: Tensor, like: Tensor) -> Tensor:
-    return torch.nn.functional.pad(x, (0, like.shape[-1] - x.shape[-1]))
+def _stacked(found: Sequence[Tensor]) -> Tensor:
+    """One below the other; where there are fewer key and value heads, those that are absent are 0."""
+    width = found[0].shape[-1]
+    return torch.stack([torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in found])
 
 
 # The whole experiment.

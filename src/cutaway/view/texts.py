@@ -96,11 +96,10 @@ def top_samples(
     options = as_labels(names, count, "names", f"{menu_name}s", default="")
     best = np.stack([np.where(np.isnan(array), -np.inf, array).max(1) for array in arrays])  # text, neuron
     order = np.argsort(-best, axis=0, kind="stable")[:k].T  # neuron, rank
-    used = sorted({int(index) for index in order.ravel()})
-    place = {index: at for at, index in enumerate(used)}
+    used, place = _used(order)
     menus = [{"name": menu_name, "options": options}] if count > 1 else []
     figure = _texts([texts[i] for i in used], [arrays[i] for i in used], menus, title, "activation", scale, None)
-    meta = dict(figure.meta) | {"order": [[place[int(index)] for index in row] for row in order]}
+    meta = dict(figure.meta) | {"order": place.tolist()}
     return Figure("tokens", title, figure.arrays, (), meta, figure.text, 150 + 60 * min(k, len(used)))
 
 
@@ -131,10 +130,7 @@ def topk_tokens(
     k = min(k, len(words))
     highest = np.argsort(np.where(np.isnan(flat), np.inf, -flat), axis=1, kind="stable")[:, :k]
     lowest = np.argsort(np.where(np.isnan(flat), np.inf, flat), axis=1, kind="stable")[:, :k]
-    used = sorted({int(i) for i in np.concatenate([highest, lowest]).ravel()})
-    place = np.full(len(words), -1)
-    place[used] = np.arange(len(used))
-    index = np.stack([place[highest], place[lowest]])
+    used, place = _used(np.stack([highest, lowest]))
     value = np.stack([np.take_along_axis(flat, highest, 1), np.take_along_axis(flat, lowest, 1)])
     meta = {
         "layers": as_labels(layer_names, layers, "layer_names", f"{first_name}s", default=""),
@@ -142,7 +138,7 @@ def topk_tokens(
         "firstName": first_name,
         "secondName": second_name,
         "words": [words[i] for i in used],
-        "index": index.reshape(-1).tolist(),
+        "index": place.reshape(-1).tolist(),
     }
     first = ", ".join(f"{words[i]!r} {number(float(flat[0, i]))}" for i in highest[0][:5])
     text = f"{layers} {first_name}s × {neurons} {second_name}s over {len(words)} tokens; the first one's top tokens: {first}"
@@ -182,13 +178,12 @@ def token_log_probs(
     own = np.take_along_axis(rows, ids[1:, None], 1)[:, 0]
     rank = (rows > own[:, None]).sum(1)
     nan = np.full(1, np.nan, np.float32)
-    used = sorted({int(i) for i in top.ravel()})
-    place = {index: at for at, index in enumerate(used)}
+    used, place = _used(top)
     known = vocabulary if isinstance(vocabulary, Mapping) else list(vocabulary)
     meta = {
         "k": k,
         "words": [str(known[i]) for i in used],
-        "top": [[place[int(i)] for i in row] for row in top],
+        "top": place.tolist(),
         "vocabulary": array.shape[1],
     }
     arrays = {
@@ -203,6 +198,12 @@ def token_log_probs(
     )
     said += [f"{text[i + 1]!r} ({i + 1}): {number(float(own[i]))}, rank {rank[i]}" for i in np.argsort(own)[:3]]
     return Figure("logprobs", title, arrays, tuple(text), meta, "\n".join(said), 340 + 26 * k)
+
+
+def _used(index: Array) -> tuple[list[int], Array]:
+    """Which numbers an array holds, and for each entry its place among them."""
+    used, place = np.unique(index, return_inverse=True)
+    return used.tolist(), place.reshape(index.shape)
 
 
 def _several(
