@@ -394,6 +394,8 @@ def test_progress_ends_at_the_whole() -> None:
     [
         (lambda m: sweep(m, TOKENS, [], METRICS["loss"]), ShapeError, "no edit to sweep over"),
         (lambda m: sweep(m, TOKENS, [[]], METRICS["loss"]), ShapeError, "a cell is an edit or several"),
+        (lambda m: sweep(m, TOKENS, heads(heads=[1]), METRICS["loss"]), ShapeError, "not over 'heads'; did you mean 'head'"),
+        (lambda m: sweep(m, TOKENS, residual(edits.zero(), head=[1]), METRICS["loss"]), ShapeError, "over layer, pos, and not"),
         (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], memory=100), ConfigError, "too small for one cell"),
         (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], skip="some"), ConfigError, "'all' and 'layers'"),
         (lambda m: sweep(m, TOKENS[:2], heads(), METRICS["loss"]), ShapeError, "labels of shape"),

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import ConfigError, ShapeError
+from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Change, Edit, Put, Zero, zero
@@ -52,7 +52,18 @@ class Grid:
         return cfg.kv_heads if "kv" in words else cfg.n_heads
 
     def cells(self, cfg: HookedTransformerConfig, length: int) -> Cells:
-        """All cells, the last axis fastest."""
+        """All cells, the last axis fastest.
+
+        Raises:
+            ShapeError: an axis that no grid has, or `only` names one that this grid does not go over.
+        """
+        for axis in self.only:
+            if axis not in self.axes:
+                near = nearest(axis, self.axes)
+                raise ShapeError(
+                    f"the grid goes over {', '.join(self.axes)}, and not over {axis!r}{near}; what is the same in every cell is "
+                    "said by `where` of a Grid"
+                )
         ranges = [self.entries(axis, cfg, length) for axis in self.axes]
         edits = []
         for place in itertools.product(*ranges):
