@@ -38,7 +38,7 @@ class Writer:
     def __init__(self, sites: Collection[str] = ()):
         self.sites = sites  # which sites of a cache are worth keeping
         self.tensors: dict[str, Tensor] = {}
-        self.known: dict[tuple[int, int, tuple[int, ...]], str] = {}
+        self.known: dict[tuple[Any, ...], str] = {}
         self.changes: list[Any] = []  # each change once; edits point to them
         self.known_changes: dict[int, tuple[Any, int]] = {}
 
@@ -74,7 +74,7 @@ class Writer:
         return self.known_changes[id(change)][1]
 
     def _tensor(self, x: Tensor) -> str:
-        key = x.data_ptr(), x.numel(), tuple(x.stride())
+        key = x.data_ptr(), x.dtype, tuple(x.shape), tuple(x.stride())
         if key not in self.known:
             self.known[key] = f"t{len(self.tensors)}"
             self.tensors[self.known[key]] = x.detach()
