@@ -202,7 +202,8 @@ def test_undeclared_functions_run_alone_at_full_length() -> None:
     engine = Engine(sweep_engine.Task(model, TOKENS, None, Cells.of(cells, model.cfg, LENGTH), METRICS["loss"]))
     assert [[cell.number for cell in chunk] for chunk in engine.plan.chunks[0]] == [[1, 2], [0]]
     assert engine.plan.cells[0].way == "alone"
-    found = sweep(model, TOKENS, cells, METRICS["loss"], memory=10**9)
+    found = sweep(model, TOKENS, cells, METRICS["loss"], memory=10**9, audit=3)
+    assert found.audit.examples == BATCH and len(found.audit.cells) == 3
     assert set(shapes) == {(BATCH, LENGTH, 24)}
     assert torch.equal(found.values.data[:1], in_full(model, TOKENS, cells[:1], METRICS["loss"]))
     assert_same(found, in_full(model, TOKENS, cells, METRICS["loss"]))
@@ -464,9 +465,15 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> N
 def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
     model = MODELS["gpt2"]
     sweep(model, TOKENS, heads(), METRICS["loss"], resume=tmp_path)
+    kept = (tmp_path / "plan.json").read_text()
     with pytest.raises(CheckpointError, match="other tokens"):
         sweep(model, CLEAN, heads(), METRICS["loss"], resume=tmp_path)
     with pytest.raises(CheckpointError, match="other edits and metric"):
         sweep(model, TOKENS, heads(edits.scale(2.0)), METRICS["loss"], resume=tmp_path)
+    for written, words in (("{", "cannot be read as the plan"), ("[]", "is not the plan of a sweep")):
+        (tmp_path / "plan.json").write_text(written)
+        with pytest.raises(CheckpointError, match=words):
+            sweep(model, TOKENS, heads(), METRICS["loss"], resume=tmp_path)
+    (tmp_path / "plan.json").write_text(kept)
     with pytest.raises(CheckpointError, match="other model"):
         sweep(network("gpt2", seed=5), TOKENS, heads(), METRICS["loss"], resume=tmp_path)

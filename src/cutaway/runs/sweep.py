@@ -58,7 +58,7 @@ class Audit:
 
     Args:
         cells: their labels.
-        examples: how many examples of each.
+        examples: how many examples of each, at most.
         difference: the largest difference, relative to the largest value of the whole sweep (or to 1e-4, if that is larger).
     """
 
@@ -319,12 +319,13 @@ def audited(task: Task, engine: Engine, count: int, seed: int) -> Audit:
     for number in chosen:
         cell = cells[number]
         whole = means or not isinstance(task.metric, Metric) or any(not bound.change.declared for bound in cell.bounds)
-        examples = task.batch if whole else min(task.batch, 2)
-        first = int(torch.randint(task.batch - examples + 1, (1,), generator=generator))
-        again = plain_values(task, cell, first, first + examples)
+        some = task.batch if whole else min(task.batch, 2)
+        examples = max(examples, some)
+        first = int(torch.randint(task.batch - some + 1, (1,), generator=generator))
+        again = plain_values(task, cell, first, first + some)
         values = engine.values[number]
         if isinstance(task.metric, Metric):
-            values = values[first : first + examples]
+            values = values[first : first + some]
         worst = max(worst, _largest(values - again) / scale)
     return Audit(tuple(label_of(task.cells.edits[number]) for number in chosen), examples, worst)
 

@@ -26,7 +26,7 @@ class Saved:
     """What a folder holds of a sweep.
 
     Raises:
-        CheckpointError: it holds another sweep.
+        CheckpointError: it holds another sweep, or its plan cannot be read.
     """
 
     def __init__(self, folder: Path | str, task: Task):
@@ -36,7 +36,7 @@ class Saved:
         self.schedule = schedule(task)
         path = self.folder / PLAN
         if path.exists():
-            self._follow(json.loads(path.read_text(encoding="utf-8")))
+            self._follow(_read(path))
         else:
             text = json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": self._numbers()})
             with replacing(path) as file:
@@ -68,6 +68,17 @@ class Saved:
         """Keep the values of a chunk."""
         with replacing(self._path(batch, chunk)) as file:
             file.write(save({"values": values.detach().cpu().contiguous()}))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The plan that a sweep wrote."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise CheckpointError(f"{path} cannot be read as the plan of a sweep: {error}; give another folder") from error
+    if not isinstance(kept, dict) or set(kept) != {"mark", "batches", "chunks"}:
+        raise CheckpointError(f"{path} is not the plan of a sweep; give another folder")
+    return kept
 
 
 def _mark(task: Task) -> dict[str, str]:
