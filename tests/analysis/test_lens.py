@@ -11,6 +11,7 @@ from cutaway.analysis import lens as room
 from cutaway.analysis.attribution import attribute
 from cutaway.analysis.lens import lens
 from cutaway.errors import MissingActivation, UnknownName
+from cutaway.tokens import CharTokenizer
 from tests.architectures import ALL, network, some_tokens
 
 
@@ -90,6 +91,20 @@ def test_means_and_pictures() -> None:
     assert found.figure(1, words).meta["panels"][0]["text"] == found.tops(1)
     assert found.curve().view == "lines"
     assert "final: " in found.summary() and "100%" in found.summary().splitlines()[-1]
+
+
+def test_padding_counts_nowhere() -> None:
+    model = network("gpt2")
+    model.set_tokenizer(CharTokenizer(list("abcdefghijk?_"), bos_token="?", pad_token="_"))
+    texts = ["abcdefgh", "kab"]
+    both, alone = lens(model, texts), [lens(model, text) for text in texts]
+    assert int(both.kl.data[0].isnan().sum()) == int(both.entropy.data[0].isnan().sum()) == 5
+    lengths = [one.kl.shape[2] for one in alone]
+    for index in range(3):
+        together = torch.cat([one.kl.data[index, 0] for one in alone])
+        assert torch.allclose(both.kl_by_row().values.data[index], together.mean(), atol=1e-5)
+        shares = [float((one.top[index, 0, :, 0] == one.final[0]).sum()) for one in alone]
+        assert both.summary().splitlines()[1 + index].endswith(f"{sum(shares) / sum(lengths):.0%}")
 
 
 def test_without_targets_there_is_still_a_lens() -> None:

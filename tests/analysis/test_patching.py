@@ -128,5 +128,8 @@ def test_prompts_of_different_lengths_are_refused() -> None:
         patching.get_act_patch_resid_pre(model, CORRUPTED, model.run_with_cache(longer)[1], metric)
     with pytest.raises(UnknownName, match="patching knows no 'rezid_pre'; did you mean 'resid_pre'"):
         patching.patch(model, CLEAN, CORRUPTED, metrics.logit_difference(RIGHT, WRONG), kinds=["rezid_pre"])
+    with pytest.raises(UnknownName, match="has none of mlp_out to patch; it has resid_pre, attn_out, z"):
+        lacking = network("attention only")
+        patching.patch(lacking, CLEAN, CORRUPTED, metrics.logit_difference(RIGHT, WRONG), kinds=["mlp_out"])
     with pytest.raises(ShapeError, match="have the same logit difference"):
         patching.patch(model, CLEAN, CLEAN, metrics.logit_difference(RIGHT, WRONG))

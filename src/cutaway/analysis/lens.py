@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.analysis.asking import Subject, head_names, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
@@ -36,7 +36,8 @@ class Lens(Result):
 
     `values` is the probability of each position's target, `rank` how many tokens are likelier, `kl` the divergence
     KL(final ‖ row) and `entropy` in nats; `top` and `top_probability` have the `k` likeliest tokens on a last axis.
-    `final` is the likeliest token at the end. Positions without a target hold NaN in `values`, and −1 in `rank`.
+    `final` is the likeliest token at the end. Positions without a target hold NaN in `values`, and −1 in `rank`; padding
+    holds NaN in `kl` and `entropy` too.
     """
 
     values: Labelled
@@ -84,12 +85,12 @@ class Lens(Result):
 
     def summary(self) -> str:
         """Row by row: probability and rank of the target, divergence, and how often the answer is the final one already."""
-        counted = ~self.values.data[0].isnan()
+        counted, read = ~self.values.data[0].isnan(), ~self.kl.data[0].isnan()
         facts = "probability of the target, its median rank, " if counted.any() else ""
         lines = [f"row: {facts}KL to the end in nats, same top token as the end"]
         for index, name in enumerate(self.values.names("row")):
-            same = float((self.top[index, ..., 0] == self.final).float().mean())
-            kl = float(self.kl.data[index].mean())
+            same = float((self.top[index, ..., 0] == self.final)[read].float().mean())
+            kl = float(self.kl.data[index][read].mean())
             probability, rank = self.values.data[index][counted], self.rank.data[index][counted].float()
             said = f"{float(probability.mean()):.3f}, {float(rank.median()):.0f}, " if counted.any() else ""
             lines.append(f"{name}: {said}{kl:.3g}, {same:.0%}")
@@ -148,7 +149,7 @@ def lens(
                     lines[key].append(value)
             for key, parts in lines.items():
                 found[key].append(torch.stack(parts))
-    return _result(model, found, list(rows), torch.cat(answers).view(batch, length), wanted, vocab)
+    return _result(model, found, list(rows), torch.cat(answers).view(batch, length), wanted, vocab, real)
 
 
 def _result(
@@ -158,13 +159,15 @@ def _result(
     final: Tensor,
     wanted: Tensor,
     vocab: Sequence[str] | None,
+    real: Bool[Tensor, "batch pos"] | None,
 ) -> Lens:
     labels = {"row": rows}
     axes = ("row", "batch", "pos")
 
     def whole(name: str) -> Tensor:
         data = torch.cat(found[name], 1)
-        return data.reshape(len(rows), *final.shape, *data.shape[2:])
+        data = data.reshape(len(rows), *final.shape, *data.shape[2:])
+        return data if real is None or name not in ("kl", "entropy") else data.masked_fill(~real.to(data.device), torch.nan)
 
     top = whole("top")
     words = {token: token_name(model, token, vocab) for token in top.unique().tolist()}

@@ -387,7 +387,7 @@ def patch(
 
     Raises:
         ShapeError: prompts of different lengths, or clean and corrupted runs with the same metric.
-        UnknownName: no such kind or direction.
+        UnknownName: no such kind or direction, or only kinds that the network lacks.
     """
     for given, known in ((kinds, tuple(GRIDS)), ((direction,), DIRECTIONS)):
         for name in given:
@@ -396,7 +396,10 @@ def patch(
     pair = as_tokens(model, clean), as_tokens(model, corrupted)
     _check_pair(model, *pair)
     source, target = pair if direction == "denoising" else pair[::-1]
-    kinds = [kind for kind in kinds if get_act_name(kind, 0) in model.hook_dict]
+    there = [kind for kind in GRIDS if get_act_name(kind, 0) in model.hook_dict]
+    if not set(kinds) & set(there):
+        raise UnknownName(f"this network has none of {', '.join(kinds) or 'no kinds'} to patch; it has {', '.join(there)}")
+    kinds = [kind for kind in kinds if kind in there]
     names = [get_act_name(kind, layer) for kind in kinds for layer in range(model.cfg.n_layers)]
     means = []
     with torch.no_grad():
