@@ -50,7 +50,6 @@ class AttnOnly2L:
 
     name = "attn-only-2l"
     summary = "the next token of text, with heads that continue what repeats (induction)"
-    wants_text = True
     stored = torch.float16
 
     def __post_init__(self) -> None:
@@ -161,8 +160,8 @@ class AttnOnly2L:
             "WikiText's spaces around punctuation closed.",
             f"Vocabulary: byte pairs, {self.vocab_size} tokens, learned from the same text; token 0 is `{BOS}`.",
             f"Every second batch of the first {LOOKING_BACK} epochs and every eighth of the others repeats, with as many tokens "
-            f"in sequences of {', '.join(map(str, REPEATED))} in turn, half of them random tokens and half pieces of text, with a "
-            f"random period from {SHORTEST_PERIOD} tokens to half of the sequence; of those only the repeats count.",
+            f"in sequences of {', '.join(map(str, REPEATED))} in turn, half of them random tokens and half pieces of text, with "
+            f"a random period from {SHORTEST_PERIOD} tokens to half of the sequence; of those only the repeats count.",
             f"Positions, which only queries and keys see, began as sines and cosines of size {POSITIONS} (root mean square); "
             "biases were held at zero. The weights are kept in float16.",
             f"A bigram model of the same text has validation loss {bigram:.4f}.",

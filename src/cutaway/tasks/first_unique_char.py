@@ -153,7 +153,6 @@ class FirstUniqueCharTask:
 
     name = "first-unique-char"
     summary = "at each position, the first letter so far that has not been repeated ('?' where there is none)"
-    wants_text = False
     stored = torch.float32
 
     def config(self) -> HookedTransformerConfig:
