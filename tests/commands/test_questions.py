@@ -18,8 +18,11 @@ from cutaway.analysis.heads import on_random_repeats
 from cutaway.analysis.lens import lens
 from cutaway.analysis.predictions import read
 from cutaway.cli import app
+from cutaway.commands import sweeps
+from cutaway.commands.learning import notebook
 from cutaway.commands.questions import COMMANDS
 from cutaway.commands.shared import one_token
+from cutaway.commands.steering import steer
 from cutaway.errors import TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.tasks.first_unique_char import first_unique
@@ -250,7 +253,12 @@ def test_a_forgotten_space_is_pointed_out() -> None:
         one_token(network, "he", "--target")
 
 
-def test_every_command_is_offered() -> None:
-    listed = run("--help").stdout
-    assert all(command.__name__ in listed for command in COMMANDS)
+@pytest.mark.parametrize("command", [one.__name__ for one in (*COMMANDS, *sweeps.COMMANDS, steer, notebook)])
+def test_every_command_is_offered(command: str) -> None:
+    assert command in [line.strip("│ ").split(" ")[0] for line in run("--help").stdout.splitlines()]
+    assert run(command, "--help").exit_code == 0
+
+
+def test_a_command_leaves_gradients_as_they_are() -> None:
+    assert run("composition", TOY, "--top", "1").exit_code == 0
     assert torch.is_grad_enabled()
