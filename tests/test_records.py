@@ -103,6 +103,8 @@ def test_two_records_are_compared_cell_by_cell(tmp_path: Path) -> None:
     same = records.compare(one, one)
     assert same.differs == () and same.difference == 0 and same.correlation == pytest.approx(1)
     found = records.compare(one, other)
+    records.write(tmp_path / "third", sweep(MODEL, TOKENS, heads(), metrics.logit_difference([1, 2, 3], [4, 5, 7])), "somewhere")
+    assert records.compare(one, records.read_record(tmp_path / "third")).differs == ("metric",)
     assert found.differs == ("tokens",) and len(found.cells) == 4 and found.only == (4, 0)
     label, mine, theirs = found.cells[0]
     assert abs(mine - theirs) == max(abs(a - b) for _, a, b in found.cells) and label in found.summary()

@@ -27,7 +27,7 @@ from cutaway.errors import CheckpointError, WeightsMismatch
 from cutaway.model.transformer import Transformer
 from cutaway.runs.sweep import SweepResult, sweep
 from cutaway.runs.sweep_cells import Cells, label_of
-from cutaway.runs.written import Writer, model_hash, read, sites_of
+from cutaway.runs.written import Writer, digest, model_hash, read, sites_of
 from cutaway.sources.files import replacing
 
 RECORD, TENSORS, FORMAT = "record.json", "tensors.safetensors", 1
@@ -248,7 +248,7 @@ class Comparison:
     """Two records beside each other.
 
     Args:
-        differs: what was asked differently: model, tokens, metric, options.
+        differs: what was asked differently: model, metric (its answers and positions, too), options, tokens.
         cells: (label, mean of the one, mean of the other) for cells that both have, those furthest apart first.
         only: how many cells only the one, and only the other, has.
         difference: the largest difference of means, relative to the largest mean.
@@ -280,7 +280,7 @@ def compare(one: Record, other: Record) -> Comparison:
     """Put two records beside each other, cell by cell."""
     pairs = {
         "model": (one.about["model"]["hash"], other.about["model"]["hash"]),
-        "metric": (one.about["metric"]["type"], other.about["metric"]["type"]),
+        "metric": (_metric_mark(one), _metric_mark(other)),
         "options": (one.about["options"], other.about["options"]),
     }
     differs = [name for name, (mine, theirs) in pairs.items() if mine != theirs]
@@ -296,6 +296,13 @@ def compare(one: Record, other: Record) -> Comparison:
         correlation = float(torch.corrcoef(torch.tensor([[row[1] for row in rows], [row[2] for row in rows]]).double())[0, 1])
     only = len(means[0]) - len(both), len(means[1]) - len(both)
     return Comparison(tuple(differs), tuple(rows), only, difference, correlation)
+
+
+def _metric_mark(record: Record) -> str:
+    """What tells metrics apart: their kind, answers, labels and positions."""
+    writer = Writer()
+    metric = writer.write(record.metric)
+    return digest([metric, *writer.tensors.values()])
 
 
 def _means(values: Tensor) -> list[float]:
