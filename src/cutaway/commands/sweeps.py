@@ -71,8 +71,8 @@ def ablate(
 ) -> None:
     """Replace each head's output, queries, keys or values by zero or by a mean, and say what that changes.
 
-    Measured is the loss of the text, or the log-probability of an answer after it. A mean is over the examples, so with
-    one text it changes nothing.
+    Measured is the loss of the text, or the log-probability of an answer after it. A mean is over examples, and one text
+    is one example: `--kind mean` is refused.
     """
     from cutaway import records
     from cutaway.analysis.ablation import ablate_heads
