@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway.commands import learning, questions, steering, sweeps
+from cutaway.commands import learning, questions, shared, steering, sweeps
 from cutaway.errors import CutawayError
 
 DIFFERENT, FAILED, INTERRUPTED = 1, 2, 130
@@ -147,8 +147,8 @@ def verify(
     model: Annotated[str, typer.Argument(help="An id or a short name of the Hugging Face hub, or a folder.")],
     text: Annotated[str | None, typer.Option(help="What both read. By default a few sentences.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="Largest difference allowed, relative to the largest number.")] = 2e-5,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the summary.")] = False,
+    device: shared.Device = "cpu",
+    as_json: shared.Json = False,
 ) -> None:
     """Compare our numbers with those of transformers, layer by layer; exit code 1 where they differ."""
     import json
