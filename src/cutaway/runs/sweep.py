@@ -196,18 +196,23 @@ def sweep(
         baseline: how many cells, drawn at random, also run with random changes of the same size in place of their own.
         seed: of what is drawn at random.
         memory: bytes that running cells may take, beside the clean run; None: what computes fastest.
-        resume: a folder that keeps finished chunks, so that the same call goes on where an interrupted one stopped.
+        resume: a folder that keeps finished chunks, so that the same call goes on where an interrupted one stopped. Of a
+            screen or of gradients nothing but a screen's baseline is kept.
         progress: called with (work done, all work).
 
     Raises:
         CheckpointError: the folder holds another sweep.
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
         NotFinite: a metric is not a finite number; says of which cell.
-        ConfigError: not even one cell fits into `memory`, or a baseline is asked for edits that are functions.
+        ConfigError: not even one cell fits into `memory`, a baseline is asked for edits that are functions, or a number of
+            cells is negative.
         TokenError: the metric names a token that the vocabulary lacks.
     """
     if method not in METHODS:
         raise UnknownName(f"no method called {method!r}{nearest(method, METHODS)}; there are {', '.join(METHODS)}")
+    for name, number in (("audit", audit), ("top", top)):
+        if number < 0:
+            raise ConfigError(f"{name}={number}: it is a number of cells; 0 runs none")
     task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
     check_baseline(task.cells, baseline)
     runs = task if dtype is None else replace(task, model=copy.deepcopy(model).to(dtype))
