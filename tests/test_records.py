@@ -62,6 +62,12 @@ def test_a_record_says_what_it_was(tmp_path: Path) -> None:
         records.read_record(tmp_path)
     with pytest.raises(CheckpointError, match="holds a record already"):
         records.write(tmp_path / "first", done, "somewhere")
+    with pytest.raises(CheckpointError, match="second holds a record already"):
+        records.write(tmp_path, {"third": done, "second": done}, "somewhere")
+    assert not (tmp_path / "third").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="is a file"):
+        records.write(tmp_path / "file", done, "somewhere")
 
 
 def test_another_model_is_refused_with_both_hashes(tmp_path: Path) -> None:
@@ -146,6 +152,8 @@ def test_commands_record_and_replay(tmp_path: Path) -> None:
     assert len(found["baseline"]["values"]["labels"]["cell"]) == 4
     assert "4 random changes of the same size" in run(*words[:-2]).stdout
     assert set(found["heads"]["zero"]) == {"z", "q"} and len(found["heads"]["zero"]["z"]) == 6
+    early = run("ablate", "no-such-model", "--text", "a", "--record", str(tmp_path / "a"))
+    assert early.exit_code == 2 and "holds a record already" in early.stderr, "asked before anything is loaded"
     again = run("replay", str(tmp_path / "a"))
     assert again.exit_code == 0 and "the same bits" in again.stdout
     compared = run("compare", str(tmp_path / "a"), str(tmp_path / "a"), "--json")
@@ -163,6 +171,8 @@ def test_patching_from_the_command_line(tmp_path: Path) -> None:
     assert "largest shares of that difference restored" in done.stdout and page.stat().st_size > 1000
     assert done.stdout.count("2 random changes of the same size") == 2
     assert run("replay", str(tmp_path / "p")).stdout.count("the same bits") == 2
+    early = run("patch", "no-such-model", *words[2:], "--what", "q", "--what", "z", "--record", str(tmp_path / "p"))
+    assert early.exit_code == 2 and "z holds a record already" in early.stderr, "asked before anything is loaded"
     longer = run("patch", "first-unique-char", "--clean", "abcab", "--corrupted", "abca", "--answer", "c", "--wrong", "b")
     assert longer.exit_code == 2 and "differs from position" in longer.stderr
     several = run(*words[:-1], "bc")

@@ -1,8 +1,8 @@
 """Records: an experiment leaves a folder that says everything, runs again, and checks itself.
 
 `record.json` holds the model's name and hash, the edits, the metric, the options and the versions; `tensors.safetensors`
-the tokens, the values that edits put in, and the result for each example. An experiment of several sweeps is a folder of
-such folders.
+the tokens, the values that edits put in, and the result for each example, also that of a baseline. An experiment of several
+sweeps is a folder of such folders.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], 
         CheckpointError: an edit or the metric is a function, which no file can hold; or there is a record already.
     """
     folder = Path(folder)
+    check_free(folder, () if isinstance(results, SweepResult) else results)
     if not isinstance(results, SweepResult):
         for name, one in results.items():
             write(folder / name, one, model_name)
@@ -50,8 +51,6 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], 
     task = results.task
     if task is None:
         raise CheckpointError("only the result of a sweep can be recorded; this one does not know what it was asked")
-    if (folder / RECORD).exists():
-        raise CheckpointError(f"{folder} holds a record already; give another folder")
     writer = Writer(sites_of(task.model, task.cells))
     cells, metric = writer.write(task.cells), writer.write(task.metric)
     text = json.dumps([cells, metric, writer.changes])
@@ -80,6 +79,19 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], 
     with replacing(folder / RECORD) as file:
         file.write(json.dumps(about, indent=1).encode())
     return folder
+
+
+def check_free(folder: Path | str, names: Iterable[str] = ()) -> None:
+    """Make sure that a record, or several under these names, can be written here: to be asked before anything is computed.
+
+    Raises:
+        CheckpointError: there is a record already, or a file where the folder should be.
+    """
+    for place in [Path(folder) / name for name in names] or [Path(folder)]:
+        if (place / RECORD).exists():
+            raise CheckpointError(f"{place} holds a record already; give another folder")
+        if place.exists() and not place.is_dir():
+            raise CheckpointError(f"{place} is a file; a record is a folder: give another name")
 
 
 def versions() -> dict[str, str]:

@@ -66,6 +66,8 @@ def steer(
     prompts = texts_of(prompt, "--prompt")
     others = texts_of(side, "--side") if side else []
     pattern = _pattern(count)
+    if record is not None:
+        records.check_free(record)
     network = load(model, device)
     made = _vectors(network, vector, positive, negative, layer, method, position)
     strengths = sorted({0.0, *(strength or STRENGTHS)})

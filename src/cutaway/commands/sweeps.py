@@ -78,6 +78,8 @@ def ablate(
     from cutaway.analysis.ablation import ablate_heads
     from cutaway.runs import metrics
 
+    if record is not None:
+        records.check_free(record)
     network = load(model, device)
     tokens, _ = network.tokens_and_mask(given_text(text, file, "ablate"), None, None)
     measured = None if answer is None else metrics.log_probability([one_token(network, answer, "--answer")])
@@ -131,9 +133,11 @@ def patch(
     from cutaway import records
     from cutaway.analysis import patching
 
+    kinds = what or ["resid_pre", "attn_out", "mlp_out", "z"]
+    if record is not None:
+        records.check_free(record, kinds)
     network = load(model, device)
     metric = _difference(network, answer, wrong)
-    kinds = what or ["resid_pre", "attn_out", "mlp_out", "z"]
     with bar("patching", as_json) as progress:
         found = patching.patch(
             network,
