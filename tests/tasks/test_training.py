@@ -182,9 +182,17 @@ def test_drafts_of_a_killed_training_are_cleared(tmp_path: Path):
     assert not draft.exists() and other.exists()
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"lr": -1.0}, {"seed": -3}, {"device": "no-such"}])
-def test_impossible_recipes_are_refused(tmp_path: Path, wrong: dict):
-    with pytest.raises(ConfigError):
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"epochs": 0}, "asked for are 0, 4, 8 and 0.01, and 5"),
+        ({"lr": -1.0}, "3, 4, 8 and -1, and 5"),
+        ({"seed": -3}, "and -3"),
+        ({"device": "no-such"}, "no device 'no-such'"),
+    ],
+)
+def test_impossible_recipes_are_refused(tmp_path: Path, wrong: dict, words: str):
+    with pytest.raises(ConfigError, match=words):
         short(tmp_path / "out", **wrong)
     assert not (tmp_path / "out").exists()
 

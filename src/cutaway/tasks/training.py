@@ -85,7 +85,8 @@ def train(
         resume: continue in `out` where its state stands; where it holds no state yet, begin.
 
     Raises:
-        ConfigError: `out` holds a training and `resume` is off, or that training was begun differently.
+        ConfigError: `out` is a file, or holds a training and `resume` is off, or that training was begun differently; a
+            number makes no sense; or there is no such device.
         CheckpointError: the state in `out` cannot be read.
     """
     folder, watch = Path(out), watch or Watch()
@@ -150,7 +151,10 @@ def _settled(task: Task, given: dict[str, Any], begun: dict[str, Any] | None, fo
     seed = settled.pop("seed")
     recipe = Recipe(**settled)
     if recipe.epochs < 1 or recipe.steps < 1 or recipe.batch_size < 1 or recipe.lr <= 0 or not 0 <= seed < 2**40:
-        raise ConfigError(f"epochs, steps, batch size and learning rate must be positive, the seed small: {recipe}, seed {seed}")
+        raise ConfigError(
+            "epochs, steps, batch size and learning rate must be positive, and the seed at least 0 and below 2**40; asked for are "
+            f"{recipe.epochs}, {recipe.steps}, {recipe.batch_size} and {recipe.lr:g}, and {seed}"
+        )
     return recipe, seed
 
 
