@@ -185,7 +185,7 @@ def test_drafts_of_a_killed_training_are_cleared(tmp_path: Path):
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"epochs": 0}, "asked for are 0, 4, 8 and 0.01, and 5"),
+        ({"epochs": 0}, "these are 0, 4, 8 and 0.01, and 5"),
         ({"lr": -1.0}, "3, 4, 8 and -1, and 5"),
         ({"seed": -3}, "and -3"),
         ({"device": "no-such"}, "no device 'no-such'"),

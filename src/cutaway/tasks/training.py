@@ -152,7 +152,7 @@ def _settled(task: Task, given: dict[str, Any], begun: dict[str, Any] | None, fo
     recipe = Recipe(**settled)
     if recipe.epochs < 1 or recipe.steps < 1 or recipe.batch_size < 1 or recipe.lr <= 0 or not 0 <= seed < 2**40:
         raise ConfigError(
-            "epochs, steps, batch size and learning rate must be positive, and the seed at least 0 and below 2**40; asked for are "
+            "epochs, steps, batch size and learning rate must be positive, and the seed at least 0 and below 2**40; these are "
             f"{recipe.epochs}, {recipe.steps}, {recipe.batch_size} and {recipe.lr:g}, and {seed}"
         )
     return recipe, seed
