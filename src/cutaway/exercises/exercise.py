@@ -63,8 +63,7 @@ class Exercise:
 
 def names() -> list[str]:
     """All exercises, in the order in which they build on each other."""
-    modules = (module.name for module in pkgutil.iter_modules(catalogue.__path__))
-    return [name.partition("_")[2].replace("_", "-") for name in sorted(modules)]
+    return list(_modules())
 
 
 def find(name: str) -> Exercise:
@@ -73,10 +72,15 @@ def find(name: str) -> Exercise:
     Raises:
         UnknownName: there is none; says near ones.
     """
-    for module in pkgutil.iter_modules(catalogue.__path__):
-        if module.name.partition("_")[2].replace("_", "-") == name:
-            return _read(name, import_module(f"{catalogue.__name__}.{module.name}"))
+    if module := _modules().get(name):
+        return _read(name, import_module(f"{catalogue.__name__}.{module}"))
     raise UnknownName(f"no exercise called {name!r}{nearest(name, names())}; `cutaway exercises list` shows all {len(names())}")
+
+
+def _modules() -> dict[str, str]:
+    """Exercise → its module, in the modules' order."""
+    found = sorted(module.name for module in pkgutil.iter_modules(catalogue.__path__))
+    return {module.partition("_")[2].replace("_", "-"): module for module in found}
 
 
 def _read(name: str, module: ModuleType) -> Exercise:

@@ -33,7 +33,7 @@ def drawn(draw: random.Random, **fields: Any) -> HookedTransformer:
         "n_ctx": 24,
         "d_vocab": 17,
     }
-    rest: dict[str, Any] = {"act_fn": "gelu", "d_mlp": 29, "n_ctx": 24, "d_vocab": 17, "device": "cpu"} | sizes | fields
+    rest: dict[str, Any] = {"act_fn": "gelu", "d_mlp": 29, "device": "cpu"} | sizes | fields
     if rest.get("attn_only"):
         rest["d_mlp"] = None
     model = HookedTransformer(HookedTransformerConfig(**rest)).eval()
