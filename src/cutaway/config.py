@@ -27,6 +27,20 @@ DTYPES = {
 }  # fmt: skip
 
 
+def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """A precision from its name.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = dtype.removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} is not known; there are {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
 @dataclass
 class HookedTransformerConfig:
     """Everything that the network needs to know about an architecture.
@@ -148,11 +162,7 @@ class HookedTransformerConfig:
         one_of("qk_norm_type", ("RMS", "LN"))
         if self.act_fn is not None:
             one_of("act_fn", ACTIVATIONS)
-        if isinstance(self.dtype, str):
-            name = self.dtype.removeprefix("torch.")
-            if name not in DTYPES:
-                raise ConfigError(f"dtype={self.dtype!r} is not known; there are {', '.join(DTYPES)}")
-            self.dtype = DTYPES[name]
+        self.dtype = as_dtype(self.dtype)
         for field in ("n_layers", "d_model", "n_ctx", "d_head"):
             if not isinstance(getattr(self, field), int) or getattr(self, field) < (field != "n_layers"):
                 raise ConfigError(f"{field}={getattr(self, field)!r} must be a positive whole number")
@@ -223,6 +233,11 @@ class HookedTransformerConfig:
     def has_mlp_norm(self) -> bool:
         """Whether each MLP has a LayerNorm after its activation (SoLU and GeLU with `_ln`)."""
         return bool(self.act_fn and self.act_fn.endswith("_ln"))
+
+    @property
+    def has_post_norms(self) -> bool:
+        """Whether what attention and MLP put out is normalised before it joins the residual stream."""
+        return (self.use_normalization_before_and_after or self.post_norm_only) and self.normalization_type is not None
 
     def is_layer_norm_activation(self) -> bool:
         """The dialect's name for `has_mlp_norm`."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cutaway.config import DTYPES, HookedTransformerConfig
+from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
 from cutaway.errors import ConfigError
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files, folders, hub, objects, toys
@@ -302,21 +302,7 @@ def progress(cfg: HookedTransformerConfig) -> Iterator[Shown]:
         yield Shown(bar)
 
 
-# Precision, and state dicts.
-
-
-def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """A precision from its name.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    name = dtype.removeprefix("torch.")
-    if name not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r} is not known; there are {', '.join(DTYPES)}")
-    return DTYPES[name]
+# State dicts.
 
 
 def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = True) -> None:

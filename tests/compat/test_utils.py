@@ -168,7 +168,7 @@ def test_singular_vectors_rebuild_what_a_head_writes() -> None:
         ({"vector_type": "w_inn", "layer_index": 0}, "did you mean 'w_in'"),
         ({"vector_type": "OV", "layer_index": 0}, "give head_index"),
         ({"vector_type": "OV", "layer_index": 2, "head_index": 0}, "not in 0 to 1"),
-        ({"vector_type": "w_in", "layer_index": 0, "num_vectors": 99}, "not in 0 to 23"),
+        ({"vector_type": "w_in", "layer_index": 0, "num_vectors": 99}, "num_vectors=99: there are 24 singular vectors"),
     ):
         with pytest.raises((UnknownName, ShapeError), match=part):
             SVDInterpreter(model).get_singular_vectors(**wrong)

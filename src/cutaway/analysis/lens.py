@@ -228,8 +228,7 @@ def _rows(model: Transformer, of: str | Sequence[str], middle: bool) -> dict[str
         every["pos_embed"] = "hook_pos_embed"
     every |= {f"{l}.attn": f"blocks.{l}.hook_attn_out" for l in layers}
     every |= {} if cfg.attn_only else {f"{l}.mlp": f"blocks.{l}.hook_mlp_out" for l in layers}
-    after = cfg.use_normalization_before_and_after or cfg.post_norm_only
-    every |= {} if after else {head: f"blocks.{head.split('.')[0]}.attn.hook_z" for head in head_names(cfg)}
+    every |= {} if cfg.has_post_norms else {head: f"blocks.{head.split('.')[0]}.attn.hook_z" for head in head_names(cfg)}
     if isinstance(of, str) and of in STREAMS:
         kinds = {"attn_out": lambda name: name.endswith(".attn"), "mlp_out": lambda name: name.endswith(".mlp")}
         chosen = kinds.get(of, lambda name: name in set(head_names(cfg)))

@@ -88,7 +88,7 @@ def components_into(
         labels.append(label)
     for l in range(layer):
         block = model.blocks[l]
-        if by_head and not (model.cfg.use_normalization_before_and_after or model.cfg.post_norm_only):
+        if by_head and not model.cfg.has_post_norms:
             z = kept(cache, f"blocks.{l}.attn.hook_z")
             stack += linear_by_head(z, block.attn.W_O.detach().to(z.dtype)).unbind(2)
             stack.append(block.attn.b_O.detach().to(z.dtype).expand_as(stack[0]))
@@ -118,9 +118,8 @@ def sites_into(model: Transformer, layer: int) -> list[str]:
     """The sites that `components_into` and `components_looked_up` read."""
     cfg = model.cfg
     names = ["hook_embed"] + (["hook_pos_embed"] if model.has_positions else [])
-    after = cfg.use_normalization_before_and_after or cfg.post_norm_only
     for l in range(layer):
-        names.append(f"blocks.{l}.hook_attn_out" if after else f"blocks.{l}.attn.hook_z")
+        names.append(f"blocks.{l}.hook_attn_out" if cfg.has_post_norms else f"blocks.{l}.attn.hook_z")
         names += [] if cfg.attn_only else [f"blocks.{l}.hook_mlp_out"]
     return names + ([f"blocks.{layer}.ln1.hook_scale"] if f"{layer}.ln1" in norms_of(cfg) else [])
 

@@ -29,7 +29,7 @@ def norms_of(cfg: HookedTransformerConfig) -> dict[str, str]:
     if cfg.normalization_type is None:
         return {}
     parts = [] if cfg.post_norm_only else ["ln1"] if cfg.attn_only else ["ln1", "ln2"]
-    if cfg.use_normalization_before_and_after or cfg.post_norm_only:
+    if cfg.has_post_norms:
         parts = [*parts, "ln1_post"] + ([] if cfg.attn_only else ["ln2_post"])
     named = {f"{l}.{part}": f"blocks.{l}.{part}.hook_scale" for l in range(cfg.n_layers) for part in parts}
     return named | {FINAL: "ln_final.hook_scale"}

@@ -49,7 +49,8 @@ class SVDInterpreter:
             directions = FactoredMatrix(block.attn.W_V[head_index], block.attn.W_O[head_index]).Vh.T
         else:
             directions = torch.linalg.svd(self._neurons(block, vector_type).float(), full_matrices=False).Vh
-        self._within("num_vectors", num_vectors - 1, len(directions))
+        if not 0 < num_vectors <= len(directions):
+            raise ShapeError(f"num_vectors={num_vectors}: there are {len(directions)} singular vectors")
         return (directions[:num_vectors].float() @ self.model.W_U.float()).T.unsqueeze(1)
 
     def _neurons(self, block: Any, vector_type: str) -> Float[Tensor, "d_mlp d_model"]:

@@ -40,13 +40,12 @@ class TransformerBlock(nn.Module):
         self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
         self.layer = block_index
         before = not cfg.post_norm_only
-        after = cfg.normalization_type is not None and (cfg.use_normalization_before_and_after or cfg.post_norm_only)
         norm_after = RMSNorm if str(cfg.normalization_type).startswith("RMS") else LayerNorm
         self.ln1 = norm_of(cfg) if before else nn.Identity()
-        self.ln1_post = norm_after(cfg) if after else nn.Identity()
+        self.ln1_post = norm_after(cfg) if cfg.has_post_norms else nn.Identity()
         if not cfg.attn_only:
             self.ln2 = norm_of(cfg) if before else nn.Identity()
-            self.ln2_post = norm_after(cfg) if after else nn.Identity()
+            self.ln2_post = norm_after(cfg) if cfg.has_post_norms else nn.Identity()
         kind = Attention if cfg.n_key_value_heads is None else GroupedQueryAttention
         attn_type = "global" if cfg.window(block_index) is None else "local"
         self.attn = kind(cfg, attn_type, block_index, rotary_of)

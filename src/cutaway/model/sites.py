@@ -190,7 +190,6 @@ def _norm(name: str, *, scale: Axes = SCALE, normalized: Axes = RESID) -> Table:
 
 def _block(cfg: HookedTransformerConfig, layer: int) -> Table:
     norm_before = cfg.normalization_type is not None and not cfg.post_norm_only
-    norm_after = cfg.normalization_type is not None and (cfg.use_normalization_before_and_after or cfg.post_norm_only)
     kv = _kv(cfg)
     yield "hook_resid_pre", RESID
     yield "hook_attn_in", HEAD_RESID
@@ -204,7 +203,7 @@ def _block(cfg: HookedTransformerConfig, layer: int) -> Table:
         else:
             yield from _norm("ln1")
     yield from ((f"attn.{name}", axes) for name, axes in _attention(cfg, layer))
-    if norm_after:
+    if cfg.has_post_norms:
         yield from _norm("ln1_post")
     yield "hook_attn_out", RESID
     if not cfg.attn_only:
@@ -214,7 +213,7 @@ def _block(cfg: HookedTransformerConfig, layer: int) -> Table:
         if norm_before:
             yield from _norm("ln2")
         yield from ((f"mlp.{name}", axes) for name, axes in _mlp(cfg, layer))
-        if norm_after:
+        if cfg.has_post_norms:
             yield from _norm("ln2_post")
         yield "hook_mlp_out", RESID
     yield "hook_resid_post", RESID

@@ -129,7 +129,9 @@ class StackedWeights:
             include_mlp_biases: count the biases of MLPs too.
         """
         if not 0 <= layer <= self.cfg.n_layers - mlp_input:
-            raise ValueError(f"layer={layer} is not one of the {self.cfg.n_layers} layers")
+            raise ValueError(
+                f"layer={layer} is outside the {self.cfg.n_layers} layers; give 0 to {self.cfg.n_layers - mlp_input}"
+            )
         total = torch.zeros_like(self.blocks[0].attn.b_O if self.cfg.n_layers else self.unembed.W_U[:, 0])
         for index, block in enumerate(self.blocks):
             if index < layer or (mlp_input and index == layer):

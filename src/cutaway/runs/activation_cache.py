@@ -430,12 +430,11 @@ class ActivationCache(ActivationStore):
 
     def _after(self, asker: str, parts: Tensor, layer: int, norm: str, part: Slice, bias: bool = False) -> Tensor:
         """What reaches the stream of `parts` of an output: the same, but where blocks normalise what they write."""
-        cfg = self.model.cfg
-        if cfg.normalization_type is None or not (cfg.use_normalization_before_and_after or cfg.post_norm_only):
+        if not self.model.cfg.has_post_norms:
             return parts
         module = getattr(self.model.blocks[layer], norm)
         scale = self._scale(asker, f"blocks.{layer}.{norm}.hook_scale", part, Slice())
-        written = through_frozen(parts, scale, module, cfg.normalization_type.startswith("LN"))
+        written = through_frozen(parts, scale, module, self.model.cfg.normalization_type.startswith("LN"))
         own = getattr(module, "b", None)
         return written + own if bias and own is not None else written
 

@@ -75,11 +75,6 @@ def final_normalization(cfg: HookedTransformerConfig) -> str | None:
     return cfg.normalization_type
 
 
-def has_post_norms(cfg: HookedTransformerConfig) -> bool:
-    """Whether what attention and MLP put out is normalised before it joins the residual stream."""
-    return (cfg.use_normalization_before_and_after or cfg.post_norm_only) and cfg.normalization_type is not None
-
-
 def grouped(cfg: HookedTransformerConfig, name: str) -> str:
     """`W_K` as it is called in this model: `_W_K` where groups of queries share keys and values."""
     shared = cfg.n_key_value_heads is not None and name in ("W_K", "W_V", "b_K", "b_V")
@@ -186,7 +181,7 @@ def _norm(prefix: str, kind: str | None, width: int) -> Shapes:
 
 def _post_norm(prefix: str, cfg: HookedTransformerConfig) -> Shapes:
     """Nothing linear reads a post norm, so its weights stay where the other norms have been folded."""
-    if not has_post_norms(cfg):
+    if not cfg.has_post_norms:
         return {}
     kind = cfg.normalization_type
     return _norm(prefix, UNFOLDED.get(kind or "", kind), cfg.d_model)
