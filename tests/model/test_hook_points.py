@@ -197,6 +197,8 @@ def test_a_hook_that_never_fires_says_why() -> None:
         model(tokens, return_type="loss")
     with pytest.raises(HookNeverFired, match="reset_hooks_end=False"):
         model.run_with_hooks(tokens, bwd_hooks=[("hook_embed", nothing)], return_type="loss")
+    with pytest.raises(UnknownSite, match="predicate of the hook nothing picks none"):
+        model.run_with_hooks(tokens, bwd_hooks=[(lambda name: False, nothing)], reset_hooks_end=False)
     with pytest.raises(HookNeverFired, match="none of the enabled sites"):
         model.run_with_hooks(tokens, fwd_hooks=[(lambda name: False, nothing)])
     with pytest.raises(HookNeverFired, match="layers 0 to 0"):

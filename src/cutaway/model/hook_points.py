@@ -434,7 +434,7 @@ class HookedRootModule(nn.Module):
             with self.hooks(fwd_hooks, [], reset_hooks_end, clear_contexts) as model:
                 return model(*model_args, **model_kwargs)
         for name, hook in bwd_hooks:
-            self._attach(name, hook, dir="bwd", level=self.context_level + 1)
+            self.add_hook(name, hook, dir="bwd", level=self.context_level + 1)
         with self.hooks(fwd_hooks, [], reset_hooks_end=False) as model:
             return model(*model_args, **model_kwargs)
 
