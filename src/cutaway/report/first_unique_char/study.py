@@ -6,7 +6,6 @@ Everything is computed when it is first asked for, and once.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -267,11 +266,7 @@ class Study:
     def duplicates(self) -> Means:
         """Attribution to the logit of the token just read, where it had occurred before, by token."""
         own = attribution.attribute(self.cache, targets=self.toks)
-        return own.by_class(self.toks, self.letters_and_null, where=self.repeated, axis="token")
-
-    @property
-    def letters_and_null(self) -> Sequence[str]:
-        return self.vocab
+        return own.by_class(self.toks, self.vocab, where=self.repeated, axis="token")
 
     def path(self, *steps: str) -> circuits.Circuit:
         """The circuit of one path, with measured scales and this vocabulary."""
