@@ -14,6 +14,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from cutaway.errors import CheckpointError, ConfigError, NotFinite, ShapeError, TokenError, UnknownName
 from cutaway.hooked_transformer import HookedTransformer
@@ -351,6 +352,23 @@ def test_a_plan_counts_what_edits_reach() -> None:
     assert alone.ways == {"join": 0, "packed": 0, "alone": 16} and alone.saved < 3
     assert plan(model, TOKENS, heads(edits.zero()), METRICS["difference"]).seconds > 0
     assert "16 cells (16 join)" in plan(model, TOKENS, heads(edits.zero()), METRICS["difference"]).summary()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "attention only", "bloom"])
+@pytest.mark.parametrize("metric", ["difference", "loss"])
+def test_a_plan_counts_what_torch_counts(name: str, metric: str) -> None:
+    model = network(name, n_layers=4).requires_grad_(False)
+    several: list[Any] = [
+        [edits.zero().at(("z", layer), heads=head), edits.zero().at(("attn_out", layer))] for layer in range(4) for head in (0, 3)
+    ]
+    alone = [edits.function(lambda x: 2 * x).at(("z", layer)) for layer in range(4)]
+    grids: list[Any] = [heads(), residual(edits.zero()), heads(edits.scale(0.5), "q"), residual(edits.zero(), "attn_out")]
+    for grid in [*grids, several, several[:4], alone]:
+        task = sweep_engine.Task(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), METRICS[metric])
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            Engine(task).run()
+        counted = counter.get_total_flops() / plan(model, TOKENS, grid, METRICS[metric], measure=False).operations
+        assert 0.8 < counted < 1.1, f"{counted:.2f}"
 
 
 def test_a_plan_runs_nothing() -> None:

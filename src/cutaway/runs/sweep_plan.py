@@ -129,7 +129,8 @@ def plan_of(task: Task, settled: Schedule, speed: float) -> Plan:
     cells = settled.cells
     whole = task.batch * (sum(costs.layer(task.length) for _ in range(costs.cfg.n_layers)) + task.length * costs.column)
     clean = task.batch * (costs.cfg.n_layers * costs.layer(task.length) + costs.tail(0))
-    operations = clean + task.batch * sum(costs.of(cell) for cell in cells)
+    wide = _wide(task, settled)
+    operations = clean + task.batch * sum(costs.of(cell, narrow=cell.number not in wide) for cell in cells)
     most = max(last - first for first, last in settled.batches)
     running = max(sum(most * (task.length - cell.start) for cell in chunk) for chunk in settled.chunks[0])
     kept = (task.model.cfg.n_layers + 1) * costs.cfg.d_model + costs.cfg.n_layers * 3 * costs.cfg.n_heads * costs.cfg.d_head
@@ -138,6 +139,16 @@ def plan_of(task: Task, settled: Schedule, speed: float) -> Plan:
     memory = most * task.length * kept * size + running * bytes_per_token(costs.cfg)
     ways = {way: sum(cell.way == way for cell in cells) for way in ("join", "packed", "alone")}
     return Plan(len(cells), ways, operations, whole * len(cells), memory, len(settled.batches), settled.steps, speed)
+
+
+def _wide(task: Task, settled: Schedule) -> set[int]:
+    """Cells that run the last layer at all positions, because of its kind or of edits that are made there as it runs."""
+    if task.model.cfg.positional_embedding_type == "alibi":
+        return {cell.number for cell in settled.cells}
+    last = task.model.cfg.n_layers - 1
+    edited = {cell.number for cell in settled.cells if cell.way == "packed" and last in {one.layer for one in cell.bounds}}
+    every = (chunk for some in settled.chunks for chunk in some)
+    return {cell.number for chunk in every if edited & {one.number for one in chunk} for cell in chunk}
 
 
 class _Costs:
@@ -169,8 +180,8 @@ class _Costs:
         """The logits that the metric reads, from a position on."""
         return float(self.wanted[:, start:].sum()) / len(self.wanted) * self.read
 
-    def of(self, cell: Cell) -> float:
-        """One cell."""
+    def of(self, cell: Cell, *, narrow: bool = True) -> float:
+        """One cell; `narrow`: the last layer goes on at the positions that the metric reads only."""
         cfg, layers = self.cfg, self.cfg.n_layers
         if cell.way == "alone":
             first = max(cell.layer, 0)
@@ -186,7 +197,7 @@ class _Costs:
         if entering:
             total += self._entry(cell, site, tokens, asked if cell.layer == layers - 1 else tokens)
         for layer in range(after, layers):
-            total += self.layer(tokens) if layer < layers - 1 else self._last(tokens, asked)
+            total += self._last(tokens, asked) if narrow and layer == layers - 1 else self.layer(tokens)
         if cell.way == "join" and not entering and cell.layer < layers - 1:
             total -= self._kept(cell, tokens)
         return total
