@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cutaway.analysis.pathways import components_into, pathways, sites_into
 from cutaway.analysis.scales import norm_scales
 from cutaway.analysis.token_heads import detectors, full_circuits, responsible_heads
 from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.tokens import CharTokenizer
 from tests.analysis.conftest import Published
 from tests.architectures import ALL, network, some_tokens
 
@@ -164,6 +166,20 @@ def test_pathways_that_are_none_are_refused() -> None:
         pathways(network("gpt2"), some_tokens(), components=["mlp"])
     with pytest.raises(ShapeError, match="not one of the 2 layers"):
         pathways(network("gpt2"), some_tokens(), layer=2)
+
+
+def test_norm_scales_leave_padding_out() -> None:
+    model = network("gpt2")
+    model.set_tokenizer(CharTokenizer(list("abcdefghijk?_"), bos_token="?", pad_token="_"))
+    texts = ["abcdefgh", "kab", "fj"]
+    both, alone = norm_scales(model, texts), [norm_scales(model, text) for text in texts]
+    for norm in ("0.ln1", "ln_final"):
+        each = torch.cat([one.values.sel(norm=norm).data[0] for one in alone])
+        assert math.isclose(both.of(norm), float(each.mean()), rel_tol=1e-4)
+        assert math.isclose(both.spread_of(norm), float(each.std()), rel_tol=1e-4)
+    spread = both.std_by_position().data
+    assert bool(spread[:, :4].isfinite().all()) and bool(spread[:, 4:].isnan().all())
+    assert "nan" not in both.summary() and both.figure().to_json()
 
 
 def test_norm_scales_are_those_of_the_run(published: Published) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cutaway.analysis.asking import Subject, network, run_for, scale_of
+from cutaway.analysis.asking import Subject, network, real_tokens, run_for, scale_of
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.transformer import Transformer
@@ -37,7 +37,7 @@ def norms_of(cfg: HookedTransformerConfig) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class NormScales(Result):
-    """The scale that each norm divided by, `[norm, batch, pos]`."""
+    """The scale that each norm divided by, `[norm, batch, pos]`; NaN at padding."""
 
     values: Labelled
 
@@ -60,10 +60,10 @@ class NormScales(Result):
     def figure(self) -> Figure:
         """The mean scale of each norm over positions, with the range that nine tenths of the examples fall in."""
         data = self.values.data
-        tails = torch.quantile(data.float(), torch.tensor([0.05, 0.95], device=data.device), dim=1)
+        tails = torch.nanquantile(data.float(), torch.tensor([0.05, 0.95], device=data.device), dim=1)
         names = self.values.names("norm")
         return line_chart(
-            dict(zip(names, data.mean(1), strict=True)),
+            dict(zip(names, data.nanmean(1), strict=True)),
             intervals={name: tails[:, i] for i, name in enumerate(names)},
             x_name="position", y_name="scale", title="What each norm divides by", interval_name="5% to 95% of examples",
         )  # fmt: skip
@@ -93,6 +93,9 @@ def norm_scales(subject: Subject, tokens: Any = None) -> NormScales:
         raise ShapeError("this network has no norms, so there are no scales to measure; circuits need none")
     cache = run_for(subject, tokens, list(norms.values()), "norm_scales")
     stack = torch.stack([scale_of(cache, site)[..., 0] for site in norms.values()])
+    real = None if tokens is None else real_tokens(network(subject), tokens)[1]
+    if real is not None:
+        stack = stack.masked_fill(~real.to(stack.device), torch.nan)
     return NormScales(Labelled(stack, ("norm", "batch", "pos"), {"norm": list(norms)}, "norm scale"))
 
 

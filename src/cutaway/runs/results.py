@@ -110,10 +110,13 @@ class Labelled:
     def std(self, *over: str) -> Labelled:
         """The standard deviation over some axes (all, where none are named), with one degree of freedom less.
 
-        NaN where there is only one number.
+        Entries that are NaN do not count. NaN where there is only one number.
         """
 
         def spread(data: Tensor, at: list[int]) -> Tensor:
+            if bool((missing := data.isnan()).any()):
+                apart = (data - data.nanmean(at, keepdim=True)).square().nansum(at)
+                return (apart / ((~missing).sum(at) - 1).clamp(min=0)).sqrt()
             mean = data.mean(at, keepdim=True)  # of one number, `Tensor.std` warns
             few = math.prod(data.shape[axis] for axis in at) < 2
             return mean.squeeze(at).fill_(math.nan) if few else data.std(at)
