@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cutaway.analysis.ablation import ablate_heads
-from cutaway.errors import UnknownName
+from cutaway.errors import ShapeError, UnknownName
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.metrics import logit_difference
 from tests.architectures import network, some_tokens
@@ -38,6 +38,21 @@ def test_every_number_is_that_of_a_run_with_a_hook(name: str) -> None:
                     mine = found.values.sel(kind=kind, site=site, head=f"{layer}.{head}").data
                     torch.testing.assert_close(mine, change, rtol=1e-4, atol=1e-5)
     assert found.audit.difference < 1e-5
+
+
+def test_a_single_text_has_means_over_its_positions() -> None:
+    model, tokens = network("attention only"), some_tokens()[:1]
+    labels = some_tokens(seed=5)[:1]
+    found = ablate_heads(model, tokens, labels, kinds=["mean"], sites=["z"], over=("batch", "pos"))
+
+    def hook(x: torch.Tensor, hook: object) -> None:
+        x[:, :, 2] = x[:, :, 2].mean((0, 1))
+
+    with torch.no_grad():
+        change = losses(model, tokens, labels, [("blocks.0.attn.hook_z", hook)]) - losses(model, tokens, labels, [])
+    torch.testing.assert_close(found.values.sel(kind="mean", site="z", head="0.2").data, change, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ShapeError, match="over=\\('batch', 'pos'\\)"):
+        ablate_heads(model, tokens, labels, kinds=["mean"], sites=["z"])
 
 
 def test_all_heads_of_a_layer_leave_only_the_output_bias() -> None:

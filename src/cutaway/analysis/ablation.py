@@ -95,6 +95,7 @@ def ablate_heads(
     *,
     kinds: Sequence[str] = KINDS,
     sites: Sequence[str] = ("z", "q", "k", "v"),
+    over: Sequence[str] = ("batch",),
     mask: Tensor | None = None,
     audit: int = 2,
     seed: int = 0,
@@ -108,7 +109,8 @@ def ablate_heads(
         tokens: what runs: text or token ids `[batch, pos]`.
         metric: a metric; or labels `[batch, pos]` (negative: none), whose loss is measured at each position; None: the
             loss of the next token.
-        kinds: "zero", and "mean": the mean over these examples at each position.
+        kinds: "zero", and "mean": the mean over these examples.
+        over: ("batch",) gives each position a mean of its own, ("batch", "pos") one for all positions, as a single text needs.
         sites: "z" (what a head has seen; "result" is the same), "q", "k", "v", "pattern". Where heads share keys and
             values, a head stands for its group.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding.
@@ -127,7 +129,7 @@ def ablate_heads(
     edits: list[Edit] = []
     for kind in kinds:
         for site in sites:
-            edits += _edits(zero() if kind == "zero" else mean(), site, cfg)
+            edits += _edits(zero() if kind == "zero" else mean(over=over), site, cfg)
     done = sweep(
         model, found, edits, metric, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
     )

@@ -71,8 +71,7 @@ def ablate(
 ) -> None:
     """Replace each head's output, queries, keys or values by zero or by a mean, and say what that changes.
 
-    Measured is the loss of the text, or the log-probability of an answer after it. A mean is over examples, and one text
-    is one example: `--kind mean` is refused.
+    Measured is the loss of the text, or the log-probability of an answer after it. A mean is over the positions of the text.
     """
     from cutaway import records
     from cutaway.analysis.ablation import ablate_heads
@@ -86,8 +85,8 @@ def ablate(
     kinds, sites = kind or ["zero"], site or ["z"]
     with bar("ablating", as_json) as progress:
         found = ablate_heads(
-            network, tokens, measured, kinds=kinds, sites=sites, seed=seed, memory=_bytes(memory), progress=progress,
-            baseline=baseline,
+            network, tokens, measured, kinds=kinds, sites=sites, over=("batch", "pos"), seed=seed, memory=_bytes(memory),
+            progress=progress, baseline=baseline,
         )  # fmt: skip
     rows = [
         [which, where, head, change]

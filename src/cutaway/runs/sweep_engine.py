@@ -24,7 +24,7 @@ from cutaway.runs.sweep_packed import Cell, Ended, run_packed
 from cutaway.runs.sweep_values import Measure, Opaque
 
 Progress = Callable[[float, float], None]
-ROOM = 2**19  # numbers in one layer's stream that run at once, where nobody says how much memory there is
+ROOM = 5 * 2**16  # numbers in one layer's stream that run at once, where nobody says how much memory there is
 ROOM_CUDA = 2**25  # the same on a GPU, which small products leave idle
 
 

@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """The least time that the operations take at the measured rate; sweeps take a third to a half more."""
+        """The least time that the operations take at the measured rate; sweeps take a fifth to a third more."""
         return self.operations / self.rate if self.rate else None
 
     def to_json(self) -> dict[str, Any]:

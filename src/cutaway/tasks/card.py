@@ -24,7 +24,6 @@ def command(task: Task, seed: int, recipe: Recipe) -> str:
 def card(training: Training, task: Task, model: Transformer) -> str:
     """The card, in Markdown."""
     recipe, best, cfg = training.recipe, training.best, model.cfg
-    examples = recipe.epochs * recipe.steps * recipe.batch_size
     position = f"{cfg.positional_embedding_type} positions"
     norm = {"LN": "LayerNorm", None: "no norm"}.get(cfg.normalization_type, cfg.normalization_type)
     body = "attention only" if cfg.attn_only else f"MLPs of {cfg.d_mlp}"
@@ -37,9 +36,9 @@ def card(training: Training, task: Task, model: Transformer) -> str:
         f"{position}, {cfg.n_ctx} positions, vocabulary {cfg.d_vocab}.",
         f"- Command: `{command(task, training.seed, recipe)}`",
         f"- Seed: {training.seed}.",
-        f"- Trained on {examples:,} sequences ({recipe.epochs} epochs of {recipe.steps} batches of {recipe.batch_size}) with "
-        f"AdamW, learning rate {recipe.lr:g} after {recipe.warmup} steps of warm-up, then falling in a straight line to zero, "
-        f"weight decay {recipe.weight_decay:g}.",
+        f"- Trained for {recipe.epochs} epochs of {recipe.steps} batches of {recipe.batch_size} sequences with AdamW, learning "
+        f"rate {recipe.lr:g} after {recipe.warmup} steps of warm-up, then falling in a straight line to zero, weight decay "
+        f"{recipe.weight_decay:g}.",
         f"- Kept: epoch {best.number} of {recipe.epochs}, the best by validation loss.",
         f"- Validation: loss {best.loss:.4f}, accuracy {best.accuracy:.4f}.",
         *(f"- {note}" for note in task.notes(model)),

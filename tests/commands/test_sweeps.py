@@ -1,0 +1,26 @@
+"""`cutaway ablate`: what it prints is what the analysis says. (Records, patching and plans: tests/test_records.py.)"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from cutaway import loading
+from cutaway.analysis.ablation import ablate_heads
+from cutaway.cli import app
+from cutaway.model.transformer import Transformer
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_ablate_prints_the_analysis(kind: str) -> None:
+    text = "The king is dead. The king is dead."
+    result = CliRunner().invoke(app, ["ablate", "--text", text, "--kind", kind, "--json"])
+    assert result.exit_code == 0, result.output
+    model = loading.from_pretrained(Transformer, "attn-only-2l", device="cpu")
+    tokens, _ = model.tokens_and_mask(text, None, None)
+    found = ablate_heads(model, tokens, kinds=[kind], sites=["z"], over=("batch", "pos"))
+    printed = json.loads(result.stdout)["heads"]
+    assert list(printed) == [kind]
+    assert printed[kind]["z"] == pytest.approx(found.increases(kind, "z"), abs=1e-6)
