@@ -15,6 +15,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError, ConfigError, UnknownModel, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.sources import files, hub, toys
+from tests.architectures import network
 
 TOKENS = torch.tensor([[1, 5, 9, 30, 52, 7], [1, 8, 8, 11, 3, 40]])
 
@@ -204,3 +205,12 @@ def test_weights_of_another_model(folder: Path, tmp_path: Path) -> None:
     (place / "config.json").write_text(json.dumps(config | {"n_layer": 2}))
     with pytest.raises(WeightsMismatch, match=r"lacks: transformer\.h\.2\."), warnings.catch_warnings():
         HookedTransformer.from_pretrained(place)
+
+
+def test_weights_are_copied_or_taken_as_they_are():
+    model, other = (HookedTransformer(network("gpt2").cfg) for _ in range(2))
+    weights = other.state_dict()
+    model.load_state_dict(weights)
+    assert torch.equal(model.W_U, other.W_U) and model.unembed.W_U.data_ptr() != other.unembed.W_U.data_ptr()
+    model.load_state_dict(weights, assign=True)
+    assert model.unembed.W_U.data_ptr() == other.unembed.W_U.data_ptr()

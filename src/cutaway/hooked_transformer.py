@@ -209,7 +209,7 @@ class HookedTransformer(Transformer):
         Raises:
             WeightsMismatch: with `strict`, when they do not fit the configuration.
         """
-        return loading.fill(self, state_dict, strict=strict)
+        return loading.fill(self, state_dict, strict=strict, assign=assign)
 
     def load_and_process_state_dict(
         self,

@@ -305,8 +305,11 @@ def progress(cfg: HookedTransformerConfig) -> Iterator[Shown]:
 # State dicts.
 
 
-def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = True) -> None:
+def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = True, assign: bool = False) -> None:
     """Copy weights into a network that has memory already; the norms of a folded state dict become w = 1, b = 0.
+
+    Args:
+        assign: take the tensors themselves instead, as Torch does.
 
     Raises:
         WeightsMismatch: with `strict`, when they do not fit exactly.
@@ -314,4 +317,4 @@ def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = Tr
     weights = canonical.without_buffers(weights, model.cfg)
     if strict:
         canonical.check(weights, model.cfg)
-    nn.Module.load_state_dict(model, weights, strict=strict)
+    nn.Module.load_state_dict(model, weights, strict=strict, assign=assign)

@@ -153,6 +153,12 @@ def test_cells_of_several_edits(name: str) -> None:
         assert_same(sweep(model, TOKENS, cells, metric, audit=0), in_full(model, TOKENS, cells, metric))
 
 
+def test_a_single_edit_is_a_sweep_of_one_cell() -> None:
+    edit = edits.zero().at(("z", 0), heads=1)
+    one, listed = (sweep(MODELS["gpt2"], TOKENS, given, METRICS["loss"]).values for given in (edit, [edit]))
+    assert one.axes[0] == "cell" and len(one.data) == 1 and torch.equal(one.data, listed.data)
+
+
 def test_freezing_holds_the_clean_runs_own_values() -> None:
     model = MODELS["gpt2"]
     clean = model.run_with_cache(TOKENS)[1]

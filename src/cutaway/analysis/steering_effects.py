@@ -18,7 +18,7 @@ from cutaway import tokens as text
 from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steering
 from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
-from cutaway.runs import edits, metrics
+from cutaway.runs import metrics
 from cutaway.runs.generate import Sampling, generate
 from cutaway.runs.results import Labelled, Means, Result, bootstrap
 from cutaway.runs.sweep import Cells, SweepResult, sweep
@@ -443,8 +443,3 @@ def similarity_figure(similar: Labelled) -> Figure:
         similar.data, names, names, x_name="layer", y_name="layer", value_name="cosine similarity", range=(-1, 1),
         title="Steering vectors of different layers",
     )  # fmt: skip
-
-
-def random_edit(vector: SteeringVector, strength: float, seed: int = 0) -> edits.Edit:
-    """Adding a random direction with the norm of a vector: a control for a sweep of one's own."""
-    return _random({vector.layer: vector}, 1, seed)[0][vector.layer].edit(strength)

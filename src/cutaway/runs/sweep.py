@@ -184,7 +184,7 @@ def sweep(
 
     Args:
         tokens: what runs: text, texts or token ids `[batch, pos]`.
-        edits: a grid, or a list of edits (or of lists of edits that happen together).
+        edits: a grid, an edit, or a list of edits (or of lists of edits that happen together).
         metric: one of `cutaway.runs.metrics`, or any function of logits `[batch, pos, d_vocab]`.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding; found in the tokens where None.
         method: "exact"; "gradient", a first-order estimate of every cell from two forward passes and a backward; or

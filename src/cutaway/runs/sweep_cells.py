@@ -18,7 +18,7 @@ from cutaway.runs.sweep_join import ENTRIES, needed_sites, short
 from cutaway.runs.sweep_packed import RUNNING, Cell
 
 EDIT_OF = {"pos": "positions", "dest": "positions", "head": "heads", "src": "sources", "neuron": "neurons"}
-Edits = Sequence[Edit | Sequence[Edit]]
+Edits = Edit | Sequence[Edit | Sequence[Edit]]
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,13 @@ class Cells:
 
     @staticmethod
     def of(edits: Grid | Edits | Cells, cfg: HookedTransformerConfig, length: int) -> Cells:
-        """Cells from a grid, or from a list whose entries are edits or lists of edits that happen together."""
+        """Cells from a grid, an edit, or a list whose entries are edits or lists of edits that happen together."""
         if isinstance(edits, Cells):
             return edits
         if isinstance(edits, Grid):
             return edits.cells(cfg, length)
-        every = tuple((one,) if isinstance(one, Edit) else tuple(one) for one in edits)
+        listed = [edits] if isinstance(edits, Edit) else edits
+        every = tuple((one,) if isinstance(one, Edit) else tuple(one) for one in listed)
         for one in every:
             if not one or not all(isinstance(edit, Edit) for edit in one):
                 raise ShapeError(f"a cell is an edit or several, not {one!r}")
