@@ -310,6 +310,22 @@ def test_gradients_agree_with_small_edits(name: str, site: str) -> None:
     assert (estimated - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+def test_estimates_do_not_depend_on_how_examples_are_split_and_leave_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, grid = MODELS["gpt2"], residual(edits.patch(CACHES["gpt2"]))
+    held = next(model.parameters())
+    held.requires_grad_(False)
+    try:
+        before = [parameter.requires_grad for parameter in model.parameters()]
+        whole = sweep(model, TOKENS, grid, METRICS["difference"], method="gradient").values.data
+        monkeypatch.setattr("cutaway.runs.sweep_gradient.GRAPH", 1)
+        split = sweep(model, TOKENS, grid, METRICS["difference"], method="gradient").values.data
+        assert [parameter.requires_grad for parameter in model.parameters()] == before
+    finally:
+        held.requires_grad_(True)
+    torch.testing.assert_close(whole, split, rtol=1e-4, atol=1e-5)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
 def test_a_screen_computes_the_top_cells_exactly() -> None:
     model, grid = MODELS["gpt2"], residual(edits.patch(CACHES["gpt2"]))
     estimated = sweep(model, TOKENS, grid, METRICS["difference"], method="gradient")

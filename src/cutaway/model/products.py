@@ -63,7 +63,8 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         kernel = onednn()
         assert kernel is not None
-        ctx.save_for_backward(x, W)
+        to_x, to_W, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if to_W else None, W if to_x else None)
         return kernel(x, W.T, b)
 
     @staticmethod

@@ -9,7 +9,8 @@ Source: Nanda 2023 (https://www.neelnanda.io/mechanistic-interpretability/attrib
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import AnyMetric, Metric, Places
 from cutaway.runs.sweep_engine import Task
 from cutaway.runs.sweep_packed import Cell
+
+GRAPH = 2**23  # numbers that the graph of one backward pass may keep, about
 
 
 class Held:
@@ -44,7 +47,7 @@ def gradients(
         extra: further hooks, attached before.
     """
     held: dict[str, Tensor] = {}
-    with torch.enable_grad(), model.hooks([*extra, *((site, Held(held)) for site in sites)]):
+    with torch.enable_grad(), _weights_held(model), model.hooks([*extra, *((site, Held(held)) for site in sites)]):
         model.runs += 1
         stream = model.prepare(tokens, mask)
         resid, stream = model.embed_tokens(tokens, stream)
@@ -52,6 +55,19 @@ def gradients(
         found = torch.autograd.grad(out.sum(), list(held.values()), allow_unused=True)
     grads = {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(held.items(), found, strict=True)}
     return {name: x.detach() for name, x in held.items()}, grads, out.detach()
+
+
+@contextmanager
+def _weights_held(model: Transformer) -> Iterator[None]:
+    """No gradient of the weights is wanted, so the graph need not keep what it takes."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in learned:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def value_of(model: Transformer, metric: AnyMetric, wanted: Tensor | None, first: int) -> Callable[[Tensor], Tensor]:
@@ -83,7 +99,7 @@ def estimate(task: Task, cells: Sequence[Cell], batches: Sequence[tuple[int, int
     """
     estimates, cleans = [], []
     sites = list(dict.fromkeys(bound.site for cell in cells for bound in cell.bounds))
-    for first, last in batches:
+    for first, last in _smaller(task, batches):
         tokens, mask = task.rows(first, last)
         wanted = None
         if isinstance(task.metric, Metric):
@@ -99,6 +115,15 @@ def estimate(task: Task, cells: Sequence[Cell], batches: Sequence[tuple[int, int
     if estimates[0].ndim == 1:
         return estimates[0], cleans[0]
     return torch.cat(estimates, 1), torch.cat(cleans)
+
+
+def _smaller(task: Task, batches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Batches whose graph keeps no more than about `GRAPH` numbers; a function of the whole batch is not split."""
+    cfg = task.model.cfg
+    per_token = cfg.n_layers * (8 * cfg.d_model + 2 * (cfg.d_mlp or 0))
+    step = max(1, GRAPH // (per_token * task.length)) if isinstance(task.metric, Metric) else task.batch
+    for first, last in batches:
+        yield from ((at, min(at + step, last)) for at in range(first, last, step))
 
 
 def _effect(cell: Cell, kept: dict[str, Tensor], grads: dict[str, Tensor], first: int, last: int) -> Tensor:
