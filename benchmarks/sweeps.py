@@ -34,7 +34,10 @@ CLAIMS = [
           baseline="ours", baseline_case="residual_floor"),
     Claim("heads", "the sweep over heads beside the bare matrix products that its plan counts", at_most=1.33, baseline="ours",
           baseline_case="heads_floor"),
+    Claim("toy", "peak memory of the toy's sweeps", at_least=1, tolerance=1e-4, memory=True, rounds=3),
     Claim("residual", "peak memory of the residual sweep", at_least=1, tolerance=1e-4, memory=True),
+    Claim("screen", "peak memory of the screen, beside the peer's whole sweep", at_least=1, baseline_case="residual",
+          tolerance=1e-4, memory=True),
     Claim("heads", "peak memory of the sweep over heads", at_least=1, tolerance=1e-4, memory=True),
     Claim("loss", "peak memory of the sweep with the loss", at_least=1, tolerance=1e-4, memory=True),
 ]  # fmt: skip
