@@ -95,6 +95,26 @@ def test_large_products_go_to_onednn_and_parts_of_tensors_too(called: list[torch
 
 
 @needs_onednn
+@pytest.mark.parametrize("turned", [False, True])
+def test_onednn_is_given_weights_without_gaps(monkeypatch: pytest.MonkeyPatch, turned: bool):
+    seen: list[torch.Tensor] = []
+    found = products.onednn()
+    assert found is not None
+
+    def product(x: torch.Tensor, Wt: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        seen.append(Wt)
+        return found(x, Wt, b)
+
+    monkeypatch.setattr(products, "onednn", lambda: product)
+    x, heads = drawn(64, 128), drawn(128, 512)
+    cut = drawn(512, 128)[128:256].T if turned else heads[:, 128:256]
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, cut), x @ cut, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(linear(x, heads.T.contiguous()[::4].T), x @ heads[:, ::4], rtol=1e-4, atol=1e-4)
+    assert seen and all(Wt.is_contiguous() or Wt.T.is_contiguous() for Wt in seen)
+
+
+@needs_onednn
 def test_small_products_and_other_precisions_go_the_usual_way(called: list[torch.Size]):
     with torch.no_grad():
         linear(drawn(4, 8), drawn(8, SMALLEST // 32 - 1))

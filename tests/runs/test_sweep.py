@@ -308,6 +308,7 @@ def test_gradients_agree_with_small_edits(name: str, site: str) -> None:
     estimated = sweep(model, TOKENS, grid, METRICS["difference"], method="gradient").effects.data
     exact = sweep(model, TOKENS, grid, METRICS["difference"], audit=0).effects.data
     assert (estimated - exact).abs().max() < 0.05 * exact.abs().max()
+    assert "estimates to first order" in sweep(model, TOKENS, grid, METRICS["difference"], method="gradient").summary()
 
 
 def test_estimates_do_not_depend_on_how_examples_are_split_and_leave_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:

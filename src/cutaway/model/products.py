@@ -27,6 +27,7 @@ def linear(x: Float[Tensor, "*rest d_in"], W: Float[Tensor, "d_in d_out"], b: Fl
     """`x @ W + b`, `[..., d_out]`."""
     if x.numel() * W.shape[1] < SMALLEST or not _plain(x, W) or (kernel := onednn()) is None:
         return F.linear(x, W.T, b)
+    W = _dense(W)
     if torch.is_grad_enabled() and (x.requires_grad or W.requires_grad or (b is not None and b.requires_grad)):
         out: Tensor = _Product.apply(x, W, b)
         return out
@@ -54,6 +55,11 @@ def _plain(x: Tensor, W: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def _dense(W: Tensor) -> Tensor:
+    """The weights without gaps in memory, copied if need be: oneDNN is a thousand times slower on a part of a larger matrix."""
+    return W if W.is_contiguous() or W.T.is_contiguous() else W.contiguous()
 
 
 class _Product(torch.autograd.Function):

@@ -50,6 +50,7 @@ __all__ = [
     "sweep",
 ]  # fmt: skip
 METHODS = ("exact", "gradient", "screen")
+ESTIMATED = "estimates to first order, from gradients: where the network is far from linear even signs may be wrong"
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ def _screened(task: Task, runs: Task, engine: Engine, top: int, audit: int, seed
     """Estimate every cell by gradients, then compute the `top` ones exactly."""
     engine.values, engine.clean = estimate(runs, engine.settled(), engine.plan.batches)
     if not top:
-        return finished(task, engine, Audit((), 0, math.nan), "gradient")
+        return finished(task, engine, Audit((), 0, math.nan), "gradient", (ESTIMATED,))
     estimated, clean = engine.values, engine.clean
     effects = estimated - clean
     effects = effects if effects.ndim == 1 else effects.mean(1)

@@ -165,8 +165,8 @@ class AttnOnly2L:
             f"Positions, which only queries and keys see, began as sines and cosines of size {POSITIONS} (root mean square); "
             "biases were held at zero. The weights are kept in float16.",
             f"A bigram model of the same text has validation loss {bigram:.4f}.",
-            f"On random tokens repeated twice, previous-token attention by head of layer 0: {_listed(previous[0])}; induction "
-            f"attention by head of layer 1: {_listed(induction[1])}.",
+            f"On {(self.n_ctx - 1) // 2} random tokens, twice, previous-token attention by head of layer 0: "
+            f"{_listed(previous[0])}; induction attention by head of layer 1: {_listed(induction[1])}.",
         ]
 
     def repeated_twice(self, count: int, seed: int = 0) -> Int[Tensor, "batch pos"]:
