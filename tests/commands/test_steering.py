@@ -136,3 +136,8 @@ def test_one_sentence(words: list[str], sentence: str, toy: Transformer, tmp_pat
     out = run(*words)
     assert out.exit_code == 2 and sentence in out.stderr, out.output
     assert out.stderr.startswith("cutaway: ") and out.stderr.count("\n") == 1 and not out.stdout
+
+
+def test_two_sides_that_are_the_same_are_refused() -> None:
+    out = run("--positive", "abc", "--negative", "abc", "--prompt", "ab")
+    assert out.exit_code == 2 and "the vector is 0" in out.stderr

@@ -24,3 +24,10 @@ def test_ablate_prints_the_analysis(kind: str) -> None:
     printed = json.loads(result.stdout)["heads"]
     assert list(printed) == [kind]
     assert printed[kind]["z"] == pytest.approx(found.increases(kind, "z"), abs=1e-6)
+
+
+def test_the_table_has_a_row_for_every_edit_that_a_baseline_counts() -> None:
+    said = CliRunner().invoke(app, ["ablate", "--text", "The king is dead. The king is dead.", "--baseline", "2"]).stdout
+    rows = [line for line in said.splitlines() if line.startswith("zero ")]
+    assert "of 18 edits" in said and len(rows) == 18
+    assert sum("all of layer" in row for row in rows) == 2

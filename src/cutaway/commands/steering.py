@@ -70,6 +70,8 @@ def steer(
         records.check_free(record)
     network = load(model, device)
     made = _vectors(network, vector, positive, negative, layer, method, position)
+    if not any(one.norm for one in made.values()):
+        raise ShapeError("the two sides leave the same activations, so the vector is 0; give other texts, or --position mean")
     strengths = sorted({0.0, *(strength or STRENGTHS)})
     if len(strengths) < 2:
         raise ShapeError("strength 0 alone steers nothing; give another --strength")

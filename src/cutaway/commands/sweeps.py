@@ -71,7 +71,8 @@ def ablate(
 ) -> None:
     """Replace each head's output, queries, keys or values by zero or by a mean, and say what that changes.
 
-    Measured is the loss of the text, or the log-probability of an answer after it. A mean is over the positions of the text.
+    The same is done to all heads of a layer at once. Measured is the loss of the text, or the log-probability of an answer
+    after it. A mean is over the positions of the text.
     """
     from cutaway import records
     from cutaway.analysis.ablation import ablate_heads
@@ -93,6 +94,12 @@ def ablate(
         for which in kinds
         for where in sites
         for head, change in sorted(found.increases(which, where).items(), key=lambda item: -abs(item[1]))
+    ]
+    rows += [
+        [which, where, f"all of layer {layer}", change]
+        for which in kinds
+        for where in sites
+        for layer, change in found.layer_increases(which, where).items()
     ]
     said = lines(["kind", "of", "head", found.values.what], rows)
     if record is not None:
