@@ -3,6 +3,7 @@
 # make bench   the benchmarks beside TransformerLens 2.18, which gets an environment of its own
 # make gallery every figure in one page, with the code that makes it
 # make ui      the figures' bundle, built again from ui/ (needs Node; the bundle is committed)
+# make house   docs/house.md, the tree of files, from what each file says of itself
 # make venv    only the environment; made again when pyproject.toml or constraints.txt change
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ BENCHMARKS := $(filter-out benchmarks/peer.py,$(shell grep -ls '^if __name__ == 
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help venv demo test lint types pytest bench gallery ui ui-tools format clean
+.PHONY: help house venv demo test lint types pytest bench gallery ui ui-tools format clean
 
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -47,6 +48,9 @@ pytest: venv ui-tools
 
 gallery: venv
 	$(BIN)/python examples/gallery.py --out out/gallery.html
+
+house:
+	$(PYTHON) docs/house.py
 
 ui: ui/node_modules/.installed
 	cd ui && node build.mjs

@@ -1,0 +1,1 @@
+"""The network; it knows nothing of loading, caches or analyses."""

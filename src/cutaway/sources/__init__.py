@@ -1,0 +1,1 @@
+"""Where a model comes from: a checkpoint, whatever the place."""

@@ -1,0 +1,1 @@
+"""Foreign tensors to canonical ones, and exact rewrites."""
