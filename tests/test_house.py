@@ -23,7 +23,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Imports point only to lower rows; neighbours in a row do not import each other; a room's own files may.
 ROWS = [
-    {"axes", "config", "errors", "tokens", "prompts"},
+    {"axes", "config", "errors", "tokens", "prompts", "writing"},
     {"sources", "weights", "model", "view"},
     {"loading", "runs"},
     {"hooked_transformer", "analysis", "tasks", "programs"},

@@ -131,8 +131,9 @@ def report(
 
     from cutaway import report as reports
     from cutaway.report import progress
+    from cutaway.writing import check_folder
 
-    folder = reports.check_folder(out or Path("out") / task)
+    folder = check_folder(out or Path("out") / task)
     with progress.shown(Console(stderr=True)) as watch:
         made = reports.make(task, checkpoint=checkpoint, size=size, seed=seed, watch=watch)
     html, numbers = made.save(folder)

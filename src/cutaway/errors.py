@@ -9,7 +9,8 @@
     ├── MissingActivation      a cache lacks a site that a question needs
     ├── HookNeverFired         a hook was attached, and the run never came by
     ├── CheckpointError        a file of weights that is missing, corrupt or unsafe
-    │   └── WeightsMismatch    … or that does not fit the configuration
+    │   ├── WeightsMismatch    … or that does not fit the configuration
+    │   └── NotWritten         … or a file of any kind that cannot be written
     ├── UnsupportedArchitecture  a model family, or a field of its config, that is not understood
     ├── TokenError             text or tokens that the model cannot take
     │   └── ContextTooLong     … because there are more than `n_ctx` of them
@@ -66,6 +67,10 @@ class CheckpointError(CutawayError, ValueError):
 
 class WeightsMismatch(CheckpointError):
     """Weights whose names or shapes do not fit the configuration."""
+
+
+class NotWritten(CheckpointError, OSError):
+    """A file that cannot be written: no room, no right, or a folder in its place."""
 
 
 class UnsupportedArchitecture(CutawayError, ValueError):

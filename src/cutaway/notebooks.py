@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import CutawayError
+from cutaway.writing import check_writable, write_json
 
 KERNEL = "cutaway"
 DISPLAY_NAME = "Python (cutaway)"
@@ -99,6 +100,7 @@ def run(
 
     Raises:
         NotebookError: the file is no notebook, or not one of Python.
+        NotWritten: `out` cannot be written; nothing has run then.
         PackageNeeded: the packages that run notebooks are not installed.
     """
     nbformat = needed("nbformat")
@@ -107,7 +109,7 @@ def run(
     path = Path(path)
     notebook = read(path, nbformat)
     out = path.with_suffix(".run.ipynb") if out is None else Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     cells: list[Cell] = []
 
     def ran(cell: Cell) -> None:
@@ -123,7 +125,7 @@ def run(
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"the outputs so far are in {out}") from None
     finally:
-        nbformat.write(notebook, out)
+        write_json(out, nbformat.writes(notebook) + "\n")
     return Ran(path, out, tuple(cells))
 
 
@@ -244,9 +246,8 @@ def install_kernel(*, prefix: str | Path | None = None, name: str = KERNEL) -> P
 
 
 def _write_spec(folder: Path, *options: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     spec = SPEC | {"argv": [*ARGV, *options]}
-    (folder / "kernel.json").write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "kernel.json", json.dumps(spec, indent=1) + "\n")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.sweep import SweepResult, sweep
 from cutaway.runs.sweep_cells import Cells, label_of
 from cutaway.runs.written import Writer, digest, model_hash, read, sites_of
-from cutaway.sources.files import replacing
+from cutaway.writing import check_folder, replacing, write_json
 
 RECORD, TENSORS, FORMAT = "record.json", "tensors.safetensors", 1
 
@@ -76,8 +76,7 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], 
         tensors["mask"] = task.mask
     with replacing(folder / TENSORS) as file:
         file.write(save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}))
-    with replacing(folder / RECORD) as file:
-        file.write(json.dumps(about, indent=1).encode())
+    write_json(folder / RECORD, json.dumps(about, indent=1))
     return folder
 
 
@@ -85,13 +84,14 @@ def check_free(folder: Path | str, names: Iterable[str] = ()) -> None:
     """Make sure that a record, or several under these names, can be written here: to be asked before anything is computed.
 
     Raises:
-        CheckpointError: there is a record already, or a file where the folder should be.
+        CheckpointError: there is a record already, a file where the folder should be, or no room for one.
     """
     for place in [Path(folder) / name for name in names] or [Path(folder)]:
         if (place / RECORD).exists():
             raise CheckpointError(f"{place} holds a record already; give another folder")
         if place.exists() and not place.is_dir():
             raise CheckpointError(f"{place} is a file; a record is a folder: give another name")
+        check_folder(place)
 
 
 def versions() -> dict[str, str]:

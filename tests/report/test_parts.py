@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from cutaway.errors import CheckpointError
-from cutaway.report import HTML, JSON, REPORTS, Part, Report, check_folder
+from cutaway.report import HTML, JSON, REPORTS, Part, Report
 from cutaway.report.words import by_head, correlation, count, listed, mean_of, num, percent, share, signed, slope
 from cutaway.tasks import names
 from cutaway.view import table
+from cutaway.writing import check_folder
 
 
 def made(**numbers: object) -> Report:

@@ -23,6 +23,7 @@ from cutaway.runs import edits, metrics, sweep_engine
 from cutaway.runs.sweep import Cells, Grid, SweepResult, heads, heads_by_position, neurons, pairs, patterns, residual, sweep
 from cutaway.runs.sweep_engine import Engine
 from cutaway.runs.sweep_plan import plan
+from cutaway.runs.sweep_saved import ChunkDamaged
 from tests.architectures import ALL, network, some_tokens
 
 BATCH, LENGTH = 3, 9
@@ -503,6 +504,26 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: Path) -> N
         resumed.communicate()
     assert resumed.returncode == 0
     assert (tmp_path / "killed.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
+
+
+def test_a_chunk_that_is_damaged_or_of_another_place_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_engine, "ROOM", 24 * 40)
+    model = MODELS["gpt2"]
+    whole = sweep(model, TOKENS, residual(edits.zero()), METRICS["loss"], resume=tmp_path / "a").values.data
+    sweep(model, CLEAN, residual(edits.zero()), METRICS["loss"], resume=tmp_path / "b")
+    paths = sorted((tmp_path / "a").glob("values-*"))
+    assert len(paths) > 3
+    flipped = bytearray(paths[0].read_bytes())
+    flipped[-2] ^= 1
+    paths[0].write_bytes(flipped)
+    paths[1].write_bytes(paths[1].read_bytes()[:-5])
+    paths[2].write_bytes((tmp_path / "b" / paths[2].name).read_bytes())
+    paths[3].write_bytes(paths[-1].read_bytes())
+    with pytest.warns(ChunkDamaged) as said:
+        again = sweep(model, TOKENS, residual(edits.zero()), METRICS["loss"], resume=tmp_path / "a").values.data
+    assert torch.equal(again, whole) and len([one for one in said if one.category is ChunkDamaged]) == 4
+    assert all("computed again" in str(one.message) for one in said)
+    sweep(model, TOKENS, residual(edits.zero()), METRICS["loss"], resume=tmp_path / "a")  # mended: no warning
 
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:

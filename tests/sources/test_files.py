@@ -184,18 +184,6 @@ def test_an_interrupted_save_leaves_the_old_file_and_nothing_else(saved: Path) -
     assert os.listdir(saved.parent) == [saved.name]
 
 
-def test_replacing_is_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "card.md"
-    with files.replacing(target) as out:
-        out.write(b"old")
-        assert not target.exists()
-    with pytest.raises(ZeroDivisionError), files.replacing(target) as out:
-        out.write(b"new")
-        raise ZeroDivisionError
-    assert target.read_bytes() == b"old"
-    assert os.listdir(target.parent) == ["card.md"]
-
-
 def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write .*toy\.safetensors: .*; choose another place"):

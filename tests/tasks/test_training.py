@@ -175,7 +175,7 @@ def test_a_failed_write_leaves_the_state_before_it(tmp_path: Path, monkeypatch: 
 
 
 def test_drafts_of_a_killed_training_are_cleared(tmp_path: Path):
-    draft, other = tmp_path / f".{STATE}.12345678.partial", tmp_path / ".mine.partial"
+    draft, other = tmp_path / ".cutaway-0123456789ab.partial", tmp_path / ".mine.partial"
     draft.touch()
     other.touch()
     short(tmp_path, epochs=1)
@@ -199,7 +199,7 @@ def test_impossible_recipes_are_refused(tmp_path: Path, wrong: dict, words: str)
 
 def test_the_output_must_not_be_a_file(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(CheckpointError, match="is a file"):
         short(tmp_path / "file")
 
 

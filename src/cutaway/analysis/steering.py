@@ -25,8 +25,8 @@ from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.runs import edits
-from cutaway.sources.files import replacing
 from cutaway.weights.canonical import model_hash
+from cutaway.writing import write
 
 Vector = Float[Tensor, "place d_model"]
 HOW = ("add", "project_out", "clamp")
@@ -124,8 +124,7 @@ class SteeringVector:
         from safetensors.torch import save
 
         said = {key: value for key, value in asdict(self).items() if key != "values"}
-        with replacing(path) as file:
-            file.write(save({"values": self.values.contiguous()}, metadata={"steering_vector": json.dumps(said)}))
+        write(path, save({"values": self.values.contiguous()}, metadata={"steering_vector": json.dumps(said)}))
 
     @classmethod
     def load(cls, path: str | Path, model: Transformer | None = None) -> SteeringVector:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.errors import ConfigError, TokenError
+from cutaway.writing import check_writable
 
 DEFAULT = "attn-only-2l"
 Model = Annotated[str, typer.Argument(help="A bundled model, a name of the Hugging Face hub, a folder or a file.")]
@@ -23,6 +24,7 @@ def _page_file(path: Path | None) -> Path | None:
 
     Raises:
         ConfigError: it has the name of an image, is a folder, or its folder is not there.
+        NotWritten: its folder or the disk takes no file.
     """
     if path is None:
         return None
@@ -34,7 +36,7 @@ def _page_file(path: Path | None) -> Path | None:
         raise ConfigError(f"--html {path} is a folder; give the name of a file in it, such as {str(path / 'page.html')!r}")
     if not path.parent.is_dir():
         raise ConfigError(f"--html {path}: there is no folder {path.parent}")
-    return path
+    return check_writable(path)
 
 
 Html = Annotated[Path | None, typer.Option(help="Write a page with the figures to this file.", callback=_page_file)]

@@ -15,6 +15,7 @@ import typer
 
 from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Record, lines, load, one_token, show
 from cutaway.errors import ConfigError, ShapeError, TokenError
+from cutaway.writing import check_writable
 
 if TYPE_CHECKING:
     from cutaway.analysis.steering import SteeringVector
@@ -68,6 +69,8 @@ def steer(
     pattern = _pattern(count)
     if record is not None:
         records.check_free(record)
+    if save is not None:
+        check_writable(save)
     network = load(model, device)
     made = _vectors(network, vector, positive, negative, layer, method, position)
     if not any(one.norm for one in made.values()):

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from cutaway.compat.utils import get_device
 from cutaway.errors import ConfigError
+from cutaway.writing import replacing
 
 __all__ = ["HookedTransformerTrainConfig", "train"]
 
@@ -76,8 +77,8 @@ def train(model: Any, config: HookedTransformerTrainConfig, dataset: Any) -> Any
             if config.print_every is not None and step % config.print_every == 0:
                 print(f"Epoch {epoch} Samples {samples} Step {step} Loss {loss.item()}")
             if config.save_every is not None and config.save_dir is not None and step % config.save_every == 0:
-                Path(config.save_dir).mkdir(parents=True, exist_ok=True)
-                torch.save(model.state_dict(), Path(config.save_dir) / f"model_{step}.pt")
+                with replacing(Path(config.save_dir) / f"model_{step}.pt") as file:
+                    torch.save(model.state_dict(), file)
             if config.max_steps is not None and step >= config.max_steps:
                 break
     return model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from cutaway.errors import CutawayError
 from cutaway.exercises.exercise import find
+from cutaway.writing import write
 
 FILE = "exercises.json"
 
@@ -63,10 +63,7 @@ class Progress:
 
     def write(self) -> None:
         """Write the file, whole or not at all."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        draft = self.folder / f".{FILE}.{os.getpid()}"
-        draft.write_text(json.dumps({"version": 1, "exercises": self.exercises}, indent=1) + "\n", encoding="utf-8")
-        draft.replace(self.folder / FILE)
+        write(self.folder / FILE, json.dumps({"version": 1, "exercises": self.exercises}, indent=1) + "\n")
 
 
 def start(name: str, folder: str | Path = ".", *, force: bool = False) -> Path:
@@ -83,8 +80,7 @@ def start(name: str, folder: str | Path = ".", *, force: bool = False) -> Path:
     progress = Progress.read(folder)
     progress._entry(name)
     progress.write()
-    path.write_text(exercise.file(), encoding="utf-8")
-    return path
+    return write(path, exercise.file())
 
 
 def _now() -> str:

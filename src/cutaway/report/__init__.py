@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cutaway import tasks
 from cutaway.errors import ConfigError, UnknownTask, nearest
-from cutaway.report.parts import HTML, JSON, Part, Report, check_folder
+from cutaway.report.parts import HTML, JSON, Part, Report
 
-__all__ = ["HTML", "JSON", "REPORTS", "Part", "Report", "check_folder", "make"]
+__all__ = ["HTML", "JSON", "REPORTS", "Part", "Report", "make"]
 
 REPORTS = {"first-unique-char": "cutaway.report.first_unique_char"}
 """Task → the module whose `report(checkpoint, size, seed, watch)` makes its report."""

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import CheckpointError
 from cutaway.runs.results import plain
-from cutaway.sources.files import replacing
 from cutaway.view import Code, Figure, Section, page
+from cutaway.writing import check_folder, replacing
 
 HTML, JSON = "report.html", "report.json"
 
@@ -94,21 +93,9 @@ class Report:
         folder = check_folder(folder)
         html, numbers = folder / HTML, folder / JSON
         with replacing(html) as first, replacing(numbers) as second:
-            first.write(self.html().encode())
-            second.write(self.json().encode())
+            first.write(self.html().encode(errors="replace"))
+            second.write(self.json().encode(errors="backslashreplace"))
         return html, numbers
-
-
-def check_folder(folder: str | Path) -> Path:
-    """The folder to write to, if it can be one.
-
-    Raises:
-        CheckpointError: a file has its name.
-    """
-    place = Path(folder).expanduser()
-    if blocking := [one for one in (place, *place.parents) if one.exists() and not one.is_dir()]:
-        raise CheckpointError(f"{blocking[0]} is a file, so nothing can be written to the folder {place}; choose another place")
-    return place
 
 
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:

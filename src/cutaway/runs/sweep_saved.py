@@ -1,25 +1,31 @@
 """Sweeps that survive: a folder keeps the plan and every finished chunk, so that a killed sweep goes on where it stopped.
 
 Which cells run together decides how numbers round, so the plan is part of what is kept: resumed and uninterrupted sweeps
-end with the same bits. Files are written beside their place and then renamed.
+end with the same bits. Each chunk carries a digest of its values, its sweep and its place.
 """
 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from cutaway.errors import CheckpointError
 from cutaway.runs.sweep_engine import Schedule, Task, schedule
 from cutaway.runs.written import Writer, digest, model_hash, sites_of
-from cutaway.sources.files import replacing
+from cutaway.writing import write, write_json
 
 PLAN = "plan.json"
+
+
+class ChunkDamaged(UserWarning):
+    """A chunk in the folder of an interrupted sweep cannot be used, and is computed again."""
 
 
 class Saved:
@@ -38,9 +44,7 @@ class Saved:
         if path.exists():
             self._follow(_read(path))
         else:
-            text = json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": self._numbers()})
-            with replacing(path) as file:
-                file.write(text.encode())
+            write_json(path, json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": self._numbers()}))
 
     def _numbers(self) -> list[list[list[int]]]:
         return [[[cell.number for cell in chunk] for chunk in batch] for batch in self.schedule.chunks]
@@ -60,14 +64,31 @@ class Saved:
         return self.folder / f"values-{batch}-{chunk}.safetensors"
 
     def known(self, batch: int, chunk: int) -> Tensor | None:
-        """The values of a finished chunk."""
+        """The values of a finished chunk; None, and a warning, where the file is damaged or of another sweep."""
         path = self._path(batch, chunk)
-        return load(path.read_bytes())["values"] if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                values: Tensor = file.get_tensor("values")
+                kept = (file.metadata() or {}).get("digest")
+        except (SafetensorError, OSError) as error:
+            why = f"is damaged ({error})"
+        else:
+            if kept == self._digest(batch, chunk, values):
+                return values
+            why = "is damaged, or of another sweep or place in it"
+        warnings.warn(f"{path} {why}; its cells are computed again", ChunkDamaged, stacklevel=2)
+        return None
 
     def keep(self, batch: int, chunk: int, values: Tensor) -> None:
         """Keep the values of a chunk."""
-        with replacing(self._path(batch, chunk)) as file:
-            file.write(save({"values": values.detach().cpu().contiguous()}))
+        values = values.detach().cpu().contiguous()
+        write(self._path(batch, chunk), save({"values": values}, metadata={"digest": self._digest(batch, chunk, values)}))
+
+    def _digest(self, batch: int, chunk: int, values: Tensor) -> str:
+        """Ties values to this sweep, and to their place in it."""
+        return digest([self.mark, batch, chunk, values])
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,23 +1,21 @@
 """Files of weights: published `.pt` state dicts, and our own safetensors with the configuration inside.
 
-Reading never runs code from a file. Writing goes to a temporary file that is renamed when it is whole.
+Reading never runs code from a file.
 Whether weights fit their configuration is checked where they are loaded.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import re
-import secrets
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +25,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError, ConfigError, TokenError, nearest
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.tokens import from_saved, to_saved
+from cutaway.writing import replacing
 
 FORMAT = 1
 KEY = "cutaway"
@@ -127,29 +126,6 @@ def save(
         out.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names:
             out.write(_bytes(state_dict[name]))
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes the place of `path` at the end; if anything fails, `path` is as it was.
-
-    Raises:
-        CheckpointError: the folder or the disk does not take it.
-    """
-    file = Path(path).expanduser()
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("xb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(draft, file)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {file}: {error.strerror or error}; choose another place") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
 
 
 def config_to_json(cfg: HookedTransformerConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from cutaway import writing
 from cutaway.errors import CheckpointError, ConfigError
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files
@@ -85,14 +86,12 @@ def train(
         resume: continue in `out` where its state stands; where it holds no state yet, begin.
 
     Raises:
-        ConfigError: `out` is a file, or holds a training and `resume` is off, or that training was begun differently; a
+        ConfigError: `out` holds a training and `resume` is off, or that training was begun differently; a
             number makes no sense; or there is no such device.
-        CheckpointError: the state in `out` cannot be read.
+        CheckpointError: the state in `out` cannot be read, or nothing can be written there.
     """
-    folder, watch = Path(out), watch or Watch()
+    folder, watch = writing.check_folder(out), watch or Watch()
     state_file = folder / STATE
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; the output must be a folder")
     if state_file.exists() and not resume:
         raise ConfigError(f"{folder} already holds a training; continue it with resume (--resume), or choose another folder")
     state = read_state(state_file) if state_file.exists() else None
@@ -103,7 +102,6 @@ def train(
         run.restore(state, state_file)
     else:
         run.write_state(state_file)
-    _clear(folder)
     watch.begin(recipe, len(run.history))
     validation = run.move(task.validation())
     for number in range(len(run.history) + 1, recipe.epochs + 1):
@@ -118,8 +116,7 @@ def train(
     run.save_best(folder / MODEL)
     done = Training(task.name, seed, recipe, tuple(run.history), run.best, folder)
     text = card(done, task, run.model)
-    with files.replacing(folder / CARD) as file:
-        file.write(text.encode())
+    writing.write(folder / CARD, text)
     return done
 
 
@@ -156,13 +153,6 @@ def _settled(task: Task, given: dict[str, Any], begun: dict[str, Any] | None, fo
             f"{recipe.epochs}, {recipe.steps}, {recipe.batch_size} and {recipe.lr:g}, and {seed}"
         )
     return recipe, seed
-
-
-def _clear(folder: Path) -> None:
-    """Remove the drafts that a killed training may have left."""
-    for name in (MODEL, STATE, CARD):
-        for draft in folder.glob(f".{name}.*.partial"):
-            draft.unlink()
 
 
 def _device(name: str | None) -> str:
@@ -249,7 +239,7 @@ class _Run:
         files.save(path, weights, self.model.cfg, tokenizer=self.tokenizer, metadata=metadata)
 
     def write_state(self, path: Path) -> None:
-        with files.replacing(path) as file:
+        with writing.replacing(path) as file:
             torch.save(self.state(), file)
 
     def state(self) -> dict[str, Any]:

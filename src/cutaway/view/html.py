@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import ConfigError
+from cutaway.writing import write
 
 MARGIN = 24  # CSS pixels around a figure in its frame
 IMAGES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf"})
@@ -53,12 +54,12 @@ def save(path: str | Path, page: Callable[[], str]) -> Path:
 
     Raises:
         ConfigError: the file's name is that of an image.
+        NotWritten: the folder or the disk does not take it.
     """
     path = Path(path)
     if path.suffix.lower() in IMAGES:
         raise ConfigError(f"a figure is saved as an HTML page, not {path.suffix}; call it {path.with_suffix('.html').name!r}")
-    path.write_text(page(), encoding="utf-8", newline="\n")
-    return path
+    return write(path, page())
 
 
 def frame(page: str, height: int, title: str) -> str:
