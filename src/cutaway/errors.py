@@ -15,6 +15,7 @@
     ├── TokenError             text or tokens that the model cannot take
     │   └── ContextTooLong     … because there are more than `n_ctx` of them
     ├── ShapeError             arrays that do not fit each other
+    ├── ProgramError           a program that contradicts itself, or that no weights can compute: says which line and why
     └── NotFinite              a result that is NaN or infinite, where a number is needed
 
 Each is also the built-in error that callers of such code expect (`KeyError`, `ValueError`, …).
@@ -87,6 +88,10 @@ class ContextTooLong(TokenError):
 
 class ShapeError(CutawayError, ValueError):
     """Arrays or axes that do not fit each other."""
+
+
+class ProgramError(CutawayError, ValueError):
+    """A program that contradicts itself, or that cannot be compiled; says which line and why."""
 
 
 class NotFinite(CutawayError, ArithmeticError):
