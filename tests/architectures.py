@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.hooked_transformer import HookedTransformer
@@ -62,3 +63,13 @@ def network(name: str, *, spread: float = 0.3, seed: int = 0, **changes: Any) ->
 def some_tokens(batch: int = 3, length: int = 9, seed: int = 1) -> torch.Tensor:
     """Tokens of the small vocabulary."""
     return torch.randint(0, BASE["d_vocab"], (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter of operations, told of the fused attention of processors, which it does not know."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def operations(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    return FlopCounterMode(display=False, custom_mapping={fused: operations})

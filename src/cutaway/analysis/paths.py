@@ -21,6 +21,7 @@ from cutaway.analysis.asking import as_tokens
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.attention import project
 from cutaway.model.products import linear
+from cutaway.model.steps import ATTN_OUT, BEFORE, MLP_OUT
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.metrics import Function, Metric
@@ -185,7 +186,8 @@ def _follows(model: Transformer, sender: Node, receiver: Node) -> bool:
     if receiver.logits or receiver.layer > sender.layer:
         return True
     same = receiver.layer == sender.layer
-    return same and sender.head is not None and receiver.head is None and not model.cfg.parallel_attn_mlp
+    in_layer = model.blocks[sender.layer].program.reaches(ATTN_OUT, MLP_OUT)
+    return same and sender.head is not None and receiver.head is None and in_layer
 
 
 def _sites(sender: Node) -> list[str]:
@@ -220,10 +222,9 @@ def _received(model: Transformer, target: Clean, difference: Tensor, receiver: N
         return replace(target.resid[-1] + difference).at(f"blocks.{cfg.n_layers - 1}.hook_resid_post")
     block, layer = model.blocks[receiver.layer], receiver.layer
     if receiver.head is None:
-        reads = target.resid[layer] + difference
-        if not cfg.parallel_attn_mlp:
-            reads = reads + block.attention(target.resid[layer], target.stream, None)
-        return replace(block.apply_mlp(reads)).at(f"blocks.{layer}.hook_mlp_out")
+        (site,) = block.program.writer("mlp.input").reads
+        stream = block.compute(site, {BEFORE: target.resid[layer]}, target.stream)
+        return replace(block.compute(MLP_OUT, {site: stream + difference}, target.stream)).at(f"blocks.{layer}.hook_mlp_out")
     assert receiver.reads is not None
     which = "qkv".index(receiver.reads)
     resid = block.attention_inputs(target.resid[layer] + difference, target.stream)[which]

@@ -121,6 +121,11 @@ class Attention(nn.Module):
         if self._fusible(additive_attention_mask):
             return self._fused(q, k, v, visible, causal_only=stream.padding is None and self._all_in_window(k))
         pattern = self._pattern(q, k, visible, additive_attention_mask)
+        return self.mixed(pattern, v)
+
+    def mixed(self, pattern: Pattern, v: Keys) -> Heads:
+        """What each head has seen, from its pattern and the values."""
+        v = self._for_all_heads(v, pattern.shape[1])
         return (pattern @ v.transpose(1, 2)).transpose(1, 2)
 
     def pattern(self, q: Heads, k: Keys, stream: Stream) -> Pattern:
@@ -138,21 +143,25 @@ class Attention(nn.Module):
         self, query_input: Input, key_input: KeyInput, value_input: KeyInput, stream: Stream
     ) -> tuple[Heads, Keys, Keys]:
         """Queries, keys and values after their sites, queries and keys normalised and rotated where they should be."""
-        q, k, v = self._project(query_input, key_input, value_input)
-        if self.cfg.clip_qkv is not None:
-            q, k, v = (x.clamp(-self.cfg.clip_qkv, self.cfg.clip_qkv) for x in (q, k, v))
-        q, k, v = self.hook_q(q), self.hook_k(k), self.hook_v(v)
+        q, k, v = self.project(query_input, key_input, value_input)
         if self.cfg.use_qk_norm:
-            q, k = self._normed(q, self.q_norm), self._normed(k, self.k_norm)
+            q, k = self.normed(q, self.q_norm), self.normed(k, self.k_norm)
         if self.rotary is not None:
             q = self.hook_rot_q(self.rotary.rotate(q, stream.of_queries()))
             k = self.hook_rot_k(self.rotary.rotate(k, stream))
         return q, k, v
 
+    def project(self, query_input: Input, key_input: KeyInput, value_input: KeyInput) -> tuple[Heads, Keys, Keys]:
+        """Queries, keys and values after their sites."""
+        q, k, v = self._project(query_input, key_input, value_input)
+        if self.cfg.clip_qkv is not None:
+            q, k, v = (x.clamp(-self.cfg.clip_qkv, self.cfg.clip_qkv) for x in (q, k, v))
+        return self.hook_q(q), self.hook_k(k), self.hook_v(v)
+
     def as_read(self, x: Heads | Keys, which: str, stream: Stream) -> Heads | Keys:
         """Queries ("q") or keys ("k") normalised and rotated as attention reads them; no site is passed."""
         if self.cfg.use_qk_norm:
-            x = self._normed(x, self.q_norm if which == "q" else self.k_norm)
+            x = self.normed(x, self.q_norm if which == "q" else self.k_norm)
         return x if self.rotary is None else self.rotary.rotate(x, stream)
 
     def _weights(self) -> tuple[tuple[Any, Any], ...]:
@@ -171,7 +180,8 @@ class Attention(nn.Module):
         inputs = (query_input, key_input, value_input)
         return tuple(project(x, W, b) for x, (W, b) in zip(inputs, weights, strict=True))
 
-    def _normed(self, x: Heads, norm: nn.Module) -> Heads:
+    def normed(self, x: Heads, norm: nn.Module) -> Heads:
+        """Queries or keys after their norm."""
         out: Tensor = norm(x.flatten(-2)).view_as(x) if self.cfg.qk_norm_over == "full" else norm(x)
         return out
 

@@ -1,4 +1,4 @@
-"""One block: attention and MLP read the residual stream and add to it.
+"""One block: attention and MLP read the residual stream and add to it, as its program in `steps` says.
 
 With split inputs, queries, keys and values read streams of their own. They are one tensor, shown to readers
 as a view with a head axis, until somebody writes into one of them.
@@ -6,7 +6,7 @@ as a view with a head axis, until somebody writes into one of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -16,15 +16,18 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.model.attention import Attention, GroupedQueryAttention
 from cutaway.model.hook_points import HookPoint
-from cutaway.model.key_values import KeyValues
-from cutaway.model.mlp import mlp_of
+from cutaway.model.key_values import KeyValueCache, KeyValues
+from cutaway.model.mlp import MLP, GatedMLP, MoE, mlp_of
 from cutaway.model.norm import LayerNorm, RMSNorm, norm_of, through
 from cutaway.model.positions import Rotary, Stream
+from cutaway.model.steps import BEFORE, Slice, program
 
 Resid = Float[Tensor, "batch pos d_model"]
 Asked = Float[Tensor, "batch asked d_model"]  # all positions, or those that a stream asks for
 ForQueries = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 ForKeys = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos kv d_model"]
+
+OURS = frozenset((Attention, GroupedQueryAttention, MLP, GatedMLP, MoE))  # what the program of a block reaches into
 
 
 class TransformerBlock(nn.Module):
@@ -57,6 +60,8 @@ class TransformerBlock(nn.Module):
         self.hook_attn_in, self.hook_attn_out = HookPoint(), HookPoint()
         self.hook_q_input, self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint(), HookPoint()
         self.hook_resid_pre, self.hook_resid_post = HookPoint(), HookPoint()
+        self.program = program(cfg, block_index)
+        self._run = self.program.between((BEFORE,))
 
     def forward(
         self,
@@ -70,35 +75,31 @@ class TransformerBlock(nn.Module):
         if stream is None:
             start = 0 if past_kv_cache_entry is None else past_kv_cache_entry.length
             padding = None if attention_mask is None else attention_mask.bool()
-            stream = Stream(start, padding, shortformer=shortformer_pos_embed)
-        elif stream.kept is not None:
-            past_kv_cache_entry = stream.kept[self.layer]
-        resid_pre = self.hook_resid_pre(resid_pre)
-        attn_out = self.hook_attn_out(self.attention(resid_pre, stream, past_kv_cache_entry))
-        return self.after_attention(stream.asked(resid_pre), attn_out)
-
-    def after_attention(self, resid_pre: Resid, attn_out: Resid) -> Resid:
-        """The residual stream after this block, from that before it and what attention adds."""
-        if self.cfg.attn_only:
-            return self.hook_resid_post(resid_pre + attn_out)
-        if self.cfg.parallel_attn_mlp:
-            return self.hook_resid_post(resid_pre + attn_out + self.apply_mlp(resid_pre))
-        return self.after_mid(self.hook_resid_mid(resid_pre + attn_out))
-
-    def after_mid(self, resid_mid: Resid) -> Resid:
-        """The residual stream after this block, from that between attention and MLP."""
-        return self.hook_resid_post(resid_mid + self.apply_mlp(resid_mid))
-
-    def attention(self, resid_pre: Resid, stream: Stream, kept: KeyValues | None) -> Asked:
-        """What attention adds, before its site."""
-        query_input, key_input, value_input = self.attention_inputs(resid_pre, stream)
-        query_input = stream.asked(query_input)
-        out: Tensor = self.ln1_post(self.attn(query_input, key_input, value_input, past_kv_cache_entry=kept, stream=stream))
+            kept = None if past_kv_cache_entry is None else KeyValueCache.of_layer(self.layer, past_kv_cache_entry)
+            stream = Stream(start, padding, kept, shortformer_pos_embed)
+        out: Tensor = (self._run if self._as_built() else self._by_modules)(self, stream, resid_pre)
         return out
 
-    def apply_mlp(self, resid: Resid) -> Resid:
-        """What the MLP adds, from the stream that it reads, after its site."""
-        return self.hook_mlp_out(self.ln2_post(self.mlp(self.ln2(self.hook_mlp_in(resid)))))
+    def compute(self, wanted: str, given: Mapping[str, Tensor], stream: Stream) -> Tensor:
+        """A value of this block from others of it, by their names in `steps`; what lies between them runs, hooks included."""
+        out: Tensor = self.program.between(tuple(given), (wanted,))(self, stream, *given.values())
+        return out
+
+    @property
+    def _by_modules(self) -> Slice:
+        """The program with attention and MLP as one step each."""
+        return program(self.cfg, self.layer, modules=True).between((BEFORE,))
+
+    def _as_built(self) -> bool:
+        """Whether attention and MLP are our own modules, and nobody listens to them by PyTorch's hooks."""
+        return all(
+            type(one) in OURS
+            and not (one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks)
+            for one in self._inner()
+        )
+
+    def _inner(self) -> tuple[nn.Module, ...]:
+        return (self.attn,) if self.cfg.attn_only else (self.attn, self.mlp)
 
     def attention_inputs(self, resid_pre: Resid, stream: Stream) -> tuple[ForQueries, ForKeys, ForKeys]:
         """The normalised inputs of queries, keys and values: one tensor three times, unless somebody split them."""

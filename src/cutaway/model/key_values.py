@@ -87,6 +87,11 @@ class KeyValueCache:
         entries = [KeyValues(nothing(), nothing()) for _ in range(cfg.n_layers)]
         return cls(entries, torch.ones(batch_size, 0, device=device, dtype=torch.long))
 
+    @classmethod
+    def of_layer(cls, layer: int, entry: KeyValues) -> KeyValueCache:
+        """The kept keys and values of one layer, for a block that runs alone."""
+        return cls([entry] * (layer + 1), torch.ones(len(entry.past_keys), entry.length, dtype=torch.long))
+
     @property
     def length(self) -> int:
         """How many positions are kept."""

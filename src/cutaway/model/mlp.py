@@ -21,6 +21,7 @@ from cutaway.model.norm import LayerNorm, LayerNormPre
 from cutaway.model.products import linear
 
 Resid = Float[Tensor, "batch pos d_model"]
+Neurons = Float[Tensor, "batch pos d_mlp"]
 
 
 def solu(x: Tensor) -> Tensor:
@@ -78,18 +79,29 @@ class MLP(nn.Module):
 
     def forward(self, x: Resid) -> Resid:
         """What the MLP writes, `[batch, pos, d_model]`."""
-        return linear(self._normed(self._neurons(x)), self.W_out, self.b_out)
+        return self.output(self.post(self.pre(x)))
+
+    # Its steps.
+
+    def pre(self, x: Resid) -> Neurons:
+        """What the activation function is given."""
+        return self.hook_pre(linear(x, self.W_in, self.b_in))
+
+    def post(self, pre: Neurons) -> Neurons:
+        """The neurons' activations, after the norm that some have."""
+        return self.hook_post(self._normed(self.act_fn(pre)))
+
+    def output(self, post: Neurons) -> Resid:
+        """What the neurons write."""
+        return linear(post, self.W_out, self.b_out)
 
     def fold_norm(self) -> None:
         """Replace the norm of the activations by one without weights."""
         self.ln = LayerNormPre(self.cfg, self.cfg.d_mlp)
 
-    def _neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
-        """The neurons' activations before the norm that some have."""
-        return self.act_fn(self.hook_pre(linear(x, self.W_in, self.b_in)))
-
-    def _normed(self, neurons: Float[Tensor, "batch pos d_mlp"]) -> Float[Tensor, "batch pos d_mlp"]:
-        return self.hook_post(self.ln(self.hook_mid(neurons)) if self.cfg.has_mlp_norm else neurons)
+    def _normed(self, neurons: Neurons) -> Neurons:
+        out: Tensor = self.ln(self.hook_mid(neurons)) if self.cfg.has_mlp_norm else neurons
+        return out
 
 
 class GatedMLP(MLP):
@@ -100,9 +112,21 @@ class GatedMLP(MLP):
         self.W_gate = nn.Parameter(torch.empty(self.cfg.d_model, self.cfg.d_mlp, dtype=self.cfg.torch_dtype))
         self.hook_pre_linear = HookPoint()
 
-    def _neurons(self, x: Resid) -> Float[Tensor, "batch pos d_mlp"]:
-        pre = self.hook_pre(linear(x, self.W_gate))
-        return self.act_fn(pre) * self.hook_pre_linear(linear(x, self.W_in)) + self.b_in
+    def forward(self, x: Resid) -> Resid:
+        """What the MLP writes, `[batch, pos, d_model]`."""
+        return self.output(self.post(self.pre(x), self.pre_linear(x)))
+
+    def pre(self, x: Resid) -> Neurons:
+        """What the activation function is given: the gate."""
+        return self.hook_pre(linear(x, self.W_gate))
+
+    def pre_linear(self, x: Resid) -> Neurons:
+        """What the gate multiplies."""
+        return self.hook_pre_linear(linear(x, self.W_in))
+
+    def post(self, pre: Neurons, pre_linear: Neurons) -> Neurons:  # type: ignore[override]
+        """The neurons' activations, after the norm that some have."""
+        return self.hook_post(self._normed(self.act_fn(pre) * pre_linear + self.b_in))
 
 
 class Expert(nn.Module):

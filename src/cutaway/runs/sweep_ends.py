@@ -7,6 +7,7 @@ values, the query is taken to the stream and what it has seen is projected, `(q 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from cutaway.model.attention import Attention, project
 from cutaway.model.positions import offset_positions
+from cutaway.model.steps import FIRST, LAST, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.sweep_clean import Clean, Group, Packed, past_of, rows_of
 from cutaway.runs.sweep_join import Part, as_slice
@@ -116,8 +118,8 @@ def last_layer(model: Transformer, packed: Packed, tokens: Tensor, layer: int) -
             _seen(attention, packed.clean, group, mine, key_input[own].unflatten(0, shape), value_input[own].unflatten(0, shape))
         )
     z = torch.cat(seen)[None]
-    out: Tensor = block.after_attention(tokens[None, asked], block.ln1_post(attention.output(z)))
-    return out[0]
+    queries = replace(packed, token_asked=None)  # the stream has been cut to them already
+    return block.compute(LAST, {FIRST: tokens[None, asked], Z: z}, queries)[0]
 
 
 def _seen(attention: Attention, clean: Clean, group: Group, q: Tensor, keys_of: Tensor, values_of: Tensor) -> Tensor:

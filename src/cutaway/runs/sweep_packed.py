@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cutaway.model.positions import offset_positions
+from cutaway.model.steps import LAST, MID
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound
 from cutaway.runs.sweep_clean import Clean, Group, Packed, rows_of
@@ -98,7 +99,7 @@ def run_packed(model: Transformer, clean: Clean, cells: Sequence[Cell], asked: T
         batch.run_layer(layer)
         attended = through_attention(model, clean, layer, before, asked if layer == n_layers - 1 else None)
         (after if model.cfg.attn_only else middle).extend(attended)
-        after += _through_mlp(model, layer, middle)
+        after += _through_mlp(model, clean, layer, middle)
         for cell, part in after:
             if layer == n_layers - 1:
                 part_or_none = part.only(asked)
@@ -108,13 +109,14 @@ def run_packed(model: Transformer, clean: Clean, cells: Sequence[Cell], asked: T
     return ended + batch.ended()
 
 
-def _through_mlp(model: Transformer, layer: int, middle: list[tuple[Cell, Part]]) -> list[tuple[Cell, Part]]:
+def _through_mlp(model: Transformer, clean: Clean, layer: int, middle: list[tuple[Cell, Part]]) -> list[tuple[Cell, Part]]:
     """From the middle of a layer to its end, all cells in one product."""
     if not middle:
         return []
     values = [part.value for _, part in middle]
     packed = values[0].flatten(0, 1) if len(values) == 1 else torch.cat([value.flatten(0, 1) for value in values])
-    done = model.blocks[layer].after_mid(packed[None])[0].split([value.shape[0] * value.shape[1] for value in values])
+    sizes = [value.shape[0] * value.shape[1] for value in values]
+    done = model.blocks[layer].compute(LAST, {MID: packed[None]}, clean.stream)[0].split(sizes)
     return [(cell, part.with_value(one.view(part.value.shape))) for (cell, part), one in zip(middle, done, strict=True)]
 
 
