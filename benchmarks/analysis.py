@@ -41,24 +41,24 @@ def model_and_run(folder: Path) -> tuple[Any, Any, Any]:
 
 def ours(folder: Path) -> dict[str, Any]:
     """Cutaway."""
-    from cutaway.analysis.composition import copying
-    from cutaway.analysis.heads import scores
-    from cutaway.analysis.predictions import read
+    from cutaway.analysis.head_composition import copying
+    from cutaway.analysis.heads import head_scores
+    from cutaway.analysis.predictions import predict
 
     model, tokens, kept = model_and_run(folder)
 
     def detected() -> Arrays:
-        return {"scores": scores(kept, tokens).mean.data.numpy()}
+        return {"scores": head_scores(kept, tokens).mean.data.numpy()}
 
     def facts() -> Arrays:
-        found = read(model, tokens)
+        found = predict(model, tokens)
         return {"loss": found.values.data[:, :-1].numpy(), "rank": found.rank.data[:, :-1].numpy()}
 
     return {
         "forward": (lambda: model(tokens), dict),
-        "detect": (lambda: scores(kept, tokens), detected),
+        "detect": (lambda: head_scores(kept, tokens), detected),
         "copy": (lambda: copying(model), lambda: {"copying": copying(model).values.data.numpy()}),
-        "read": (lambda: read(model, tokens), facts),
+        "read": (lambda: predict(model, tokens), facts),
     }
 
 

@@ -56,7 +56,7 @@ def ours(folder: Path) -> dict[str, Any]:
     import torch
 
     from cutaway import HookedTransformer
-    from cutaway.analysis.steering import Steer, SteeringVector, fingerprint, steering
+    from cutaway.analysis.steering import Steer, SteeringVector, fingerprint, steer
 
     torch.set_grad_enabled(False)
     model = HookedTransformer.from_pretrained(str(gpt2_small.snapshot(folder)))
@@ -73,7 +73,7 @@ def ours(folder: Path) -> dict[str, Any]:
         )
 
         def steered() -> Any:
-            with steering(model, Steer(vector, STRENGTH)):
+            with steer(model, Steer(vector, STRENGTH)):
                 return plain()
 
         return steered

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cutaway import ActivationCache, CharTokenizer
-from cutaway.analysis.heads import KINDS, average_over, fewest_tokens, kind_mask, on_random_repeats, random_repeats, scores
+from cutaway.analysis.heads import KINDS, average_over, fewest_tokens, head_scores, kind_mask, on_random_repeats, random_repeats
 from cutaway.errors import MissingActivation, ShapeError, TokenError, UnknownName
 from tests.architectures import ALL, network, some_tokens
 
@@ -45,7 +45,7 @@ def conditions(tokens: list[int]) -> dict[str, Callable[[int, int], bool]]:
 def test_kinds_equal_the_loops() -> None:
     model, tokens = network("gpt2"), some_tokens(length=16)
     _, cache = model.run_with_cache(tokens)
-    found = scores(cache, tokens)
+    found = head_scores(cache, tokens)
     assert found.values.names("kind") == tuple(KINDS)
     for example, row in enumerate(tokens.tolist()):
         for kind, condition in conditions(row).items():
@@ -60,8 +60,8 @@ def test_kinds_equal_the_loops() -> None:
 def test_a_model_and_its_cache_agree(name: str) -> None:
     model, tokens = network(name), some_tokens(batch=5, length=12)
     _, cache = model.run_with_cache(tokens)
-    streamed = scores(model, tokens, batch_size=2).values.data
-    assert torch.allclose(streamed, scores(cache, tokens).values.data, atol=1e-6, equal_nan=True)
+    streamed = head_scores(model, tokens, batch_size=2).values.data
+    assert torch.allclose(streamed, head_scores(cache, tokens).values.data, atol=1e-6, equal_nan=True)
     assert not any(point.fwd_hooks for point in model.hook_points())
 
 
@@ -100,7 +100,7 @@ def test_even_attention_is_the_baseline() -> None:
         for block in model.blocks:
             block.attn.W_Q.zero_()
             block.attn.b_Q.zero_()
-    found = scores(model, tokens)
+    found = head_scores(model, tokens)
     even = found.baseline.data[:, None].expand(-1, 8)
     assert torch.allclose(found.mean.data, even, atol=1e-6)
     assert torch.allclose(found.baseline.data, torch.tensor([25 / 48, (1 / 2 + 1 / 3 + 1 / 4) / 3, 25 / 48, 1 / 4, 1 / 4, 1 / 4]))
@@ -110,7 +110,7 @@ def test_the_fewest_tokens_are_those_from_which_on_even_attention_is_low() -> No
     model = network("gpt2")
     for kind in ("current", "previous", "first"):
         fewest = fewest_tokens(kind, 0.4)
-        even = [scores(model, torch.arange(length)[None], kinds=[kind]).baseline.item() for length in (fewest - 1, fewest)]
+        even = [head_scores(model, torch.arange(length)[None], kinds=[kind]).baseline.item() for length in (fewest - 1, fewest)]
         assert even[1] <= 0.4 < even[0]
     assert fewest_tokens("current", 0.25, causal=False) == 4
     with pytest.raises(ShapeError, match="compares tokens"):
@@ -121,8 +121,8 @@ def test_the_fewest_tokens_are_those_from_which_on_even_attention_is_low() -> No
 
 def test_one_example_is_one_example() -> None:
     model = network("gpt2")
-    assert scores(model, some_tokens(1)).summary().splitlines()[0].endswith("over 1 example")
-    assert scores(model, some_tokens(2)).summary().splitlines()[0].endswith("over 2 examples")
+    assert head_scores(model, some_tokens(1)).summary().splitlines()[0].endswith("over 1 example")
+    assert head_scores(model, some_tokens(2)).summary().splitlines()[0].endswith("over 2 examples")
 
 
 def test_planted_heads_are_reported() -> None:
@@ -133,7 +133,7 @@ def test_planted_heads_are_reported() -> None:
     pattern[:, 2] = kind_mask("induction", tokens, 12).float()
     pattern[:, 3, :, 0] = 1
     cache = ActivationCache({f"blocks.{l}.attn.hook_pattern": pattern for l in range(2)}, network("attention only"))
-    found = scores(cache, tokens)
+    found = head_scores(cache, tokens)
     report = found.report(threshold=0.9)
     assert report["current"] == ["0.0", "1.0"] and report["previous"] == ["0.1", "1.1"]
     assert report["induction"] == ["0.2", "1.2"] and report["first"] == ["0.3", "1.3"]
@@ -147,9 +147,9 @@ def test_padding_does_not_count() -> None:
     model.set_tokenizer(CharTokenizer(list("abc?_"), bos_token="?", pad_token="_"))
     for side in ("left", "right"):
         model.default_padding_side = side
-        together = scores(model, ["abcabc", "ab"])
+        together = head_scores(model, ["abcabc", "ab"])
         for index, text in enumerate(["abcabc", "ab"]):
-            alone = scores(model, [text]).values.data[..., 0]
+            alone = head_scores(model, [text]).values.data[..., 0]
             assert torch.allclose(together.values.data[..., index], alone, atol=1e-5, equal_nan=True), (side, text)
 
 
@@ -171,22 +171,22 @@ def test_random_repeats_come_twice() -> None:
 def test_what_cannot_be_scored_is_said() -> None:
     model, tokens = network("attention only"), torch.arange(8)[None]
     with pytest.raises(TokenError, match=r"no token of this text is repeated.*induction"):
-        scores(model, tokens, kinds=["induction"])
-    assert "induction: no pair of positions" in scores(model, tokens).summary()
+        head_scores(model, tokens, kinds=["induction"])
+    assert "induction: no pair of positions" in head_scores(model, tokens).summary()
     with pytest.raises(UnknownName, match="did you mean 'induction'"):
-        scores(model, tokens, kinds=["inducton"])
+        head_scores(model, tokens, kinds=["inducton"])
     with pytest.raises(ShapeError, match="pass tokens"):
-        scores(model)
+        head_scores(model)
     _, cache = model.run_with_cache(tokens, names_filter="blocks.0.attn.hook_pattern")
     cache = cache if isinstance(cache, ActivationCache) else ActivationCache(cache, model)
     with pytest.raises(MissingActivation, match=r"'blocks.1.attn.hook_pattern', which this run did not keep"):
-        scores(cache, tokens)
+        head_scores(cache, tokens)
     _, cache = model.run_with_cache(tokens)
-    assert scores(cache).values.names("kind") == ("current", "previous", "first")
+    assert head_scores(cache).values.names("kind") == ("current", "previous", "first")
     with pytest.raises(ShapeError, match="'induction' compares tokens"):
-        scores(cache, kinds=["induction"])
+        head_scores(cache, kinds=["induction"])
     with pytest.raises(ShapeError, match="6 positions, but the patterns 8 keys"):
-        scores(cache, tokens[:, :6])
+        head_scores(cache, tokens[:, :6])
 
 
 def test_masks_must_be_masks() -> None:

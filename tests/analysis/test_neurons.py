@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cutaway import CharTokenizer
-from cutaway.analysis.neurons import activating
+from cutaway.analysis.neurons import max_activating_texts
 from cutaway.errors import ConfigError, ShapeError, UnknownName, UnknownSite
 from tests.architectures import network, some_tokens
 
@@ -18,7 +18,9 @@ from tests.architectures import network, some_tokens
 def test_extremes_equal_a_full_sort(batch_size: int) -> None:
     model, tokens = network("gpt2").requires_grad_(False), some_tokens(20)
     direction = torch.randn(24, generator=torch.Generator().manual_seed(0))
-    found = activating(model, ["1.mlp.5", "0.2", ("resid_post0", direction)], tokens, k=6, around=2, batch_size=batch_size)
+    found = max_activating_texts(
+        model, ["1.mlp.5", "0.2", ("resid_post0", direction)], tokens, k=6, around=2, batch_size=batch_size
+    )
     _, cache = model.run_with_cache(tokens)
     plain = {
         "1.mlp.5": cache["post", 1][..., 5],
@@ -49,7 +51,7 @@ def test_extremes_equal_a_full_sort(batch_size: int) -> None:
 
 def test_top_tokens_are_the_highest_means() -> None:
     model, tokens = network("gpt2"), some_tokens(20)
-    found = activating(model, ["0.mlp.3"], tokens)
+    found = max_activating_texts(model, ["0.mlp.3"], tokens)
     row = found.by_token.sel(feature="0.mlp.3").data
     assert [mean for _, mean, _ in found.top_tokens("0.mlp.3", 4)] == pytest.approx(row.sort(descending=True).values[:4].tolist())
     lowest = found.top_tokens("0.mlp.3", 2, least=True)
@@ -67,20 +69,20 @@ def test_text_streams_and_padding_is_not_read() -> None:
     def texts() -> Iterator[str]:
         yield from ["abcabc", "ab", "c", "abcacb" * 8]
 
-    found = activating(model, ["0.mlp.3"], texts(), batch_size=2)
+    found = max_activating_texts(model, ["0.mlp.3"], texts(), batch_size=2)
     assert found.positions == 7 + 3 + 2 + 48 + 3 and found.examples == 3 + 3, "the long text became three windows"
     assert int(found.counts[4]) == 0
-    alone = [one.value for text in texts() for one in activating(model, ["0.mlp.3"], text).most["0.mlp.3"]]
+    alone = [one.value for text in texts() for one in max_activating_texts(model, ["0.mlp.3"], text).most["0.mlp.3"]]
     assert [one.value for one in found.most["0.mlp.3"]] == pytest.approx(sorted(alone, reverse=True), abs=1e-5)
     pad = model.W_E[4].detach()
-    found = activating(model, [("hook_embed", pad)], texts(), batch_size=4)
+    found = max_activating_texts(model, [("hook_embed", pad)], texts(), batch_size=4)
     assert len(found.most["hook_embed"]) == 6
     assert max(one.value for one in found.most["hook_embed"]) < float(pad @ pad), "what looks for padding finds none"
 
 
 def test_results_draw_and_describe_themselves() -> None:
     model, tokens = network("gpt2"), some_tokens()
-    found = activating(model, ["0.mlp.3", "1.0"], tokens)
+    found = max_activating_texts(model, ["0.mlp.3", "1.0"], tokens)
     assert found.figure().view and found.token_figure("1.0").view == "bars"
     assert "0.mlp.3: mean" in found.summary() and "⟦" in found.summary()
     assert len(found.to_frame()) == 2 * 2 * 3
@@ -91,20 +93,20 @@ def test_results_draw_and_describe_themselves() -> None:
 def test_what_is_no_feature_is_refused() -> None:
     model, tokens = network("gpt2"), some_tokens()
     with pytest.raises(UnknownName, match="is no feature; write a neuron as"):
-        activating(model, ["neuron 3"], tokens)
+        max_activating_texts(model, ["neuron 3"], tokens)
     with pytest.raises(UnknownName, match="2 layers of 30 neurons"):
-        activating(model, ["0.mlp.30"], tokens)
+        max_activating_texts(model, ["0.mlp.30"], tokens)
     with pytest.raises(UnknownName, match="2 layers of 4 heads"):
-        activating(model, ["2.0"], tokens)
+        max_activating_texts(model, ["2.0"], tokens)
     with pytest.raises(ConfigError, match="attention only"):
-        activating(network("attention only"), ["0.mlp.1"], tokens)
+        max_activating_texts(network("attention only"), ["0.mlp.1"], tokens)
     with pytest.raises(ConfigError, match="mixture"):
-        activating(network("mixture"), ["0.mlp.1"], tokens)
+        max_activating_texts(network("mixture"), ["0.mlp.1"], tokens)
     with pytest.raises(UnknownSite):
-        activating(model, [("resid_pst0", torch.zeros(24))], tokens)
+        max_activating_texts(model, [("resid_pst0", torch.zeros(24))], tokens)
     with pytest.raises(ShapeError, match="a direction is a vector"):
-        activating(model, [("pattern0", torch.zeros(24))], tokens)
+        max_activating_texts(model, [("pattern0", torch.zeros(24))], tokens)
     with pytest.raises(ShapeError, match="at least one feature"):
-        activating(model, [], tokens)
+        max_activating_texts(model, [], tokens)
     with pytest.raises(ShapeError, match="nothing to read"):
-        activating(model, ["0.1"], [])
+        max_activating_texts(model, ["0.1"], [])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from cutaway.analysis.edges import edge_attribution, edges, faithfulness, readers, run_circuit, writers
+from cutaway.analysis.edges import edge_attribution, edge_mask, faithfulness, readers, run_circuit, writers
 from cutaway.analysis.paths import path_patch
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.runs import metrics
@@ -105,7 +105,7 @@ def test_what_is_no_path_is_refused() -> None:
 @pytest.mark.parametrize("name", ["attention only", "no norm, shortformer", "gpt2", "gpt-j", "bloom", "solu"])
 def test_the_circuit_of_all_edges_is_the_clean_run_and_of_none_the_corrupted_one(name: str) -> None:
     model = network(name)
-    there = edges(model.cfg)
+    there = edge_mask(model.cfg)
     every = run_circuit(model, SOURCE, TOKENS, there)
     none = run_circuit(model, SOURCE, TOKENS, torch.zeros_like(there))
     torch.testing.assert_close(every, model(SOURCE), rtol=1e-4, atol=1e-4)
@@ -116,7 +116,7 @@ def test_the_circuit_of_all_edges_is_the_clean_run_and_of_none_the_corrupted_one
 @pytest.mark.parametrize("name", ["attention only", "gpt2"])
 def test_a_circuit_without_one_edge_is_that_path_patched(name: str) -> None:
     model = network(name)
-    one = edges(model.cfg)
+    one = edge_mask(model.cfg)
     for sender, receiver in (("0.1", "1.2.k"), ("0.3", "logits")):
         less = one.clone()
         less[writers(model.cfg).index(sender), readers(model.cfg).index(receiver)] = False
@@ -131,7 +131,7 @@ def test_edge_scores_are_exact_where_the_network_is_linear() -> None:
     found = path_patch(model, TOKENS, SOURCE, METRIC, receivers=["logits"])  # no norm: logits are linear in the stream
     own = scores.values.sel(writer=list(found.values.names("sender")), reader="logits").data
     torch.testing.assert_close(own, found.averages().data[:, 0], rtol=1e-4, atol=1e-5)
-    assert torch.equal(scores.values.data.isnan(), ~edges(model.cfg))
+    assert torch.equal(scores.values.data.isnan(), ~edge_mask(model.cfg))
 
 
 def test_more_steps_come_closer_to_the_truth() -> None:

@@ -15,12 +15,20 @@ from cutaway.analysis.steering import (
     SteeringVector,
     activation_addition,
     activations,
-    contrast,
+    contrast_vectors,
     directions,
     fingerprint,
-    steering,
+    steer,
 )
-from cutaway.analysis.steering_effects import held_out_accuracy, response, said, separability, similarity, target, text_loss
+from cutaway.analysis.steering_effects import (
+    dose_response,
+    held_out_accuracy,
+    separability,
+    similarity,
+    steered_texts,
+    steering_target,
+    text_loss,
+)
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.generate import Sampling
@@ -47,7 +55,7 @@ def model() -> HookedTransformer:
 
 @pytest.fixture(scope="module")
 def vectors(model: HookedTransformer) -> dict[int, SteeringVector]:
-    return contrast(model, POSITIVE, NEGATIVE)
+    return contrast_vectors(model, POSITIVE, NEGATIVE)
 
 
 # Vectors.
@@ -71,8 +79,8 @@ def test_the_swapped_pair_gives_the_opposite_vector(name: str) -> None:
     one, other = activation_addition(model, "abcd", "ef", 1), activation_addition(model, "ef", "abcd", 1)
     assert torch.equal(one.values, -other.values) and one.values.shape == (5, 24)
     assert "padded with ' '" in one.read_at
-    back = contrast(model, NEGATIVE, POSITIVE)
-    for layer, vector in contrast(model, POSITIVE, NEGATIVE).items():
+    back = contrast_vectors(model, NEGATIVE, POSITIVE)
+    for layer, vector in contrast_vectors(model, POSITIVE, NEGATIVE).items():
         torch.testing.assert_close(vector.values, -back[layer].values)
 
 
@@ -107,9 +115,9 @@ def test_a_saved_vector_is_the_vector(model: HookedTransformer, vectors: dict[in
     assert torch.equal(loaded.values, vectors[1].values)
     assert {**loaded.__dict__, "values": 0} == {**vectors[1].__dict__, "values": 0}
     tokens = some_tokens()
-    with steering(model, Steer(vectors[1], 2.0)):
+    with steer(model, Steer(vectors[1], 2.0)):
         first = model(tokens)
-    with steering(model, Steer(loaded, 2.0)):
+    with steer(model, Steer(loaded, 2.0)):
         assert torch.equal(model(tokens), first)
 
 
@@ -118,7 +126,7 @@ def test_a_vector_of_another_model_is_refused(vectors: dict[int, SteeringVector]
     vectors[1].save(path)
     with pytest.raises(WeightsMismatch, match="another model"):
         SteeringVector.load(path, other)
-    with pytest.raises(WeightsMismatch, match="another model"), steering(other, Steer(vectors[1])):
+    with pytest.raises(WeightsMismatch, match="another model"), steer(other, Steer(vectors[1])):
         pass
     (tmp_path / "junk").write_text("junk")
     save_file({"values": torch.zeros(1, 2)}, tmp_path / "torn", {"steering_vector": '{"layer": 1}'})
@@ -144,8 +152,8 @@ def test_the_fingerprint_follows_the_weights() -> None:
 def test_strength_zero_changes_nothing(name: str) -> None:
     model, tokens = spoken(name), some_tokens()
     plain = model(tokens)
-    for vector in (activation_addition(model, "abcd", "ef", 1), contrast(model, POSITIVE, NEGATIVE)[1]):
-        with steering(model, Steer(vector, 0.0)):
+    for vector in (activation_addition(model, "abcd", "ef", 1), contrast_vectors(model, POSITIVE, NEGATIVE)[1]):
+        with steer(model, Steer(vector, 0.0)):
             assert torch.equal(model(tokens), plain)
     assert torch.equal(model(tokens), plain)
 
@@ -153,9 +161,9 @@ def test_strength_zero_changes_nothing(name: str) -> None:
 def test_steering_there_and_back_is_the_identity(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
     tokens = some_tokens()
     _, clean = model.run_with_cache(tokens)
-    with steering(model, Steer(vectors[1], 3.0), Steer(vectors[1], -3.0)):
+    with steer(model, Steer(vectors[1], 3.0), Steer(vectors[1], -3.0)):
         _, back = model.run_with_cache(tokens)
-    with steering(model, Steer(vectors[1], 3.0)):
+    with steer(model, Steer(vectors[1], 3.0)):
         _, there = model.run_with_cache(tokens)
     torch.testing.assert_close(back["resid_pre", 1], clean["resid_pre", 1], rtol=0, atol=1e-5)
     torch.testing.assert_close(there["resid_pre", 1], clean["resid_pre", 1] + 3 * vectors[1].values)
@@ -166,7 +174,7 @@ def test_projected_out_and_clamped(model: HookedTransformer, vectors: dict[int, 
     unit = vector.values[0] / vector.norm
 
     def component(steer: Steer) -> Tensor:
-        with steering(model, steer):
+        with steer(model, steer):
             _, cache = model.run_with_cache(tokens)
         return cache["resid_pre", 1] @ unit
 
@@ -183,11 +191,11 @@ def test_steered_generation_is_a_steered_run_of_the_same_text(name: str, positio
     model = spoken(name)
     prompt = model.to_tokens("abcd")
     same = {"all": (0, 99), "prompt": (0, 5), "generated": (5, 99)}.get(str(positions), positions)
-    for vector in (contrast(model, POSITIVE, NEGATIVE)[1], activation_addition(model, "gfk", "ab", 1)):
+    for vector in (contrast_vectors(model, POSITIVE, NEGATIVE)[1], activation_addition(model, "gfk", "ab", 1)):
         for kept in (True, False):
-            with steering(model, Steer(vector, 4.0, positions)):
+            with steer(model, Steer(vector, 4.0, positions)):
                 tokens = model.generate(prompt, 6, use_past_kv_cache=kept, **QUIET)
-            with steering(model, Steer(vector, 4.0, same)):
+            with steer(model, Steer(vector, 4.0, same)):
                 logits = model(tokens)
             assert torch.equal(tokens[:, 5:], logits[:, 4:-1].argmax(-1))
 
@@ -195,9 +203,9 @@ def test_steered_generation_is_a_steered_run_of_the_same_text(name: str, positio
 @every
 def test_left_padded_batches_are_steered_as_single_prompts(name: str) -> None:
     model, texts = spoken(name), ["abcab", "k", "gfa"]
-    for vector in (contrast(model, POSITIVE, NEGATIVE)[1], activation_addition(model, "gfk", "ab", 1)):
+    for vector in (contrast_vectors(model, POSITIVE, NEGATIVE)[1], activation_addition(model, "gfk", "ab", 1)):
         for positions in ("all", (1, 3), "generated"):
-            with steering(model, Steer(vector, 4.0, positions)):
+            with steer(model, Steer(vector, 4.0, positions)):
                 together = model.generate(texts, 6, **QUIET)
                 alone = [model.generate(text, 6, **QUIET) for text in texts]
             assert together == alone
@@ -211,15 +219,15 @@ def test_an_edit_of_a_vector_is_the_vector_applied(model: HookedTransformer, vec
 
     for vector in (vectors[1], activation_addition(model, "abcd", "ef", 0)):
         swept = sweep(model, tokens, [vector.edit(2.0)], last)
-        with steering(model, Steer(vector, 2.0)):
+        with steer(model, Steer(vector, 2.0)):
             torch.testing.assert_close(swept.values.data[0], last(model(tokens)), rtol=1e-4, atol=1e-5)
 
 
 def test_several_layers_at_once(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
     tokens = some_tokens()
-    with steering(model, Steer(vectors[0], 2.0, layers=[0, 1])):
+    with steer(model, Steer(vectors[0], 2.0, layers=[0, 1])):
         both = model(tokens)
-    with steering(model, Steer(vectors[0], 2.0), Steer(vectors[0].at(1), 2.0)):
+    with steer(model, Steer(vectors[0], 2.0), Steer(vectors[0].at(1), 2.0)):
         assert torch.equal(model(tokens), both)
 
 
@@ -229,14 +237,14 @@ def test_an_edit_projects_and_clamps_as_a_steer_does(
 ) -> None:
     tokens = some_tokens()
     swept = sweep(model, tokens, [vectors[1].edit(2.0, positions=[1, 3], how=how)], lambda logits: logits[:, -1, 3])
-    with steering(model, Steer(vectors[1], 2.0, [1, 3], how)):
+    with steer(model, Steer(vectors[1], 2.0, [1, 3], how)):
         torch.testing.assert_close(swept.values.data[0], model(tokens)[:, -1, 3], rtol=1e-4, atol=1e-5)
 
 
 def test_a_generation_leaves_no_prompt_behind(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
     tokens = model.to_tokens("abcd")
     plain = model(tokens)
-    with steering(model, Steer(vectors[1], 4.0, "generated")):
+    with steer(model, Steer(vectors[1], 4.0, "generated")):
         for _ in range(2):
             model.generate(tokens[:, :3], 2, **QUIET)
         assert model.prompt_columns is None and torch.equal(model(tokens), plain)
@@ -247,10 +255,10 @@ def test_a_generation_leaves_no_prompt_behind(model: HookedTransformer, vectors:
 
 def test_a_response_is_what_steered_runs_say(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
     prompts, strengths = ["abcab", "k", "ffe"], [0.0, 1.0, 3.0]
-    result = response(model, vectors, prompts, target(3, 4), strengths, random=4, shuffled=2)
+    result = dose_response(model, vectors, prompts, steering_target(3, 4), strengths, random=4, shuffled=2)
     for layer, vector in vectors.items():
         for index, strength in enumerate(strengths):
-            with steering(model, Steer(vector, strength)):
+            with steer(model, Steer(vector, strength)):
                 logits = [model(prompt)[0, -1] for prompt in prompts]
             expected = torch.stack([row[3] - row[4] for row in logits])
             torch.testing.assert_close(result.values.data[layer, index], expected, rtol=1e-3, atol=1e-4)
@@ -261,7 +269,7 @@ def test_a_response_is_what_steered_runs_say(model: HookedTransformer, vectors: 
 
 
 def test_side_effects_are_zero_without_steering(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
-    result = response(model, vectors, ["abc"], text_loss, [0.0, 2.0], side_text=["hgf", "abcdefgh"], random=1, shuffled=0)
+    result = dose_response(model, vectors, ["abc"], text_loss, [0.0, 2.0], side_text=["hgf", "abcdefgh"], random=1, shuffled=0)
     assert result.side_loss is not None and result.side_kl is not None
     torch.testing.assert_close(result.side_loss.data[:, 0], torch.zeros(2), rtol=0, atol=1e-5)
     torch.testing.assert_close(result.side_kl.data[:, 0], torch.zeros(2), rtol=0, atol=1e-5)
@@ -270,7 +278,7 @@ def test_side_effects_are_zero_without_steering(model: HookedTransformer, vector
 
 
 def test_what_is_said_is_scored(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
-    result = said(
+    result = steered_texts(
         model,
         vectors[1],
         ["ab", "c"],
@@ -279,7 +287,7 @@ def test_what_is_said_is_scored(model: HookedTransformer, vectors: dict[int, Ste
         max_new_tokens=6,
         sampling=Sampling(temperature=0.0),
     )
-    with steering(model, Steer(vectors[1], 5.0)):
+    with steer(model, Steer(vectors[1], 5.0)):
         expected = model.generate(["ab", "c"], 6, **QUIET)
     assert result.texts["5"] == [text.removeprefix(prompt) for text, prompt in zip(expected, ["ab", "c"], strict=True)]
     assert result.values.data[1].tolist() == [text.count("j") for text in result.texts["5"]]
@@ -299,23 +307,23 @@ def test_separability_and_similarity(model: HookedTransformer, vectors: dict[int
 
 def test_bad_input_is_refused_in_words(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:
     with pytest.raises(TokenError, match="no prompts"):
-        contrast(model, [], NEGATIVE)
+        contrast_vectors(model, [], NEGATIVE)
     with pytest.raises(TokenError, match="no prompts"):
-        response(model, vectors, [], text_loss, [1.0])
+        dose_response(model, vectors, [], text_loss, [1.0])
     with pytest.raises(TokenError, match="no position 9"):
-        contrast(model, POSITIVE, NEGATIVE, position=9)
+        contrast_vectors(model, POSITIVE, NEGATIVE, position=9)
     with pytest.raises(TokenError, match="'abc' has no position 4; it has 4 tokens"):
-        contrast(model, ["abcd", "abc"], NEGATIVE, position=4)
+        contrast_vectors(model, ["abcd", "abc"], NEGATIVE, position=4)
     with pytest.raises(ShapeError, match=r"as wide as the residual stream.*'z' is not"):
-        contrast(model, POSITIVE, NEGATIVE, site="z")
+        contrast_vectors(model, POSITIVE, NEGATIVE, site="z")
     with pytest.raises(ShapeError, match="how='subtract'"):
         vectors[1].edit(how="subtract")
     with pytest.raises(ShapeError, match="layer 7 is outside"):
-        contrast(model, POSITIVE, NEGATIVE, 7)
+        contrast_vectors(model, POSITIVE, NEGATIVE, 7)
     with pytest.raises(ShapeError, match="'pca' needs pairs"):
-        contrast(model, POSITIVE[:3], NEGATIVE, method="pca")
+        contrast_vectors(model, POSITIVE[:3], NEGATIVE, method="pca")
     with pytest.raises(ShapeError, match="method='median'"):
-        contrast(model, POSITIVE, NEGATIVE, method="median")
+        contrast_vectors(model, POSITIVE, NEGATIVE, method="median")
     with pytest.raises(ShapeError, match="width 5"):
         replace(vectors[1], values=torch.zeros(1, 5)).check(model)
     with pytest.raises(ShapeError, match="strength=nan"):
@@ -324,5 +332,5 @@ def test_bad_input_is_refused_in_words(model: HookedTransformer, vectors: dict[i
         Steer(vectors[1], how="subtract")
     with pytest.raises(ShapeError, match="positions='some'"):
         Steer(vectors[1], positions="some")
-    with pytest.raises(NotFinite, match=r"strength 1e\+39"), steering(model, Steer(vectors[1], 1e39)):
+    with pytest.raises(NotFinite, match=r"strength 1e\+39"), steer(model, Steer(vectors[1], 1e39)):
         model(some_tokens())

@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from cutaway.analysis.circuits import path
-from cutaway.analysis.pathways import components_into, pathways, sites_into
 from cutaway.analysis.scales import norm_scales
-from cutaway.analysis.token_heads import detectors, full_circuits, responsible_heads
+from cutaway.analysis.score_pathways import components_into, pathways, sites_into
+from cutaway.analysis.token_heads import duplicate_detectors, full_circuits, responsible_heads
+from cutaway.analysis.weight_circuits import path_circuit
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.tokens import CharTokenizer
 from tests.analysis.conftest import Published
@@ -25,7 +25,7 @@ def as_text(found: dict[str, list[str]]) -> str:
 def test_the_published_detectors_and_responsible_heads(published: Published) -> None:
     scales = norm_scales(published.cache)
     vocab = published.data.vocab
-    found = detectors(published.model, scales=scales, tokens=vocab[:-1], vocab=vocab)
+    found = duplicate_detectors(published.model, scales=scales, tokens=vocab[:-1], vocab=vocab)
     assert as_text(found.duplicate) == "0.1: bcdefghij, 0.2: abg"
     assert as_text(found.anti_duplicate) == "0.0: abcdgi, 0.1: a, 0.2: cefhj"
     answer = responsible_heads(published.model, scales=scales, tokens=vocab[:-1], vocab=vocab)
@@ -40,7 +40,7 @@ def test_the_published_detectors_and_responsible_heads(published: Published) -> 
 def test_full_circuits_equal_the_products(published: Published) -> None:
     model, vocab = published.model, published.data.vocab
     scales = norm_scales(published.cache)
-    found = detectors(model, scales=scales, tokens=vocab[:-1], vocab=vocab)
+    found = duplicate_detectors(model, scales=scales, tokens=vocab[:-1], vocab=vocab)
     answer = responsible_heads(model, scales=scales, tokens=vocab[:-1], vocab=vocab)
     circuits = full_circuits(model, found, answer, scales=scales, vocab=vocab)
     OV = model.W_V @ model.W_O
@@ -67,13 +67,13 @@ def test_full_circuits_equal_the_products(published: Published) -> None:
 @pytest.mark.parametrize("above", [0.05, 0.1, 0.2])
 def test_thresholds_decide(above: float) -> None:
     model = network("attention only")
-    found = detectors(model, above=above, below=0.01)
+    found = duplicate_detectors(model, above=above, below=0.01)
     values = found.values
     for row, head in enumerate(values.names("head")):
         assert found.duplicate[head] == [
             t for t, v in zip(values.names("token"), values.data[row].tolist(), strict=True) if v > above
         ]
-    none = detectors(model, above=2.0, below=-1.0)
+    none = duplicate_detectors(model, above=2.0, below=-1.0)
     assert none.summary().endswith("anti-duplicate detectors (below -1): none")
     circuits = full_circuits(model, none, responsible_heads(model))
     assert not bool(circuits["duplicate"].data.any()) and circuits["duplicate"].shape == (13, 13)
@@ -81,7 +81,7 @@ def test_thresholds_decide(above: float) -> None:
 
 def test_detectors_may_compare_all_tokens_or_some() -> None:
     model = network("attention only")
-    every, some = detectors(model, layer=1), detectors(model, layer=1, tokens=["3", 5])
+    every, some = duplicate_detectors(model, layer=1), duplicate_detectors(model, layer=1, tokens=["3", 5])
     assert every.values.shape == (4, 13) and some.values.names("token") == ("3", "5")
     assert bool((some.values.data >= every.values.data[:, [3, 5]]).all()), "fewer tokens compete"
 
@@ -92,7 +92,7 @@ def test_responsibility_is_the_largest_diagonal() -> None:
     for column, via in enumerate(found.values.names("via")):
         for row, head in enumerate(found.values.names("head")):
             route = ["embed", *([] if via == "direct" else [via]), head, "logits"]
-            expected = path(model, " → ".join(route)).diagonal().data[[2, 4]]
+            expected = path_circuit(model, " → ".join(route)).diagonal().data[[2, 4]]
             assert torch.allclose(found.values.data[row, :, column], expected)
     assert responsible_heads(model, layer=0).values.names("via") == ("direct",)
 
@@ -100,8 +100,8 @@ def test_responsibility_is_the_largest_diagonal() -> None:
 def test_detectors_and_responsible_heads_must_meet() -> None:
     model = network("gpt2")
     with pytest.raises(ShapeError, match="no token in common"):
-        full_circuits(model, detectors(model, tokens=[1]), responsible_heads(model, tokens=[2]))
-    for ask in (detectors, responsible_heads):
+        full_circuits(model, duplicate_detectors(model, tokens=[1]), responsible_heads(model, tokens=[2]))
+    for ask in (duplicate_detectors, responsible_heads):
         with pytest.raises(UnknownName, match="there is no token 'seven'; there are 13, such as 0, 1, 2"):
             ask(model, tokens=["seven"])
         with pytest.raises(UnknownName, match=r"2\.0.*2 layers of 4 heads"):

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from cutaway import CharTokenizer, loading
 from cutaway.analysis.attribution import attribute
-from cutaway.analysis.circuits import ov
 from cutaway.analysis.heads import on_random_repeats
-from cutaway.analysis.lens import lens
-from cutaway.analysis.predictions import read
+from cutaway.analysis.logit_lens import lens
+from cutaway.analysis.predictions import predict
+from cutaway.analysis.weight_circuits import ov_circuit
 from cutaway.cli import app
 from cutaway.commands import sweeps
 from cutaway.commands.learning import notebook
@@ -127,7 +127,7 @@ def test_predict(tmp_path: Path) -> None:
     model, text = loading.from_pretrained(Transformer, LANGUAGE, device="cpu"), "the cat sat on the mat. " * 40
     file = tmp_path / "text.txt"
     file.write_text(text, encoding="utf-8")
-    found = read(model, text)
+    found = predict(model, text)
     said = numbers("predict", LANGUAGE, "--file", str(file))
     assert said["loss"] == pytest.approx(found.loss, abs=1e-4) and len(said["tokens"]) == int(found.counted.sum())
     assert said["windows"] == len(found.tokens) > 1
@@ -143,7 +143,7 @@ def test_predict_scores_a_model_of_a_task_on_its_answers(toy: Transformer) -> No
     labels = first_unique(torch.tensor([tokens]), 10)
     said = numbers("predict", TOY, "--text", TEXT)
     assert [row["target"] for row in said["tokens"]] == ["abcdefghij?"[label] for label in labels[0].tolist()]
-    assert said["accuracy"] == 1 and said["loss"] == pytest.approx(read(toy, TEXT, targets=labels).loss, abs=1e-5)
+    assert said["accuracy"] == 1 and said["loss"] == pytest.approx(predict(toy, TEXT, targets=labels).loss, abs=1e-5)
     printed = run("predict", TOY, "--text", TEXT, "--rows", "4").stdout.splitlines()
     assert printed[0].split()[:4] == ["position", "token", "answer", "expected"] and printed[5].startswith("20 answers: loss")
     assert printed[-1].startswith("scored on its task and not on next tokens: at each position, the first letter")
@@ -171,7 +171,7 @@ def test_neurons() -> None:
 
 
 def test_circuit(toy: Transformer) -> None:
-    found = ov(toy, "0.1")
+    found = ov_circuit(toy, "0.1")
     said = numbers("circuit", TOY, "embed -> 0.1 -> logits", "--top", "3")
     assert said["top"] == [[row, column, pytest.approx(value, rel=1e-4)] for row, column, value in found.top(3)]
     assert said["copying_score"] == pytest.approx(found.copying_score(), abs=1e-3)

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from cutaway import loading
-from cutaway.analysis.steering import SteeringVector, activation_addition, contrast
-from cutaway.analysis.steering_effects import response, said, target
+from cutaway.analysis.steering import SteeringVector, activation_addition, contrast_vectors
+from cutaway.analysis.steering_effects import dose_response, steered_texts, steering_target
 from cutaway.cli import app
 from cutaway.model.transformer import Transformer
 from cutaway.runs.generate import Sampling
@@ -37,12 +37,12 @@ def test_the_numbers_are_those_of_the_analysis(toy: Transformer, tmp_path: Path)
     out = run(*SETS, *more, "--side", "hgf", "--count", "[a-c]", "--html", str(page), "--save", str(file), "--json")
     assert out.exit_code == 0, out.output
     numbers = json.loads(out.stdout)
-    vectors = contrast(toy, ["abc", "abd"], ["def", "dff"])
+    vectors = contrast_vectors(toy, ["abc", "abd"], ["def", "dff"])
     answers = [toy.tokenizer.encode(word)[0] for word in "ab"]
-    found = response(toy, vectors, ["ab", "gfa"], target(*answers), [0.0, 1.0, 3.0], side_text=["hgf"], random=2)
+    found = dose_response(toy, vectors, ["ab", "gfa"], steering_target(*answers), [0.0, 1.0, 3.0], side_text=["hgf"], random=2)
     assert numbers["response"] == json.loads(json.dumps(found.to_json())) and numbers["strengths"] == [0, 1, 3]
     assert numbers["layer"] == int(found.best)
-    texts = said(
+    texts = steered_texts(
         toy, vectors[numbers["layer"]], ["ab", "gfa"], len, [0.0, 1.0, 3.0], max_new_tokens=4,
         sampling=Sampling(temperature=0.0),
     ).texts  # fmt: skip

@@ -181,9 +181,9 @@ def test_parts_of_layer_1_sum_to_its_input(study: Study):
     parts = questions._position_parts(study)
     bias = study.model.blocks[0].attn.b_O
     whole = parts["all of position"] + parts["all of tokens"] + bias
-    from cutaway.analysis import routes
+    from cutaway.analysis import head_decomposition
 
-    written, labels = routes.outputs_by_component(study.few, 0)
+    written, labels = head_decomposition.outputs_by_component(study.few, 0)
     whole = whole + written[labels.index("bias")].sum(0)
     name = "blocks.1.hook_resid_pre"
     with torch.no_grad():

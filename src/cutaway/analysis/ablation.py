@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.analysis.asking import as_tokens, head_names
+from cutaway.analysis.shared import as_tokens, head_names
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownName, nearest
 from cutaway.model.transformer import Transformer

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import (
+from cutaway.analysis.scales import FINAL, back_through, into_norm, norm_module, norms_of
+from cutaway.analysis.shared import (
     Subject,
     head_names,
     kept,
@@ -27,7 +28,6 @@ from cutaway.analysis.asking import (
     token_name,
     vocabulary,
 )
-from cutaway.analysis.scales import FINAL, back_through, into_norm, norm_module, norms_of
 from cutaway.errors import ShapeError
 from cutaway.model.products import linear, linear_by_head
 from cutaway.model.transformer import Transformer

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from cutaway.analysis.asking import as_tokens, head_names
+from cutaway.analysis.shared import as_tokens, head_names
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
@@ -57,7 +57,7 @@ def _before(cfg: HookedTransformerConfig, layer: int, *, mlp: bool = False) -> i
     return 1 + layer * each + (cfg.n_heads if mlp and not cfg.parallel_attn_mlp else 0)
 
 
-def edges(cfg: HookedTransformerConfig) -> Bool[Tensor, "writer reader"]:
+def edge_mask(cfg: HookedTransformerConfig) -> Bool[Tensor, "writer reader"]:
     """Which edges there are: from each writer to everything that reads after it."""
     there = torch.zeros(len(writers(cfg)), len(readers(cfg)), dtype=torch.bool)
     for number, name in enumerate(readers(cfg)):
@@ -129,7 +129,7 @@ def edge_attribution(model: Transformer, clean: Any, corrupted: Any, metric: Met
 
         _, grads, _ = gradients(model, pair[1], sites, value, extra=[("blocks.0.hook_resid_pre", begin)])
         total += _products(cfg, difference, grads) / (steps * len(pair[1]))
-    total = total.masked_fill(~edges(cfg).to(total.device), torch.nan)
+    total = total.masked_fill(~edge_mask(cfg).to(total.device), torch.nan)
     labels = {"writer": writers(cfg), "reader": readers(cfg)}
     return EdgeScores(Labelled(total, ("writer", "reader"), labels, f"change of {metric.name}", metric.unit), steps)
 
@@ -198,7 +198,7 @@ def run_circuit(
 def _circuit_logits(model: Transformer, clean: Tensor, base: Tensor, circuit: Tensor) -> Tensor:
     """The same, with what every writer adds in the corrupted run."""
     cfg = model.cfg
-    wanted = (circuit & edges(cfg)).to(base)
+    wanted = (circuit & edge_mask(cfg)).to(base)
     column = {name: number for number, name in enumerate(readers(cfg))}
     written = torch.zeros_like(base)  # now minus corrupted, by writer, as far as the run has come
     each = cfg.n_heads + (not cfg.attn_only)
@@ -289,7 +289,7 @@ def faithfulness(
         draws: how many random circuits of each size.
     """
     pair = _pair(model, clean, corrupted)
-    there = edges(model.cfg)
+    there = edge_mask(model.cfg)
     every = int(there.sum())
     if sizes is None:
         sizes = [0, *(2**power for power in range(2, every.bit_length()) if 2**power < every), every]

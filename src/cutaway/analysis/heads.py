@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import Subject, head_names, network, real_tokens, run_for
+from cutaway.analysis.shared import Subject, head_names, network, real_tokens, run_for
 from cutaway.errors import ShapeError, TokenError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
@@ -194,7 +194,7 @@ class _Scorer:
         self.scores.append(torch.stack([pairs.mean(pattern.detach()) for pairs in self.pairs]))
 
 
-def scores(
+def head_scores(
     subject: Subject,
     tokens: Any = None,
     *,
@@ -219,7 +219,7 @@ def scores(
     sites = [f"blocks.{l}.attn.hook_pattern" for l in range(model.cfg.n_layers)]
     ids, real = (None, None) if tokens is None else real_tokens(model, tokens)
     if isinstance(subject, ActivationCache):
-        cache = run_for(subject, tokens, sites, "heads.scores")
+        cache = run_for(subject, tokens, sites, "head_scores")
         patterns = [cache.cache_dict[site].detach() for site in sites]
         patterns = patterns if cache.has_batch_dim else [pattern[None] for pattern in patterns]
         if ids is None and kinds is None:
@@ -231,7 +231,7 @@ def scores(
         parts, evens = [torch.cat(scorer.scores, 1)], [_even(masks, len(patterns[0]), causal)]
     else:
         if ids is None:
-            raise ShapeError("heads.scores needs tokens to run the network on: pass tokens, or a cache of a run")
+            raise ShapeError("head_scores needs tokens to run the network on: pass tokens, or a cache of a run")
         parts, evens = [], []
         for at in range(0, len(ids), batch_size):
             some, some_real = ids[at : at + batch_size], None if real is None else real[at : at + batch_size]
@@ -304,7 +304,7 @@ def average_over(
         Of patterns, a tensor `[…, head]`; otherwise `[head, batch]`, labelled.
     """
     if not isinstance(subject, Tensor):
-        return scores(subject, tokens, kinds={"condition": condition}, batch_size=batch_size).values.sel(kind="condition")
+        return head_scores(subject, tokens, kinds={"condition": condition}, batch_size=batch_size).values.sel(kind="condition")
     mask = mask_of(condition, subject.shape[-2], subject.shape[-1], subject.device)
     stacked = subject.reshape(-1, *subject.shape[-3:]) if subject.ndim >= 3 else subject[None, None]
     if len(mask) not in (1, len(stacked)):
@@ -344,4 +344,4 @@ def on_random_repeats(
     model: Transformer, *, length: int | None = None, examples: int = 32, seed: int = 0, batch_size: int = 16
 ) -> HeadScores:
     """The scores of all kinds on random tokens that come twice, where nothing but looking back predicts anything."""
-    return scores(model, random_repeats(model, length=length, examples=examples, seed=seed), batch_size=batch_size)
+    return head_scores(model, random_repeats(model, length=length, examples=examples, seed=seed), batch_size=batch_size)

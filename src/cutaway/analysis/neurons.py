@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import token_name, tokens_of_text
+from cutaway.analysis.shared import token_name, tokens_of_text
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.model.products import linear
 from cutaway.model.sites import axes, resolve
@@ -46,7 +46,7 @@ class Snippet:
 
 
 @dataclass(frozen=True, eq=False)
-class Activations(Result):
+class MaxActivatingTexts(Result):
     """What activates each feature. `values` are mean, standard deviation, least, greatest and share above 0, `[feature, of]`.
 
     `by_token` is the mean over each token's occurrences, `[feature, token]`, NaN for tokens that did not occur,
@@ -252,7 +252,7 @@ class _Extremes:
         return out
 
 
-def activating(
+def max_activating_texts(
     model: Transformer,
     features: Sequence[str | Direction],
     texts: str | Iterable[str] | Int[Tensor, "batch pos"] | Iterable[Tensor],
@@ -261,7 +261,7 @@ def activating(
     around: int = 8,
     batch_size: int = 16,
     vocab: Sequence[str] | None = None,
-) -> Activations:
+) -> MaxActivatingTexts:
     """The texts and tokens that most and least activate some features.
 
     Args:
@@ -275,7 +275,7 @@ def activating(
         ShapeError: no features, or nothing to read.
     """
     if not features:
-        raise ShapeError("activating needs at least one feature, such as '0.mlp.17', '0.1' or (site, direction)")
+        raise ShapeError("max_activating_texts needs at least one feature, such as '0.mlp.17', '0.1' or (site, direction)")
     reader = _Reader(model, features)
     names = [name for name, _, _, _ in reader.plan]
     names = [name if names.count(name) == 1 else f"{name} {number}" for number, name in enumerate(names)]
@@ -307,7 +307,7 @@ def activating(
     means = torch.where(counts > 0, sums / counts.clamp(min=1), torch.nan).float()
     words = [token_name(model, token, vocab) if count else "" for token, count in enumerate(counts.tolist())]
     labels = {"feature": names}
-    return Activations(
+    return MaxActivatingTexts(
         Labelled(facts, ("feature", "of"), labels | {"of": ["mean", "std", "least", "greatest", "above 0"]}, "activation"),
         extremes[0],
         extremes[1],

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.analysis.asking import as_tokens
+from cutaway.analysis.shared import as_tokens
 from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
 from cutaway.model.sites import get_act_name, table
 from cutaway.model.transformer import Transformer

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutaway.analysis.asking import as_tokens
+from cutaway.analysis.shared import as_tokens
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.attention import project
 from cutaway.model.products import linear

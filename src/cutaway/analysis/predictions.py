@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import target_ids, token_name, tokens_of_text, vocabulary
+from cutaway.analysis.shared import target_ids, token_name, tokens_of_text, vocabulary
 from cutaway.errors import ShapeError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.results import Labelled, Means, Result, grouped
@@ -159,7 +159,7 @@ class Predictions(Result):
         return "\n".join(lines)
 
 
-def read(
+def predict(
     model: Transformer,
     text: Any,
     *,
@@ -180,7 +180,7 @@ def read(
     device = model.W_U.device
     tokens = tokens.to(device)
     check_length(tokens.shape[1], model.cfg.n_ctx)
-    wanted = target_ids(model, targets, tokens, tokens.shape, vocab, device, asker="predictions.read", real=real)
+    wanted = target_ids(model, targets, tokens, tokens.shape, vocab, device, asker="predict", real=real)
     real = None if real is None else real.to(device)
     if not bool((wanted >= 0).any()):
         raise TokenError("there is nothing to predict: give at least two tokens, or targets")
@@ -227,7 +227,7 @@ def _scored(model: Transformer, resid: Tensor, targets: Int[Tensor, "batch pos"]
     return {name: torch.cat(value).view(targets.shape) for name, value in parts.items()}
 
 
-def expected(
+def likeliest_tokens(
     model: Transformer, text: Any, *, position: int = -1, k: int = 10, example: int = 0, vocab: Sequence[str] | None = None
 ) -> list[tuple[str, float]]:
     """The `k` likeliest tokens at one position, with their probabilities.

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cutaway.analysis.asking import Subject, network, real_tokens, run_for, scale_of
+from cutaway.analysis.shared import Subject, network, real_tokens, run_for, scale_of
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.transformer import Transformer

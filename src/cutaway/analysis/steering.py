@@ -273,7 +273,7 @@ def layer_of(model: Transformer, layer: int) -> int:
     return layer % n
 
 
-def contrast(
+def contrast_vectors(
     model: Transformer,
     positive: Sequence[str],
     negative: Sequence[str],
@@ -446,7 +446,7 @@ class Steer:
 
 
 @contextmanager
-def steering(model: Transformer, *steers: Steer, check: bool = True) -> Iterator[Transformer]:
+def steer(model: Transformer, *steers: Steer, check: bool = True) -> Iterator[Transformer]:
     """Apply one or several vectors to everything that the model runs inside: `with steering(model, Steer(v, 4.0)): …`
 
     Raises:

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway import tokens as text
-from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steering
+from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steer
 from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.runs import metrics
@@ -29,7 +29,7 @@ Vectors = SteeringVector | Mapping[int, SteeringVector]
 
 
 @dataclass(frozen=True, eq=False)
-class Response(Result):
+class DoseResponse(Result):
     """The target at each layer and strength, with the controls.
 
     Args:
@@ -119,7 +119,7 @@ class Response(Result):
         )  # fmt: skip
 
 
-def target(answers: Any, wrong: Any = None) -> MakeMetric:
+def steering_target(answers: Any, wrong: Any = None) -> MakeMetric:
     """The log-probability of an answer after each prompt, or its logit difference to a wrong one: for `response`."""
 
     def make(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> metrics.Metric:
@@ -136,7 +136,7 @@ def text_loss(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) 
     return metrics.loss(tokens, mask=mask.bool())
 
 
-def response(
+def dose_response(
     model: Transformer,
     vectors: Vectors,
     prompts: Sequence[str],
@@ -148,7 +148,7 @@ def response(
     shuffled: int = 5,
     seed: int = 0,
     prepend_bos: bool | None = None,
-) -> Response:
+) -> DoseResponse:
     """The response of a target to a vector, or to one per layer, at each strength, with controls and side effects.
 
     Args:
@@ -189,7 +189,7 @@ def response(
         for kind, data in kinds.items()
     }
     sides = _side_effects(model, chosen, side_text, strengths, examples.labels, prepend_bos) if side_text else (None, None)
-    return Response(examples, result.clean, shown["random"], shown["shuffled"], tuple(strengths), sides[0], sides[1], result)
+    return DoseResponse(examples, result.clean, shown["random"], shown["shuffled"], tuple(strengths), sides[0], sides[1], result)
 
 
 def _encoded(model: Transformer, prompts: Sequence[str], prepend_bos: bool | None) -> tuple[Tensor, Tensor]:
@@ -275,7 +275,7 @@ def _side_effects(
 
 
 @dataclass(frozen=True, eq=False)
-class Said(Result):
+class SteeredTexts(Result):
     """What was generated at each strength, and how it scored.
 
     Args:
@@ -301,7 +301,7 @@ class Said(Result):
         )  # fmt: skip
 
 
-def said(
+def steered_texts(
     model: Transformer,
     vector: SteeringVector,
     prompts: Sequence[str],
@@ -313,18 +313,20 @@ def said(
     sampling: Sampling | None = None,
     seed: int = 0,
     name: str = "score",
-) -> Said:
+) -> SteeredTexts:
     """Generate from each prompt at each strength (with the same seed), and score what is said."""
     texts: dict[str, list[str]] = {}
     for strength in strengths:
         torch.manual_seed(seed)
-        with steering(model, Steer(vector, float(strength), positions)):
+        with steer(model, Steer(vector, float(strength), positions)):
             out = generate(
                 model, list(prompts), max_new_tokens, stop_at_eos=False, sampling=sampling or Sampling(), verbose=False
             )
         texts[f"{strength:g}"] = [new[len(old) :] if new.startswith(old) else new for old, new in zip(prompts, out, strict=True)]
     scores = torch.tensor([[float(score(one)) for one in row] for row in texts.values()])
-    return Said(Labelled(scores, ("strength", "batch"), {"strength": list(texts)}, name), tuple(map(float, strengths)), texts)
+    return SteeredTexts(
+        Labelled(scores, ("strength", "batch"), {"strength": list(texts)}, name), tuple(map(float, strengths)), texts
+    )
 
 
 # How far apart two sets of prompts are.

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.analysis.asking import ARROW, head_names, vocabulary
-from cutaway.analysis.circuits import Circuit, by_row, label_ids, path, qk
 from cutaway.analysis.scales import NormScales
+from cutaway.analysis.shared import ARROW, head_names, vocabulary
+from cutaway.analysis.weight_circuits import WeightCircuit, circuit_by_row, label_ids, path_circuit, qk_circuit
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.results import Labelled, Result
@@ -27,7 +27,7 @@ HeadTokens = dict[str, list[str]]
 
 
 @dataclass(frozen=True, eq=False)
-class Detectors(Result):
+class DuplicateDetectors(Result):
     """How much each head of a layer would attend from a token to the same token, `[head, token]`, among those given."""
 
     values: Labelled
@@ -79,7 +79,7 @@ class Detectors(Result):
         return super().to_json() | {"duplicate": self.duplicate, "anti_duplicate": self.anti_duplicate}
 
 
-def detectors(
+def duplicate_detectors(
     model: Transformer,
     *,
     layer: int = 0,
@@ -88,7 +88,7 @@ def detectors(
     above: float = 0.30,
     below: float = 0.04,
     vocab: Sequence[str] | None = None,
-) -> Detectors:
+) -> DuplicateDetectors:
     """Duplicate and anti-duplicate detectors, by the softmaxed QK circuit of token embeddings.
 
     Args:
@@ -103,17 +103,17 @@ def detectors(
     chosen = label_ids(tokens, names, "token")
     rows = []
     for head in head_names(model.cfg, [layer]):
-        circuit = qk(model, head, scales=scales, vocab=names)
+        circuit = qk_circuit(model, head, scales=scales, vocab=names)
         circuit = circuit if tokens is None else circuit.part(chosen, chosen)
         rows.append(circuit.self_attention().data)
     labels = {"head": head_names(model.cfg, [layer]), "token": [names[i] for i in chosen]}
-    return Detectors(
+    return DuplicateDetectors(
         Labelled(torch.stack(rows), ("head", "token"), labels, "attention to the same token", "probability"), above, below
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Responsible(Result):
+class ResponsibleHeads(Result):
     """What each head of a layer does to the logit of each token when it moves that token, `[head, token, via]`.
 
     `via` is `direct` (the embedding) or an earlier head that moved the token before.
@@ -171,7 +171,7 @@ def responsible_heads(
     scales: NormScales | None = None,
     tokens: Sequence[str | int] | None = None,
     vocab: Sequence[str] | None = None,
-) -> Responsible:
+) -> ResponsibleHeads:
     """For each token the head of `layer` whose OV circuit, alone and after each earlier head, moves its own logit most.
 
     Args:
@@ -188,22 +188,22 @@ def responsible_heads(
     stack = []
     for head in head_names(model.cfg, [layer]):
         routes = [["embed", head, "logits"], *(["embed", earlier, head, "logits"] for earlier in before)]
-        diagonals = [path(model, ARROW.join(route), scales=scales, vocab=names).diagonal().data for route in routes]
+        diagonals = [path_circuit(model, ARROW.join(route), scales=scales, vocab=names).diagonal().data for route in routes]
         stack.append(torch.stack(diagonals, -1)[chosen])
     labels = {"head": head_names(model.cfg, [layer]), "token": [names[i] for i in chosen], "via": ["direct", *before]}
-    return Responsible(
+    return ResponsibleHeads(
         Labelled(torch.stack(stack), ("head", "token", "via"), labels, "effect of a token on its own logit", "logits")
     )
 
 
 def full_circuits(
     model: Transformer,
-    found: Detectors,
-    answer: Responsible,
+    found: DuplicateDetectors,
+    answer: ResponsibleHeads,
     *,
     scales: NormScales | None = None,
     vocab: Sequence[str] | None = None,
-) -> dict[str, Circuit]:
+) -> dict[str, WeightCircuit]:
     """How duplicates and their absence reach the logits: each token by way of its own detectors and heads.
 
     Rows are the tokens that both `found` and `answer` know, columns all logits. The circuits are `duplicate` (through
@@ -216,15 +216,15 @@ def full_circuits(
     heads = list(answer.values.names("head"))
     responsible = answer.head_of
 
-    def circuit(name: str, kind: str, ends: Mapping[str, Sequence[str]]) -> Circuit:
+    def circuit(name: str, kind: str, ends: Mapping[str, Sequence[str]]) -> WeightCircuit:
         routes = {}
         for token in tokens:
             first, last = found.heads(kind, token), ends[token]
             routes[token] = ARROW.join(["embed", "+".join(first), "+".join(last), "logits"]) if first and last else ""
         if not any(routes.values()):
-            like = path(model, "embed → logits", scales=scales, vocab=vocab)
+            like = path_circuit(model, "embed → logits", scales=scales, vocab=vocab)
             return replace(like, name=name, factors=(like.factors[0].new_zeros(len(tokens), like.shape[1]),), rows=tuple(tokens))
-        return replace(by_row(model, routes, scales=scales, vocab=vocab), name=name)
+        return replace(circuit_by_row(model, routes, scales=scales, vocab=vocab), name=name)
 
     own = {token: [responsible[token]] for token in tokens}
     others = {token: [head for head in heads if head != responsible[token]] for token in tokens}

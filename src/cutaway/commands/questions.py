@@ -47,7 +47,7 @@ def heads(
     html: Html = None,
 ) -> None:
     """Say which head attends to what: current, previous and first tokens, duplicates, induction."""
-    from cutaway.analysis.heads import KINDS, on_random_repeats, scores
+    from cutaway.analysis.heads import KINDS, head_scores, on_random_repeats
 
     network = load(model, device)
     given = text is not None or file is not None
@@ -55,7 +55,7 @@ def heads(
         if random_repeats:
             raise TokenError("give either a text or --random-repeats")
         tokens = read_tokens(network, given_text(text, file, "heads"))
-        found = scores(network, tokens)
+        found = head_scores(network, tokens)
         left_out = _too_short(network, found, tokens, threshold)
         kept = [kind for kind in found.values.names("kind") if kind not in left_out]
         found = replace(found, values=found.values.sel(kind=kept), baseline=found.baseline.sel(kind=kept))
@@ -192,7 +192,7 @@ def lens(
     html: Html = None,
 ) -> None:
     """Say what the model would predict if it stopped at each layer."""
-    from cutaway.analysis import lens as room
+    from cutaway.analysis import logit_lens as room
 
     network = load(model, device)
     tokens = read_tokens(network, given_text(text, file, "lens"))
@@ -251,14 +251,14 @@ def predict(
     Text longer than the context is read in windows. A model of a task is scored on the answers of its task.
     """
     from cutaway import tasks
-    from cutaway.analysis.asking import tokens_of_text
-    from cutaway.analysis.predictions import read
+    from cutaway.analysis.predictions import predict
+    from cutaway.analysis.shared import tokens_of_text
 
     network = load(model, device)
     words = given_text(text, file, "predict")
     tokens, _ = tokens_of_text(network, words)
     answers = tasks.answers(network, tokens)
-    found = read(network, words, targets=answers)
+    found = predict(network, words, targets=answers)
     several = found.windows > 1
     table: list[list[Any]] = []
     for row in found.rows():
@@ -304,14 +304,14 @@ def neurons(
     html: Html = None,
 ) -> None:
     """Show the texts and tokens that activate neurons or heads most."""
-    from cutaway.analysis.neurons import activating
+    from cutaway.analysis.neurons import max_activating_texts
 
     named = not re.match(r"\d+\.", words[0])
     model, features = (words[0], words[1:]) if named else (DEFAULT, words)
     if not features:
         raise UnknownName(f"neurons needs at least one feature after {model!r}, such as 0.mlp.17 (a neuron) or 0.1 (a head)")
     network = load(model, device)
-    found = activating(network, features, given_text(text, file, "neurons"), k=k)
+    found = max_activating_texts(network, features, given_text(text, file, "neurons"), k=k)
     said = found.summary(k)
     if found.examples > 1:
         windows = f"{found.examples} windows of at most {network.cfg.n_ctx} tokens"
@@ -335,7 +335,7 @@ def circuit(
     html: Html = None,
 ) -> None:
     """Show what weights do along a path: the largest entries, and how much inputs raise themselves."""
-    from cutaway.analysis import circuits
+    from cutaway.analysis import weight_circuits
     from cutaway.analysis.scales import norm_scales, norms_of
 
     starts = re.match(r"(embed|pos|qk|ov)\b", words[0])
@@ -351,10 +351,10 @@ def circuit(
     if kind in ("qk", "ov"):
         if not head.strip():
             raise UnknownName(f"{kind} needs a head: layer.head, such as '{kind} 0.1'")
-        made = circuits.qk if kind == "qk" else circuits.ov
+        made = weight_circuits.qk_circuit if kind == "qk" else weight_circuits.ov_circuit
         found = made(network, head.strip(), scales=scales)
     else:
-        found = circuits.path(network, path, scales=scales)
+        found = weight_circuits.path_circuit(network, path, scales=scales)
     said = [f"{found.name}: {found.what}, {found.shape[0]} × {found.shape[1]}"]
     said.append(
         lines(
@@ -384,7 +384,7 @@ def composition(
     html: Html = None,
 ) -> None:
     """Say which heads read what earlier heads write, beside random heads; and which heads copy."""
-    from cutaway.analysis import composition as room
+    from cutaway.analysis import head_composition as room
 
     network = load(model, device)
     found = room.composition(network, modes.upper())
@@ -425,7 +425,7 @@ def _place(position: int, tokens: Any) -> int:
 
 
 def _word(network: Any, token: int) -> str:
-    from cutaway.analysis.asking import token_name
+    from cutaway.analysis.shared import token_name
 
     return token_name(network, token)
 

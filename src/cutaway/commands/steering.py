@@ -19,7 +19,7 @@ from cutaway.writing import check_writable
 
 if TYPE_CHECKING:
     from cutaway.analysis.steering import SteeringVector
-    from cutaway.analysis.steering_effects import Response, Said
+    from cutaway.analysis.steering_effects import DoseResponse, SteeredTexts
 
 Texts = list[str] | None
 STRENGTHS = (0.5, 1.0, 2.0)
@@ -78,11 +78,11 @@ def steer(
     strengths = sorted({0.0, *(strength or STRENGTHS)})
     if len(strengths) < 2:
         raise ShapeError("strength 0 alone steers nothing; give another --strength")
-    measured = effects.response(
+    measured = effects.dose_response(
         network, made, prompts, _target(network, effect, minus), strengths, side_text=others, random=random, seed=seed
     )
     chosen = made[int(measured.best)]
-    said = effects.said(
+    said = effects.steered_texts(
         network, chosen, prompts, lambda text: len(pattern.findall(text)), strengths, max_new_tokens=tokens, positions=where,
         sampling=Sampling(temperature=temperature), seed=seed, name=f"matches of {count!r}",
     )  # fmt: skip
@@ -175,7 +175,7 @@ def _vectors(
         if len(sets[0]) != 1 or len(sets[1]) != 1:
             raise ShapeError(f"--method pair takes one text of each kind, not {len(sets[0])} and {len(sets[1])}")
         return {layer: steering.activation_addition(network, sets[0][0], sets[1][0], layer) for layer in chosen}
-    return steering.contrast(network, *sets, chosen, method=method, position=_position(position))
+    return steering.contrast_vectors(network, *sets, chosen, method=method, position=_position(position))
 
 
 def _numbers(network: Any, layers: Sequence[int]) -> list[int]:
@@ -198,7 +198,7 @@ def _target(network: Any, effect: str | None, minus: str | None) -> Any:
             raise ConfigError("--minus needs --effect, the token that it is compared with")
         return effects.text_loss
     wrong = None if minus is None else one_token(network, minus, "--minus")
-    return effects.target(one_token(network, effect, "--effect"), wrong)
+    return effects.steering_target(one_token(network, effect, "--effect"), wrong)
 
 
 # What is printed and drawn.
@@ -214,7 +214,7 @@ def _about(made: Mapping[int, SteeringVector]) -> str:
     )
 
 
-def _continued(prompts: Sequence[str], said: Said) -> str:
+def _continued(prompts: Sequence[str], said: SteeredTexts) -> str:
     blocks = []
     width = max(len("unsteered"), *(len(name) for name in said.texts))
     for index, prompt in enumerate(prompts):
@@ -235,7 +235,7 @@ def _unsteered_first(texts: Mapping[str, list[str]]) -> list[tuple[str, list[str
     return sorted(texts.items(), key=lambda pair: pair[0] != "0")
 
 
-def _table(measured: Response) -> str:
+def _table(measured: DoseResponse) -> str:
     """The response at each layer and strength, with its interval, controls and side effects."""
     means, rows = measured.means(), []
     columns = ["layer", "strength", "response", "95%"]
@@ -261,8 +261,8 @@ def _figures(
     network: Any,
     made: Mapping[int, SteeringVector],
     prompts: Sequence[str],
-    measured: Response,
-    said: Said,
+    measured: DoseResponse,
+    said: SteeredTexts,
     count: str | None,
 ) -> list[tuple[str, Any]]:
     from cutaway.analysis import steering_effects as effects

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cutaway.analysis import attribution, hardest
+from cutaway.analysis import attribution, hill_climbing
 from cutaway.axes import Tokens
 from cutaway.report.first_unique_char.layer0 import drawn
 from cutaway.report.first_unique_char.study import Study
@@ -142,7 +142,7 @@ def adversarial(study: Study) -> Part:
         return losses.amax(1)
 
     start = FirstUniqueChar(CHAINS, study.letters, study.length, study.seed + 1).to(study.device).toks
-    found = hardest.climb(
+    found = hill_climbing.hill_climb(
         hardness,
         start,
         range(len(study.letters)),

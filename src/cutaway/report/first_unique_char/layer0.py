@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cutaway.analysis import circuits, heads, pathways
+from cutaway.analysis import heads, score_pathways, weight_circuits
 from cutaway.report.first_unique_char.study import Study
 from cutaway.report.parts import Part
 from cutaway.report.words import by_head, largest, listed, mean_of, num, percent
@@ -30,7 +30,7 @@ def drawn(study: Study, tokens: Tensor, cache: object, layers: list[int], title:
 
 def attention(study: Study) -> Part:
     """Attention patterns: of examples, of pairs of letters, and what they amount to."""
-    scores = heads.scores(study.cache, study.toks, kinds=["current", "duplicate", "first"])
+    scores = heads.head_scores(study.cache, study.toks, kinds=["current", "duplicate", "first"])
     mean, even = scores.mean, scores.baseline
     zero = study.names(0)
     same = {head: _same_token(study, head) for head in zero}
@@ -134,7 +134,7 @@ def token_scores(study: Study) -> Part:
     found, letters = study.detectors, range(len(study.letters))
     raw, soft = {}, {}
     for head in study.names(0):
-        circuit = circuits.qk(study.model, head, scales=study.scales, vocab=study.vocab).part(list(letters), None)
+        circuit = weight_circuits.qk_circuit(study.model, head, scales=study.scales, vocab=study.vocab).part(list(letters), None)
         raw[f"{head}"] = circuit
         soft[f"{head}"] = torch.softmax(circuit.data, -1)
     covered = [letter for letter in study.letters if found.heads("duplicate", letter) and found.heads("anti_duplicate", letter)]
@@ -160,7 +160,7 @@ def token_scores(study: Study) -> Part:
             range=(0, 1),
             title="Token × token circuits of layer 0, after a softmax over keys",
         ),
-        circuits.panels(raw, "The same before the softmax (scores)"),
+        weight_circuits.panels(raw, "The same before the softmax (scores)"),
         "Outlined below: duplicate detectors, which are bright, and anti-duplicate detectors, which are dark.",
         found.figure(),
     ]
@@ -182,7 +182,9 @@ def full_scores(study: Study) -> Part:
     rows, blocks, cut = [], [], len(study.vocab)
     first: dict[str, float] = {}
     for head in study.names(0):
-        circuit = circuits.qk(study.model, head, query="embed+pos", key="embed+pos", scales=study.scales, vocab=study.vocab)
+        circuit = weight_circuits.qk_circuit(
+            study.model, head, query="embed+pos", key="embed+pos", scales=study.scales, vocab=study.vocab
+        )
         data = circuit.data.clone()
         data[cut:, cut:] = data[cut:, cut:].tril()  # later positions are never seen
         quarters = [data[:cut, :cut], data[:cut, cut:], data[cut:, :cut], data[cut:, cut:]]
@@ -203,7 +205,7 @@ def full_scores(study: Study) -> Part:
                 title=f"{head}: scores between tokens and [positions]",
             )
         )
-    measured = pathways.pathways(study.few, layer=0)
+    measured = score_pathways.pathways(study.few, layer=0)
     pairs = measured.values.names("pair")
     mean = measured.by_position()
     share = measured.share()

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.analysis import circuits
-from cutaway.analysis.circuits import Circuit
+from cutaway.analysis import weight_circuits
+from cutaway.analysis.weight_circuits import WeightCircuit
 from cutaway.report.first_unique_char.layer0 import drawn
 from cutaway.report.first_unique_char.study import Study
 from cutaway.report.parts import Part
@@ -56,25 +56,27 @@ def _by_component(study: Study) -> tuple[dict[str, float], dict[str, float], dic
     for head in study.names(1):
         mine = [study.letters.index(letter) for letter in tokens_of[head]]
         rest = [token for token in range(len(study.letters)) if token not in mine]
-        direct = circuits.key_scores(study.cache, head, key="embed", scales=study.scales, vocab=study.vocab).data[1:]
+        direct = weight_circuits.key_scores(study.cache, head, key="embed", scales=study.scales, vocab=study.vocab).data[1:]
         own[head], other[head] = mean_of(direct[:, mine]), mean_of(direct[:, rest])
         differences = []
         for letter in tokens_of[head]:
             for via in study.detectors.heads("duplicate", letter):
-                by = circuits.key_scores(study.cache, head, key=f"embed → {via}", scales=study.scales, vocab=study.vocab).data[1:]
+                by = weight_circuits.key_scores(
+                    study.cache, head, key=f"embed → {via}", scales=study.scales, vocab=study.vocab
+                ).data[1:]
                 differences.append(by[:, study.letters.index(letter)].mean() - by[:, rest].mean())
         moved[head] = float(torch.stack(differences).mean()) if differences else math.nan
     return own, other, moved
 
 
-def _grid(study: Study, start: str) -> tuple[Figure, dict[str, dict[str, Circuit]]]:
+def _grid(study: Study, start: str) -> tuple[Figure, dict[str, dict[str, WeightCircuit]]]:
     """Scores of mean queries with each component of the keys: a column of panels for each head of layer 1."""
-    panels, found = [], {head: {} for head in study.names(1)}  # type: list[Panel], dict[str, dict[str, Circuit]]
+    panels, found = [], {head: {} for head in study.names(1)}  # type: list[Panel], dict[str, dict[str, WeightCircuit]]
     what = "token" if start == "embed" else "position"
     for via in ["", *study.names(0)]:
         for head in study.names(1):
             key = f"{start} → {via}" if via else start
-            circuit = circuits.key_scores(study.cache, head, key=key, scales=study.scales, vocab=study.vocab)
+            circuit = weight_circuits.key_scores(study.cache, head, key=key, scales=study.scales, vocab=study.vocab)
             data = circuit.data.tril() if start == "pos" else circuit.data
             panels.append(Panel(f"Q={head}, K={via or what}", data, circuit.columns, circuit.rows))
             found[head][via or "direct"] = circuit
@@ -112,7 +114,9 @@ def _by_embedding(study: Study) -> Part:
 
 def _by_position(study: Study) -> Part:
     figure, found = _grid(study, "pos")
-    direct = (circuits.key_scores(study.cache, head, scales=study.scales, vocab=study.vocab).data[1:] for head in study.names(1))
+    direct = (
+        weight_circuits.key_scores(study.cache, head, scales=study.scales, vocab=study.vocab).data[1:] for head in study.names(1)
+    )
     embedding = mean_of(torch.stack([scores.abs().mean() for scores in direct]))
     triangle = torch.ones(study.length, study.length, dtype=torch.bool, device=study.device).tril()
     size = {head: {via: mean_of(c.data.abs(), triangle) for via, c in by.items()} for head, by in found.items()}
@@ -210,7 +214,7 @@ def first_outputs(study: Study) -> Part:
     return Part(
         "What layer 0 writes to the logits",
         summary,
-        [circuits.panels(found, "OV circuits of layer 0, straight to the logits")],
+        [weight_circuits.panels(found, "OV circuits of layer 0, straight to the logits")],
         numbers,
     )
 
@@ -232,7 +236,7 @@ def own_logits(study: Study, name: str) -> dict[str, float]:
 
 def outputs(study: Study) -> Part:
     """OV circuits of layer 1, alone and after each head of layer 0, and their diagonals."""
-    grid: dict[str, Circuit] = {head: study.path("embed", head, "logits") for head in study.names(1)}
+    grid: dict[str, WeightCircuit] = {head: study.path("embed", head, "logits") for head in study.names(1)}
     for via in study.names(0):
         grid |= {f"{via} → {head}": study.path("embed", via, head, "logits") for head in study.names(1)}
     panels = [Panel(name, circuit.data, circuit.columns, circuit.rows) for name, circuit in grid.items()]
@@ -325,6 +329,10 @@ def full(study: Study) -> Part:
     return Part(
         "Full duplicate and anti-duplicate circuits",
         summary,
-        [circuits.panels({WAYS[name]: one for name, one in found.items()}, "Each letter by way of its own detectors and heads")],
+        [
+            weight_circuits.panels(
+                {WAYS[name]: one for name, one in found.items()}, "Each letter by way of its own detectors and heads"
+            )
+        ],
         {"full_circuits": facts},
     )

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cutaway.analysis import attribution, routes
-from cutaway.analysis.asking import scale_of
+from cutaway.analysis import attribution, head_decomposition
 from cutaway.analysis.scales import into_norm
+from cutaway.analysis.shared import scale_of
 from cutaway.report.first_unique_char.study import FEW, Study
 from cutaway.report.parts import Part
 from cutaway.report.words import correlation, largest, listed, mean_of, num, percent, signed, slope
@@ -112,9 +112,9 @@ def _sources(study: Study, where: Bool[Tensor, "batch pos"]) -> tuple[dict[str, 
             continue
         mine = torch.tensor([study.letters.index(letter) for letter in letters], device=study.device)
         chosen = where & torch.isin(study.labels[: len(where)], mine)
-        split = routes.moved(study.few, head, study.labels[: len(where)].masked_fill(~chosen, -1))
+        split = head_decomposition.logits_by_source(study.few, head, study.labels[: len(where)].masked_fill(~chosen, -1))
         for kind, mask in masks.items():
-            by_source[kind].append(routes.summed(split, mask).data.sum(0)[chosen])
+            by_source[kind].append(head_decomposition.summed(split, mask).data.sum(0)[chosen])
         for name in split.names("component"):
             by_value.setdefault(name, []).append(split.sel(component=name).data.sum(-1)[chosen])
     return tuple({name: mean_of(torch.cat(found)) for name, found in by.items()} for by in (by_source, by_value))  # type: ignore[return-value]
@@ -128,9 +128,9 @@ def _sources_of_lead(study: Study, where: Bool[Tensor, "batch pos"]) -> dict[str
         min=1
     )
     chosen = where & absent.any(-1)
-    splits = {head: routes.moved(study.few, head, weights) for head in study.names(1)}
+    splits = {head: head_decomposition.logits_by_source(study.few, head, weights) for head in study.names(1)}
     return {
-        kind: {head: mean_of(routes.summed(split, mask).data.sum(0), chosen) for head, split in splits.items()}
+        kind: {head: mean_of(head_decomposition.summed(split, mask).data.sum(0), chosen) for head, split in splits.items()}
         for kind, mask in _source_kinds(study).items()
     }
 
@@ -215,11 +215,11 @@ def _not_first(study: Study) -> Part:
     rows, parts, whole = [], {}, {}
     for head, letters in study.responsible.tokens_of.items():
         pattern = study.pattern(head, study.few)
-        split = _centred(routes.scores_by_key(study.few, head), src)
+        split = _centred(head_decomposition.scores_by_key(study.few, head), src)
         for letter in letters:
             here = (tokens == study.letters.index(letter))[:, None, :] & seen
             once, twice = here & ~again[:, None, :], here & again[:, None, :]
-            first, second = routes.over_pairs(split, once).data, routes.over_pairs(split, twice).data
+            first, second = head_decomposition.over_pairs(split, once).data, head_decomposition.over_pairs(split, twice).data
             by = dict(zip(split.names("component"), (second - first).tolist(), strict=True))
             parts[letter], whole[letter] = by, float((second - first).sum())
             looks = mean_of(pattern, once), mean_of(pattern, twice)
@@ -281,11 +281,11 @@ def _said_of_gap(study: Study, parts: dict[str, dict[str, float]], whole: dict[s
     )
 
 
-def _centred(split: routes.Split, src: Tensor) -> routes.Split:
+def _centred(split: head_decomposition.Split, src: Tensor) -> head_decomposition.Split:
     """Scores relative to the mean over the keys that each query sees."""
     seen = (src[None, :] <= src[:, None]).to(split.data.dtype)
     mean = (split.data * seen).sum(-1, keepdim=True) / seen.sum(-1, keepdim=True)
-    return routes.Split((split.data - mean) * seen, split.axes, split.labels, split.what, split.unit)
+    return head_decomposition.Split((split.data - mean) * seen, split.axes, split.labels, split.what, split.unit)
 
 
 def _shares(study: Study) -> dict[str, tuple[float, float]]:
@@ -449,7 +449,7 @@ def _positions(study: Study) -> Part:
 def _position_parts(study: Study) -> dict[str, Float[Tensor, "batch pos d_model"]]:
     """Parts of the input of layer 1 that come from positions, and that of tokens."""
     cache = study.few
-    written, labels = routes.outputs_by_component(cache, 0)
+    written, labels = head_decomposition.outputs_by_component(cache, 0)
     token, place = written[labels.index("embed")], written[labels.index("pos_embed")]
     parts = {"position, directly": cache["hook_pos_embed"]}
     parts |= {f"position, through {head}": place[n] for n, head in enumerate(study.names(0))}

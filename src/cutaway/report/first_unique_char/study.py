@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway import loading
-from cutaway.analysis import attribution, circuits, routes, scales, token_heads
-from cutaway.analysis.asking import head_names
+from cutaway.analysis import attribution, head_decomposition, scales, token_heads, weight_circuits
+from cutaway.analysis.shared import head_names
 from cutaway.axes import Logits, Tokens
 from cutaway.errors import ConfigError, WeightsMismatch
 from cutaway.model.transformer import Transformer
@@ -202,7 +202,7 @@ class Study:
         """Logits, and a cache of what the analyses read."""
         wanted = {*attribution.sites(self.model), *scales.norms_of(self.model.cfg).values()}
         for layer in range(self.model.cfg.n_layers):
-            wanted |= {*routes.sites(self.model, layer), *(f"blocks.{layer}.attn.hook_{part}" for part in "qkv")}
+            wanted |= {*head_decomposition.sites(self.model, layer), *(f"blocks.{layer}.attn.hook_{part}" for part in "qkv")}
         logits, store = self.model.run_with_cache(tokens, names_filter=sorted(wanted))
         return logits, ActivationCache(store if isinstance(store, dict) else store.cache_dict, self.model)
 
@@ -246,15 +246,15 @@ class Study:
         return scales.norm_scales(self.cache)
 
     @cached_property
-    def detectors(self) -> token_heads.Detectors:
-        return token_heads.detectors(self.model, scales=self.scales, tokens=range(len(self.letters)), vocab=self.vocab)
+    def detectors(self) -> token_heads.DuplicateDetectors:
+        return token_heads.duplicate_detectors(self.model, scales=self.scales, tokens=range(len(self.letters)), vocab=self.vocab)
 
     @cached_property
-    def responsible(self) -> token_heads.Responsible:
+    def responsible(self) -> token_heads.ResponsibleHeads:
         return token_heads.responsible_heads(self.model, scales=self.scales, tokens=range(len(self.letters)), vocab=self.vocab)
 
     @cached_property
-    def full_circuits(self) -> dict[str, circuits.Circuit]:
+    def full_circuits(self) -> dict[str, weight_circuits.WeightCircuit]:
         return token_heads.full_circuits(self.model, self.detectors, self.responsible, scales=self.scales, vocab=self.vocab)
 
     @cached_property
@@ -268,6 +268,6 @@ class Study:
         own = attribution.attribute(self.cache, targets=self.toks)
         return own.by_class(self.toks, self.vocab, where=self.repeated, axis="token")
 
-    def path(self, *steps: str) -> circuits.Circuit:
+    def path(self, *steps: str) -> weight_circuits.WeightCircuit:
         """The circuit of one path, with measured scales and this vocabulary."""
-        return circuits.path(self.model, " → ".join(steps), scales=self.scales, vocab=self.vocab)
+        return weight_circuits.path_circuit(self.model, " → ".join(steps), scales=self.scales, vocab=self.vocab)

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.analysis.asking import head_names
 from cutaway.analysis.scales import FINAL, into_norm
+from cutaway.analysis.shared import head_names
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.transformer import Transformer
 from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from cutaway.analysis import lens as room
+from cutaway.analysis import logit_lens as room
 from cutaway.analysis.attribution import attribute
-from cutaway.analysis.lens import lens
+from cutaway.analysis.logit_lens import lens
 from cutaway.errors import MissingActivation, UnknownName
 from cutaway.tokens import CharTokenizer
 from tests.architectures import ALL, network, some_tokens

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import Subject, head_names, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
 from cutaway.analysis.scales import FINAL, into_norm, norms_of
+from cutaway.analysis.shared import Subject, head_names, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
 from cutaway.errors import UnknownName
 from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer

@@ -22,7 +22,7 @@ Score = Callable[[Tokens], Float[Tensor, "batch"]]
 
 
 @dataclass(frozen=True, eq=False)
-class Climb(Result):
+class HillClimb(Result):
     """Where chains began and ended, and their scores on the way, `[round, chain]`; a chain that stopped keeps its score."""
 
     values: Labelled
@@ -62,7 +62,7 @@ class Climb(Result):
 
 
 @torch.no_grad()
-def climb(
+def hill_climb(
     score: Score,
     start: Tokens,
     alphabet: Sequence[int],
@@ -74,7 +74,7 @@ def climb(
     seed: int = 0,
     what: str = "score",
     unit: str = "",
-) -> Climb:
+) -> HillClimb:
     """Raise a score of sequences by replacing one token at a time.
 
     Args:
@@ -113,7 +113,7 @@ def climb(
         going = going if sampled else moving
         if not len(going):
             break
-    return Climb(Labelled(torch.stack(history), ("round", "chain"), {}, what, unit), start, current, looked_at)
+    return HillClimb(Labelled(torch.stack(history), ("round", "chain"), {}, what, unit), start, current, looked_at)
 
 
 def _scores(score: Score, tokens: Tokens, batch_size: int) -> Float[Tensor, "batch"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cutaway.analysis import attribution, routes
+from cutaway.analysis import attribution, head_decomposition
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, MissingActivation, ShapeError, UnknownName
 from cutaway.model.transformer import Transformer
@@ -39,7 +39,7 @@ def tokens() -> torch.Tensor:
 
 
 def test_scores_sum_to_those_of_the_network(model: Transformer, tokens: torch.Tensor):
-    split = routes.scores_by_key(model, "1.2", tokens).data.sum(0)
+    split = head_decomposition.scores_by_key(model, "1.2", tokens).data.sum(0)
     with torch.no_grad():
         scores = model.run_with_cache(tokens, names_filter="blocks.1.attn.hook_attn_scores")[1]["blocks.1.attn.hook_attn_scores"]
     seen = ~scores[0, 0].isinf()
@@ -52,7 +52,7 @@ def test_scores_sum_to_those_of_the_network(model: Transformer, tokens: torch.Te
 
 def test_outputs_sum_to_what_attention_writes(model: Transformer, tokens: torch.Tensor):
     for layer in (0, 1):
-        parts, labels = routes.outputs_by_component(model, layer, tokens)
+        parts, labels = head_decomposition.outputs_by_component(model, layer, tokens)
         assert labels[-1] == "bias" and parts.shape[:2] == (len(labels), 3)
         name = f"blocks.{layer}.hook_attn_out"
         with torch.no_grad():
@@ -64,7 +64,7 @@ def test_moved_sums_to_direct_attribution(model: Transformer, tokens: torch.Tens
     targets = tokens.roll(-1, 1)
     targets[:, -1] = -1
     for head in ("0.1", "1.0"):
-        split = routes.moved(model, head, targets, tokens)
+        split = head_decomposition.logits_by_source(model, head, targets, tokens)
         whole = attribution.attribute(model, tokens, targets=targets).values.sel(component=head).data
         torch.testing.assert_close(split.data.sum((0, 3))[:, :-1], whole[:, :-1], atol=1e-10, rtol=0)
         assert bool((split.data[:, :, -1] == 0).all())
@@ -73,29 +73,34 @@ def test_moved_sums_to_direct_attribution(model: Transformer, tokens: torch.Tens
 def test_weights_ask_for_differences(model: Transformer, tokens: torch.Tensor):
     first, second = torch.zeros_like(tokens), torch.full_like(tokens, 3)
     weights = torch.nn.functional.one_hot(first, 9) - torch.nn.functional.one_hot(second, 9)
-    apart = routes.moved(model, "1.1", first, tokens).data - routes.moved(model, "1.1", second, tokens).data
-    torch.testing.assert_close(routes.moved(model, "1.1", weights.double(), tokens).data, apart, atol=1e-10, rtol=0)
+    apart = (
+        head_decomposition.logits_by_source(model, "1.1", first, tokens).data
+        - head_decomposition.logits_by_source(model, "1.1", second, tokens).data
+    )
+    torch.testing.assert_close(
+        head_decomposition.logits_by_source(model, "1.1", weights.double(), tokens).data, apart, atol=1e-10, rtol=0
+    )
 
 
 def test_means_and_sums_over_pairs(tokens: torch.Tensor):
-    split = routes.scores_by_key(toy(), "1.0", tokens)
+    split = head_decomposition.scores_by_key(toy(), "1.0", tokens)
     mask = torch.zeros(4, 7, 7, dtype=torch.bool)
     mask[1, 5, [2, 3]] = mask[2, 6, 0] = True
     wanted = (split.data[:, 1, 5, 2] + split.data[:, 1, 5, 3] + split.data[:, 2, 6, 0]) / 3
-    torch.testing.assert_close(routes.over_pairs(split, mask).data, wanted)
-    torch.testing.assert_close(routes.summed(split, mask).data[:, 1, 5], split.data[:, 1, 5, 2:4].sum(-1))
-    assert bool(routes.over_pairs(split, mask & False).data.isnan().all())
+    torch.testing.assert_close(head_decomposition.over_pairs(split, mask).data, wanted)
+    torch.testing.assert_close(head_decomposition.summed(split, mask).data[:, 1, 5], split.data[:, 1, 5, 2:4].sum(-1))
+    assert bool(head_decomposition.over_pairs(split, mask & False).data.isnan().all())
 
 
 def test_errors(tokens: torch.Tensor):
     model = toy()
     with pytest.raises(UnknownName, match=r"'2\.0' is no head"):
-        routes.scores_by_key(model, "2.0", tokens)
+        head_decomposition.scores_by_key(model, "2.0", tokens)
     with pytest.raises(ShapeError, match="layer=2"):
-        routes.outputs_by_component(model, 2, tokens)
+        head_decomposition.outputs_by_component(model, 2, tokens)
     with pytest.raises(ShapeError, match=r"targets must be \(4, 7\)"):
-        routes.moved(model, "1.0", tokens[:2], tokens)
+        head_decomposition.logits_by_source(model, "1.0", tokens[:2], tokens)
     with pytest.raises(MissingActivation, match="moved needs"):
-        routes.moved(ActivationCache({}, model), "1.0", tokens)
+        head_decomposition.logits_by_source(ActivationCache({}, model), "1.0", tokens)
     with pytest.raises(ConfigError, match="rotated"):
-        routes.scores_by_key(toy(positional_embedding_type="rotary", rotary_dim=4), "1.0", tokens)
+        head_decomposition.scores_by_key(toy(positional_embedding_type="rotary", rotary_dim=4), "1.0", tokens)

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.analysis.asking import ARROW, Subject, head_of, kept, network, run_for, vocabulary
 from cutaway.analysis.scales import FINAL, NormScales, divisor, into_norm, norms_of
+from cutaway.analysis.shared import ARROW, Subject, head_of, kept, network, run_for, vocabulary
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
@@ -99,7 +99,7 @@ def _check(path: Path, model: Transformer) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit(Result):
+class WeightCircuit(Result):
     """A matrix of rows (inputs, or queries) by columns (outputs, or keys), kept as the factors that it is a product of.
 
     `spread` says for each norm on the way which scale was put in its place, and the scale's standard deviation.
@@ -156,7 +156,7 @@ class Circuit(Result):
         labels = {self.row_name: self.rows, self.column_name: self.columns}
         return Labelled(self.data, (self.row_name, self.column_name), labels, self.what, self.unit)
 
-    def part(self, rows: Any = None, columns: Any = None) -> Circuit:
+    def part(self, rows: Any = None, columns: Any = None) -> WeightCircuit:
         """Some rows and columns (labels, numbers, or lists of them), as a circuit of their own; all where None."""
         row_ids, column_ids = label_ids(rows, self.rows, "row"), label_ids(columns, self.columns, "column")
         first, last = self.factors[0], self.factors[-1]
@@ -383,7 +383,7 @@ class Weights:
         self.factors.append(weights.detach()[head])
 
 
-def path(
+def path_circuit(
     model: Transformer,
     route: str | Path,
     *,
@@ -391,7 +391,7 @@ def path(
     vectors: Float[Tensor, "row d_model"] | None = None,
     labels: Sequence[str] | None = None,
     vocab: Sequence[str] | None = None,
-) -> Circuit:
+) -> WeightCircuit:
     """The circuit of one path: `embed → 0.1 → 1.2 → logits`, `pos → 0.0+0.2 → 1.1.k`, …
 
     Args:
@@ -427,21 +427,21 @@ def path(
         so_far.read(int(last), int(head), which, normed=not shortformer)
         columns, unit = [f"{which}{i}" for i in range(model.cfg.d_head)], ""
     kind = {"embed": "input token", "pos": "position", "embed+pos": "input"}.get(route.source, "input")
-    return Circuit(
+    return WeightCircuit(
         str(route), tuple(so_far.factors), so_far.scale, tuple(rows), tuple(columns), kind,
         "output logit" if route.end == "logits" else "direction", "effect on logits" if unit else "effect on the stream",
         unit, so_far.spread, {"y": splits} if splits else None,
     )  # fmt: skip
 
 
-def ov(
+def ov_circuit(
     model: Transformer, head: str, *, start: str = "embed", scales: NormScales | None = None, vocab: Sequence[str] | None = None
-) -> Circuit:
+) -> WeightCircuit:
     """What a head does to the logits when it attends to a token (or a position): `start → head → logits`."""
-    return path(model, f"{start}{ARROW}{head}{ARROW}logits", scales=scales, vocab=vocab)
+    return path_circuit(model, f"{start}{ARROW}{head}{ARROW}logits", scales=scales, vocab=vocab)
 
 
-def qk(
+def qk_circuit(
     model: Transformer,
     head: str,
     *,
@@ -453,7 +453,7 @@ def qk(
     biases: bool = False,
     distance: int = 0,
     vocab: Sequence[str] | None = None,
-) -> Circuit:
+) -> WeightCircuit:
     """Attention scores of a head, rows queries and columns keys, divided by the attention scale as the network does.
 
     Args:
@@ -472,11 +472,11 @@ def qk(
         raise ConfigError(
             "this network normalises queries and keys, so scores are no product of weights; measure patterns instead"
         )
-    key_side = path(model, f"{key}{ARROW}{head}.k", scales=scales, vocab=vocab)
+    key_side = path_circuit(model, f"{key}{ARROW}{head}.k", scales=scales, vocab=vocab)
     spread = dict(key_side.spread or {})
     scale = key_side.scale / attn.attn_scale
     if queries is None:
-        query_side = path(model, f"{query}{ARROW}{head}.q", scales=scales, vocab=vocab)
+        query_side = path_circuit(model, f"{query}{ARROW}{head}.q", scales=scales, vocab=vocab)
         left, rows, row_name, splits = query_side.factors, query_side.rows, query_side.row_name, query_side.splits
         scale *= query_side.scale
         spread |= query_side.spread or {}
@@ -498,7 +498,7 @@ def qk(
     turned = (_rotation(model, layer, distance),) if attn.rotary is not None else ()
     factors = (*left, *turned, *(factor.T for factor in reversed(right)))
     both = {axis: part for axis, part in {"y": (splits or {}).get("y"), "x": (key_side.splits or {}).get("y")}.items() if part}
-    return Circuit(
+    return WeightCircuit(
         f"QK {head}: {'given queries' if queries is not None else query} × {key}", factors, scale, rows, key_side.rows,
         f"query {row_name}", f"key {key_side.row_name}", "attention score", "", spread, both or None,
     )  # fmt: skip
@@ -531,29 +531,29 @@ def key_scores(
     tokens: Any = None,
     scales: NormScales | None = None,
     vocab: Sequence[str] | None = None,
-) -> Circuit:
+) -> WeightCircuit:
     """Scores of a head's mean queries (rows: positions) with what each key component gives its keys (columns).
 
     Args:
         key: `embed`, `pos`, or those by way of earlier heads: `embed → 0.1`.
     """
     queries = mean_queries(subject, head, tokens)
-    found = qk(network(subject), head, key=key, queries=queries, scales=scales, vocab=vocab)
+    found = qk_circuit(network(subject), head, key=key, queries=queries, scales=scales, vocab=vocab)
     return replace(found, name=f"QK {head}: mean queries × {key}")
 
 
-def by_row(
+def circuit_by_row(
     model: Transformer, routes: Mapping[str, str | Path], *, scales: NormScales | None = None, vocab: Sequence[str] | None = None
-) -> Circuit:
+) -> WeightCircuit:
     """A circuit whose every row (token) takes a path of its own: token → path. All paths have the same start and end.
 
     A token whose path is empty (`""`) has a row of zeros.
     """
     if not any(routes.values()):
         raise ShapeError("by_row needs a path for at least one token")
-    parts: dict[str, Circuit] = {}
+    parts: dict[str, WeightCircuit] = {}
     for route in {str(route) for route in routes.values() if route}:
-        parts[route] = path(model, route, scales=scales, vocab=vocab)
+        parts[route] = path_circuit(model, route, scales=scales, vocab=vocab)
     like = next(iter(parts.values()))
     zeros = like.factors[0].new_zeros(like.shape[1])
     data = torch.stack([parts[str(route)].part(token).data[0] if route else zeros for token, route in routes.items()])
@@ -561,7 +561,7 @@ def by_row(
     return replace(like, name="a path for each token", factors=(data,), scale=1.0, rows=tuple(routes), spread=spread, splits=None)
 
 
-def panels(circuits: Mapping[str, Circuit], title: str = "", *, range: Sequence[float] | None = None) -> Figure:
+def panels(circuits: Mapping[str, WeightCircuit], title: str = "", *, range: Sequence[float] | None = None) -> Figure:
     """Several circuits side by side, in one colour scale."""
     first = next(iter(circuits.values()))
     drawn = [Panel(name, one.data, one.columns, one.rows) for name, one in circuits.items()]

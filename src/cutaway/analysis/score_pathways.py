@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.analysis.asking import Subject, head_names, kept, network, run_for, scale_of
 from cutaway.analysis.scales import into_norm, norm_module, norms_of
+from cutaway.analysis.shared import Subject, head_names, kept, network, run_for, scale_of
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.attention import project
 from cutaway.model.positions import Stream

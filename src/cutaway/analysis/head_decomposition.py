@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.asking import Subject, head_of, kept, network, run_for, scale_of
-from cutaway.analysis.pathways import (
+from cutaway.analysis.scales import FINAL, back_through, norms_of
+from cutaway.analysis.score_pathways import (
     components_into,
     components_looked_up,
     constant,
@@ -22,7 +22,7 @@ from cutaway.analysis.pathways import (
     sites_into,
     visible_only,
 )
-from cutaway.analysis.scales import FINAL, back_through, norms_of
+from cutaway.analysis.shared import Subject, head_of, kept, network, run_for, scale_of
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.products import linear, linear_by_head
 from cutaway.model.transformer import Transformer
@@ -82,7 +82,7 @@ def outputs_by_component(
     return linear_by_head(mixed, W_O).movedim(3, 1), labels
 
 
-def moved(
+def logits_by_source(
     subject: Subject,
     head: str,
     targets: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos token"],
@@ -104,7 +104,7 @@ def moved(
     layer, one = head_of(model, head)
     if f"{layer}.ln1_post" in norms_of(model.cfg):
         raise ConfigError("a norm follows this head before the stream; its sources are not split here")
-    cache = run_for(subject, tokens, sites(model, layer), "moved")
+    cache = run_for(subject, tokens, sites(model, layer), "logits_by_source")
     values, labels = _values(cache, layer)
     W_U = model.unembed.W_U.detach().to(values.dtype)
     if tuple(targets.shape[:2]) != tuple(values.shape[1:3]) or targets.shape[2:] not in ((), W_U.shape[1:]):

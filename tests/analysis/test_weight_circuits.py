@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from cutaway.analysis.circuits import by_row, key_scores, mean_queries, ov, panels, parse, path, qk, source
 from cutaway.analysis.scales import NormScales, norm_scales
+from cutaway.analysis.weight_circuits import (
+    circuit_by_row,
+    key_scores,
+    mean_queries,
+    ov_circuit,
+    panels,
+    parse,
+    path_circuit,
+    qk_circuit,
+    source,
+)
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.runs.results import Labelled
 from tests.architectures import network, some_tokens
@@ -43,7 +53,7 @@ def test_a_composed_path_equals_the_product_of_its_factors() -> None:
     for layer, head in ((0, 1), (1, 3), (2, 0)):
         expected = centred(expected) * norms[f"{layer}.ln1"].w @ model.W_V[layer, head] @ model.W_O[layer, head]
     expected = centred(expected) * model.ln_final.w @ model.W_U
-    found = path(model, "embed → 0.1 → 1.3 → 2.0 → logits", scales=scales)
+    found = path_circuit(model, "embed → 0.1 → 1.3 → 2.0 → logits", scales=scales)
     assert torch.allclose(found.data, expected, atol=1e-10)
     assert found.shape == (13, 13)
     assert torch.allclose(found.diagonal().data, expected.diagonal(), atol=1e-10)
@@ -55,7 +65,10 @@ def test_a_composed_path_equals_the_product_of_its_factors() -> None:
 def test_scales_divide_and_their_spread_is_told() -> None:
     model = double("folded")
     measured = norm_scales(model, some_tokens())
-    plain, scaled = path(model, "embed → 0.1 → 1.3 → logits"), path(model, "embed → 0.1 → 1.3 → logits", scales=measured)
+    plain, scaled = (
+        path_circuit(model, "embed → 0.1 → 1.3 → logits"),
+        path_circuit(model, "embed → 0.1 → 1.3 → logits", scales=measured),
+    )
     by = measured.of("0.ln1") * measured.of("1.ln1") * measured.of("ln_final")
     assert torch.allclose(scaled.data * by, plain.data, atol=1e-10)
     assert set(scaled.spread or {}) == {"0.ln1", "1.ln1", "ln_final"}
@@ -64,8 +77,8 @@ def test_scales_divide_and_their_spread_is_told() -> None:
 
 def test_sums_of_heads_are_sums_of_paths() -> None:
     model = double("attention only")
-    whole = path(model, "embed → 0.0+0.2 → 1.* → logits").data
-    parts = sum(path(model, f"embed → 0.{a} → 1.{b} → logits").data for a in (0, 2) for b in range(4))
+    whole = path_circuit(model, "embed → 0.0+0.2 → 1.* → logits").data
+    parts = sum(path_circuit(model, f"embed → 0.{a} → 1.{b} → logits").data for a in (0, 2) for b in range(4))
     assert torch.allclose(whole, parts, atol=1e-10)
 
 
@@ -79,7 +92,7 @@ def test_paths_without_norm_are_what_the_network_computes() -> None:
     tokens = torch.arange(13)[:, None]  # one position: everything attends to itself
     logits = model(tokens)[:, 0]
     routes = ["embed → logits", "embed → 0.* → logits", "embed → 1.* → logits", "embed → 0.* → 1.* → logits"]
-    assert torch.allclose(sum(path(model, route).data for route in routes), logits, atol=1e-10)
+    assert torch.allclose(sum(path_circuit(model, route).data for route in routes), logits, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt-j", "solu", "no norm, shortformer", "bloom"])
@@ -93,7 +106,7 @@ def test_qk_circuits_give_the_scores_of_the_first_layer(name: str) -> None:
         for dest, src in ((5, 2), (3, 3), (4, 0)):
             total = torch.zeros((), dtype=torch.float64)
             for query, key in _sides(name):
-                found = qk(model, f"0.{head}", query=query, key=key, distance=dest - src)
+                found = qk_circuit(model, f"0.{head}", query=query, key=key, distance=dest - src)
                 total = total + found.data[_row(query, tokens, dest), _row(key, tokens, src)] / _scale(
                     cache, norm, query, dest, key, src
                 )
@@ -132,7 +145,7 @@ def _bias_terms(model: Any, cache: Any, head: int, dest: int, src: int) -> torch
         b_q, b_k = b_q + norm_bias @ attn.W_Q[head], b_k + norm_bias @ attn.W_K[head]
     turn = torch.eye(6, dtype=torch.float64)
     if attn.rotary is not None:
-        from cutaway.analysis.circuits import _rotation
+        from cutaway.analysis.weight_circuits import _rotation
 
         turn = _rotation(model, 0, dest - src)
     return (q @ turn @ k - (q - b_q) @ turn @ (k - b_k)) / attn.attn_scale
@@ -141,7 +154,7 @@ def _bias_terms(model: Any, cache: Any, head: int, dest: int, src: int) -> torch
 def test_biases_can_be_asked_for() -> None:
     model = double("folded")
     measured = norm_scales(model, some_tokens())
-    found = qk(model, "1.2", scales=measured, biases=True)
+    found = qk_circuit(model, "1.2", scales=measured, biases=True)
     by = measured.of("1.ln1")
     q, k = (centred(model.W_E) / by @ W[1, 2] + b[1, 2] for W, b in ((model.W_Q, model.b_Q), (model.W_K, model.b_K)))
     assert torch.allclose(found.data, q @ k.T / model.blocks[1].attn.attn_scale, atol=1e-10)
@@ -149,11 +162,11 @@ def test_biases_can_be_asked_for() -> None:
 
 def test_quadrants_are_the_four_circuits() -> None:
     model = double("gpt2")
-    whole = qk(model, "0.1", query="embed+pos", key="embed+pos")
+    whole = qk_circuit(model, "0.1", query="embed+pos", key="embed+pos")
     assert whole.splits == {"y": [13], "x": [13]} and whole.shape == (33, 33)
     for query, rows in (("embed", slice(0, 13)), ("pos", slice(13, 33))):
         for key, columns in (("embed", slice(0, 13)), ("pos", slice(13, 33))):
-            part = qk(model, "0.1", query=query, key=key)
+            part = qk_circuit(model, "0.1", query=query, key=key)
             assert torch.allclose(whole.data[rows, columns], part.data, atol=1e-10)
     assert whole.rows[12:14] == ("12", "[0]")
     assert whole.figure().meta["splits"] == {"x": [13], "y": [13]}
@@ -165,33 +178,33 @@ def test_mean_queries_meet_key_components() -> None:
     queries = mean_queries(cache, "1.3")
     assert torch.allclose(queries, cache["q", 1][:, :, 3].mean(0))
     found = key_scores(cache, "1.3", key="embed → 0.2")
-    keys = path(model, "embed → 0.2 → 1.3.k").data
+    keys = path_circuit(model, "embed → 0.2 → 1.3.k").data
     assert torch.allclose(found.data, queries @ keys.T / model.blocks[1].attn.attn_scale, atol=1e-10)
     assert found.shape == (9, 13)
     with pytest.raises(ShapeError, match=r"queries are \[row, 6\]"):
-        qk(model, "1.3", queries=torch.zeros(3, 5))
+        qk_circuit(model, "1.3", queries=torch.zeros(3, 5))
 
 
 def test_vectors_of_ones_own() -> None:
     model = double("attention only")
     vectors = torch.randn(2, 24, dtype=torch.float64)
-    found = path(model, "mine → 1.0 → logits", vectors=vectors, labels=["a", "b"])
+    found = path_circuit(model, "mine → 1.0 → logits", vectors=vectors, labels=["a", "b"])
     assert found.rows == ("a", "b")
-    direct = path(model, "mine → 1.0.v", vectors=vectors)
+    direct = path_circuit(model, "mine → 1.0.v", vectors=vectors)
     assert torch.allclose(direct.data, centred(vectors) * model.blocks[1].ln1.w @ model.W_V[1, 0], atol=1e-10)
 
 
 def test_rows_may_take_paths_of_their_own() -> None:
     model = double("attention only")
-    found = by_row(model, {"3": "embed → 0.1 → logits", "0": "embed → 0.2 → 1.1 → logits", "7": ""})
-    assert torch.allclose(found.data[0], ov(model, "0.1").data[3])
-    assert torch.allclose(found.data[1], path(model, "embed → 0.2 → 1.1 → logits").data[0])
+    found = circuit_by_row(model, {"3": "embed → 0.1 → logits", "0": "embed → 0.2 → 1.1 → logits", "7": ""})
+    assert torch.allclose(found.data[0], ov_circuit(model, "0.1").data[3])
+    assert torch.allclose(found.data[1], path_circuit(model, "embed → 0.2 → 1.1 → logits").data[0])
     assert not bool(found.data[2].any()) and found.rows == ("3", "0", "7")
     assert float(found.part("3").norm()) == pytest.approx(float(found.data[0].norm()))
 
 
 def test_top_entries_of_any_kind_equal_sorting() -> None:
-    found = ov(double("gpt2"), "1.1")
+    found = ov_circuit(double("gpt2"), "1.1")
     flat = found.data.flatten()
     for by, order in (
         ("size", flat.abs().argsort(descending=True)),
@@ -206,7 +219,7 @@ def test_top_entries_of_any_kind_equal_sorting() -> None:
 
 def test_a_large_vocabulary_is_never_squared() -> None:
     model = network("attention only", d_vocab=20_000)
-    found = ov(model, "0.1")
+    found = ov_circuit(model, "0.1")
     with pytest.raises(ShapeError, match="20000 × 20000, too large"):
         _ = found.data
     best = found.top(3)
@@ -224,10 +237,10 @@ def test_copying_scores_and_singular_readings() -> None:
     model.unembed.W_U.copy_(centred(model.W_E).T)
     model.ln_final.w.fill_(1)
     model.blocks[0].ln1.w.fill_(1)
-    assert ov(model, "0.0").copying_score() == pytest.approx(1, abs=0.05)
+    assert ov_circuit(model, "0.0").copying_score() == pytest.approx(1, abs=0.05)
     model.unembed.W_U.neg_()
-    assert ov(model, "0.0").copying_score() == pytest.approx(-1, abs=0.05)
-    found = ov(model, "0.0")
+    assert ov_circuit(model, "0.0").copying_score() == pytest.approx(-1, abs=0.05)
+    found = ov_circuit(model, "0.0")
     U, S, Vh = torch.linalg.svd(found.data)
     reading = found.readings(count=2, k=4)
     assert reading[0]["value"] == pytest.approx(float(S[0]))
@@ -240,7 +253,7 @@ def test_copying_scores_and_singular_readings() -> None:
 
 def test_circuits_draw_and_describe_themselves() -> None:
     model = double("gpt2")
-    found = ov(model, "0.0", vocab=list("abcdefghijklm"))
+    found = ov_circuit(model, "0.0", vocab=list("abcdefghijklm"))
     assert found.rows == tuple("abcdefghijklm")
     assert found.figure().view == "grid" and len(found.to_frame()) == 169
     assert panels({"one": found, "two": found}, "both").meta["panels"][1]["name"] == "two"
@@ -262,7 +275,7 @@ def test_circuits_draw_and_describe_themselves() -> None:
 )
 def test_paths_that_are_none_are_refused(text: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
-        path(network("gpt2"), text)
+        path_circuit(network("gpt2"), text)
 
 
 def test_arrows_are_read_and_written() -> None:
@@ -273,12 +286,12 @@ def test_arrows_are_read_and_written() -> None:
 
 def test_what_weights_cannot_say_is_refused() -> None:
     with pytest.raises(ConfigError, match="normalises queries and keys"):
-        qk(network("gemma"), "0.0")
+        qk_circuit(network("gemma"), "0.0")
     with pytest.raises(ConfigError, match="no position embeddings"):
         source(network("llama"), "pos")
     with pytest.raises(ConfigError, match="reach queries and keys only"):
-        path(network("no norm, shortformer"), "pos → 0.1 → logits")
+        path_circuit(network("no norm, shortformer"), "pos → 0.1 → logits")
     with pytest.raises(UnknownName, match="'5' is no head"):
-        qk(network("gpt2"), "5")
+        qk_circuit(network("gpt2"), "5")
     with pytest.raises(UnknownName, match="no row 'x'"):
-        ov(network("gpt2"), "0.0").part("x")
+        ov_circuit(network("gpt2"), "0.0").part("x")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from cutaway.analysis.circuits import ov
-from cutaway.analysis.composition import composition, copying
+from cutaway.analysis.head_composition import composition, copying
+from cutaway.analysis.weight_circuits import ov_circuit
 from cutaway.errors import ShapeError, UnknownName
 from tests.architectures import ALL, network
 
@@ -59,10 +59,10 @@ def test_copying_equals_the_eigenvalues_of_the_whole_matrix(name: str) -> None:
     model = network(name)
     found = copying(model)
     for head in ("0.1", "1.3"):
-        eigenvalues = torch.linalg.eigvals(ov(model, head).data.double())
+        eigenvalues = torch.linalg.eigvals(ov_circuit(model, head).data.double())
         expected = float(eigenvalues.real.sum() / eigenvalues.abs().sum())
         assert found.values.sel(head=head).item() == pytest.approx(expected, abs=1e-3)
-        assert found.values.sel(head=head).item() == pytest.approx(ov(model, head).copying_score(), abs=1e-3)
+        assert found.values.sel(head=head).item() == pytest.approx(ov_circuit(model, head).copying_score(), abs=1e-3)
 
 
 def test_planted_copying() -> None:
