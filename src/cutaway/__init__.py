@@ -1,6 +1,7 @@
 """Cutaway opens transformers up: load a model, run it, read any activation, change any activation.
 
-The public names are imported when first used, so that `import cutaway` costs what `import torch` costs.
+This is the front door: users may rely on the names below, everything else may move. Each is imported when first used,
+so that `import cutaway` costs what `import torch` costs. docs/api.md says what each one is.
 """
 
 from __future__ import annotations
@@ -10,21 +11,58 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "HookedTransformer": "cutaway.hooked_transformer",
-    "HookedTransformerConfig": "cutaway.config",
-    "ActivationCache": "cutaway.runs.activation_cache",
-    "FactoredMatrix": "cutaway.runs.factored_matrix",
-    "HookPoint": "cutaway.model.hook_points",
-    "HookedRootModule": "cutaway.model.hook_points",
-    "CharTokenizer": "cutaway.tokens",
+_BY_MODULE = {
+    # models
+    "hooked_transformer": "HookedTransformer",
+    "config": "HookedTransformerConfig",
+    "tokens": "CharTokenizer",
+    "model.hook_points": "HookPoint HookedRootModule",
+    # runs
+    "runs.activation_cache": "ActivationCache",
+    "runs.factored_matrix": "FactoredMatrix",
+    "runs.generation": "Sampling",
+    "runs.sweep": "sweep",
+    "runs.sweep_plan": "plan",
+    "verification": "verify",
+    # questions, by their verbs
+    "analysis.ablation": "ablate_heads",
+    "analysis.attribution": "attribute attribute_all_tokens",
+    "analysis.edges": "edge_attribution faithfulness run_circuit",
+    "analysis.head_composition": "composition copying",
+    "analysis.head_decomposition": "logits_by_source outputs_by_component scores_by_key",
+    "analysis.heads": "average_over head_scores on_random_repeats random_repeats",
+    "analysis.hill_climbing": "hill_climb",
+    "analysis.logit_lens": "lens",
+    "analysis.neurons": "max_activating_texts",
+    "analysis.patching": "patch",
+    "analysis.paths": "path_patch",
+    "analysis.predictions": "likeliest_tokens predict",
+    "analysis.scales": "norm_scales",
+    "analysis.score_pathways": "pathways",
+    "analysis.steering": "Steer SteeringVector activation_addition contrast_vectors steer",
+    "analysis.steering_effects": "dose_response separability steered_texts steering_target",
+    "analysis.token_heads": "duplicate_detectors responsible_heads",
+    "analysis.weight_circuits": "ov_circuit path_circuit qk_circuit",
 }
-__all__ = [*_HOME, "__version__"]
+_HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
+_MODULES = {
+    "edits": "cutaway.runs.edits",
+    "errors": "cutaway.errors",
+    "grids": "cutaway.runs.sweep_cells",
+    "metrics": "cutaway.runs.metrics",
+    "patching": "cutaway.analysis.patching",
+    "records": "cutaway.records",
+    "tasks": "cutaway.tasks",
+    "view": "cutaway.view",
+}
+__all__ = [*_HOME, *_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return import_module(_MODULES[name])
     raise AttributeError(f"module 'cutaway' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -154,7 +154,7 @@ def verify(
     """Compare our numbers with those of transformers, layer by layer; exit code 1 where they differ."""
     import json
 
-    from cutaway import verify as verification
+    from cutaway import verification
 
     result = verification.verify(model, text=text or verification.TEXT, tolerance=tolerance, device=device)
     typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
@@ -167,7 +167,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """List what can be loaded: families, bundled models, and short names of models on the Hugging Face hub."""
     import json
 
-    from cutaway.verify import known_models
+    from cutaway.verification import known_models
 
     known = known_models()
     if as_json:

@@ -23,7 +23,7 @@ from cutaway.model.norm import norm_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
-from cutaway.runs.generate import Sampling, generate
+from cutaway.runs.generation import Sampling, generate
 from cutaway.weights import canonical, processing
 
 StateDict = dict[str, Tensor]
@@ -163,7 +163,7 @@ class HookedTransformer(Transformer):
         return_type: str | None = "input",
         verbose: bool = True,
     ) -> Any:
-        """The prompt and what the model says next; see `runs.generate.generate` and `Sampling`."""
+        """The prompt and what the model says next; see `runs.generation.generate` and `Sampling`."""
         return generate(
             self,
             input,

@@ -100,7 +100,7 @@ def test_errors(tokens: torch.Tensor):
         head_decomposition.outputs_by_component(model, 2, tokens)
     with pytest.raises(ShapeError, match=r"targets must be \(4, 7\)"):
         head_decomposition.logits_by_source(model, "1.0", tokens[:2], tokens)
-    with pytest.raises(MissingActivation, match="moved needs"):
+    with pytest.raises(MissingActivation, match="logits_by_source needs"):
         head_decomposition.logits_by_source(ActivationCache({}, model), "1.0", tokens)
     with pytest.raises(ConfigError, match="rotated"):
         head_decomposition.scores_by_key(toy(positional_embedding_type="rotary", rotary_dim=4), "1.0", tokens)

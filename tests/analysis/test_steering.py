@@ -31,7 +31,7 @@ from cutaway.analysis.steering_effects import (
 )
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
-from cutaway.runs.generate import Sampling
+from cutaway.runs.generation import Sampling
 from cutaway.runs.sweep import sweep
 from cutaway.tokens import CharTokenizer
 from tests.architectures import network, some_tokens

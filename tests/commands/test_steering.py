@@ -15,7 +15,7 @@ from cutaway.analysis.steering import SteeringVector, activation_addition, contr
 from cutaway.analysis.steering_effects import dose_response, steered_texts, steering_target
 from cutaway.cli import app
 from cutaway.model.transformer import Transformer
-from cutaway.runs.generate import Sampling
+from cutaway.runs.generation import Sampling
 
 TOY = "first-unique-char"
 SETS = ["--positive", "abc", "--positive", "abd", "--negative", "def", "--negative", "dff"]

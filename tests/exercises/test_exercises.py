@@ -16,7 +16,7 @@ from cutaway import HookedTransformer, exercises
 from cutaway.cli import app
 from cutaway.errors import UnknownName
 from cutaway.exercises.comparing import difference
-from cutaway.exercises.judge import judge, load, told
+from cutaway.exercises.judge import judge_answer, load, told
 from cutaway.exercises.progress import FILE, ProgressError
 from cutaway.tasks import FirstUniqueChar
 from tests.exercises.answers import RIGHT, WRONG
@@ -27,7 +27,7 @@ ANSWER = "def right_guesses(model, tokens):\n    return int((model(tokens).argma
 
 def judged(name: str, function: Callable[..., Any], seed: int = 1) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
-    judge(exercises.find(name), function, seed, lambda **event: events.append(event))
+    judge_answer(exercises.find(name), function, seed, lambda **event: events.append(event))
     return events
 
 

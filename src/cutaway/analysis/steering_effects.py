@@ -19,7 +19,7 @@ from cutaway.analysis.steering import Steer, SteeringVector, activations, direct
 from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.runs import metrics
-from cutaway.runs.generate import Sampling, generate
+from cutaway.runs.generation import Sampling, generate
 from cutaway.runs.results import Labelled, Means, Result, bootstrap
 from cutaway.runs.sweep import Cells, SweepResult, sweep
 from cutaway.view import Figure, heat_map, line_chart, small_multiples, steering_response

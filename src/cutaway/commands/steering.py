@@ -62,7 +62,7 @@ def steer(
     """
     from cutaway import records
     from cutaway.analysis import steering_effects as effects
-    from cutaway.runs.generate import Sampling
+    from cutaway.runs.generation import Sampling
 
     prompts = texts_of(prompt, "--prompt")
     others = texts_of(side, "--side") if side else []

@@ -40,7 +40,7 @@ from cutaway.model.positions import offset_positions
 from cutaway.model.sites import get_act_name
 from cutaway.model.slices import Slice, SliceInput
 from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
-from cutaway.runs.generate import sample_logits
+from cutaway.runs.generation import sample_logits
 
 __all__ = [
     "ACTIVATION_FN_DICT",

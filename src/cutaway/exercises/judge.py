@@ -42,10 +42,10 @@ def main() -> None:
 
     sys.excepthook = raised  # whatever a reader's code raises ends this process, and is told
     exercise = find(name)
-    judge(exercise, load(Path(file), exercise.function), int(seed), say)
+    judge_answer(exercise, load(Path(file), exercise.function), int(seed), say)
 
 
-def judge(exercise: Exercise, function: Callable[..., Any], seed: int, say: Callable[..., None]) -> None:
+def judge_answer(exercise: Exercise, function: Callable[..., Any], seed: int, say: Callable[..., None]) -> None:
     """Call the function on each case and compare what it returns."""
     for case in exercise.cases(random.Random(seed)):
         say(event="case", case=case.name)

@@ -24,7 +24,7 @@ from cutaway import writing
 from cutaway.errors import CheckpointError, ConfigError
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files
-from cutaway.tasks.card import card, command
+from cutaway.tasks.model_card import card, command
 from cutaway.tasks.task import Examples, Recipe, Task, evaluate, loss_of
 
 MODEL, STATE, CARD = "model.safetensors", "training.pt", "card.md"

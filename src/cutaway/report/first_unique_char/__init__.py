@@ -31,8 +31,8 @@ SECTIONS: dict[str, Callable[[Study], Part]] = {
     "attention of layer 0": layer0.attention,
     "scores of layer 0 from weights": layer0.token_scores,
     "tokens and positions in layer 0": layer0.full_scores,
-    "direct logit attribution": attributions.attributions,
-    "ablations": ablations.ablations,
+    "direct logit attribution": attributions.contributions,
+    "ablations": ablations.effects,
     "scores of layer 1": layer1.scores,
     "what layer 0 writes to the logits": layer1.first_outputs,
     "what layer 1 writes to the logits": layer1.outputs,
@@ -41,7 +41,7 @@ SECTIONS: dict[str, Callable[[Study], Part]] = {
     "first instances": special.first_instances,
     "worst examples": failures.worst,
     "adversarial sequences": failures.adversarial,
-    "open questions": questions.questions,
+    "open questions": questions.answers,
 }
 
 

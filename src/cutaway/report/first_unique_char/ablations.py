@@ -16,7 +16,7 @@ METHODS = ablation.KINDS
 ACTIVATIONS = {"q": "queries", "k": "keys", "v": "values"}
 
 
-def ablations(study: Study) -> Part:
+def effects(study: Study) -> Part:
     """Heads and layers, then queries, keys and values; zero, and the mean over examples at each position."""
     found = ablation.ablate_heads(study.model, study.toks, study.labels)
     overall = {how: found.increases(how) for how in METHODS}

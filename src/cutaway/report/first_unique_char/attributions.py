@@ -16,7 +16,7 @@ from cutaway.view import Figure, Panel, small_multiples
 COMPONENTS_SHOWN = 3  # sequences with every position drawn
 
 
-def attributions(study: Study) -> Part:
+def contributions(study: Study) -> Part:
     """All views of attribution, and who is responsible for which letter."""
     left = float(study.correct.remainder.data.abs().max())
     last = study.names(study.model.cfg.n_layers - 1)

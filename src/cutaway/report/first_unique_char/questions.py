@@ -20,7 +20,7 @@ from cutaway.view import Figure, bar_chart, line_chart, table
 SOURCES = ("?", "the letter itself", "first instances", "repeats")
 
 
-def questions(study: Study) -> Part:
+def answers(study: Study) -> Part:
     """All five."""
     parts = [_new_letters(study), _null(study), _not_first(study), _precision(study), _positions(study)]
     summary = "Each of these was left open by the published analysis of such a model; the answers below are measured on this one."

@@ -11,7 +11,7 @@ from torch import Tensor
 from cutaway.errors import ConfigError, ContextTooLong, TokenError
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.hook_points import HookPoint
-from cutaway.runs.generate import Sampling, sample_logits, stream
+from cutaway.runs.generation import Sampling, sample_logits, stream
 from cutaway.tokens import CharTokenizer
 from tests.architectures import CAUSAL, network, some_tokens
 

@@ -14,7 +14,7 @@ from cutaway.cli import app
 from cutaway.errors import ConfigError
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.sources import hub
-from cutaway.verify import Difference, Verification, known_models, verify
+from cutaway.verification import Difference, Verification, known_models, verify
 
 
 @pytest.fixture(scope="module")
