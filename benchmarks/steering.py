@@ -56,7 +56,8 @@ def ours(folder: Path) -> dict[str, Any]:
     import torch
 
     from cutaway import HookedTransformer
-    from cutaway.analysis.steering import Steer, SteeringVector, fingerprint, steer
+    from cutaway.analysis.steering import Steer, SteeringVector, steer
+    from cutaway.runs.written import model_hash
 
     torch.set_grad_enabled(False)
     model = HookedTransformer.from_pretrained(str(gpt2_small.snapshot(folder)))
@@ -69,7 +70,7 @@ def ours(folder: Path) -> dict[str, Any]:
         values = torch.from_numpy(np.load(folder / file))
         front = len(values) > 1
         vector = SteeringVector(
-            values, LAYER, "resid_pre", "pair" if front else "mean", front, ("a",), ("b",), "given", fingerprint(model)
+            values, LAYER, "resid_pre", "pair" if front else "mean", front, ("a",), ("b",), "given", model_hash(model)
         )
 
         def steered() -> Any:

@@ -17,7 +17,7 @@ from cutaway.analysis.steering import (
     activations,
     contrast_vectors,
     directions,
-    fingerprint,
+    remembered_hash,
     steer,
 )
 from cutaway.analysis.steering_effects import (
@@ -33,7 +33,9 @@ from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, W
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.generation import Sampling
 from cutaway.runs.sweep import sweep
+from cutaway.runs.written import model_hash
 from cutaway.tokens import CharTokenizer
+from cutaway.weights.canonical import weights_hash
 from tests.architectures import network, some_tokens
 
 KINDS = ["gpt2", "llama", "bloom", "no norm, shortformer"]
@@ -136,13 +138,22 @@ def test_a_vector_of_another_model_is_refused(vectors: dict[int, SteeringVector]
             SteeringVector.load(tmp_path / bad)
 
 
-def test_the_fingerprint_follows_the_weights() -> None:
+def test_vectors_and_records_know_a_model_by_one_hash(tmp_path: Path) -> None:
     model = spoken()
-    before = fingerprint(model)
-    assert fingerprint(model) == before == fingerprint(spoken())
+    before = model_hash(model)
+    vector = activation_addition(model, "ab", "cd", 1)
+    assert vector.model_hash == before == model_hash(spoken())
+    vector.save(tmp_path / "vector")
+    old = replace(vector, model_hash=weights_hash(model.state_dict()))  # as version 0.1 wrote them
+    old.check(model)
+    model.cfg.model_name = "renamed"
+    SteeringVector.load(tmp_path / "vector", model)
     with torch.no_grad():
         model.blocks[0].attn.b_O[0] += 1
-    assert fingerprint(model) != before
+    for made_before in (vector, old):
+        with pytest.raises(WeightsMismatch, match="another model"):
+            made_before.check(model)
+    assert remembered_hash(model) == model_hash(model) != before
 
 
 # Application.
@@ -173,8 +184,8 @@ def test_projected_out_and_clamped(model: HookedTransformer, vectors: dict[int, 
     tokens, vector = some_tokens(), vectors[1]
     unit = vector.values[0] / vector.norm
 
-    def component(steer: Steer) -> Tensor:
-        with steer(model, steer):
+    def component(how: Steer) -> Tensor:
+        with steer(model, how):
             _, cache = model.run_with_cache(tokens)
         return cache["resid_pre", 1] @ unit
 

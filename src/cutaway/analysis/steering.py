@@ -25,12 +25,14 @@ from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.runs import edits
-from cutaway.weights.canonical import model_hash
+from cutaway.runs.written import model_hash
+from cutaway.weights.canonical import weights_hash
 from cutaway.writing import write
 
 Vector = Float[Tensor, "place d_model"]
 HOW = ("add", "project_out", "clamp")
 METHODS = ("mean", "pca", "probe")
+OLD_HASH = 64  # vectors saved by version 0.1 keep the SHA-256 of the weights alone
 Positions = str | tuple[int, int] | Sequence[int]
 
 
@@ -89,7 +91,7 @@ class SteeringVector:
         """Stop with `WeightsMismatch` where this is not the model that the vector was made with."""
         if self.values.shape[-1] != model.cfg.d_model:
             raise ShapeError(f"the vector has width {self.values.shape[-1]}, and the model's residual stream {model.cfg.d_model}")
-        own = fingerprint(model)
+        own = weights_hash(model.state_dict()) if len(self.model_hash) == OLD_HASH else remembered_hash(model)
         if own != self.model_hash:
             raise WeightsMismatch(
                 f"the vector was made with another model ({self.model_name}, {self.model_hash[:12]}) than this one "
@@ -152,13 +154,17 @@ class SteeringVector:
         return vector
 
 
-def fingerprint(model: Transformer) -> str:
-    """The hash of a model's weights, computed anew only when a weight was written to."""
-    state = tuple((weight.data_ptr(), weight._version) for weight in model.parameters())
-    known: tuple[Any, str] | None = model.__dict__.get("_fingerprint")
+def remembered_hash(model: Transformer) -> str:
+    """`model_hash`, computed anew only when the configuration changed or a weight was written to.
+
+    Hashing takes about a second for each gigabyte of weights, and every use of a vector asks for it.
+    """
+    weights = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in model.parameters())
+    state = (str(model.cfg.to_dict()), weights)
+    known: tuple[Any, str] | None = model.__dict__.get("_remembered_hash")
     if known is None or known[0] != state:
-        known = state, model_hash(model.state_dict())
-        model.__dict__["_fingerprint"] = known
+        known = state, model_hash(model)
+        model.__dict__["_remembered_hash"] = known
     return known[1]
 
 
@@ -245,7 +251,7 @@ def activation_addition(
     )
     return SteeringVector(
         difference, layer_of(model, layer), site, "pair", True, (positive,), (negative,), aligned,
-        fingerprint(model), model.cfg.model_name,
+        remembered_hash(model), model.cfg.model_name,
     )  # fmt: skip
 
 
@@ -304,7 +310,7 @@ def contrast_vectors(
     options: dict[str, Any] = {"site": site, "position": position, "prepend_bos": prepend_bos}
     plus, minus = (activations(model, prompts, numbers, **options) for prompts in (positive, negative))
     values = directions(plus, minus, method)
-    own = fingerprint(model)
+    own = remembered_hash(model)
     read = "the mean over positions" if position == "mean" else f"position {position} of each prompt"
     return {
         layer: SteeringVector(

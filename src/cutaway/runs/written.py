@@ -129,7 +129,7 @@ def digest(parts: Iterable[Any]) -> str:
 
 
 def model_hash(model: Transformer) -> str:
-    """A hash of a network's weights and architecture: the same wherever it was loaded from."""
+    """A hash of a network's weights and architecture, the same wherever it was loaded from: what records and vectors keep."""
     skipped = ("device", "model_name", "seed", "n_devices", "init_weights", "tokenizer_name", "original_architecture")
     cfg = {name: str(value) for name, value in model.cfg.to_dict().items() if name not in skipped}
     parts: list[Any] = [cfg]

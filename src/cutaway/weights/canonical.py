@@ -160,8 +160,8 @@ def check(weights: Mapping[str, Tensor | Sequence[int]], cfg: HookedTransformerC
     raise WeightsMismatch(f"the weights do not fit the configuration: {said}. {_advice(missing, unexpected, cfg)}")
 
 
-def model_hash(weights: Mapping[str, Tensor]) -> str:
-    """A fingerprint of weights: SHA-256 over names, shapes, types and bytes, in the order of the names.
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """A hash of weights alone: SHA-256 over names, shapes, types and bytes, in the order of the names.
 
     Buffers do not count, nor do memory layout, device and the order of the keys; any changed weight does.
     """
