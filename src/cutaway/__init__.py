@@ -51,6 +51,7 @@ _MODULES = {
     "grids": "cutaway.runs.sweep_cells",
     "metrics": "cutaway.runs.metrics",
     "patching": "cutaway.analysis.patching",
+    "programs": "cutaway.programs",
     "records": "cutaway.records",
     "tasks": "cutaway.tasks",
     "view": "cutaway.view",
