@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,10 @@ from hypothesis import settings
 
 settings.register_profile("steady", derandomize=True, deadline=None)  # the same examples everywhere
 settings.load_profile("steady")
+
+# Choices of kernels that tests make are kept for the session, and the user's own stay as they are.
+_cache = tempfile.TemporaryDirectory(prefix="cutaway-tests-")
+os.environ["CUTAWAY_CACHE"] = _cache.name
 
 
 @pytest.fixture(scope="session")

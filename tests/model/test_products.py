@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,10 +10,10 @@ from hypothesis import strategies as st
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import FlopCounterMode
 
-from cutaway.model import products
+from cutaway.model import kernels, products
 from cutaway.model.products import SMALLEST, linear, linear_by_head
 
-needs_onednn = pytest.mark.skipif(products.onednn() is None, reason="this Torch has no kernel of oneDNN that we use")
+needs_onednn = pytest.mark.skipif(not kernels.has_onednn(), reason="this Torch has no kernel of oneDNN that we use")
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -23,21 +21,21 @@ def drawn(*shape: int) -> torch.Tensor:
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[torch.Size]]:
-    """The shapes of inputs that went to oneDNN."""
+def called(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """The shapes of inputs that went to oneDNN, as if it were the fastest everywhere."""
     seen: list[torch.Size] = []
-    found = products.onednn()
+    found = kernels.KERNELS["onednn"]
 
-    def counting() -> products.Product | None:
-        def product(x: torch.Tensor, Wt: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
-            seen.append(x.shape)
-            assert found is not None
-            return found(x, Wt, b)
+    def product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+        seen.append(x.shape)
+        return found(x, W, b)
 
-        return None if found is None else product
+    def always(x: torch.Tensor, W: torch.Tensor, *, gradient: bool) -> str:
+        return "onednn" if "onednn" in kernels.candidates(kernels.class_of(x, W, gradient=gradient)) else "linear"
 
-    monkeypatch.setattr(products, "onednn", counting)
-    yield seen
+    monkeypatch.setitem(kernels.KERNELS, "onednn", product)
+    monkeypatch.setattr(products, "kernel_for", always)
+    return seen
 
 
 @given(
@@ -96,22 +94,22 @@ def test_large_products_go_to_onednn_and_parts_of_tensors_too(called: list[torch
 
 @needs_onednn
 @pytest.mark.parametrize("turned", [False, True])
-def test_onednn_is_given_weights_without_gaps(monkeypatch: pytest.MonkeyPatch, turned: bool):
+def test_onednn_is_given_weights_without_gaps(monkeypatch: pytest.MonkeyPatch, called: list[torch.Size], turned: bool):
     seen: list[torch.Tensor] = []
-    found = products.onednn()
-    assert found is not None
+    found = torch.ops.mkldnn._linear_pointwise
 
-    def product(x: torch.Tensor, Wt: torch.Tensor, b: torch.Tensor | None) -> torch.Tensor:
+    def kernel(x: torch.Tensor, Wt: torch.Tensor, *rest: object) -> torch.Tensor:
         seen.append(Wt)
-        return found(x, Wt, b)
+        out: torch.Tensor = found(x, Wt, *rest)
+        return out
 
-    monkeypatch.setattr(products, "onednn", lambda: product)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", kernel)
     x, heads = drawn(64, 128), drawn(128, 512)
     cut = drawn(512, 128)[128:256].T if turned else heads[:, 128:256]
     with torch.no_grad():
         torch.testing.assert_close(linear(x, cut), x @ cut, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(linear(x, heads.T.contiguous()[::4].T), x @ heads[:, ::4], rtol=1e-4, atol=1e-4)
-    assert seen and all(Wt.is_contiguous() or Wt.T.is_contiguous() for Wt in seen)
+    assert len(called) == len(seen) == 2 and all(Wt.is_contiguous() or Wt.T.is_contiguous() for Wt in seen)
 
 
 @needs_onednn
@@ -171,7 +169,7 @@ def test_operations_are_counted():
 
 
 @needs_onednn
-def test_it_can_be_turned_off(called: list[torch.Size]):
+def test_it_is_off_under_autocast_and_where_torch_has_it_off(called: list[torch.Size]):
     x, W = drawn(64, 128), drawn(128, 128)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert linear(x, W).dtype is torch.bfloat16
@@ -200,8 +198,35 @@ class _Affine(torch.nn.Module):
         return linear(x, W, b)
 
 
-def test_without_the_kernel_products_are_torchs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(products, "onednn", lambda: None)
-    x, W = drawn(64, 128), drawn(128, 128)
-    with torch.no_grad():
-        assert torch.equal(linear(x, W), F.linear(x, W.T))
+HALVES = st.sampled_from(kernels.HALVES)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=2), HALVES, st.booleans(), st.booleans())
+def test_widened_products_are_rounded_once(rest: list[int], dtype: torch.dtype, bias: bool, turned: bool):
+    x, W = drawn(*rest, 300).to(dtype), drawn(300, 400).to(dtype)
+    W = W.T.contiguous().T if turned else W
+    b = drawn(400).to(dtype) if bias else None
+    found = kernels.KERNELS["widened"](x, W, b)
+    wanted = x.double() @ W.double() + (0 if b is None else b.double())
+    last_place = torch.finfo(dtype).eps / 2
+    assert found.dtype is dtype and found.shape == wanted.shape
+    torch.testing.assert_close(found.double(), wanted, rtol=1.01 * last_place, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", kernels.HALVES)
+def test_widening_piece_by_piece_changes_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+    x, W, b = drawn(5, 300).to(dtype), drawn(300, 400).to(dtype), drawn(400).to(dtype)
+    whole = kernels.KERNELS["widened"](x, W, b)
+    monkeypatch.setattr(kernels, "PIECE", 300 * 64)
+    torch.testing.assert_close(kernels.KERNELS["widened"](x, W, b), whole, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", kernels.HALVES)
+def test_gradients_of_widened_products(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype):
+    monkeypatch.setattr(products, "kernel_for", lambda *_, **__: "widened")
+    x, W, b = (t.to(dtype).requires_grad_() for t in (drawn(4, 16, 128), drawn(128, 130), drawn(130)))
+    found = torch.autograd.grad(linear(x, W, b).sum(), (x, W, b))
+    wide = [t.detach().double().requires_grad_() for t in (x, W, b)]
+    wanted = torch.autograd.grad((wide[0] @ wide[1] + wide[2]).sum(), wide)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=4 * torch.finfo(dtype).eps, atol=0.1)
