@@ -6,19 +6,22 @@ is ignored and written anew. It is written atomically, so that a reader never se
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import platform
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from cutaway import writing
+from cutaway.errors import NotWritten
 
 FORMAT = 1
 SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "MKL_DEBUG_CPU_TYPE", "ATEN_CPU_CAPABILITY")
@@ -134,20 +137,5 @@ def save(of: Situation, choices: dict[str, Choice]) -> None:
         "situation": asdict(of),
         "choices": {key: asdict(together[key]) for key in sorted(together)},
     }
-    try:
-        folder().mkdir(parents=True, exist_ok=True)
-        _write(folder() / f"{of.name}.json", json.dumps(found, indent=1))
-    except (OSError, RuntimeError):  # a home that is read only, full, or not there
-        return
-
-
-def _write(place: Path, text: str) -> None:
-    """Write a file, which is the old one until it is whole."""
-    handle, temporary = tempfile.mkstemp(prefix=place.stem, suffix=".part", dir=place.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, place)
-    except OSError:
-        os.unlink(temporary)
-        raise
+    with contextlib.suppress(NotWritten, RuntimeError):  # a home that is read only, full, or not there
+        writing.write(folder() / f"{of.name}.json", json.dumps(found, indent=1))
