@@ -8,8 +8,10 @@ from __future__ import annotations
 import random
 from math import prod
 
+from cutaway.errors import ProgramError
 from cutaway.programs import language as lang
 from cutaway.programs.language import Attend, Bucket, Kind, Line, Map, Program, ReadOut, Selector, Term
+from cutaway.programs.placing import place
 from cutaway.programs.shipped import BOS, compared, letters
 
 CODES = 40  # at most as many joint values of what a map reads
@@ -23,7 +25,14 @@ def draw(seed: int, *, lines: int | None = None, size: int = 3, n_ctx: int = 21,
         size: how many tokens, beside the one that begins every input.
         causal: None: either.
     """
-    return _Drawing(random.Random(seed), size, n_ctx, causal).program(seed, lines)
+    dice = random.Random(seed)
+    while True:
+        program = _Drawing(dice, size, n_ctx, causal).program(seed, lines)
+        try:
+            place(program)
+        except ProgramError:  # a count by what is unknown at the first position, or a very large table
+            continue
+        return program
 
 
 class _Drawing:
