@@ -300,7 +300,7 @@ def _make(placed: Placed, name: str, size: int, made: Joint, where: str) -> None
 
 def _check_neurons(count: int, where: str) -> None:
     if count > NEURONS:
-        raise ProgramError(f"{where} needs {count} neurons, one for each joint value of what it reads; at most {NEURONS} are made")
+        raise ProgramError(f"{where} needs {count} neurons, one for each joint value of its inputs; at most {NEURONS} are made")
 
 
 def _joint_stage(placed: Placed, made: Joint) -> int:
