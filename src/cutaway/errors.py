@@ -5,7 +5,8 @@
     ├── UnknownName            a name that nothing has: says the nearest ones
     │   ├── UnknownSite        … of a site, a hook or an activation
     │   ├── UnknownModel       … of a model, a toy or an alias
-    │   └── UnknownTask        … of a task
+    │   ├── UnknownTask        … of a task or a behaviour
+    │   └── UnknownRole        … of a position in prompts
     ├── MissingActivation      a cache lacks a site that a question needs
     ├── HookNeverFired         a hook was attached, and the run never came by
     ├── CheckpointError        a file of weights that is missing, corrupt or unsafe
@@ -14,6 +15,7 @@
     ├── UnsupportedArchitecture  a model family, or a field of its config, that is not understood
     ├── TokenError             text or tokens that the model cannot take
     │   └── ContextTooLong     … because there are more than `n_ctx` of them
+    ├── PromptError            prompts, pairs or answers that do not fit each other; a broken line of a file
     ├── ShapeError             arrays that do not fit each other
     ├── ProgramError           a program that contradicts itself, or that no weights can compute: says which line and why
     └── NotFinite              a result that is NaN or infinite, where a number is needed
@@ -54,6 +56,10 @@ class UnknownTask(UnknownName):
     """No task has this name."""
 
 
+class UnknownRole(UnknownName, KeyError):
+    """No position of these prompts has this role."""
+
+
 class MissingActivation(CutawayError, KeyError):
     """A cache lacks a site that a question needs."""
 
@@ -84,6 +90,10 @@ class TokenError(CutawayError, ValueError):
 
 class ContextTooLong(TokenError):
     """More tokens than the model has positions."""
+
+
+class PromptError(CutawayError, ValueError):
+    """Prompts, pairs or answers that do not fit each other, or a line of a file that is none of these."""
 
 
 class ShapeError(CutawayError, ValueError):

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cutaway.axes import Tokens
 from cutaway.errors import ConfigError, UnknownTask, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.tasks.attn_only_2l import AttnOnly2L
+from cutaway.tasks.balanced_brackets import BalancedBrackets
+from cutaway.tasks.cumulative_sum import CumulativeSum
 from cutaway.tasks.first_unique_char import FirstUniqueChar, FirstUniqueCharTask, first_unique
+from cutaway.tasks.modular_addition import ModularAddition
+from cutaway.tasks.palindromes import Palindromes
+from cutaway.tasks.sorted_list import SortedList
+from cutaway.tasks.sum_of_two import SumOfTwo
 from cutaway.tasks.task import UNCOUNTED, Examples, Recipe, Task, evaluate, loss_of
 
 __all__ = [
@@ -31,7 +38,8 @@ __all__ = [
     "summaries",
 ]
 
-_TASKS: dict[str, type[FirstUniqueCharTask] | type[AttnOnly2L]] = {task.name: task for task in (FirstUniqueCharTask, AttnOnly2L)}
+ALGORITHMIC = (Palindromes, SortedList, SumOfTwo, CumulativeSum, ModularAddition, BalancedBrackets)
+_TASKS: dict[str, Any] = {task.name: task for task in (FirstUniqueCharTask, AttnOnly2L, *ALGORITHMIC)}
 
 
 def names() -> list[str]:
@@ -60,7 +68,7 @@ def find(name: str, *, text: Sequence[str | Path] = ()) -> Task:
         return AttnOnly2L.read(text)
     if text:
         raise ConfigError(f"the task {name!r} draws its own examples and takes no text")
-    return FirstUniqueCharTask()
+    return task()
 
 
 def answers(model: Transformer, tokens: Tokens) -> Tokens | None:

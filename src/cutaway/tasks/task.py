@@ -17,8 +17,7 @@ from torch import Tensor
 from cutaway.axes import Logits, Tokens
 from cutaway.config import HookedTransformerConfig
 from cutaway.model.transformer import Transformer
-
-UNCOUNTED = -100  # a label at a position whose answer does not count
+from cutaway.prompts import UNCOUNTED
 
 
 class Examples(NamedTuple):

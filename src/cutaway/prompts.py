@@ -1,0 +1,443 @@
+"""Prompts: many texts or token sequences at once, with what is known about them: answers, roles, counterparts.
+
+Rows of unequal length are padded on the right, and `mask` says where tokens are. A position can be named by its role
+("IO", "S2", "end"); "end" is always a row's own last token. Answers stand at positions: the tokens that are right there,
+and, for contrasts, tokens that are wrong there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from cutaway.axes import Tokens
+from cutaway.errors import PromptError, ShapeError, TokenError, UnknownRole, nearest
+from cutaway.tokens import Tokenizer, to_str_tokens, to_tokens
+
+UNCOUNTED = -100  # a label at a position whose answer does not count
+LARGEST_LINE = 2**20  # characters
+Answers = tuple[Mapping[int, tuple[int, ...]], ...]  # of each row: position → tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Sequences with a mask, and what is known about them.
+
+    Args:
+        tokens: `[batch, pos]`, rows padded on the right.
+        mask: `[batch, pos]`, true where a token is and false where padding is.
+        right: for each row, position → the tokens that are right after it.
+        wrong: the same for tokens that answers are compared with; positions that `right` has.
+        roles: role → its position in each row, `[batch]`; "end", each row's last token, is always there.
+        corrupted: the counterparts, row by row and position by position, of which another answer is right.
+        texts: the texts, where there are some.
+        several: whether several tokens may be right at one position (a read-out by threshold, a set of years).
+
+    Raises:
+        ShapeError: parts that do not fit each other.
+        PromptError: a row without a token, an answer or a role outside its row, a counterpart of another length.
+    """
+
+    tokens: Tokens
+    mask: Bool[Tensor, "batch pos"]
+    right: Answers = ()
+    wrong: Answers = ()
+    roles: Mapping[str, Int[Tensor, "batch"]] = field(default_factory=dict)
+    corrupted: Prompts | None = None
+    texts: tuple[str, ...] = ()
+    several: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tokens.ndim != 2 or self.mask.shape != self.tokens.shape:
+            raise ShapeError(f"tokens {list(self.tokens.shape)} and mask {list(self.mask.shape)} must both be [batch, pos]")
+        lengths = self.mask.sum(1)
+        if not len(lengths) or not bool((lengths > 0).all()):
+            raise PromptError("each prompt needs at least one token, and there must be one prompt at least")
+        if not torch.equal(self.mask, torch.arange(self.mask.shape[1], device=self.mask.device) < lengths[:, None]):
+            raise PromptError("prompts are padded on the right only; the mask has padding elsewhere")
+        object.__setattr__(self, "roles", {**self.roles, "end": lengths - 1})
+        for what, rows in (("right answers", self.right), ("wrong answers", self.wrong), ("texts", self.texts)):
+            if rows and len(rows) != len(lengths):
+                raise ShapeError(f"there are {len(rows)} rows of {what} for {len(lengths)} prompts")
+        self._check_places()
+        if self.corrupted is not None:
+            check_aligned(self, self.corrupted)
+
+    def _check_places(self) -> None:
+        lengths = self.lengths.tolist()
+        for what, rows in (("an answer", self.right), ("a wrong answer", self.wrong)):
+            for row, at in enumerate(rows):
+                for position, tokens in at.items():
+                    if not 0 <= position < lengths[row]:
+                        raise PromptError(f"prompt {row} has {what} at position {position}, and its {lengths[row]} tokens from 0")
+                    if not tokens and not self.several:
+                        raise PromptError(f"prompt {row} has {what} at position {position} that names no token")
+        for role, places in self.roles.items():
+            outside = ((places < 0) | (places >= self.lengths)).nonzero().flatten()
+            if len(outside):
+                row = int(outside[0])
+                raise PromptError(f"prompt {row} has the role {role!r} at {int(places[row])}, and {lengths[row]} tokens from 0")
+
+    # What there is.
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        low, high = int(self.lengths.min()), int(self.lengths.max())
+        length = f"{low}" if low == high else f"{low} to {high}"
+        pairs = ", in pairs" if self.corrupted is not None else ""
+        return f"Prompts({len(self)} of {length} tokens{pairs}; roles {', '.join(self.roles)})"
+
+    @cached_property
+    def lengths(self) -> Int[Tensor, "batch"]:
+        """How many tokens each row has."""
+        return self.mask.sum(1)
+
+    def place(self, role: str | int) -> Int[Tensor, "batch"]:
+        """The position of a role in each row; a number counts from a row's start, or from its own end where negative.
+
+        Raises:
+            UnknownRole: no such role; the message lists those there are.
+            PromptError: a position outside some row.
+        """
+        if isinstance(role, str):
+            if role not in self.roles:
+                raise UnknownRole(f"no role {role!r}{nearest(role, self.roles)}; there are {', '.join(self.roles)}")
+            return self.roles[role]
+        places = torch.full_like(self.lengths, role) if role >= 0 else self.lengths + role
+        outside = ((places < 0) | (places >= self.lengths)).nonzero().flatten()
+        if len(outside):
+            row = int(outside[0])
+            raise PromptError(f"prompt {row} has {int(self.lengths[row])} tokens and no position {role}")
+        return places
+
+    @cached_property
+    def answered(self) -> Bool[Tensor, "batch pos"]:
+        """Where an answer counts."""
+        found = torch.zeros_like(self.mask)
+        for row, at in enumerate(self.right):
+            found[row, list(at)] = True
+        return found
+
+    @property
+    def labels(self) -> Int[Tensor, "batch pos"]:
+        """The right token at each position, `UNCOUNTED` where none counts; of several right tokens, the first."""
+        return self._grid(self.right)
+
+    @property
+    def wrong_labels(self) -> Int[Tensor, "batch pos"]:
+        """The token that the right one is compared with at each position, `UNCOUNTED` where there is none."""
+        return self._grid(self.wrong)
+
+    def _grid(self, rows: Answers) -> Int[Tensor, "batch pos"]:
+        grid = torch.full_like(self.tokens, UNCOUNTED)
+        for row, at in enumerate(rows):
+            for position, tokens in at.items():
+                if tokens:
+                    grid[row, position] = tokens[0]
+        return grid
+
+    def allowed(self, d_vocab: int) -> Bool[Tensor, "batch pos d_vocab"]:
+        """Every token that is right at each position; nothing where no answer counts."""
+        grid = torch.zeros(*self.tokens.shape, d_vocab, dtype=torch.bool)
+        for row, at in enumerate(self.right):
+            for position, tokens in at.items():
+                grid[row, position, list(tokens)] = True
+        return grid
+
+    @property
+    def at(self) -> Int[Tensor, "batch"]:
+        """The position of each row's only answer.
+
+        Raises:
+            PromptError: a row has none, or several.
+        """
+        counts = self.answered.sum(1)
+        if not bool((counts == 1).all()):
+            row = int((counts != 1).nonzero()[0])
+            raise PromptError(f"one answer in each prompt is needed here; prompt {row} has {int(counts[row])}")
+        return self.answered.long().argmax(1)
+
+    @property
+    def answers(self) -> Int[Tensor, "batch"]:
+        """The only right token of each row."""
+        return self.labels.gather(1, self.at[:, None])[:, 0]
+
+    @property
+    def wrong_answers(self) -> Int[Tensor, "batch"] | None:
+        """The wrong token that it is compared with; None where there are none."""
+        found = self.wrong_labels.gather(1, self.at[:, None])[:, 0]
+        return None if bool((found == UNCOUNTED).any()) else found
+
+    # Making others of them.
+
+    def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Prompts:
+        """Some of the rows, with all that is known about them."""
+        rows = torch.arange(len(self))[index] if not isinstance(index, list) else torch.tensor(index, dtype=torch.long)
+        numbers = rows.tolist()
+        width = int(self.lengths[rows].max())
+        return Prompts(
+            self.tokens[rows, :width],
+            self.mask[rows, :width],
+            right=tuple(self.right[n] for n in numbers) if self.right else (),
+            wrong=tuple(self.wrong[n] for n in numbers) if self.wrong else (),
+            roles={role: places[rows] for role, places in self.roles.items()},
+            corrupted=None if self.corrupted is None else self.corrupted[numbers],
+            texts=tuple(self.texts[n] for n in numbers) if self.texts else (),
+            several=self.several,
+        )
+
+    def split(self, size: int) -> Iterator[Prompts]:
+        """Batches of up to `size` rows, in order."""
+        for first in range(0, len(self), size):
+            yield self[first : first + size]
+
+    def halves(self, seed: int = 0) -> tuple[Prompts, Prompts]:
+        """Two disjoint random halves."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).tolist()
+        return self[sorted(order[: len(self) // 2])], self[sorted(order[len(self) // 2 :])]
+
+    def without_counterparts(self) -> Prompts:
+        """The same without `corrupted`."""
+        return replace(self, corrupted=None)
+
+    # From tokens, texts and files.
+
+    @classmethod
+    def of_rows(cls, rows: Sequence[Sequence[int]], pad: int = 0, **known: Any) -> Prompts:
+        """Prompts of token rows of any lengths; `known` goes to the constructor."""
+        width = max(map(len, rows), default=0)
+        tokens = torch.full((len(rows), width), pad)
+        mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            tokens[number, : len(row)] = torch.tensor(row, dtype=torch.long)
+            mask[number, : len(row)] = True
+        return cls(tokens, mask, **known)
+
+    @classmethod
+    def of_texts(
+        cls,
+        tokenizer: Tokenizer | None,
+        texts: Sequence[str],
+        *,
+        answers: str | Sequence[str] | None = None,
+        wrong: str | Sequence[str] | None = None,
+        corrupted: Sequence[str] | None = None,
+        prepend_bos: bool = True,
+        allow_first_token: bool = False,
+    ) -> Prompts:
+        """Prompts of texts, with the word that should follow each and one that it is compared with.
+
+        Args:
+            answers, wrong: a word for each text, or one for all.
+            corrupted: the counterpart of each text, with as many tokens.
+            allow_first_token: take the first token of a word that is several.
+
+        Raises:
+            TokenError: a word is several tokens.
+            PromptError: counts or lengths do not fit.
+        """
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        rows = [to_tokens(tokenizer, text, prepend_bos=prepend_bos)[0].tolist() for text in texts]
+        ends = [len(row) - 1 for row in rows]
+
+        def at_end(words: str | Sequence[str] | None, what: str) -> Answers:
+            if words is None:
+                return ()
+            chosen = [words] * len(texts) if isinstance(words, str) else list(words)
+            if len(chosen) != len(texts):
+                raise PromptError(f"{len(chosen)} {what} for {len(texts)} prompts; give one for each, or one for all")
+            ids = [word_token(tokenizer, word, allow_first_token=allow_first_token) for word in chosen]
+            return tuple({end: (token,)} for end, token in zip(ends, ids, strict=True))
+
+        pair = None
+        if corrupted is not None:
+            pair = cls.of_texts(tokenizer, corrupted, prepend_bos=prepend_bos)
+        known: dict[str, Any] = {"right": at_end(answers, "answers"), "wrong": at_end(wrong, "wrong answers")}
+        return cls.of_rows(rows, corrupted=pair, texts=tuple(texts), **known)
+
+    @classmethod
+    def read(cls, path: str | Path, tokenizer: Tokenizer | None = None, **options: Any) -> Prompts:
+        """Prompts from a file: a text a line, or JSON lines of examples or of pairs.
+
+        An example is `{"tokens": […] or "text": "…", "answers": {position: token or [tokens]}}`, a pair
+        `{"clean": "…", "corrupted": "…", "answer": "…", "wrong": "…"}`; tokens are ids or words.
+
+        Raises:
+            PromptError: a line that is neither (its number is said), or a file without any.
+        """
+        lines = _lines(Path(path))
+        if not str(path).endswith((".jsonl", ".json", ".ndjson")):
+            return cls.of_texts(tokenizer, [text for _, text in lines], **options)
+        made = [(number, _object(path, number, text)) for number, text in lines]
+        kinds = {"pair" if "clean" in one else "example" for _, one in made}
+        if kinds == {"pair"}:
+            return _pairs(path, made, tokenizer, options)
+        if kinds == {"example"}:
+            return _examples(path, made, tokenizer, options)
+        raise PromptError(f"{path} mixes pairs ('clean', 'corrupted') and examples ('tokens' or 'text', 'answers')")
+
+
+def check_aligned(clean: Prompts, corrupted: Prompts) -> None:
+    """Stop where prompts and their counterparts do not have equal lengths, row by row.
+
+    Raises:
+        PromptError: they differ; says in which row and by how much.
+    """
+    if len(clean) != len(corrupted):
+        raise PromptError(f"{len(clean)} prompts have {len(corrupted)} counterparts; each needs one")
+    differ = (clean.lengths != corrupted.lengths).nonzero().flatten()
+    if len(differ):
+        row = int(differ[0])
+        one, other = int(clean.lengths[row]), int(corrupted.lengths[row])
+        raise PromptError(
+            f"prompt {row} has {one} tokens and its counterpart {other}: patching needs the same number, position by position"
+            + (f" ({len(differ)} such pairs)" if len(differ) > 1 else "")
+        )
+
+
+def word_token(tokenizer: Tokenizer | None, word: str, *, allow_first_token: bool = False) -> int:
+    """The token of a word.
+
+    Raises:
+        TokenError: it is several; shows them, and says how to take the first.
+    """
+    ids = to_tokens(tokenizer, word, prepend_bos=False)[0].tolist()
+    if len(ids) == 1 or (ids and allow_first_token):
+        return int(ids[0])
+    parts = to_str_tokens(tokenizer, torch.tensor(ids)) if ids else []
+    spaced = "" if word.startswith(" ") else f" Is a space in front missing (' {word}')?"
+    raise TokenError(f"{word!r} is {len(ids)} tokens, not one: {parts}; take the first with allow_first_token.{spaced}")
+
+
+# Files.
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """The numbered lines of a text file that are not empty."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise PromptError(f"{path} is not UTF-8 text") from None
+    except OSError as error:
+        raise PromptError(f"{path} cannot be read: {error.strerror}") from None
+    found = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not found:
+        raise PromptError(f"{path} holds no prompt")
+    return found
+
+
+def _object(path: str | Path, number: int, line: str) -> dict[str, Any]:
+    if len(line) > LARGEST_LINE:
+        raise PromptError(f"{path}, line {number} has {len(line)} characters; at most {LARGEST_LINE} are read")
+    try:
+        found = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise PromptError(f"{path}, line {number} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise PromptError(f"{path}, line {number} must be an object {{…}}, not {line[:40]}")
+    return found
+
+
+def _pairs(
+    path: str | Path, made: list[tuple[int, dict[str, Any]]], tokenizer: Tokenizer | None, options: dict[str, Any]
+) -> Prompts:
+    """Prompts of `{"clean", "corrupted", "answer", "wrong"}`."""
+    parts = []
+    for number, one in made:
+        with_texts = all(isinstance(one.get(key), str) for key in ("clean", "corrupted", "answer"))
+        if not with_texts or not isinstance(one.get("wrong", ""), str):
+            raise PromptError(f"{path}, line {number}: a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'")
+        given = {"answers": one["answer"], "wrong": one.get("wrong"), "corrupted": [one["corrupted"]]}
+        parts.append(
+            _at_line(path, number, lambda one=one, given=given: Prompts.of_texts(tokenizer, [one["clean"]], **given, **options))
+        )
+    return join(parts)
+
+
+def _examples(
+    path: str | Path, made: list[tuple[int, dict[str, Any]]], tokenizer: Tokenizer | None, options: dict[str, Any]
+) -> Prompts:
+    """Prompts of `{"tokens" or "text", "answers": {position: token or tokens}}`."""
+    rows, right, several = [], [], False
+    for number, one in made:
+        row, at, many = _at_line(path, number, lambda one=one: _example(one, tokenizer, options))
+        rows.append(row)
+        right.append(at)
+        several |= many
+    return _at_line(path, made[-1][0], lambda: Prompts.of_rows(rows, right=tuple(right), several=several))
+
+
+def _example(
+    one: dict[str, Any], tokenizer: Tokenizer | None, options: dict[str, Any]
+) -> tuple[list[int], dict[int, tuple[int, ...]], bool]:
+    if ("tokens" in one) == ("text" in one):
+        raise PromptError("an example needs 'tokens' or 'text', one of them")
+    if "text" in one:
+        if not isinstance(one["text"], str):
+            raise PromptError("'text' must be a text")
+        row = to_tokens(tokenizer, one["text"], prepend_bos=options.get("prepend_bos", True))[0].tolist()
+    else:
+        row = one["tokens"]
+        if not isinstance(row, list) or not row or not all(type(token) is int and token >= 0 for token in row):
+            raise PromptError("'tokens' must be a list of token ids (whole numbers from 0)")
+    answers = one.get("answers", {})
+    if not isinstance(answers, dict):
+        raise PromptError("'answers' must be {position: token or [tokens]}")
+    at: dict[int, tuple[int, ...]] = {}
+    for position, found in answers.items():
+        if not str(position).isdecimal() or int(position) >= len(row):
+            raise PromptError(f"'answers' names position {str(position)[:20]!r}, and the tokens are 0 to {len(row) - 1}")
+        many = found if isinstance(found, list) else [found]
+        at[int(position)] = tuple(_answer(tokenizer, token, options) for token in many)
+    return row, at, any(isinstance(found, list) for found in answers.values())
+
+
+def _answer(tokenizer: Tokenizer | None, token: Any, options: dict[str, Any]) -> int:
+    if isinstance(token, str):
+        return word_token(tokenizer, token, allow_first_token=options.get("allow_first_token", False))
+    if type(token) is not int or not 0 <= token < 2**31:
+        raise PromptError(f"an answer must be a token id or a word, not {str(token)[:40]!r}")
+    return token
+
+
+def _at_line(path: str | Path, number: int, make: Callable[[], Any]) -> Any:
+    """What `make` gives; errors say the line."""
+    try:
+        return make()
+    except (PromptError, TokenError) as error:
+        raise PromptError(f"{path}, line {number}: {error}") from None
+
+
+def join(parts: Sequence[Prompts], pad: int = 0) -> Prompts:
+    """Several sets of prompts in one; roles that not all of them have are left out.
+
+    Raises:
+        PromptError: there are none, or only some have counterparts.
+    """
+    if not parts:
+        raise PromptError("there are no prompts to put together")
+    if len({part.corrupted is None for part in parts}) > 1:
+        raise PromptError("either all of the prompts need counterparts or none of them")
+    rows = [row[:length] for part in parts for row, length in zip(part.tokens.tolist(), part.lengths.tolist(), strict=True)]
+    roles = [role for role in parts[0].roles if all(role in part.roles for part in parts)]
+    pairs = [part.corrupted for part in parts if part.corrupted is not None]
+    return Prompts.of_rows(
+        rows,
+        pad,
+        right=tuple(at for part in parts for at in (part.right or ({},) * len(part))) if any(p.right for p in parts) else (),
+        wrong=tuple(at for part in parts for at in (part.wrong or ({},) * len(part))) if any(p.wrong for p in parts) else (),
+        roles={role: torch.cat([part.roles[role] for part in parts]) for role in roles},
+        corrupted=join(pairs, pad) if pairs else None,
+        texts=tuple(text for part in parts for text in part.texts) if all(part.texts for part in parts) else (),
+        several=any(part.several for part in parts),
+    )

@@ -1,0 +1,137 @@
+"""Balanced brackets: START, brackets, END: is every bracket closed in the right order? Class 1 (yes) or 0, read at START.
+
+A third of the sequences are balanced, a third have equal counts and are not, and a third have one bracket turned. Shorter
+ones are followed by PAD, a token like others (of the published model of this kind, ARENA's 1.5.1, it was hidden from attention).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from cutaway.axes import Tokens
+from cutaway.prompts import UNCOUNTED, Prompts
+from cutaway.tasks.behaviour import Algorithmic, Dataset, Sources, Where, uniform
+from cutaway.tasks.task import Recipe
+
+START, PAD, END, OPEN, CLOSE = range(5)
+
+
+@dataclass(frozen=True)
+class BalancedBrackets(Algorithmic):
+    """Up to `most` brackets, an even number of them."""
+
+    most: int = 40
+    recipe: ClassVar[Recipe] = Recipe(epochs=16, steps=300, batch_size=256, lr=1e-3, weight_decay=0.01)
+
+    name: ClassVar[str] = "balanced-brackets"
+    summary: ClassVar[str] = "whether a sequence of brackets is balanced"
+    vocabulary: ClassVar[tuple[str, ...]] = ("START", "PAD", "END", "(", ")")
+    d_vocab_out: ClassVar[int] = 2  # type: ignore[misc]  # no and yes
+    model: ClassVar = {"n_layers": 3, "n_heads": 2, "d_model": 56, "d_head": 28, "d_mlp": 56, "act_fn": "relu",
+                       "attention_dir": "bidirectional", "normalization_type": "LN"}  # fmt: skip
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        return self.most + 2
+
+    def draw(self, count: int, generator: torch.Generator) -> Tokens:
+        pairs = uniform(1, self.most // 2 + 1, (count, 1), generator)
+        # Long ones are more telling than short ones: half of the sequences are of the full length.
+        pairs = pairs.where(uniform(0, 2, (count, 1), generator).bool(), torch.tensor(self.most // 2))
+        inside = torch.arange(self.most) < 2 * pairs
+        ranks = torch.rand(count, self.most, generator=generator).masked_fill(~inside, 2.0).argsort(1).argsort(1)
+        steps = torch.where(ranks < pairs, 1, -1) * inside  # equal counts in a random order
+        kind = uniform(0, 3, (count, 1), generator)
+        steps = torch.where(kind == 0, self._balanced(steps, inside), steps)
+        turned = (torch.rand(count, 1, generator=generator) * 2 * pairs).long()
+        near = self._balanced(steps, inside)
+        near = near.scatter(1, turned, -near.gather(1, turned))
+        return self._tokens(torch.where(kind == 2, near, steps), inside)
+
+    @staticmethod
+    def _balanced(steps: Tokens, inside: Where) -> Tokens:
+        """Equal counts made balanced: rotate each sequence to begin after its (first) lowest point."""
+        heights = steps.cumsum(1)
+        begin = heights.masked_fill(~inside, 10**6).argmin(1, keepdim=True) + 1
+        sizes = inside.sum(1, keepdim=True)
+        order = (torch.arange(steps.shape[1]) + begin) % sizes
+        return steps.gather(1, order) * inside
+
+    @staticmethod
+    def _tokens(steps: Tokens, inside: Where) -> Tokens:
+        count, sizes = len(steps), inside.sum(1)
+        brackets = torch.where(steps == 1, OPEN, CLOSE).where(inside, torch.tensor(PAD))
+        tokens = torch.cat([torch.full((count, 1), START), brackets, torch.full((count, 1), PAD)], 1)
+        tokens[torch.arange(count), sizes + 1] = END
+        return tokens
+
+    def heights(self, tokens: Tokens) -> Tokens:
+        """Open brackets minus closed ones, so far."""
+        return ((tokens == OPEN).long() - (tokens == CLOSE).long()).cumsum(1)
+
+    def failures(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether counts differ, and whether somewhere more are closed than were open: `[batch]` each."""
+        heights = self.heights(tokens)
+        return heights[:, -1] != 0, (heights < 0).any(1)
+
+    def answers(self, tokens: Tokens) -> Tokens:
+        labels = torch.full_like(tokens, UNCOUNTED)
+        counts, below = self.failures(tokens)
+        labels[:, 0] = (~counts & ~below).long()
+        return labels
+
+    def corrupt(self, tokens: Tokens, generator: torch.Generator) -> Tokens:
+        """Balanced sequences get two neighbouring parts exchanged or one bracket turned; the others are made balanced."""
+        inside = ((tokens == OPEN) | (tokens == CLOSE))[:, 1:-1]
+        sizes = inside.sum(1, keepdim=True)
+        steps = torch.where(tokens[:, 1:-1] == OPEN, 1, -1) * inside
+        at = (torch.rand(len(tokens), 1, generator=generator) * sizes).long()
+        turned = steps.scatter(1, at, -steps.gather(1, at))
+        excess = steps.sum(1, keepdim=True) // 2  # so many must be turned before counts are equal
+        order = torch.where(steps == excess.sign(), torch.arange(self.most), self.most).argsort(1).argsort(1)
+        equal = torch.where((order < excess.abs()) & inside, -steps, steps)
+        mended = self._balanced(equal, inside)
+        return self._tokens(torch.where(self.answers(tokens)[:, :1] == 1, turned, mended), inside)
+
+    def classes(self, prompts: Prompts) -> dict[str, Where]:
+        counts, below = (failed[:, None] for failed in self.failures(prompts.tokens))
+        kinds = {
+            "balanced": ~counts & ~below,
+            "counts differ": counts & ~below,
+            "closed too early": ~counts & below,
+            "both": counts & below,
+        }
+        return {name: prompts.answered & where for name, where in kinds.items()}
+
+    def sources(self, prompts: Prompts) -> dict[str, Sources]:
+        tokens, count = prompts.tokens, len(prompts)
+        named = {
+            "open brackets": tokens == OPEN,
+            "closed brackets": tokens == CLOSE,
+            "START": tokens == START,
+            "END": tokens == END,
+        }
+        return {name: where[:, None, :].expand(count, self.length, -1) for name, where in named.items()}
+
+    def features(self, prompts: Prompts) -> dict[str, Tokens]:
+        bracket = (prompts.tokens == OPEN) | (prompts.tokens == CLOSE)
+        depth = self.heights(prompts.tokens)
+        outside = torch.tensor(UNCOUNTED)
+        return {
+            "depth": depth.clamp(-8, 8).where(bracket, outside),
+            "below zero here": (depth < 0).long().where(bracket, outside),
+        }
+
+    def mistakes(self, prompts: Prompts, predicted: Tokens) -> dict[str, Where]:
+        wrong = prompts.answered & (predicted != prompts.labels)
+        return {f"{name}, called the other": wrong & where for name, where in self.classes(prompts).items()}
+
+
+class BracketsDataset(Dataset):
+    """Brackets with the class of each, read at START; see `Dataset`."""
+
+    def __init__(self, size: int, most: int = 40, seed: int = 42) -> None:
+        super().__init__(BalancedBrackets(most), size, seed)

@@ -1,0 +1,126 @@
+"""Sums: two numbers of four digits, `+` and `=` between them, then the digits of their sum, each predicted in turn.
+
+First digits are below 5, so that sums have four digits, too. The sequences are those of a published problem (ARENA,
+September 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from cutaway.axes import Tokens
+from cutaway.prompts import UNCOUNTED, Prompts
+from cutaway.tasks.behaviour import Algorithmic, Dataset, Sources, Where, column, uniform
+from cutaway.tasks.task import Recipe
+
+PLUS, EQUALS = 10, 11
+
+
+@dataclass(frozen=True)
+class SumOfTwo(Algorithmic):
+    """`a + b = c` with `num_digits` digits each."""
+
+    num_digits: int = 4
+    recipe: ClassVar[Recipe] = Recipe(epochs=20, steps=400, batch_size=256, lr=2e-3, weight_decay=0.01)
+
+    name: ClassVar[str] = "sum-of-two"
+    summary: ClassVar[str] = "the digits of the sum of two numbers"
+    vocabulary: ClassVar[tuple[str, ...]] = (*"0123456789", "+", "=")
+    model: ClassVar = {"n_layers": 2, "n_heads": 3, "d_model": 48, "d_head": 16, "attn_only": False, "d_mlp": 192,
+                       "act_fn": "relu", "normalization_type": "LN"}  # fmt: skip
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        return 3 * self.num_digits + 2
+
+    def draw(self, count: int, generator: torch.Generator) -> Tokens:
+        return self.with_sum(*(self._number(count, generator) for _ in range(2)))
+
+    def _number(self, count: int, generator: torch.Generator) -> Tokens:
+        rest = uniform(0, 10, (count, self.num_digits - 1), generator)
+        return torch.cat([uniform(0, 5, (count, 1), generator), rest], 1)
+
+    def with_sum(self, a: Tokens, b: Tokens) -> Tokens:
+        """Sequences of the digits of two numbers."""
+        return torch.cat([a, column(len(a), PLUS), b, column(len(a), EQUALS), self.sum_of(a, b)[0]], 1)
+
+    def sum_of(self, a: Tokens, b: Tokens) -> tuple[Tokens, Tokens]:
+        """The digits of the sum, and the carry into each of them."""
+        digits, carries, carry = [], [], torch.zeros(len(a), dtype=torch.long)
+        for x, y in zip(a.flip(1).unbind(1), b.flip(1).unbind(1), strict=True):
+            carries.append(carry)
+            digits.append((x + y + carry) % 10)
+            carry = (x + y + carry) // 10
+        return torch.stack(digits[::-1], 1), torch.stack(carries[::-1], 1)
+
+    def parts(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
+        """The digits of both numbers."""
+        return tokens[:, : self.num_digits], tokens[:, self.num_digits + 1 : 2 * self.num_digits + 1]
+
+    def answers(self, tokens: Tokens) -> Tokens:
+        return self._in_place(tokens, self.sum_of(*self.parts(tokens))[0])
+
+    def _in_place(self, tokens: Tokens, of_digits: Tokens) -> Tokens:
+        """What belongs to each digit of the sum, at the position that predicts it."""
+        grid = torch.full_like(tokens, UNCOUNTED)
+        grid[:, -self.num_digits - 1 : -1] = of_digits
+        return grid
+
+    def corrupt(self, tokens: Tokens, generator: torch.Generator) -> Tokens:
+        """One digit of the second number changed, and with it the sum."""
+        a, b = (part.clone() for part in self.parts(tokens))
+        rows = torch.arange(len(tokens))
+        at = uniform(0, self.num_digits, (len(tokens),), generator)
+        base = torch.full_like(at, 10).where(at > 0, torch.tensor(5))
+        b[rows, at] = (b[rows, at] + 1 + uniform(0, 4, (len(tokens),), generator)) % base
+        return self.with_sum(a, b)
+
+    def classes(self, prompts: Prompts) -> dict[str, Where]:
+        a, b = self.parts(prompts.tokens)
+        carry = self._in_place(prompts.tokens, self.sum_of(a, b)[1])
+        nines = self._in_place(
+            prompts.tokens, torch.cat([(a + b)[:, 1:] == 9, torch.zeros(len(a), 1, dtype=torch.bool)], 1).long()
+        )
+        return {
+            "no carry comes in": carry == 0,
+            "a carry comes in": (carry == 1) & (nines == 0),
+            "a carry comes in through a sum of nine": (carry == 1) & (nines == 1),
+        }
+
+    def sources(self, prompts: Prompts) -> dict[str, Sources]:
+        found = {
+            name: torch.zeros(self.length, self.length, dtype=torch.bool) for name in ("its digits", "the digits to their right")
+        }
+        for digit in range(self.num_digits):
+            at = self.length - self.num_digits - 1 + digit
+            for name, right in (("its digits", 0), ("the digits to their right", 1)):
+                if digit + right < self.num_digits:
+                    found[name][at, [digit + right, self.num_digits + 1 + digit + right]] = True
+        return {name: where.expand(len(prompts), -1, -1) for name, where in found.items()}
+
+    def features(self, prompts: Prompts) -> dict[str, Tokens]:
+        a, b = self.parts(prompts.tokens)
+        carry = self.sum_of(a, b)[1]
+        return {
+            "carry": self._in_place(prompts.tokens, carry),
+            "sum of its digits": self._in_place(prompts.tokens, a + b),
+        }
+
+    def mistakes(self, prompts: Prompts, predicted: Tokens) -> dict[str, Where]:
+        wrong = prompts.answered & (predicted != prompts.labels)
+        off = (predicted - prompts.labels) % 10
+        return {
+            "a carry forgotten": wrong & (off == 9),
+            "a carry too many": wrong & (off == 1),
+            "another": wrong & (off > 1) & (off < 9),
+        }
+
+
+class SumDataset(Dataset):
+    """Sums with their digits; see `Dataset`."""
+
+    def __init__(self, size: int, num_digits: int = 4, seed: int = 42) -> None:
+        super().__init__(SumOfTwo(num_digits), size, seed)
