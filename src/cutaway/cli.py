@@ -16,6 +16,10 @@ from typer.core import TyperGroup
 from cutaway.commands import learning, questions, shared, steering, sweeps
 from cutaway.errors import CutawayError
 
+TASKS = (
+    "Which task: first-unique-char, palindromes, sorted-list, sum-of-two, cumulative-sum, modular-addition, balanced-brackets, "
+    "or attn-only-2l, which reads text."
+)
 DIFFERENT, FAILED, INTERRUPTED = 1, 2, 130
 
 
@@ -76,7 +80,7 @@ def root(
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="Which task: first-unique-char, attn-only-2l.")],
+    task: Annotated[str, typer.Argument(help=TASKS)],
     out: Annotated[Path, typer.Option(help="Folder for the model, its card and the state of the training.")],
     epochs: Annotated[int | None, typer.Option(min=1, help="How many epochs. By default the task's own.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the weights and the data. By default 42.")] = None,

@@ -8,7 +8,8 @@ and, for contrasts, tokens that are wrong there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -263,7 +264,8 @@ class Prompts:
         if corrupted is not None:
             pair = cls.of_texts(tokenizer, corrupted, prepend_bos=prepend_bos)
         known: dict[str, Any] = {"right": at_end(answers, "answers"), "wrong": at_end(wrong, "wrong answers")}
-        return cls.of_rows(rows, corrupted=pair, texts=tuple(texts), **known)
+        pad = getattr(tokenizer, "pad_token_id", None)
+        return cls.of_rows(rows, 0 if pad is None else pad, corrupted=pair, texts=tuple(texts), **known)
 
     @classmethod
     def read(cls, path: str | Path, tokenizer: Tokenizer | None = None, **options: Any) -> Prompts:
@@ -358,9 +360,8 @@ def _pairs(
         if not with_texts or not isinstance(one.get("wrong", ""), str):
             raise PromptError(f"{path}, line {number}: a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'")
         given = {"answers": one["answer"], "wrong": one.get("wrong"), "corrupted": [one["corrupted"]]}
-        parts.append(
-            _at_line(path, number, lambda one=one, given=given: Prompts.of_texts(tokenizer, [one["clean"]], **given, **options))
-        )
+        with _at_line(path, number):
+            parts.append(Prompts.of_texts(tokenizer, [one["clean"]], **given, **options))
     return join(parts)
 
 
@@ -370,11 +371,12 @@ def _examples(
     """Prompts of `{"tokens" or "text", "answers": {position: token or tokens}}`."""
     rows, right, several = [], [], False
     for number, one in made:
-        row, at, many = _at_line(path, number, lambda one=one: _example(one, tokenizer, options))
+        with _at_line(path, number):
+            row, at, many = _example(one, tokenizer, options)
         rows.append(row)
         right.append(at)
         several |= many
-    return _at_line(path, made[-1][0], lambda: Prompts.of_rows(rows, right=tuple(right), several=several))
+    return Prompts.of_rows(rows, right=tuple(right), several=several)
 
 
 def _example(
@@ -410,10 +412,11 @@ def _answer(tokenizer: Tokenizer | None, token: Any, options: dict[str, Any]) ->
     return token
 
 
-def _at_line(path: str | Path, number: int, make: Callable[[], Any]) -> Any:
-    """What `make` gives; errors say the line."""
+@contextmanager
+def _at_line(path: str | Path, number: int) -> Iterator[None]:
+    """Errors say the file and the line."""
     try:
-        return make()
+        yield
     except (PromptError, TokenError) as error:
         raise PromptError(f"{path}, line {number}: {error}") from None
 

@@ -79,10 +79,9 @@ def test_every_epoch_and_every_seed_draws_examples_of_its_own(tmp_path: Path):
     drawn: list[torch.Tensor] = []
 
     class Recorded(FirstUniqueCharTask):
-        def draw(self, count: int, generator: torch.Generator) -> Examples:
-            examples = super().draw(count, generator)
-            drawn.append(examples.tokens)
-            return examples
+        def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+            drawn.append(super().draw(count, generator))
+            return drawn[-1]
 
     for seed in (1, 2):
         train(Recorded(), tmp_path / str(seed), **{**SHORT, "epochs": 2}, seed=seed, device="cpu")
@@ -208,7 +207,8 @@ def test_evaluation_counts_positions_not_sequences(tmp_path: Path):
     checkpoint = files.read(tmp_path / MODEL)
     model = Transformer(checkpoint.config)
     model.load_state_dict(dict(checkpoint.tensors))
-    tokens, labels = TASK.draw(9, torch.Generator().manual_seed(3))
+    tokens = TASK.draw(9, torch.Generator().manual_seed(3))
+    labels = TASK.answers(tokens)
     labels = labels.masked_fill(torch.rand(labels.shape, generator=torch.Generator().manual_seed(4)) < 0.6, UNCOUNTED)
     loss, accuracy = evaluate(model, Examples(tokens, labels), at_once=2)
     logits = model(tokens)

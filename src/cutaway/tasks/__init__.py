@@ -13,13 +13,8 @@ from cutaway.axes import Tokens
 from cutaway.errors import ConfigError, UnknownTask, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.tasks.attn_only_2l import AttnOnly2L
-from cutaway.tasks.balanced_brackets import BalancedBrackets
-from cutaway.tasks.cumulative_sum import CumulativeSum
+from cutaway.tasks.behaviours import ALGORITHMIC, behaviour, behaviour_names
 from cutaway.tasks.first_unique_char import FirstUniqueChar, FirstUniqueCharTask, first_unique
-from cutaway.tasks.modular_addition import ModularAddition
-from cutaway.tasks.palindromes import Palindromes
-from cutaway.tasks.sorted_list import SortedList
-from cutaway.tasks.sum_of_two import SumOfTwo
 from cutaway.tasks.task import UNCOUNTED, Examples, Recipe, Task, evaluate, loss_of
 
 __all__ = [
@@ -31,6 +26,8 @@ __all__ = [
     "Recipe",
     "Task",
     "answers",
+    "behaviour",
+    "behaviour_names",
     "evaluate",
     "find",
     "loss_of",
@@ -38,8 +35,8 @@ __all__ = [
     "summaries",
 ]
 
-ALGORITHMIC = (Palindromes, SortedList, SumOfTwo, CumulativeSum, ModularAddition, BalancedBrackets)
-_TASKS: dict[str, Any] = {task.name: task for task in (FirstUniqueCharTask, AttnOnly2L, *ALGORITHMIC)}
+_LISTED: tuple[Any, ...] = (*ALGORITHMIC, AttnOnly2L)
+_TASKS: dict[str, Any] = {task.name: task for task in _LISTED}
 
 
 def names() -> list[str]:
@@ -80,4 +77,9 @@ def answers(model: Transformer, tokens: Tokens) -> Tokens | None:
         TokenError: the tokens are no sequence of the task.
     """
     cfg = model.cfg
-    return first_unique(tokens, cfg.d_vocab_out - 1) if cfg.model_name == FirstUniqueCharTask.name else None
+    if cfg.model_name == FirstUniqueCharTask.name:
+        return first_unique(tokens, cfg.d_vocab_out - 1)
+    trained_on = next((kind() for kind in ALGORITHMIC if kind.name == cfg.model_name), None)
+    if trained_on is None or (len(trained_on.vocabulary), trained_on.length) != (cfg.d_vocab, tokens.shape[1]):
+        return None
+    return trained_on.answers(tokens)

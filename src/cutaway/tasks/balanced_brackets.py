@@ -6,15 +6,20 @@ ones are followed by PAD, a token like others (of the published model of this ki
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Sources, Where, uniform
+from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, uniform
 from cutaway.tasks.task import Recipe
+
+Inside = Bool[Tensor, "batch number"]  # which places hold brackets
 
 START, PAD, END, OPEN, CLOSE = range(5)
 
@@ -24,14 +29,22 @@ class BalancedBrackets(Algorithmic):
     """Up to `most` brackets, an even number of them."""
 
     most: int = 40
-    recipe: ClassVar[Recipe] = Recipe(epochs=16, steps=300, batch_size=256, lr=1e-3, weight_decay=0.01)
+    recipe = Recipe(epochs=16, steps=300, batch_size=256, lr=1e-3, weight_decay=0.01)
 
-    name: ClassVar[str] = "balanced-brackets"
-    summary: ClassVar[str] = "whether a sequence of brackets is balanced"
-    vocabulary: ClassVar[tuple[str, ...]] = ("START", "PAD", "END", "(", ")")
-    d_vocab_out: ClassVar[int] = 2  # type: ignore[misc]  # no and yes
-    model: ClassVar = {"n_layers": 3, "n_heads": 2, "d_model": 56, "d_head": 28, "d_mlp": 56, "act_fn": "relu",
-                       "attention_dir": "bidirectional", "normalization_type": "LN"}  # fmt: skip
+    name = "balanced-brackets"
+    summary = "whether a sequence of brackets is balanced"
+    vocabulary = ("START", "PAD", "END", "(", ")")
+    d_vocab_out = 2  # no and yes
+    model: ClassVar[Mapping[str, Any]] = {
+        "n_layers": 3,
+        "n_heads": 2,
+        "d_model": 56,
+        "d_head": 28,
+        "d_mlp": 56,
+        "act_fn": "relu",
+        "attention_dir": "bidirectional",
+        "normalization_type": "LN",
+    }
 
     @property
     def length(self) -> int:  # type: ignore[override]
@@ -52,7 +65,7 @@ class BalancedBrackets(Algorithmic):
         return self._tokens(torch.where(kind == 2, near, steps), inside)
 
     @staticmethod
-    def _balanced(steps: Tokens, inside: Where) -> Tokens:
+    def _balanced(steps: Numbers, inside: Inside) -> Numbers:
         """Equal counts made balanced: rotate each sequence to begin after its (first) lowest point."""
         heights = steps.cumsum(1)
         begin = heights.masked_fill(~inside, 10**6).argmin(1, keepdim=True) + 1
@@ -61,7 +74,7 @@ class BalancedBrackets(Algorithmic):
         return steps.gather(1, order) * inside
 
     @staticmethod
-    def _tokens(steps: Tokens, inside: Where) -> Tokens:
+    def _tokens(steps: Numbers, inside: Inside) -> Tokens:
         count, sizes = len(steps), inside.sum(1)
         brackets = torch.where(steps == 1, OPEN, CLOSE).where(inside, torch.tensor(PAD))
         tokens = torch.cat([torch.full((count, 1), START), brackets, torch.full((count, 1), PAD)], 1)

@@ -6,8 +6,8 @@ for classes of answers, for named sources of attention, for features that may be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,11 +17,12 @@ from cutaway.axes import Tokens
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.model.transformer import Transformer
-from cutaway.prompts import UNCOUNTED, Prompts
+from cutaway.prompts import UNCOUNTED, Answers, Prompts
 from cutaway.tasks.task import Examples, Recipe
 from cutaway.tokens import CharTokenizer
 
 Where = Bool[Tensor, "batch pos"]
+Numbers = Int[Tensor, "batch number"]  # a part of each sequence
 Sources = Bool[Tensor, "batch dest src"]
 
 
@@ -64,7 +65,7 @@ class Algorithmic(Behaviour):
     vocabulary and context) and `recipe`, and say `draw` and `answers`; `corrupt` gives minimal pairs.
     """
 
-    model: dict[str, Any]
+    model: ClassVar[Mapping[str, Any]]
     recipe: Recipe
     length: int  # positions of each sequence
     stored = torch.float32
@@ -95,7 +96,7 @@ class Algorithmic(Behaviour):
     def known(self, tokens: Tokens, corrupted: Prompts | None = None) -> Prompts:
         """Prompts of given sequences, with their right answers (and, with counterparts, theirs as the wrong ones)."""
         right = _by_position(self.answers(tokens))
-        wrong = ()
+        wrong: Answers = ()
         if corrupted is not None:
             other = self.answers(corrupted.tokens)
             wrong = _by_position(other.where(other != self.answers(tokens), torch.tensor(UNCOUNTED)))
@@ -106,7 +107,7 @@ class Algorithmic(Behaviour):
     def config(self) -> HookedTransformerConfig:
         """The model to train."""
         sizes = {"n_ctx": self.length, "d_vocab": len(self.vocabulary), "d_vocab_out": self.d_vocab_out}
-        return HookedTransformerConfig(**self.model, **sizes, seed=None, model_name=self.name)
+        return HookedTransformerConfig.from_dict({**self.model, **sizes, "seed": None, "model_name": self.name})
 
     def prepare(self, model: Transformer) -> None:
         """Nothing: the weights start as the configuration says."""
@@ -187,7 +188,7 @@ def uniform(low: int, high: int, shape: tuple[int, ...], generator: torch.Genera
     return torch.randint(low, high, shape, generator=generator)
 
 
-def column(count: int, token: int) -> Tokens:
+def column(count: int, token: int) -> Numbers:
     """The same token in one column of `count` rows."""
     return torch.full((count, 1), token)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from cutaway.errors import UnknownTask, nearest
 from cutaway.tasks.balanced_brackets import BalancedBrackets
-from cutaway.tasks.behaviour import Behaviour
+from cutaway.tasks.behaviour import Algorithmic, Behaviour
 from cutaway.tasks.cumulative_sum import CumulativeSum
 from cutaway.tasks.docstring_arguments import DocstringArguments
+from cutaway.tasks.first_unique_char import FirstUniqueCharTask
 from cutaway.tasks.greater_than import GreaterThan
 from cutaway.tasks.indirect_objects import IndirectObjects
 from cutaway.tasks.induction import Induction
@@ -17,7 +18,15 @@ from cutaway.tasks.subject_verb import SubjectVerb
 from cutaway.tasks.sum_of_two import SumOfTwo
 
 LANGUAGE: tuple[type[Behaviour], ...] = (IndirectObjects, GreaterThan, Induction, DocstringArguments, SubjectVerb)
-ALGORITHMIC = (Palindromes, SortedList, SumOfTwo, CumulativeSum, ModularAddition, BalancedBrackets)
+ALGORITHMIC: tuple[type[Algorithmic], ...] = (
+    FirstUniqueCharTask,
+    Palindromes,
+    SortedList,
+    SumOfTwo,
+    CumulativeSum,
+    ModularAddition,
+    BalancedBrackets,
+)
 ALIASES = {"ioi": "indirect-objects", "docstring": "docstring-arguments"}
 _ALL: dict[str, type[Behaviour]] = {kind.name: kind for kind in (*LANGUAGE, *ALGORITHMIC)}
 

@@ -5,8 +5,9 @@ The question and the kind of model are those of a published problem (ARENA, Nove
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,13 +23,20 @@ class CumulativeSum(Algorithmic):
 
     max_value: int = 5
     seq_len: int = 20
-    recipe: ClassVar[Recipe] = Recipe(epochs=6, steps=400, batch_size=256, lr=3e-3, weight_decay=0.01)
+    recipe = Recipe(epochs=6, steps=400, batch_size=256, lr=3e-3, weight_decay=0.01)
 
-    name: ClassVar[str] = "cumulative-sum"
-    summary: ClassVar[str] = "whether the sum of the numbers so far is negative, zero or positive"
-    d_vocab_out: ClassVar[int] = 3  # type: ignore[misc]  # negative, zero, positive
-    model: ClassVar = {"n_layers": 1, "n_heads": 1, "d_model": 24, "d_head": 24, "d_mlp": 96, "act_fn": "relu",
-                       "normalization_type": None}  # fmt: skip
+    name = "cumulative-sum"
+    summary = "whether the sum of the numbers so far is negative, zero or positive"
+    d_vocab_out = 3  # negative, zero, positive
+    model: ClassVar[Mapping[str, Any]] = {
+        "n_layers": 1,
+        "n_heads": 1,
+        "d_model": 24,
+        "d_head": 24,
+        "d_mlp": 96,
+        "act_fn": "relu",
+        "normalization_type": None,
+    }
 
     @property
     def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -7,7 +7,7 @@ global state is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,8 @@ from cutaway.axes import Tokens
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, TokenError
 from cutaway.model.transformer import Transformer
+from cutaway.prompts import UNCOUNTED, Prompts
+from cutaway.tasks.behaviour import Algorithmic, Sources, Where, equal_tokens, replaced_once
 from cutaway.tasks.task import Examples, Recipe, loss_of
 from cutaway.tokens import CharTokenizer
 
@@ -144,8 +146,8 @@ class FirstUniqueChar:
 
 
 @dataclass(frozen=True)
-class FirstUniqueCharTask:
-    """The task as `cutaway train` sees it."""
+class FirstUniqueCharTask(Algorithmic):
+    """The task as `cutaway train` sees it, and as a behaviour."""
 
     vocab: tuple[str, ...] = LETTERS
     seq_len: int = 20
@@ -153,7 +155,14 @@ class FirstUniqueCharTask:
 
     name = "first-unique-char"
     summary = "at each position, the first letter so far that has not been repeated ('?' where there is none)"
-    stored = torch.float32
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (*self.vocab, NULL)
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        return self.seq_len
 
     def config(self) -> HookedTransformerConfig:
         """The published model's configuration, without its global seed."""
@@ -163,19 +172,48 @@ class FirstUniqueCharTask:
         """A dataset of this task's letters and length."""
         return FirstUniqueChar(size, self.vocab, self.seq_len, seed)
 
-    def prepare(self, model: Transformer) -> None:
-        """Nothing: the weights start as the configuration says."""
-
-    def batches(self, epoch: int, steps: int, size: int, generator: torch.Generator) -> Iterator[Examples]:
-        """Batches of fresh examples, drawn at once: many cost little more than few."""
-        yield from map(Examples, *(part.split(size) for part in self.draw(steps * size, generator)))
-
-    def draw(self, count: int, generator: torch.Generator) -> Examples:
-        """Fresh examples."""
+    def draw(self, count: int, generator: torch.Generator) -> Tokens:
         null = len(self.vocab)
         drawn = letters_of(count, self.seq_len - 1, null, generator)
-        tokens = torch.cat([torch.full((count, 1), null), drawn], 1)
-        return Examples(tokens, first_unique(tokens, null))
+        return torch.cat([torch.full((count, 1), null), drawn], 1)
+
+    def answers(self, tokens: Tokens) -> Tokens:
+        return first_unique(tokens, len(self.vocab))
+
+    def corrupt(self, tokens: Tokens, generator: torch.Generator) -> Tokens:
+        """One letter changed."""
+        return replaced_once(tokens, 0, len(self.vocab), 1, self.seq_len, generator)
+
+    def classes(self, prompts: Prompts) -> dict[str, Where]:
+        """What the answer is: the letter just read, an earlier one, or none."""
+        none, just_read = prompts.labels == len(self.vocab), prompts.labels == prompts.tokens
+        return {
+            "was just read": prompts.answered & just_read & ~none,
+            "is earlier": prompts.answered & ~just_read & ~none,
+            "none": prompts.answered & none,
+        }
+
+    def sources(self, prompts: Prompts) -> dict[str, Sources]:
+        earlier = torch.ones(self.seq_len, self.seq_len, dtype=torch.bool).tril()
+        is_answer = prompts.labels[:, :, None] == prompts.tokens[:, None, :]
+        return {
+            "same letter, earlier": equal_tokens(prompts.tokens) & earlier.tril(-1),
+            "the answer": is_answer & earlier,
+            "null character": (torch.arange(self.seq_len) == 0).expand(len(prompts), self.seq_len, -1),
+        }
+
+    def features(self, prompts: Prompts) -> dict[str, Tokens]:
+        again = (equal_tokens(prompts.tokens) & torch.ones(self.seq_len, self.seq_len, dtype=torch.bool).tril(-1)).any(2).long()
+        again[:, 0] = UNCOUNTED
+        return {"read before": again}
+
+    def mistakes(self, prompts: Prompts, predicted: Tokens) -> dict[str, Where]:
+        wrong, null = prompts.answered & (predicted != prompts.labels), len(self.vocab)
+        return {
+            "a letter where there is none": wrong & (prompts.labels == null),
+            "none where there is a letter": wrong & (predicted == null),
+            "another letter": wrong & (prompts.labels != null) & (predicted != null),
+        }
 
     def validation(self) -> Examples:
         """Two thousand examples of a fixed seed that training draws are independent of."""
@@ -183,15 +221,11 @@ class FirstUniqueCharTask:
 
     def tokenizer(self) -> CharTokenizer:
         """One token per character; text gets the null character in front."""
-        return CharTokenizer([*self.vocab, NULL], bos_token=NULL)
+        return CharTokenizer(self.vocabulary, bos_token=NULL)
 
     def fingerprint(self) -> dict[str, Any]:
         """What the examples depend on beside the seed."""
         return {"vocab": list(self.vocab), "seq_len": self.seq_len}
-
-    def arguments(self) -> list[str]:
-        """The command line needs nothing beside the task's name."""
-        return []
 
     def notes(self, model: Transformer) -> list[str]:
         """For the card: the figures on the dataset of the published problem."""

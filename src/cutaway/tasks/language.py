@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from cutaway.axes import Tokens
-from cutaway.errors import PromptError
+from cutaway.errors import PromptError, TokenError
 from cutaway.prompts import Prompts
 from cutaway.tasks.behaviour import Behaviour, Sources, Where
 from cutaway.tokens import to_tokens
@@ -147,7 +147,10 @@ def _singles(tokenizer: Any, words: tuple[str, ...]) -> tuple[str, ...]:
 @lru_cache(maxsize=2**14)
 def is_single(tokenizer: Any, word: str) -> bool:
     """Whether a word is one token of this vocabulary."""
-    ids = to_tokens(tokenizer, word, prepend_bos=False)[0].tolist()
+    try:
+        ids = to_tokens(tokenizer, word, prepend_bos=False)[0].tolist()
+    except TokenError:  # a vocabulary of characters that lacks some
+        return False
     return len(ids) == 1 and tokenizer.decode(ids) == word
 
 

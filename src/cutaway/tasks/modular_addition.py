@@ -6,17 +6,20 @@ solution: with weight decay it first learns the pairs by heart, then the rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Sources, Where, column, uniform
+from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, column, uniform
 from cutaway.tasks.task import Examples, Recipe
 
+Pairs = Int[Tensor, "_ 3"]
 SPLIT_SEED = 598
 
 
@@ -26,19 +29,26 @@ class ModularAddition(Algorithmic):
 
     p: int = 113
     share: float = 0.5
-    recipe: ClassVar[Recipe] = Recipe(epochs=40, steps=100, batch_size=6384, lr=1e-3, weight_decay=1.0, warmup=10)
+    recipe = Recipe(epochs=40, steps=100, batch_size=6384, lr=1e-3, weight_decay=1.0, warmup=10)
 
-    name: ClassVar[str] = "modular-addition"
-    summary: ClassVar[str] = "the sum of two numbers, modulo a prime"
-    model: ClassVar = {"n_layers": 1, "n_heads": 4, "d_model": 128, "d_head": 32, "d_mlp": 512, "act_fn": "relu",
-                       "normalization_type": None}  # fmt: skip
-    length: ClassVar[int] = 3  # type: ignore[misc]
+    name = "modular-addition"
+    summary = "the sum of two numbers, modulo a prime"
+    model: ClassVar[Mapping[str, Any]] = {
+        "n_layers": 1,
+        "n_heads": 4,
+        "d_model": 128,
+        "d_head": 32,
+        "d_mlp": 512,
+        "act_fn": "relu",
+        "normalization_type": None,
+    }
+    length = 3
 
     @property
     def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
         return (*(str(number) for number in range(self.p)), "=")
 
-    def framed(self, a: Tokens, b: Tokens) -> Tokens:
+    def framed(self, a: Numbers, b: Numbers) -> Tokens:
         """`a b =` of columns `a` and `b`."""
         return torch.cat([a, b, column(len(a), self.p)], 1)
 
@@ -50,7 +60,7 @@ class ModularAddition(Algorithmic):
         a, b = (grid.reshape(-1, 1) for grid in torch.meshgrid(torch.arange(self.p), torch.arange(self.p), indexing="ij"))
         return self.framed(a, b)
 
-    def parts(self) -> tuple[Tokens, Tokens]:
+    def parts(self) -> tuple[Pairs, Pairs]:
         """The pairs to train on, and the rest."""
         pairs = self.all_pairs()
         order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(SPLIT_SEED))

@@ -6,14 +6,15 @@ probability 1/2, so that few places differ. The sequences and the model are thos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Sources, Where, column, replaced_once, uniform
+from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, column, replaced_once, uniform
 from cutaway.tasks.task import Recipe
 
 
@@ -23,15 +24,20 @@ class Palindromes(Algorithmic):
 
     max_value: int = 30
     half_length: int = 10
-    recipe: ClassVar[Recipe] = Recipe(epochs=24, steps=400, batch_size=256, lr=2e-3, weight_decay=0.01)
+    recipe = Recipe(epochs=24, steps=400, batch_size=256, lr=2e-3, weight_decay=0.01)
 
-    name: ClassVar[str] = "palindromes"
-    summary: ClassVar[str] = "whether a list of numbers reads the same backwards"
-    d_vocab_out: ClassVar[int] = 2  # type: ignore[misc]  # no and yes
-    model: ClassVar = {
-        "n_layers": 2, "n_heads": 2, "d_model": 28, "d_head": 14, "attn_only": True, "attention_dir": "bidirectional",
+    name = "palindromes"
+    summary = "whether a list of numbers reads the same backwards"
+    d_vocab_out = 2  # no and yes
+    model: ClassVar[Mapping[str, Any]] = {
+        "n_layers": 2,
+        "n_heads": 2,
+        "d_model": 28,
+        "d_head": 14,
+        "attn_only": True,
+        "attention_dir": "bidirectional",
         "normalization_type": "LN",
-    }  # fmt: skip
+    }
 
     @property
     def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -48,7 +54,7 @@ class Palindromes(Algorithmic):
         change = uniform(0, 2, shape, generator).bool() & uniform(0, 2, (count, 1), generator).bool()
         return self.framed(torch.cat([half, other.where(change, half.flip(1))], 1))
 
-    def framed(self, numbers: Tokens) -> Tokens:
+    def framed(self, numbers: Numbers) -> Tokens:
         """Lists of numbers between START and END."""
         start = self.max_value + 1
         return torch.cat([column(len(numbers), start), numbers, column(len(numbers), start + 1)], 1)

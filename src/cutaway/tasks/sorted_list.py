@@ -5,14 +5,15 @@ The sequences and the model are those of a published problem (ARENA, October 202
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Sources, Where, column, equal_tokens
+from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, column, equal_tokens
 from cutaway.tasks.task import Recipe
 
 
@@ -22,13 +23,18 @@ class SortedList(Algorithmic):
 
     list_len: int = 10
     max_value: int = 50
-    recipe: ClassVar[Recipe] = Recipe(epochs=15, steps=400, batch_size=256, lr=1e-3, weight_decay=0.005)
+    recipe = Recipe(epochs=15, steps=400, batch_size=256, lr=1e-3, weight_decay=0.005)
 
-    name: ClassVar[str] = "sorted-list"
-    summary: ClassVar[str] = "the numbers of a list in ascending order"
-    model: ClassVar = {
-        "n_layers": 1, "n_heads": 2, "d_model": 96, "d_head": 48, "attn_only": True, "normalization_type": "LN",
-    }  # fmt: skip
+    name = "sorted-list"
+    summary = "the numbers of a list in ascending order"
+    model: ClassVar[Mapping[str, Any]] = {
+        "n_layers": 1,
+        "n_heads": 2,
+        "d_model": 96,
+        "d_head": 48,
+        "attn_only": True,
+        "normalization_type": "LN",
+    }
 
     @property
     def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -42,7 +48,7 @@ class SortedList(Algorithmic):
         order = torch.rand(count, self.max_value + 1, generator=generator).argsort(1)
         return self.with_sorted(order[:, : self.list_len])
 
-    def with_sorted(self, numbers: Tokens) -> Tokens:
+    def with_sorted(self, numbers: Numbers) -> Tokens:
         """Lists, SEP, and the sorted lists."""
         return torch.cat([numbers, column(len(numbers), self.max_value + 1), numbers.sort(1).values], 1)
 

@@ -6,14 +6,15 @@ September 2023).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Sources, Where, column, uniform
+from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, column, uniform
 from cutaway.tasks.task import Recipe
 
 PLUS, EQUALS = 10, 11
@@ -24,13 +25,21 @@ class SumOfTwo(Algorithmic):
     """`a + b = c` with `num_digits` digits each."""
 
     num_digits: int = 4
-    recipe: ClassVar[Recipe] = Recipe(epochs=20, steps=400, batch_size=256, lr=2e-3, weight_decay=0.01)
+    recipe = Recipe(epochs=20, steps=400, batch_size=256, lr=2e-3, weight_decay=0.01)
 
-    name: ClassVar[str] = "sum-of-two"
-    summary: ClassVar[str] = "the digits of the sum of two numbers"
-    vocabulary: ClassVar[tuple[str, ...]] = (*"0123456789", "+", "=")
-    model: ClassVar = {"n_layers": 2, "n_heads": 3, "d_model": 48, "d_head": 16, "attn_only": False, "d_mlp": 192,
-                       "act_fn": "relu", "normalization_type": "LN"}  # fmt: skip
+    name = "sum-of-two"
+    summary = "the digits of the sum of two numbers"
+    vocabulary = (*"0123456789", "+", "=")
+    model: ClassVar[Mapping[str, Any]] = {
+        "n_layers": 2,
+        "n_heads": 3,
+        "d_model": 48,
+        "d_head": 16,
+        "attn_only": False,
+        "d_mlp": 192,
+        "act_fn": "relu",
+        "normalization_type": "LN",
+    }
 
     @property
     def length(self) -> int:  # type: ignore[override]
@@ -39,15 +48,15 @@ class SumOfTwo(Algorithmic):
     def draw(self, count: int, generator: torch.Generator) -> Tokens:
         return self.with_sum(*(self._number(count, generator) for _ in range(2)))
 
-    def _number(self, count: int, generator: torch.Generator) -> Tokens:
+    def _number(self, count: int, generator: torch.Generator) -> Numbers:
         rest = uniform(0, 10, (count, self.num_digits - 1), generator)
         return torch.cat([uniform(0, 5, (count, 1), generator), rest], 1)
 
-    def with_sum(self, a: Tokens, b: Tokens) -> Tokens:
+    def with_sum(self, a: Numbers, b: Numbers) -> Tokens:
         """Sequences of the digits of two numbers."""
         return torch.cat([a, column(len(a), PLUS), b, column(len(a), EQUALS), self.sum_of(a, b)[0]], 1)
 
-    def sum_of(self, a: Tokens, b: Tokens) -> tuple[Tokens, Tokens]:
+    def sum_of(self, a: Numbers, b: Numbers) -> tuple[Numbers, Numbers]:
         """The digits of the sum, and the carry into each of them."""
         digits, carries, carry = [], [], torch.zeros(len(a), dtype=torch.long)
         for x, y in zip(a.flip(1).unbind(1), b.flip(1).unbind(1), strict=True):
@@ -56,14 +65,14 @@ class SumOfTwo(Algorithmic):
             carry = (x + y + carry) // 10
         return torch.stack(digits[::-1], 1), torch.stack(carries[::-1], 1)
 
-    def parts(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
+    def parts(self, tokens: Tokens) -> tuple[Numbers, Numbers]:
         """The digits of both numbers."""
         return tokens[:, : self.num_digits], tokens[:, self.num_digits + 1 : 2 * self.num_digits + 1]
 
     def answers(self, tokens: Tokens) -> Tokens:
         return self._in_place(tokens, self.sum_of(*self.parts(tokens))[0])
 
-    def _in_place(self, tokens: Tokens, of_digits: Tokens) -> Tokens:
+    def _in_place(self, tokens: Tokens, of_digits: Numbers) -> Tokens:
         """What belongs to each digit of the sum, at the position that predicts it."""
         grid = torch.full_like(tokens, UNCOUNTED)
         grid[:, -self.num_digits - 1 : -1] = of_digits
@@ -112,11 +121,8 @@ class SumOfTwo(Algorithmic):
     def mistakes(self, prompts: Prompts, predicted: Tokens) -> dict[str, Where]:
         wrong = prompts.answered & (predicted != prompts.labels)
         off = (predicted - prompts.labels) % 10
-        return {
-            "a carry forgotten": wrong & (off == 9),
-            "a carry too many": wrong & (off == 1),
-            "another": wrong & (off > 1) & (off < 9),
-        }
+        fewer, more = (wrong & (predicted < 10) & (off == by) for by in (9, 1))
+        return {"a carry forgotten": fewer, "a carry too many": more, "another": wrong & ~fewer & ~more}
 
 
 class SumDataset(Dataset):
