@@ -16,6 +16,7 @@
     ├── TokenError             text or tokens that the model cannot take
     │   └── ContextTooLong     … because there are more than `n_ctx` of them
     ├── PromptError            prompts, pairs or answers that do not fit each other; a broken line of a file
+    ├── PackageNeeded          something that only an optional package can do, which is not installed
     ├── ShapeError             arrays that do not fit each other
     ├── ProgramError           a program that contradicts itself, or that no weights can compute: says which line and why
     └── NotFinite              a result that is NaN or infinite, where a number is needed
@@ -94,6 +95,10 @@ class ContextTooLong(TokenError):
 
 class PromptError(CutawayError, ValueError):
     """Prompts, pairs or answers that do not fit each other, or a line of a file that is none of these."""
+
+
+class PackageNeeded(CutawayError, ImportError):
+    """Something that only an optional package can do."""
 
 
 class ShapeError(CutawayError, ValueError):

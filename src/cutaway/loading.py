@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
 from cutaway.errors import ConfigError
 from cutaway.model.transformer import Transformer
-from cutaway.sources import files, folders, hub, objects, toys
+from cutaway.sources import files, folders, gguf, hub, objects, packages, toys
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.weights import canonical, families, processing
@@ -28,6 +28,9 @@ from cutaway.weights import canonical, families, processing
 Network = TypeVar("Network", bound=Transformer)
 
 WORTH_A_BAR = 100_000_000  # parameters from which on loading takes long enough to show how far it is
+
+TURNS = ("<|im_start|>",)
+"""BOS tokens that begin a turn of a chat, and so no plain text (SmolLM2's instructed models)."""
 
 
 def from_pretrained(
@@ -56,7 +59,8 @@ def from_pretrained(
     """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
 
     Args:
-        model_name: a bundled model, an id or a short name of the Hugging Face hub, a folder, or one of our files.
+        model_name: a bundled model, a model of an installed package (`smollm2-135m-instruct`), an id or a short name of the
+            Hugging Face hub, a folder, a GGUF file, or one of our files.
         fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices: see
             `cutaway.weights.processing`. Weights of a network without norms are not centred: nothing there takes out a mean.
         checkpoint_index, checkpoint_value: which checkpoint of a training run: its number, or its step.
@@ -127,8 +131,13 @@ def find(model_name: str | PathLike[str], *, hf_model: Any = None, tokenizer: An
     if model_name in toys.names():
         return toys.find(str(model_name))
     place = Path(model_name).expanduser()
+    packaged = packages.find(str(model_name)) if revision is None and not place.exists() else None
+    if packaged is not None:
+        return gguf.read(packaged, tokenizer=tokenizer, name=hub.official(str(model_name)))
     if place.is_dir():
         return folders.read(place, tokenizer=tokenizer)
+    if gguf.is_gguf(place):
+        return gguf.read(place, tokenizer=tokenizer)
     if place.is_file() or place.suffix in files.SUFFIXES:
         return files.read(place)
     return hub.read(str(model_name), revision=revision, tokenizer=tokenizer)
@@ -152,6 +161,8 @@ def understand(
     if source.tokenizer is not None:
         published = source.provenance.get("repository")  # rather than the folder of the cache
         cfg.tokenizer_name = published or getattr(source.tokenizer, "name_or_path", None) or None
+        if getattr(source.tokenizer, "bos_token", None) in TURNS:
+            cfg.default_prepend_bos = False
     return Checkpoint(cfg, tensors, source.tokenizer, False, source.provenance)
 
 

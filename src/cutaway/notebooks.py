@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import CutawayError
+from cutaway.errors import CutawayError, PackageNeeded
 from cutaway.writing import check_writable, write_json
 
 KERNEL = "cutaway"
@@ -40,10 +40,6 @@ OF_THE_NETWORK = {
 
 class NotebookError(CutawayError, ValueError):
     """A notebook that cannot be read, or whose cells failed."""
-
-
-class PackageNeeded(CutawayError, ImportError):
-    """Something that only an optional package can do."""
 
 
 @dataclass(frozen=True)

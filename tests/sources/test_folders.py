@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cutaway.errors import CheckpointError
-from cutaway.sources import folders
+from cutaway.sources import folders, tokenizers
 
 
 def same(found: Any, model: Any) -> None:
@@ -57,7 +57,7 @@ def test_tokenizer_of_the_folder(folder: Path, tokenizer: Any, tmp_path: Path) -
 def test_a_broken_tokenizer_is_a_warning(folder: Path, tmp_path: Path) -> None:
     place = shutil.copytree(folder, tmp_path / "broken")
     (place / "tokenizer_config.json").write_text('{"tokenizer_class": "NoSuchTokenizer"}')
-    with pytest.warns(folders.TokenizerMissing, match="cannot be read .*; tokens still work"):
+    with pytest.warns(tokenizers.TokenizerMissing, match="cannot be read .*; tokens still work"):
         assert folders.read(place).tokenizer is None
 
 

@@ -6,12 +6,12 @@ A folder never touches the network.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from cutaway.errors import CheckpointError
+from cutaway.sources import tokenizers
 from cutaway.sources.checkpoint import LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.sources.tensor_files import pickled, safetensors, sharded
@@ -24,10 +24,6 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer
 """Files of which a tokenizer has at least one."""
 
 TOKENIZER_PARTS = (*TOKENIZER, "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-
-
-class TokenizerMissing(UserWarning):
-    """A folder has tokenizer files that could not be read; the model takes tokens instead of text."""
 
 
 def read(folder: str | Path, *, tokenizer: Any = None, with_tokenizer: bool = True, name: str | None = None) -> ForeignCheckpoint:
@@ -92,9 +88,4 @@ def read_tokenizer(folder: Path) -> Any:
         return None
     from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        warnings.warn(f"the tokenizer in {folder} cannot be read ({said}); tokens still work", TokenizerMissing, stacklevel=2)
-        return None
+    return tokenizers.read(folder, lambda: AutoTokenizer.from_pretrained(str(folder), local_files_only=True))

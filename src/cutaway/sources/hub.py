@@ -33,7 +33,9 @@ _SAME = """
     google/gemma-2-9b google/gemma-2-9b-it google/gemma-2-27b google/gemma-3-270m google/gemma-3-1b-pt google/gemma-3-1b-it
     google/gemma-3-4b-pt microsoft/phi-1 microsoft/phi-1_5 microsoft/phi-2 microsoft/Phi-3-mini-4k-instruct
     stabilityai/stablelm-2-1_6b stabilityai/stablelm-3b-4e1t allenai/OLMo-1B-hf allenai/OLMo-7B-hf allenai/OLMo-2-0425-1B
-    HuggingFaceTB/SmolLM3-3B ibm-granite/granite-3.1-2b-base CohereLabs/c4ai-command-r-v01
+    HuggingFaceTB/SmolLM2-135M HuggingFaceTB/SmolLM2-135M-Instruct HuggingFaceTB/SmolLM2-360M HuggingFaceTB/SmolLM2-360M-Instruct
+    HuggingFaceTB/SmolLM2-1.7B HuggingFaceTB/SmolLM2-1.7B-Instruct HuggingFaceTB/SmolLM3-3B
+    ibm-granite/granite-3.1-2b-base CohereLabs/c4ai-command-r-v01
     roneneldan/TinyStories-1M roneneldan/TinyStories-3M roneneldan/TinyStories-8M roneneldan/TinyStories-28M
     roneneldan/TinyStories-33M roneneldan/TinyStories-Instruct-33M
 """
