@@ -135,7 +135,8 @@ def find(model_name: str | PathLike[str], *, hf_model: Any = None, tokenizer: An
     if packaged is not None:
         return gguf.read(packaged, tokenizer=tokenizer, name=hub.official(str(model_name)))
     if place.is_dir():
-        return folders.read(place, tokenizer=tokenizer)
+        inside = None if folders.has_weights(place) else gguf.in_folder(place)
+        return gguf.read(inside, tokenizer=tokenizer) if inside else folders.read(place, tokenizer=tokenizer)
     if gguf.is_gguf(place):
         return gguf.read(place, tokenizer=tokenizer)
     if place.is_file() or place.suffix in files.SUFFIXES:

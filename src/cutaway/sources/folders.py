@@ -67,6 +67,11 @@ def weight_files(names: Iterable[str]) -> str | None:
     return next((name for name in WEIGHTS if name in there), None) or own_weights(there)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights as `save_pretrained` writes them."""
+    return weight_files(file.name for file in folder.iterdir()) is not None
+
+
 def own_weights(names: Iterable[str]) -> str | None:
     """The final weights in a repository of the dialect's own models."""
     return next((name for name in sorted(names) if name.endswith("final.pth") and "/" not in name), None)

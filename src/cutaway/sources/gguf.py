@@ -233,7 +233,11 @@ def _tensors(header: Header, architecture: Architecture, config: Config, file: P
     for stored, entry in header.tensors.items():
         if stored not in UNUSED:
             parts |= _parts(stored, entry, names, architecture, file)
-    return LazyTensors({name: part.shape(config) for name, part in parts.items()}, lambda name: parts[name].read(config))
+    try:
+        shapes = {name: part.shape(config) for name, part in parts.items()}
+    except (RuntimeError, ZeroDivisionError) as error:
+        raise WeightsMismatch(f"the tensors of {file.name} do not fit what its header says of their sizes: {error}") from error
+    return LazyTensors(shapes, lambda name: parts[name].read(config))
 
 
 def _parts(stored: str, entry: Entry, names: Mapping[str, str], architecture: Architecture, file: Path) -> dict[str, _Part]:

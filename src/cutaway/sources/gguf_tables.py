@@ -275,7 +275,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         "starcoder2",
         layer_norm("norm_epsilon"),
         OUTER | ATTENTION | {"blk.{l}.ffn_up": "model.layers.{l}.mlp.c_fc", "blk.{l}.ffn_down": "model.layers.{l}.mlp.c_proj"},
-        rest=window,
+        rest=lambda *given: window(*given) | {"use_bias": biased(*given)["attention_bias"]},
         reads=WINDOW,
     ),
     "gpt2": Architecture(

@@ -149,9 +149,12 @@ def fetch(repo: str, revision: str | None = None) -> Path:
     if cached is not None and _complete(cached):
         return cached
     names = _listing(repo, revision)
-    if folders.CONFIG not in names:
+    if folders.CONFIG not in names and not any(name.endswith(".gguf") for name in names):
         raise CheckpointError(f"{repo} on the hub has no {folders.CONFIG}: it is no model as we know them")
     weights = folders.weight_files(names)
+    gguf = [name for name in names if name.endswith(".gguf")]
+    if weights is None and gguf:
+        raise CheckpointError(f"{repo} on the hub holds GGUF files; download one and give its path: {', '.join(gguf[:4])}")
     if weights is None:
         raise CheckpointError(
             f"{repo} on the hub has no weights that we read: it should hold one of {', '.join(folders.WEIGHTS)}"
