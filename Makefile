@@ -1,5 +1,6 @@
 # make demo    the report on the bundled model, from nothing: environment, installation, report
 # make test    lint, types and tests, from nothing
+# make fuzz    the same fuzzers and harnesses with large budgets: thousands of cases each, kills and interrupts by the hundred
 # make bench   the benchmarks beside TransformerLens 2.18, which gets an environment of its own
 # make gallery every figure in one page, with the code that makes it
 # make ui      the figures' bundle, built again from ui/ (needs Node; the bundle is committed)
@@ -17,7 +18,7 @@ BENCHMARKS := $(filter-out benchmarks/peer.py,$(shell grep -ls '^if __name__ == 
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help house venv demo test lint types pytest bench gallery ui ui-tools format clean
+.PHONY: help house venv demo test fuzz lint types pytest bench gallery ui ui-tools format clean
 
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -45,6 +46,9 @@ types: venv
 
 pytest: venv ui-tools
 	$(BIN)/pytest
+
+fuzz: venv
+	$(BIN)/pytest -m fuzz
 
 gallery: venv
 	$(BIN)/python examples/gallery.py --out out/gallery.html

@@ -24,7 +24,7 @@ FRONT = {**cutaway._HOME, **cutaway._MODULES}
 
 # Imports point only to lower rows; neighbours in a row do not import each other; a room's own files may.
 ROWS = [
-    {"axes", "config", "errors", "tokens", "prompts", "writing"},
+    {"axes", "config", "errors", "tokens", "prompts", "reading", "writing"},
     {"sources", "weights", "model", "view"},
     {"loading", "runs"},
     {"hooked_transformer", "analysis", "tasks", "programs"},
@@ -33,7 +33,7 @@ ROWS = [
     {"commands"},
     {"cli"},
 ]
-GROUND = {"errors", "axes", "tokens"}  # row 0 itself stands on these
+GROUND = {"errors", "axes", "reading", "tokens", "writing"}  # row 0 itself stands on these
 NOBODY_IMPORTS = {"compat"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

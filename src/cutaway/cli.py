@@ -42,6 +42,11 @@ class Commands(TyperGroup):
         except OSError as error:
             complain(f"cutaway: {error.filename or 'a file'}: {error.strerror or error}")
             raise typer.Exit(FAILED) from None
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "memory" not in str(error):
+                raise
+            complain("cutaway: out of memory; take fewer or shorter texts, a smaller model, or --memory where the command has it")
+            raise typer.Exit(FAILED) from None
         except KeyboardInterrupt as error:
             complain(f"interrupted{f': {error}' if error.args else ''}")
             raise typer.Exit(INTERRUPTED) from None

@@ -8,6 +8,7 @@ Fields below the line "beyond the dialect" describe families that the dialect ne
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
 POSITIONS = ("standard", "rotary", "shortformer", "alibi", "none")
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu_ln", "gelu_ln", "solu", "relu2")
 INITS = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP")
+MOST_LAYERS, MOST = 10_000, 2**31  # of layers or experts, and of any other size
+POSITIVE = ("rotary_base", "rotary_base_local", "rotary_linear_factor", "yarn_factor", "NTK_by_parts_factor", "clip_qkv")
 DTYPES = {
     "float32": torch.float32, "float": torch.float32, "float64": torch.float64, "double": torch.float64,
     "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
@@ -163,11 +166,39 @@ class HookedTransformerConfig:
         if self.act_fn is not None:
             one_of("act_fn", ACTIVATIONS)
         self.dtype = as_dtype(self.dtype)
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Numbers that no model has would be answered by a hang, by no memory, or by NaN; so they are refused here."""
         for field in ("n_layers", "d_model", "n_ctx", "d_head"):
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < (field != "n_layers"):
-                raise ConfigError(f"{field}={getattr(self, field)!r} must be a positive whole number")
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < (field != "n_layers"):
+                raise ConfigError(f"{field}={value!r} must be a positive whole number")
+        optional = ("d_mlp", "d_mlp_expert", "window_size", "num_experts", "experts_per_token", "n_key_value_heads", "rotary_dim")
+        for field in optional:
+            value = getattr(self, field)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{field}={value!r} must be a positive whole number, or None")
+        for field in ("n_layers", "d_model", "n_ctx", "d_head", "n_heads", "d_vocab", "d_vocab_out", *optional):
+            value, most = getattr(self, field), MOST_LAYERS if field in ("n_layers", "num_experts") else MOST
+            if value is not None and value > most:
+                raise ConfigError(f"{field}={value} is more than any model has; {most:,} is the most that is believed")
+        if self.n_layers * (self.num_experts or 1) > 10 * MOST_LAYERS:
+            raise ConfigError(f"{self.n_layers} layers of {self.num_experts} experts are more than any model has")
+        for one in dataclasses.fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{one.name}={value} must be a finite number")
+        for field in POSITIVE:
+            value = getattr(self, field)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{field}={value} must be positive")
+        if self.eps < 0 or self.attn_scale == 0:
+            raise ConfigError(f"eps={self.eps} must not be negative, nor attn_scale={self.attn_scale} zero")
 
     def _fill_heads(self) -> None:
+        if self.n_heads < 1 and self.n_heads != -1:
+            raise ConfigError(f"n_heads={self.n_heads} must be a positive whole number")
         if self.n_heads == -1:
             self.n_heads = self.d_model // self.d_head
             if self.n_heads * self.d_head != self.d_model:
@@ -188,6 +219,10 @@ class HookedTransformerConfig:
             self.rotary_dim = self.d_head if self.rotary_dim is None else self.rotary_dim
             if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.d_head:
                 raise ConfigError(f"rotary_dim={self.rotary_dim} must be even and at most d_head={self.d_head}")
+        for field in ("rotary_layers", "moe_layers"):
+            listed = getattr(self, field)
+            if listed is not None and len(listed) < self.n_layers:
+                raise ConfigError(f"{field} has {len(listed)} entries for {self.n_layers} layers")
 
     def _fill_mlp(self) -> None:
         if self.attn_only:
@@ -197,6 +232,8 @@ class HookedTransformerConfig:
         self.d_mlp = 4 * self.d_model if self.d_mlp is None else self.d_mlp
         if self.num_experts is not None and self.experts_per_token is None:
             raise ConfigError(f"num_experts={self.num_experts} needs experts_per_token")
+        if self.num_experts is not None and self.experts_per_token is not None and self.experts_per_token > self.num_experts:
+            raise ConfigError(f"experts_per_token={self.experts_per_token} of num_experts={self.num_experts}")
 
     def _fill_rest(self) -> None:
         if self.d_vocab_out == -1:

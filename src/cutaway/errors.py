@@ -11,6 +11,7 @@
     ├── HookNeverFired         a hook was attached, and the run never came by
     ├── CheckpointError        a file of weights that is missing, corrupt or unsafe
     │   ├── WeightsMismatch    … or that does not fit the configuration
+    │   ├── NotReadable        … or data from outside that is not what it should be
     │   └── NotWritten         … or a file of any kind that cannot be written
     ├── UnsupportedArchitecture  a model family, or a field of its config, that is not understood
     ├── TokenError             text or tokens that the model cannot take
@@ -75,6 +76,10 @@ class CheckpointError(CutawayError, ValueError):
 
 class WeightsMismatch(CheckpointError):
     """Weights whose names or shapes do not fit the configuration."""
+
+
+class NotReadable(CheckpointError):
+    """Data from outside that is not what it should be: damaged, too large, or of another shape."""
 
 
 class NotWritten(CheckpointError, OSError):

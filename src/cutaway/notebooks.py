@@ -16,9 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cutaway.errors import CutawayError, PackageNeeded
+import msgspec
+from msgspec import Meta
+
+from cutaway import reading
+from cutaway.errors import CutawayError, NotReadable, PackageNeeded
 from cutaway.writing import check_writable, write_json
 
 KERNEL = "cutaway"
@@ -36,6 +40,17 @@ OF_THE_NETWORK = {
     "MaxRetryError", "NewConnectionError", "OfflineModeIsEnabled", "ProxyError", "SSLError", "URLError", "Unreachable",
     "gaierror",
 }  # fmt: skip
+
+
+LARGEST = 2**29  # bytes of a notebook
+
+
+class _Notebook(msgspec.Struct):
+    """The frame of a notebook; nbformat's own schema says the rest."""
+
+    nbformat: Annotated[int, Meta(ge=1, le=4)]
+    nbformat_minor: Annotated[int, Meta(ge=0, le=1000)] = 0
+    metadata: dict[str, Any] = {}
 
 
 class NotebookError(CutawayError, ValueError):
@@ -132,13 +147,17 @@ def read(path: Path, nbformat: Any) -> Any:
         NotebookError: it is none, or not one of Python.
     """
     try:
-        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+        text = reading.read_bytes(path, largest=LARGEST).decode()
+        reading.decode(text, _Notebook, str(path), finite=False)
+        notebook = nbformat.reads(text, as_version=4)
         nbformat.validator.normalize(notebook)
         _, notebook = nbformat.validator.normalize(notebook, strip_invalid_metadata=True)
         nbformat.validate(notebook)
     except UnicodeDecodeError as error:
         raise NotebookError(f"{path} is no notebook: it is not text ({error.reason})") from error
-    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError, TypeError) as error:
+    except NotReadable as error:
+        raise NotebookError(f"no notebook that can be read: {error}") from error
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).split("\n")[0]
         raise NotebookError(f"{path} is no notebook that can be read: {reason[:200]}") from error
     language = notebook.metadata.get("kernelspec", {}).get("language") or notebook.metadata.get("language_info", {}).get("name")

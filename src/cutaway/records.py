@@ -9,28 +9,34 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
 import safetensors
 import torch
-from safetensors.torch import load_file, save
+from msgspec import Meta
+from safetensors.torch import load, save
 from torch import Tensor
 
-from cutaway import __version__, loading
+from cutaway import __version__, loading, reading
 from cutaway.config import DTYPES
-from cutaway.errors import CheckpointError, WeightsMismatch
+from cutaway.errors import CheckpointError, NotReadable, WeightsMismatch
 from cutaway.model.transformer import Transformer
+from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep import SweepResult, sweep
 from cutaway.runs.sweep_cells import Cells, label_of
 from cutaway.runs.written import Writer, digest, model_hash, read, sites_of
-from cutaway.writing import check_folder, replacing, write_json
+from cutaway.writing import check_folder, write_json
+from cutaway.writing import write as write_file
 
 RECORD, TENSORS, FORMAT = "record.json", "tensors.safetensors", 1
+LARGEST = 2**36  # bytes of tensors
 
 
 def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], model_name: str) -> Path:
@@ -74,8 +80,9 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], 
         tensors["baseline"] = results.baseline.values.data
     if task.mask is not None:
         tensors["mask"] = task.mask
-    with replacing(folder / TENSORS) as file:
-        file.write(save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}))
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    about["digest"] = _digest(json.loads(json.dumps(about)), tensors)
+    write_file(folder / TENSORS, save(tensors))
     write_json(folder / RECORD, json.dumps(about, indent=1))
     return folder
 
@@ -154,14 +161,86 @@ def read_record(folder: Path | str) -> Record:
         inside = [one.parent.name for one in folder.glob(f"*/{RECORD}")] if folder.is_dir() else []
         more = f"; it holds the records {', '.join(sorted(inside))}" if inside else ""
         raise CheckpointError(f"there is no record in {folder}{more}")
-    try:
-        about = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        tensors = load_file(folder / TENSORS)
-    except (json.JSONDecodeError, UnicodeDecodeError, safetensors.SafetensorError, FileNotFoundError) as error:
-        raise CheckpointError(f"the record in {folder} is damaged: {error}") from error
+    what = f"the record in {folder}"
+    about = reading.decode(reading.read_bytes(folder / RECORD), dict[str, Any], what)
     if about.get("format") != FORMAT:
-        raise CheckpointError(f"the record in {folder} has format {about.get('format')}; this version reads {FORMAT}")
-    return Record(folder, about, tensors)
+        raise CheckpointError(f"{what} has format {about.get('format')}; this version reads {FORMAT}")
+    reading.convert(about, _About, what)
+    try:
+        tensors = load(reading.read_bytes(folder / TENSORS, largest=LARGEST))  # a map of the file would die with the file
+    except safetensors.SafetensorError as error:
+        raise NotReadable(f"{what} is damaged: {error}") from error
+    if about.get("digest") not in (None, _digest(about, tensors)):
+        raise NotReadable(f"{what} was changed after it was written, as its digest says; make it anew with the same command")
+    record = Record(folder, about, tensors)
+    _check(record, what)
+    return record
+
+
+def _digest(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Over all that a record holds, so that an edited number or label is seen."""
+    parts: list[Any] = [{name: value for name, value in about.items() if name != "digest"}]
+    for name in sorted(tensors):
+        parts += [name, tensors[name]]
+    return digest(parts)
+
+
+class _Model(msgspec.Struct):
+    name: str
+    hash: str
+    dtype: Literal["torch.float32", "torch.float64", "torch.float16", "torch.bfloat16"]
+
+
+Count = Annotated[int, Meta(ge=0, le=10**7)]
+
+
+class _Options(msgspec.Struct):
+    """What a sweep was called with."""
+
+    method: str
+    top: Count
+    skip: str
+    seed: Annotated[int, Meta(ge=-(2**62), le=2**62)]
+    memory: Annotated[int, Meta(ge=0, le=2**60)] | None = None
+    dtype: str | None = None
+    baseline: Count = 0
+
+
+class _About(msgspec.Struct):
+    """`record.json`; edits and metrics in it are read by `runs.written`."""
+
+    format: int
+    model: _Model
+    options: _Options
+    cells: dict[str, Any]
+    metric: dict[str, Any]
+    changes: list[dict[str, Any]]
+    versions: dict[str, str]
+    notes: list[str] = []
+    digest: str | None = None
+
+
+def _check(record: Record, what: str) -> None:
+    """Whether the parts of a record fit each other.
+
+    Raises:
+        NotReadable: they do not.
+    """
+    cells, metric, tensors = record.cells, record.metric, record.tensors
+    if not isinstance(cells, Cells) or not isinstance(metric, Metric):
+        raise NotReadable(f"{what} is damaged: it should hold cells and a metric")
+    needed = ("tokens", "values", "clean", *(["baseline"] if record.about["options"].get("baseline") else []))
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise NotReadable(f"{what} is damaged: its tensors lack {', '.join(missing)}")
+    tokens, values, clean = (tensors[name] for name in ("tokens", "values", "clean"))
+    fits = tuple(values.shape[: len(cells.shape)]) == cells.shape and math.prod(cells.shape) == len(cells.edits)
+    kinds = tokens.dtype == torch.long and values.is_floating_point() and clean.is_floating_point()
+    if not (fits and kinds and tokens.ndim == 2 and tokens.numel() and cells.edits and all(cells.edits)):
+        raise NotReadable(f"{what} is damaged: its tensors are not those of its cells")
+    for name in ("mask", "baseline"):
+        if name in tensors and not (tensors[name].dtype == torch.bool if name == "mask" else tensors[name].is_floating_point()):
+            raise NotReadable(f"{what} is damaged: its {name} holds {tensors[name].dtype}")
 
 
 def records_in(folder: Path | str) -> list[Record]:
@@ -233,6 +312,11 @@ def replay(
     changed = {name: (was, here[name]) for name, was in about["versions"].items() if here.get(name) not in (None, was)}
     difference, at = _largest(record.values, mine)
     cell, same = record.labels[at], _same_bits(record.values, mine)
+    then, now_clean = record.tensors["clean"], found.clean.data.cpu()
+    other, _ = _largest(then, now_clean)
+    same = same and _same_bits(then, now_clean)
+    if other > difference:
+        difference, cell = other, "the clean run"
     if found.baseline is not None:
         kept, again = record.tensors["baseline"], found.baseline.values.data.cpu()
         other, at = _largest(kept, again)
@@ -243,11 +327,13 @@ def replay(
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.nan_to_num(), other.nan_to_num())
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def _largest(one: Tensor, other: Tensor) -> tuple[float, int]:
     """The largest difference, relative to the largest value, and its cell."""
+    if one.shape != other.shape or not torch.equal(one.isnan(), other.isnan()):
+        return math.inf, 0
     known = one.nan_to_num()
     apart = (known - other.nan_to_num()).abs().flatten(1) if one.ndim > 1 else (known - other.nan_to_num()).abs()[:, None]
     by_cell = apart.amax(1)

@@ -11,15 +11,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Annotated, Any, Protocol, cast, runtime_checkable
 
+import msgspec
 import numpy as np
 import torch
 from jaxtyping import Int
+from msgspec import Meta
 from torch import Tensor
 
+from cutaway import reading
 from cutaway.axes import Tokens
-from cutaway.errors import ContextTooLong, TokenError
+from cutaway.errors import ContextTooLong, NotReadable, TokenError
+from cutaway.writing import SURROGATES
 
 SIDES = ("left", "right")
 
@@ -159,6 +163,16 @@ class CharTokenizer:
         return cls(saved["vocabulary"], **{role: saved.get(role) for role in ("bos_token", "eos_token", "pad_token")})
 
 
+class _Saved(msgspec.Struct):
+    """What `to_saved` writes: a vocabulary of ours, or the JSON of a fast tokenizer."""
+
+    vocabulary: Annotated[list[str], Meta(min_length=1)] | None = None
+    fast: dict[str, Any] | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+    pad_token: str | None = None
+
+
 def to_saved(tokenizer: Any) -> dict[str, Any]:
     """A tokenizer as plain JSON, to be kept beside weights: `CharTokenizer`, or a fast one of `transformers`.
 
@@ -180,15 +194,24 @@ def from_saved(saved: Mapping[str, Any]) -> Any:
     Raises:
         TokenError: it is not understood.
     """
-    if "fast" not in saved:
+    try:
+        known = reading.convert(dict(saved), _Saved, "the saved tokenizer")
+    except NotReadable as error:
+        raise TokenError(f"{error}; save it again") from error
+    if known.vocabulary is not None:
         return CharTokenizer.from_dict(saved)
-    if not isinstance(saved["fast"], Mapping) or not {"model", "pre_tokenizer", "decoder"} <= set(saved["fast"]):
+    if known.fast is None or not {"model", "pre_tokenizer", "decoder"} <= set(known.fast):
         raise TokenError("the saved tokenizer is not understood; save it again")
     from tokenizers import Tokenizer as Backend
     from transformers import PreTrainedTokenizerFast
 
-    backend = Backend.from_str(json.dumps(saved["fast"]))
     roles = {role: saved.get(role) for role in ("bos_token", "eos_token", "pad_token")}
+    try:
+        backend = Backend.from_str(json.dumps(known.fast))
+    except Exception as error:  # the library raises `Exception` itself
+        if type(error) is Exception:
+            raise TokenError(f"the saved tokenizer is not understood: {str(error)[:200]}") from error
+        raise
     return PreTrainedTokenizerFast(tokenizer_object=backend, **roles)
 
 
@@ -439,6 +462,12 @@ def _needed(tokenizer: Tokenizer | None) -> Tokenizer:
 
 def _encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     """Ids of each text as the tokenizer gives them; tokenizers of `transformers` take all at once."""
+    for text in texts:
+        if lone := SURROGATES.search(text):
+            raise TokenError(
+                f"{_short(repr(text))} is not UTF-8 text: it holds {lone[0]!r} at {lone.start()}, a byte that means nothing; "
+                "save the text as UTF-8"
+            )
     if isinstance(tokenizer, CharTokenizer) or not callable(tokenizer):
         return [list(tokenizer.encode(text)) for text in texts]
     return [list(row) for row in tokenizer(texts, verbose=False)["input_ids"]]

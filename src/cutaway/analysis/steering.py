@@ -13,12 +13,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from jaxtyping import Bool, Float, Int
+from msgspec import Meta
 from torch import Tensor
 
+from cutaway import reading
 from cutaway import tokens as text
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
 from cutaway.model import sites
@@ -34,6 +37,20 @@ HOW = ("add", "project_out", "clamp")
 METHODS = ("mean", "pca", "probe")
 OLD_HASH = 64  # vectors saved by version 0.1 keep the SHA-256 of the weights alone
 Positions = str | tuple[int, int] | Sequence[int]
+
+
+class _Provenance(msgspec.Struct):
+    """What a file says about its vector."""
+
+    layer: Annotated[int, Meta(ge=0, le=10_000)]
+    site: str
+    method: str
+    front: bool
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    read_at: str
+    model_hash: str
+    model_name: str = "custom"
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,11 +161,12 @@ class SteeringVector:
                 if said is None:
                     raise CheckpointError(f"{path} holds no steering vector; SteeringVector.save writes one")
                 values = file.get_tensor("values")
-            fields: dict[str, Any] = json.loads(said)
-            fields |= {key: tuple(fields[key]) for key in ("positive", "negative")}
-            vector = cls(values=values, **fields)
-        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError) as error:
             raise CheckpointError(f"no steering vector can be read from {path}: {error}") from error
+        known = reading.decode(said, _Provenance, f"the steering vector in {path}")
+        if values.ndim != 2 or not values.is_floating_point() or not bool(values.isfinite().all()) or not values.numel():
+            raise CheckpointError(f"the steering vector in {path} is damaged: it should be finite numbers, [place, d_model]")
+        vector = cls(values=values, **msgspec.structs.asdict(known))
         if model is not None:
             vector.check(model)
         return vector

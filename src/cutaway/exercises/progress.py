@@ -6,9 +6,13 @@ import json
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from cutaway.errors import CutawayError
+import msgspec
+from msgspec import Meta
+
+from cutaway import reading
+from cutaway.errors import CutawayError, NotReadable
 from cutaway.exercises.exercise import find
 from cutaway.writing import write
 
@@ -17,6 +21,19 @@ FILE = "exercises.json"
 
 class ProgressError(CutawayError, ValueError):
     """Progress that cannot be read, or an answer that would be overwritten."""
+
+
+class _Entry(msgspec.Struct):
+    started: str = ""
+    attempts: Annotated[int, Meta(ge=0)] = 0
+    passed: str | None = None
+    last: str = ""
+
+
+class _Noted(msgspec.Struct):
+    """The file."""
+
+    exercises: dict[str, _Entry]
 
 
 @dataclass
@@ -37,10 +54,10 @@ class Progress:
         if not path.is_file():
             return cls(Path(folder))
         try:
-            noted = json.loads(path.read_text(encoding="utf-8"))
-            return cls(Path(folder), {str(name): dict(entry) for name, entry in noted["exercises"].items()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ProgressError(f"{path} is damaged ({error}); mend it, or remove it to begin anew") from error
+            noted = reading.decode(reading.read_bytes(path), _Noted, str(path))
+        except NotReadable as error:
+            raise ProgressError(f"{error}; mend it, or remove it to begin anew") from error
+        return cls(Path(folder), {name: msgspec.to_builtins(entry) for name, entry in noted.exercises.items()})
 
     def state(self, name: str) -> str:
         """`passed`, `tried`, `started` or nothing."""

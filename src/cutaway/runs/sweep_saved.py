@@ -11,11 +11,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from cutaway import reading
 from cutaway.errors import CheckpointError
 from cutaway.runs.sweep_engine import Schedule, Task, schedule
 from cutaway.runs.written import Writer, digest, model_hash, sites_of
@@ -49,16 +51,27 @@ class Saved:
     def _numbers(self) -> list[list[list[int]]]:
         return [[[cell.number for cell in chunk] for chunk in batch] for batch in self.schedule.chunks]
 
-    def _follow(self, kept: dict[str, Any]) -> None:
+    def _follow(self, kept: _Plan) -> None:
         for name, mine in self.mark.items():
-            if kept["mark"].get(name) != mine:
+            if kept.mark.get(name) != mine:
                 raise CheckpointError(
-                    f"{self.folder} holds a sweep with other {name} ({kept['mark'].get(name)} there, {mine} here); "
+                    f"{self.folder} holds a sweep with other {name} ({kept.mark.get(name)} there, {mine} here); "
                     "give another folder, or remove this one"
                 )
         cells = self.schedule.cells
-        chunks = [[[cells[number] for number in chunk] for chunk in batch] for batch in kept["chunks"]]
-        self.schedule = Schedule(cells, [(first, last) for first, last in kept["batches"]], chunks)
+        if not self._covers_all(kept):
+            raise CheckpointError(f"the plan of a sweep in {self.folder} is damaged; give another folder, or remove this one")
+        chunks = [[[cells[number] for number in chunk] for chunk in batch] for batch in kept.chunks]
+        self.schedule = Schedule(cells, kept.batches, chunks)
+
+    def _covers_all(self, kept: _Plan) -> bool:
+        """Whether the batches are all examples once, and every batch has every cell once."""
+        rows = [row for first, last in kept.batches if 0 <= first < last for row in (first, last)]
+        joined = rows[1:-1:2] == rows[2::2] and len(rows) == 2 * len(kept.batches) == 2 * len(kept.chunks)
+        mine = self.schedule.batches
+        numbers = sorted(number for chunk in self._numbers()[0] for number in chunk)
+        whole = all(sorted(number for chunk in batch for number in chunk) == numbers for batch in kept.chunks)
+        return bool(joined and rows and (rows[0], rows[-1]) == (mine[0][0], mine[-1][1]) and whole)
 
     def _path(self, batch: int, chunk: int) -> Path:
         return self.folder / f"values-{batch}-{chunk}.safetensors"
@@ -91,15 +104,17 @@ class Saved:
         return digest([self.mark, batch, chunk, values])
 
 
-def _read(path: Path) -> dict[str, Any]:
+class _Plan(msgspec.Struct):
+    """`plan.json`."""
+
+    mark: dict[str, str]
+    batches: list[tuple[int, int]]
+    chunks: list[list[list[int]]]
+
+
+def _read(path: Path) -> _Plan:
     """The plan that a sweep wrote."""
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise CheckpointError(f"{path} cannot be read as the plan of a sweep: {error}; give another folder") from error
-    if not isinstance(kept, dict) or set(kept) != {"mark", "batches", "chunks"}:
-        raise CheckpointError(f"{path} is not the plan of a sweep; give another folder")
-    return kept
+    return reading.decode(reading.read_bytes(path), _Plan, f"the plan of a sweep, {path},")
 
 
 def _mark(task: Task) -> dict[str, str]:

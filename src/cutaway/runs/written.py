@@ -9,13 +9,15 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cutaway.errors import CheckpointError
+from cutaway.errors import CheckpointError, NotReadable
 from cutaway.model.sites import resolve, table
 from cutaway.model.transformer import Transformer
 from cutaway.runs import edits, metrics
@@ -92,20 +94,62 @@ def read(value: Any, tensors: Mapping[str, Tensor], changes: Sequence[edits.Chan
     if not isinstance(value, dict):
         return value
     if "change" in value and isinstance(value["change"], int):
+        if not 0 <= value["change"] < len(changes):
+            raise NotReadable(f"the record is damaged: it points to change {value['change']}, and has {len(changes)} before it")
         return changes[value["change"]]
     if "tensor" in value:
+        if value["tensor"] not in list(tensors):
+            raise NotReadable(f"the record is damaged: it points to a tensor {value['tensor']!r} that it lacks")
         return tensors[value["tensor"]]
     if "map" in value:
+        if not isinstance(value["map"], dict):
+            raise NotReadable("the record is damaged: it holds a map without names")
         return {name: read(one, tensors, changes) for name, one in value["map"].items()}
     if "function" in value:
         raise CheckpointError(
             f"the record holds the function {value['function']}, which cannot be read back; run its program again"
         )
-    kind = KINDS.get(value.get("type", ""))
+    kind = KINDS.get(str(value.get("type")))
     if kind is None:
         raise CheckpointError(f"the record holds a {value.get('type')!r}, which this version does not know")
     fields = {name: read(one, tensors, changes) for name, one in value.items() if name != "type"}
+    _check_fields(kind, fields)
     return kind(**fields)
+
+
+def _check_fields(kind: Any, fields: Mapping[str, Any]) -> None:
+    """Whether these are the fields of a kind, of the types that it declares."""
+    declared = {one.name: one for one in dataclasses.fields(kind)}
+    needed = {name for name, one in declared.items() if one.default is one.default_factory is dataclasses.MISSING}
+    if not needed <= set(fields) <= set(declared):
+        wrong = sorted(needed - set(fields)) or sorted(set(fields) - set(declared))
+        raise NotReadable(f"the record's {NAMES[kind]} is damaged: {wrong[0]!r} is missing or not one of its fields")
+    for name, hint in _hints(kind).items():
+        if name in fields and not _fits(fields[name], hint):
+            raise NotReadable(f"the record's {NAMES[kind]} is damaged: {name} is a {type(fields[name]).__name__}")
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value that was read has a declared type. (A schema library cannot say it: the types are Torch's and ours.)"""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, dict) and all(_fits(key, inner[0]) and _fits(one, inner[1]) for key, one in value.items())
+    if origin is tuple and inner[1:] != (...,):
+        return isinstance(value, tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if isinstance(origin, type) and issubclass(origin, Iterable):
+        return isinstance(value, tuple) and all(_fits(one, inner[0]) for one in value)
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def sites_of(model: Transformer, cells: Cells) -> list[str]:

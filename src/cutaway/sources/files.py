@@ -11,18 +11,22 @@ import os
 import pickle
 import re
 import struct
+import typing
 import warnings
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from cutaway import reading
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import CheckpointError, ConfigError, TokenError, nearest
+from cutaway.errors import CheckpointError, ConfigError, NotReadable, TokenError, nearest
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.tokens import from_saved, to_saved
 from cutaway.writing import replacing
@@ -140,9 +144,25 @@ def config_from_json(fields: Mapping[str, Any]) -> HookedTransformerConfig:
     Raises:
         ConfigError: a field is unknown, missing or contradicts another.
     """
+    _check_types(fields)
     cfg = HookedTransformerConfig.from_dict({**fields, "seed": None})
     cfg.seed = fields.get("seed")
     return cfg
+
+
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """Whether the fields have the types that the configuration declares; a device and a precision are read by name."""
+    try:
+        reading.convert(dict(fields), _fields(), "the configuration")
+    except NotReadable as error:
+        raise ConfigError(str(error)) from error
+
+
+@cache
+def _fields() -> Any:
+    hints = typing.get_type_hints(HookedTransformerConfig)
+    hints |= {"device": str | None, "dtype": str}
+    return msgspec.defstruct("Configuration", [(name, kind | msgspec.UnsetType, msgspec.UNSET) for name, kind in hints.items()])
 
 
 # Safetensors.
@@ -173,31 +193,36 @@ def _read_safetensors(file: Path, cfg: HookedTransformerConfig | None) -> Checkp
         _damaged(file, error)
     about = _about(file, metadata.get(KEY))
     try:
-        config = cfg if cfg is not None else config_from_json(about["config"]) if "config" in about else None
-        tokenizer = from_saved(about["tokenizer"]) if about.get("tokenizer") else None
-    except (ConfigError, TokenError, KeyError, TypeError) as error:
+        config = cfg if cfg is not None else None if about.config is None else config_from_json(about.config)
+        tokenizer = from_saved(about.tokenizer) if about.tokenizer else None
+    except (ConfigError, TokenError) as error:
         raise CheckpointError(f"what {file.name} says about its model is not understood: {error}") from error
     if config is None:
         raise CheckpointError(
             f"{file.name} has no configuration of ours inside; give cfg=HookedTransformerConfig(…), or, if it is part of a "
             "Hugging Face model, load the folder that holds its config.json"
         )
-    provenance = {"file": str(file), **about.get("metadata", {})}
+    provenance = {"file": str(file), **about.metadata}
     lazy = LazyTensors(shapes, opened.get_tensor)
-    return Checkpoint(config, lazy, tokenizer, bool(about.get("processed")), provenance)
+    return Checkpoint(config, lazy, tokenizer, about.processed, provenance)
 
 
-def _about(file: Path, text: str | None) -> dict[str, Any]:
+class _About(msgspec.Struct):
+    """What we write among the metadata of a safetensors file."""
+
+    format: int
+    config: dict[str, Any] | None = None
+    tokenizer: dict[str, Any] | None = None
+    processed: bool = False
+    metadata: dict[str, Any] = {}
+
+
+def _about(file: Path, text: str | None) -> _About:
     if text is None:
-        return {}
-    try:
-        about = json.loads(text)
-    except json.JSONDecodeError as error:
-        _damaged(file, error)
-    if not isinstance(about, dict) or not isinstance(about.get("format"), int):
-        raise CheckpointError(f"what {file.name} says about its model is not understood; save it again")
-    if about["format"] > FORMAT:
-        raise CheckpointError(f"{file.name} was written by a newer cutaway (format {about['format']}, not {FORMAT}); upgrade")
+        return _About(FORMAT)
+    about = reading.decode(text, _About, f"what {file.name} says about its model", finite=False)
+    if about.format > FORMAT:
+        raise CheckpointError(f"{file.name} was written by a newer cutaway (format {about.format}, not {FORMAT}); upgrade")
     return about
 
 

@@ -5,11 +5,11 @@ A folder never touches the network.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cutaway import reading
 from cutaway.errors import CheckpointError
 from cutaway.sources import tokenizers
 from cutaway.sources.checkpoint import LazyTensors
@@ -17,6 +17,7 @@ from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.sources.tensor_files import pickled, safetensors, sharded
 
 CONFIG = "config.json"
+LARGEST_CONFIG = 2**24  # bytes
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where weights may be, best first."""
 
@@ -50,15 +51,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / CONFIG
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"no {CONFIG} in {folder}; a model's folder is as save_pretrained writes it") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} is damaged: it is not JSON; download or save it again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} is damaged: it is not a table of names and values")
-    return config
+    if not file.exists():
+        raise CheckpointError(f"no {CONFIG} in {folder}; a model's folder is as save_pretrained writes it")
+    return reading.decode(reading.read_bytes(file, largest=LARGEST_CONFIG), dict[str, Any], str(file), finite=False)
 
 
 def weight_files(names: Iterable[str]) -> str | None:

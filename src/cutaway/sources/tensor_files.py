@@ -5,17 +5,19 @@ A header is believed only after it was checked against the size of its file.
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from cutaway import reading
 from cutaway.errors import CheckpointError
 from cutaway.sources.checkpoint import LazyTensors
 from cutaway.sources.files import load_state_dict
@@ -27,6 +29,16 @@ DTYPES = {
 """The types of safetensors that we read; weights in others (8-bit floats, packed integers) are refused."""
 
 LARGEST_HEADER = 100_000_000  # bytes, as safetensors itself has it
+MOST_AXES = 16
+Count = Annotated[int, Meta(ge=0, le=2**48)]
+
+
+class _Described(msgspec.Struct):
+    """A tensor in a header of safetensors."""
+
+    dtype: str
+    shape: Annotated[list[Count], Meta(max_length=MOST_AXES)]
+    data_offsets: tuple[Count, Count]
 
 
 @dataclass(frozen=True)
@@ -57,27 +69,24 @@ def _header(file: Path) -> dict[str, _Entry]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(size - 8, LARGEST_HEADER):
                 raise _damaged(file, "its header does not fit into it")
-            header = json.loads(opened.read(length))
+            header = opened.read(length)
     except FileNotFoundError as error:
         raise CheckpointError(f"no file {file}; the model lacks a part, download it again") from error
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror or error}") from error
-    except ValueError as error:  # no JSON, no UTF-8
-        raise _damaged(file, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _damaged(file, "its header is not a table")
+    table = reading.parse(header, f"the header of {file.name}", finite=False)
+    if isinstance(table, dict):
+        table.pop("__metadata__", None)
+    tensors = reading.convert(table, dict[str, _Described], f"the header of {file.name}")
     room = size - 8 - length
-    return {name: _entry(file, name, about, 8 + length, room) for name, about in header.items() if name != "__metadata__"}
+    return {name: _entry(file, name, about, 8 + length, room) for name, about in tensors.items()}
 
 
-def _entry(file: Path, name: str, about: Any, offset: int, room: int) -> _Entry:
-    try:
-        code, shape, (start, end) = about["dtype"], tuple(map(int, about["shape"])), map(int, about["data_offsets"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise _damaged(file, f"its header does not say where {name!r} is") from error
+def _entry(file: Path, name: str, about: _Described, offset: int, room: int) -> _Entry:
+    code, shape, (start, end) = about.dtype, tuple(about.shape), about.data_offsets
     if code not in DTYPES:
         raise CheckpointError(f"{name!r} in {file.name} is of type {code}, which we do not read; there are {', '.join(DTYPES)}")
-    if min(shape, default=0) < 0 or not 0 <= start <= end <= room or end - start != DTYPES[code].itemsize * prod(shape):
+    if not start <= end <= room or end - start != DTYPES[code].itemsize * prod(shape):
         raise _damaged(file, f"{name!r} does not fit into it")
     return _Entry(file, DTYPES[code], shape, offset + start)
 
@@ -115,19 +124,22 @@ def pickled(files: Iterable[Path]) -> LazyTensors:
     return LazyTensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
 
 
+class _Index(msgspec.Struct):
+    """`….index.json`: which file holds which tensor."""
+
+    weight_map: dict[str, str]
+
+
 def sharded(index: Path) -> list[Path]:
     """The files that an index (`….index.json`) names, in its folder.
 
     Raises:
         CheckpointError: the index is damaged, or names a file elsewhere.
     """
-    try:
-        table = json.loads(index.read_text(encoding="utf-8"))
-        names = sorted(set(table["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index.name} is damaged: it should say which file holds which tensor") from error
+    table = reading.decode(reading.read_bytes(index), _Index, index.name, finite=False)
+    names = sorted(set(table.weight_map.values()))
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
+        if Path(name).name != name or "\0" in name:
             raise CheckpointError(f"{index.name} names a file outside its folder: {name!r}")
     return [index.parent / name for name in names]
 

@@ -14,13 +14,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import ShapeError
+import msgspec
+
+from cutaway import reading
+from cutaway.errors import NotReadable, ShapeError
 from cutaway.view import html, widget, wire
 from cutaway.view.arrays import Array
 
 QUANTISE_ABOVE = 5_000_000  # bytes of base64 in a notebook or a page
 REFUSE_ABOVE = 25_000_000
 MOST_CELLS = 40_000_000  # stored values: more cannot be less than 25 MB unless they are mostly alike
+
+
+class _Packed(msgspec.Struct):
+    """What `to_json` writes, as far as it is read."""
+
+    data: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +61,11 @@ class Figure:
 
     @classmethod
     def from_wire(cls, data: bytes) -> Figure:
-        """The figure that `wire` wrote, up to the precision it was written with."""
+        """The figure that `wire` wrote, up to the precision it was written with.
+
+        Raises:
+            NotReadable: damaged, too large, or something else.
+        """
         header, arrays = wire.unpack(data)
         header["tokens"] = tuple(header["tokens"])
         return cls(arrays=arrays, **header)
@@ -64,8 +77,16 @@ class Figure:
 
     @classmethod
     def from_json(cls, text: str) -> Figure:
-        """The figure that `to_json` wrote."""
-        return cls.from_wire(base64.b64decode(json.loads(text)["data"]))
+        """The figure that `to_json` wrote.
+
+        Raises:
+            NotReadable: damaged, too large, or something else.
+        """
+        packed = reading.decode(text, _Packed, "this figure")
+        try:
+            return cls.from_wire(base64.b64decode(packed.data, validate=True))
+        except ValueError as error:
+            raise NotReadable("this figure is damaged: its data is not base64") from error
 
     def payload(self, *, limit: bool = True) -> str:
         """The bytes as base64, quantised to 8 bits where they would exceed 5 MB.

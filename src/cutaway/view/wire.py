@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import zlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
-from cutaway.errors import ShapeError
+from cutaway import reading
+from cutaway.errors import NotReadable, ShapeError
 from cutaway.view.arrays import Array, finite_range
 
 VERSION = 1
@@ -27,6 +32,33 @@ Dtype = Literal["f32", "f16", "u8"]
 EXACT_UP_TO = 20_000  # values; larger arrays travel as f16
 LEVELS = 253  # for finite values; the three above are NaN, +∞, −∞
 NUMPY = {"f32": "<f4", "f16": "<f2", "u8": "u1", "i32": "<i4"}
+
+
+MOST_RAW = 2**28  # bytes of a figure before compression
+Count = Annotated[int, Meta(ge=0, le=2**28)]
+
+
+class Entry(msgspec.Struct):
+    """An array in a header."""
+
+    dtype: Dtype | Literal["i32"]
+    shape: Annotated[list[Count], Meta(max_length=16)]
+    layout: Literal["full", "tril"]
+    offset: Annotated[int, Meta(ge=0, le=2**28, multiple_of=8)]
+    length: Count
+    levels: list[float] = []
+
+
+class Header(msgspec.Struct):
+    """The header of a figure."""
+
+    view: str
+    title: str
+    arrays: dict[str, Entry]
+    tokens: list[str] = []
+    meta: dict[str, Any] = {}
+    text: str = ""
+    height: Annotated[int, Meta(ge=0, le=1_000_000)] = 420
 
 
 def lower_triangular(array: Array) -> bool:
@@ -48,6 +80,8 @@ def pack(header: Mapping[str, Any], arrays: Mapping[str, Array], *, dtype: Dtype
         padding = -len(data) % 8
         chunks += [data, b"\0" * padding]
         offset += len(data) + padding
+    if offset > MOST_RAW - 2**20:
+        raise ShapeError(f"this figure has {offset / 1e6:.0f} MB of numbers, and {MOST_RAW / 1e6:.0f} MB is the most; draw less")
     text = json.dumps({"v": VERSION, **header, "arrays": entries}, ensure_ascii=False, separators=(",", ":"))
     head = text.encode("utf-8", "surrogatepass")
     head += b" " * (-len(head) % 8)
@@ -58,20 +92,53 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     """The header (without its arrays) and the arrays: float32, or int32 where they were integers.
 
     Raises:
-        ShapeError: not this format, or a newer version of it.
+        NotReadable: not this format, damaged, too large, or of a newer version.
     """
-    raw = gzip.decompress(data)
+    raw = _decompressed(data)
     if raw[:4] != MAGIC:
-        raise ShapeError(f"these bytes are no figure: they begin with {raw[:4]!r}, not {MAGIC!r}")
+        raise NotReadable(f"these bytes are no figure: they begin with {raw[:4]!r}, not {MAGIC!r}")
     start = 8 + int.from_bytes(raw[4:8], "little")
-    header = json.loads(raw[8:start].decode("utf-8", "surrogatepass"))
-    if header.pop("v") != VERSION:
-        raise ShapeError(f"this figure was written by a newer cutaway; this one reads version {VERSION}")
-    arrays = {}
-    for name, entry in header.pop("arrays").items():
-        begin = start + entry["offset"]
-        arrays[name] = _decode(np.frombuffer(raw[begin : begin + entry["length"]], NUMPY[entry["dtype"]]), entry)
-    return header, arrays
+    try:
+        text = raw[8:start].decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        raise NotReadable("this figure is damaged: its header is not text") from error
+    header = reading.parse(text, "this figure", finite=False)
+    if isinstance(header, dict) and header.get("v") != VERSION:
+        raise NotReadable(f"this figure was written by a newer cutaway; this one reads version {VERSION}")
+    known = reading.convert(header, Header, "this figure")
+    if sum(max(1, math.prod(max(1, n) for n in entry.shape)) for entry in known.arrays.values()) > MOST_RAW // 4:
+        raise NotReadable(f"this figure is too large: its arrays have more than {MOST_RAW // 4:,} values")
+    arrays = {name: _array(raw, start, name, entry) for name, entry in known.arrays.items()}
+    fields = {name: getattr(known, name) for name in ("view", "title", "tokens", "meta", "text", "height")}
+    return fields, arrays
+
+
+def _decompressed(data: bytes) -> bytes:
+    """The bytes of a gzip file, of which no more are made than a figure may have."""
+    unpacker = zlib.decompressobj(wbits=31)
+    try:
+        raw = unpacker.decompress(data, MOST_RAW)
+    except (zlib.error, TypeError) as error:
+        raise NotReadable(f"these bytes are no figure: {error}") from error
+    if unpacker.unconsumed_tail:
+        raise NotReadable(f"this figure is too large: it unpacks to more than {MOST_RAW / 1e6:.0f} MB")
+    if not unpacker.eof:
+        raise NotReadable("this figure is damaged: it is cut short")
+    return raw
+
+
+def _array(raw: bytes, start: int, name: str, entry: Entry) -> Array:
+    """An array of a figure."""
+    begin = start + entry.offset
+    cells = math.prod(entry.shape)
+    if entry.layout == "tril":
+        if len(entry.shape) < 2 or entry.shape[-1] != entry.shape[-2]:
+            raise NotReadable(f"this figure is damaged: {name} is no triangle")
+        cells = math.prod(entry.shape[:-2]) * entry.shape[-1] * (entry.shape[-1] + 1) // 2
+    levels = entry.dtype != "u8" or len(entry.levels) == LEVELS
+    if begin + entry.length > len(raw) or entry.length != cells * np.dtype(NUMPY[entry.dtype]).itemsize or not levels:
+        raise NotReadable(f"this figure is damaged: the bytes of {name} are not those of its shape {entry.shape}")
+    return _decode(np.frombuffer(raw, NUMPY[entry.dtype], cells, begin), entry)
 
 
 def _encode(array: Array, dtype: Dtype | None) -> tuple[dict[str, Any], bytes]:
@@ -104,12 +171,12 @@ def _levels(low: float, high: float) -> Array:
     return low + (high - low) * steps if low >= 0 else high - (high - low) * steps[::-1]
 
 
-def _decode(flat: Array, entry: Mapping[str, Any]) -> Array:
-    values = flat if entry["dtype"] == "i32" else flat.astype(np.float32)
-    if entry["dtype"] == "u8":
-        values = np.array([*entry["levels"], np.nan, np.inf, -np.inf], np.float32)[flat]
-    shape = entry["shape"]
-    if entry["layout"] == "full":
+def _decode(flat: Array, entry: Entry) -> Array:
+    values = flat if entry.dtype == "i32" else flat.astype(np.float32)
+    if entry.dtype == "u8":
+        values = np.array([*entry.levels, np.nan, np.inf, -np.inf], np.float32)[flat]
+    shape = entry.shape
+    if entry.layout == "full":
         return values.reshape(shape)
     full = np.zeros(shape, values.dtype)
     rows, columns = np.tril_indices(shape[-1])

@@ -50,7 +50,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
         UnsupportedArchitecture: there is no such family; lists those that there are.
     """
     model_type = text_config(config).get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise unknown(model_type, FAMILIES.values())
     return FAMILIES[model_type]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.weights.canonical import shapes
+from cutaway.weights.families import schema
 from cutaway.weights.families.rope import stretches
 from cutaway.weights.families.table import BASE, Family, Fields, Found, Place
 
@@ -29,6 +30,7 @@ def fill_in(family: Family, config: Mapping[str, Any]) -> Fields:
         UnsupportedArchitecture: a field that the table does not list is switched on, or one has a value that the
             family's table does not understand. Names the field.
     """
+    schema.check(config)
     known = BASE | dict(family.fields)
     hf = Fields(family.name, {name: field.default for name, field in known.items()} | dict(config))
     for name, value in config.items():

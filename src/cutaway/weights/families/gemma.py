@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cutaway.weights.families.llama import fields, rest
 from cutaway.weights.families.parts import attention, embeddings, heads, mlp, norm, windows
 from cutaway.weights.families.reshape import plus_one, scaled
 from cutaway.weights.families.rope import parameters, rotary
+from cutaway.weights.families.schema import check_rope
 from cutaway.weights.families.table import Family, Fields, Tensors, activation, into, only, read
 
 ALWAYS = {"normalization_type": "RMS", "final_rms": True, "gated_mlp": True}
@@ -103,6 +105,9 @@ def gemma3_rest(hf: Fields) -> dict[str, Any]:
     local = hf["rope_local_base_freq"] or 10000.0
     if "full_attention" in settings or "sliding_attention" in settings:
         sliding = settings.get("sliding_attention") or {}
+        if not isinstance(sliding, Mapping):
+            raise hf.refuse(name, "it should hold a table for each type of attention")
+        check_rope(sliding, name)
         if sliding.get("rope_type", "default") != "default" or sliding.get("partial_rotary_factor") not in (None, 1):
             raise hf.refuse(name, "in sliding layers only plain rotation of whole heads is understood")
         local = sliding.get("rope_theta") or local

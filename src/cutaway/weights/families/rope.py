@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from cutaway.weights.families import schema
 from cutaway.weights.families.table import Field, Fields, read
 
 ROPE: dict[str, Field] = {
@@ -31,6 +32,7 @@ KEYS = {
 }  # fmt: skip
 """The kinds of scaling that we have, and the parameters of each."""
 
+BY_LAYER_TYPE = {"full_attention", "sliding_attention"}  # Gemma 3 has a table of settings for each
 COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
@@ -58,6 +60,8 @@ def parameters(hf: Fields) -> tuple[dict[str, Any], str]:
     settings = hf[name] or {}
     if not isinstance(settings, Mapping):
         raise hf.refuse(name, "it should be a table of names and values")
+    flat = {key: value for key, value in settings.items() if key not in BY_LAYER_TYPE}
+    schema.check_rope(flat, name)
     return dict(settings), name
 
 
@@ -85,11 +89,14 @@ def scaling(hf: Fields, settings: Mapping[str, Any], name: str) -> dict[str, Any
     if kind == "dynamic":  # slows rotations beyond max_position_embeddings only, and n_ctx ends there
         return {}
     if kind == "llama3":
+        low, high = settings.get("low_freq_factor"), settings.get("high_freq_factor")
+        if low is None or high is None or low >= high:
+            raise hf.refuse(name, "rope type 'llama3' needs a low_freq_factor and a larger high_freq_factor")
         return {
             "use_NTK_by_parts_rope": True,
             "NTK_by_parts_factor": float(factor),
-            "NTK_by_parts_low_freq_factor": float(settings["low_freq_factor"]),
-            "NTK_by_parts_high_freq_factor": float(settings["high_freq_factor"]),
+            "NTK_by_parts_low_freq_factor": float(low),
+            "NTK_by_parts_high_freq_factor": float(high),
             "NTK_original_ctx_len": int(original or longest),
         }
     return _yarn(hf, settings, name, float(factor), int(original or longest))

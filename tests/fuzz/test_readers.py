@@ -1,0 +1,422 @@
+"""Whatever is read from outside is understood or refused in one sentence: no crash, no hang, no number that is not finite."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+import time
+import warnings
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from cutaway import HookedTransformer, notebooks, reading, records
+from cutaway.analysis.steering import SteeringVector
+from cutaway.errors import CutawayError
+from cutaway.exercises.progress import Progress
+from cutaway.runs import edits, metrics
+from cutaway.runs.sweep import heads, residual, sweep
+from cutaway.runs.sweep_saved import ChunkDamaged
+from cutaway.sources import files
+from cutaway.sources.tensor_files import safetensors
+from cutaway.tokens import from_saved
+from cutaway.view import attention_patterns, heat_map
+from cutaway.view.figure import Figure
+from tests.fuzz.mutations import cases, damaged_bytes, damaged_json, dumped
+from tests.weights.families import tiny
+
+SLOW = 5.0  # seconds of processor time that no refusal may take
+
+
+def refused_or_right(read: Callable[[], Any], *allowed: type[BaseException]) -> Any:
+    """What was read, or None where it was refused in a sentence; anything else fails the test."""
+    started = time.process_time()
+    try:
+        return read()
+    except CutawayError as error:
+        said = str(error)
+        assert said and "Traceback" not in said and len(said) < 3000
+        return None
+    except allowed:
+        return None
+    finally:
+        assert time.process_time() - started < SLOW
+
+
+# ---------------------------------------------------------------------------------------------- configurations
+
+
+@cache
+def families_with_weights(folder: Path) -> list[tuple[dict[str, Any], Path]]:
+    """A tiny model of every family: its config, and a folder that holds its weights."""
+    made = []
+    for number, (config_class, model_class, fields) in enumerate(tiny.CASES.values()):
+        place = folder / str(number)
+        torch.manual_seed(number)
+        model = getattr(transformers, model_class)(getattr(transformers, config_class)(**fields))
+        model.save_pretrained(place)
+        made.append((json.loads((place / "config.json").read_text()), place))
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def finite_logits(model: HookedTransformer) -> None:
+    with torch.no_grad():
+        assert model(torch.tensor([[0, min(1, model.cfg.d_vocab - 1), 0]][:1])[:, : model.cfg.n_ctx]).isfinite().all()
+
+
+def loaded(place: Path) -> None:
+    model = refused_or_right(lambda: HookedTransformer.from_pretrained(str(place), fold_ln=False, device="cpu"))
+    if model is not None:
+        finite_logits(model)
+
+
+@cases(250, 2500)
+def test_config_json(data: Any, folder: Path) -> None:
+    config, place = data.draw(st.sampled_from(families_with_weights(folder)))
+    (place / "config.json").write_text(dumped(data.draw(damaged_json(config))))
+    loaded(place)
+
+
+@cases(200, 2000)
+def test_config_json_of_any_bytes(data: Any, folder: Path) -> None:
+    config, place = data.draw(st.sampled_from(families_with_weights(folder)))
+    (place / "config.json").write_bytes(data.draw(damaged_bytes(dumped(config).encode())))
+    loaded(place)
+
+
+SIZES = ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"]
+
+
+@pytest.mark.parametrize("field", SIZES)
+@pytest.mark.parametrize("size", [2**20, 2**40, 2**70])
+def test_absurd_sizes_are_refused_at_once(folder: Path, field: str, size: int) -> None:
+    config, place = next(one for one in families_with_weights(folder) if one[0]["model_type"] == "llama")
+    (place / "config.json").write_text(dumped(config | {field: size}))
+    started = time.process_time()
+    if field == "max_position_embeddings" and size == 2**20:
+        return  # positions that need no weights may be many
+    with pytest.raises(CutawayError):
+        HookedTransformer.from_pretrained(str(place), device="cpu")
+    assert time.process_time() - started < 2
+
+
+# -------------------------------------------------------------------------------------------------- weight files
+
+
+def bundle(tmp: Path) -> tuple[Path, dict[str, Any], bytes]:
+    """A file of ours: where it is, its header, and the bytes behind."""
+    path = tmp / "bundle.safetensors"
+    model = HookedTransformer.from_pretrained("first-unique-char", device="cpu")
+    files.save(path, model.state_dict(), model.cfg, tokenizer=model.tokenizer, processed=True)
+    data = path.read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    return path, json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def write_bundle(path: Path, header: Any, rest: bytes) -> None:
+    encoded = dumped(header).encode()
+    path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + rest)
+
+
+@cases(200, 2200)
+def test_what_a_bundle_says_of_its_model(data: Any, tmp_path: Path) -> None:
+    path, header, rest = bundle(tmp_path)
+    about = json.loads(header["__metadata__"][files.KEY])
+    header["__metadata__"][files.KEY] = dumped(data.draw(damaged_json(about)))
+    write_bundle(path, header, rest)
+    loaded(path)
+
+
+@cases(200, 2200)
+def test_a_damaged_bundle(data: Any, tmp_path: Path) -> None:
+    path, header, rest = bundle(tmp_path)
+    if data.draw(st.booleans()):
+        write_bundle(path, data.draw(damaged_json(header)), rest)
+    else:
+        path.write_bytes(data.draw(damaged_bytes(path.read_bytes())))
+    loaded(path)
+
+
+@cases(200, 2200)
+def test_safetensors_of_others(data: Any, tmp_path: Path) -> None:
+    path, header, rest = bundle(tmp_path)
+    if data.draw(st.booleans()):
+        write_bundle(path, data.draw(damaged_json(header)), rest)
+    else:
+        path.write_bytes(data.draw(damaged_bytes(path.read_bytes())))
+    refused_or_right(lambda: {name: tensor.sum() for name, tensor in safetensors([path]).items()})
+
+
+@cases(200, 2000)
+def test_torch_files(data: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save({"a": torch.ones(2, 3), "b": torch.arange(4)}, path, _use_new_zipfile_serialization=data.draw(st.booleans()))
+    path.write_bytes(data.draw(damaged_bytes(path.read_bytes())))
+    refused_or_right(lambda: {name: tensor.sum() for name, tensor in files.load_state_dict(path).items()})
+
+
+@cases(200, 2000)
+def test_saved_tokenizers(data: Any) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({"a": 0, "b": 1, "?": 2}, unk_token="?"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    saved = data.draw(
+        st.sampled_from(
+            [
+                {"vocabulary": ["a", "b", "BOS"], "bos_token": "BOS", "eos_token": None, "pad_token": None},
+                {"fast": json.loads(backend.to_str()), "bos_token": "?", "eos_token": None, "pad_token": None},
+            ]
+        )
+    )
+    damaged = data.draw(damaged_json(saved))
+    if isinstance(damaged, dict):
+        refused_or_right(lambda: from_saved(damaged))
+
+
+# ------------------------------------------------------------------------------------------------------- records
+
+
+@cache
+def written_record(folder: Path) -> tuple[Path, dict[str, Any], dict[str, torch.Tensor]]:
+    model = HookedTransformer.from_pretrained("first-unique-char", device="cpu")
+    tokens = torch.randint(1, 10, (3, 6), generator=torch.Generator().manual_seed(0))
+    _, cache = model.run_with_cache(tokens.flip(0))
+    grid = residual(edits.patch(cache))
+    metric = metrics.logit_difference(torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
+    records.write(folder / "a", sweep(model, tokens, grid, metric, baseline=2, audit=0), "first-unique-char")
+    records.write(folder / "b", sweep(model, tokens, heads(), metrics.loss(tokens), audit=0), "first-unique-char")
+    about = json.loads((folder / "a" / records.RECORD).read_text())
+    return folder / "a", about, load((folder / "a" / records.TENSORS).read_bytes())
+
+
+MODEL = HookedTransformer.from_pretrained("first-unique-char", device="cpu")
+
+
+def replayed(place: Path) -> None:
+    def both() -> None:
+        record = records.read_record(place)
+        done = records.replay(record, MODEL)
+        assert done.summary() and done.difference == done.difference
+        assert records.compare(record, records.read_record(place.parent / "b")).summary()
+
+    refused_or_right(both)
+
+
+@cases(200, 2200)
+def test_a_damaged_record(data: Any, folder: Path) -> None:
+    place, about, tensors = written_record(folder)
+    changed = data.draw(damaged_json({name: value for name, value in about.items() if name != "digest"}))
+    (place / records.RECORD).write_text(dumped(changed))
+    (place / records.TENSORS).write_bytes(save(tensors))
+    replayed(place)
+
+
+@cases(200, 2200)
+def test_a_record_with_damaged_tensors(data: Any, folder: Path) -> None:
+    place, about, tensors = written_record(folder)
+    (place / records.RECORD).write_text(dumped({name: value for name, value in about.items() if name != "digest"}))
+    changed = dict(tensors)
+    name = data.draw(st.sampled_from(sorted(tensors)))
+    kind = data.draw(st.integers(0, 5))
+    if kind == 0:
+        del changed[name]
+    elif kind == 1:
+        changed[name] = changed[name][:-1].clone()
+    elif kind == 2:
+        changed[name] = changed[name].to(data.draw(st.sampled_from([torch.int64, torch.float16, torch.bool, torch.float64])))
+    elif kind == 3:
+        changed[name] = torch.full_like(changed[name], data.draw(st.sampled_from([0, 1, 10**6 if name == "tokens" else 7])))
+    elif kind == 4:
+        changed[name] = changed[name].flatten().clone()
+    else:
+        changed[data.draw(st.sampled_from(["mask", "edit.t9", "more"]))] = torch.ones(2, 2).bool()
+    written = save(changed)
+    (place / records.TENSORS).write_bytes(written if kind else data.draw(damaged_bytes(written)))
+    replayed(place)
+
+
+def test_a_record_that_was_edited_is_refused(folder: Path) -> None:
+    place, about, tensors = written_record(folder)
+    (place / records.TENSORS).write_bytes(save(tensors))
+    (place / records.RECORD).write_text(json.dumps(about))
+    assert records.replay(records.read_record(place), MODEL).same_bits
+    (place / records.TENSORS).write_bytes(save(tensors | {"clean": tensors["clean"] + 1}))
+    with pytest.raises(CutawayError, match="was changed after it was written"):
+        records.read_record(place)
+    (place / records.TENSORS).write_bytes(save(tensors))
+    labels = [["x"] * len(one) for one in about["cells"]["labels"]]
+    (place / records.RECORD).write_text(json.dumps(about | {"cells": about["cells"] | {"labels": labels}}))
+    with pytest.raises(CutawayError, match="was changed after it was written"):
+        records.read_record(place)
+
+
+# ------------------------------------------------------------------------------------------------------- figures
+
+
+def some_figures() -> list[Figure]:
+    draw = torch.Generator().manual_seed(0)
+    words = ["a", "<b>", "\ud800"]
+    patterns = torch.rand(2, 3, 3, generator=draw).tril()
+    return [heat_map(torch.randn(4, 5, generator=draw).numpy()), attention_patterns(words, patterns)]
+
+
+def looked_at(figure: Figure) -> None:
+    assert str(figure) is not None and figure.html() and figure.wire() and repr(figure)
+
+
+def unpacked(figure: Figure) -> tuple[dict[str, Any], bytes]:
+    raw = gzip.decompress(figure.wire())
+    start = 8 + int.from_bytes(raw[4:8], "little")
+    return json.loads(raw[8:start].decode("utf-8", "surrogatepass")), raw[start:]
+
+
+@cases(250, 2500)
+def test_the_header_of_a_figure(data: Any) -> None:
+    header, rest = unpacked(data.draw(st.sampled_from(some_figures())))
+    head = dumped(data.draw(damaged_json(header))).encode()
+    packed = gzip.compress(b"CUT1" + len(head).to_bytes(4, "little") + head + rest, 1)
+    figure = refused_or_right(lambda: Figure.from_wire(packed))
+    if figure is not None:
+        looked_at(figure)
+
+
+@cases(200, 2000)
+def test_the_bytes_of_a_figure(data: Any) -> None:
+    packed = data.draw(st.sampled_from(some_figures())).wire()
+    whole = gzip.decompress(packed)
+    damaged = data.draw(damaged_bytes(packed)) if data.draw(st.booleans()) else gzip.compress(data.draw(damaged_bytes(whole)), 1)
+    figure = refused_or_right(lambda: Figure.from_wire(damaged))
+    if figure is not None:
+        looked_at(figure)
+
+
+@cases(200, 2000)
+def test_a_figure_as_json(data: Any) -> None:
+    text = data.draw(st.sampled_from(some_figures())).to_json()
+    if data.draw(st.booleans()):
+        text = dumped(data.draw(damaged_json(json.loads(text))))
+    else:
+        text = data.draw(damaged_bytes(text.encode())).decode("utf-8", "replace")
+    refused_or_right(lambda: Figure.from_json(text))
+
+
+def test_a_bomb_is_refused_before_it_goes_off() -> None:
+    packer = zlib.compressobj(9, wbits=31)
+    bomb = b"".join(packer.compress(b"\0" * 2**20) for _ in range(1024)) + packer.flush()
+    assert len(bomb) < 2**21
+    with pytest.raises(CutawayError, match="too large: it unpacks to more than"):
+        Figure.from_wire(bomb)
+    entry = {"dtype": "u8", "shape": [2**20, 0, 2**20], "layout": "full", "offset": 0, "length": 0, "levels": [0.0] * 253}
+    header = {"v": 1, "view": "heat_map", "title": "", "arrays": {"a": entry}}
+    head = json.dumps(header).encode()
+    with pytest.raises(CutawayError, match="too large: its arrays"):
+        Figure.from_wire(gzip.compress(b"CUT1" + len(head).to_bytes(4, "little") + head))
+
+
+# ---------------------------------------------------------------------------------------- notebooks, vectors, notes
+
+NOTEBOOK = {
+    "cells": [{"cell_type": "code", "id": "a", "metadata": {}, "source": "1", "outputs": [], "execution_count": None}],
+    "metadata": {"kernelspec": {"name": "x", "display_name": "x", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5,
+}  # fmt: skip
+
+
+def read_notebook(path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    refused_or_right(lambda: nbformat.writes(notebooks.read(path, nbformat)))
+
+
+@pytest.mark.filterwarnings("ignore")  # of nbformat, on what it mends
+@cases(200, 2000)
+def test_notebooks(data: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.ipynb"
+    damaged = dumped(data.draw(damaged_json(NOTEBOOK))).encode()
+    path.write_bytes(data.draw(damaged_bytes(damaged)) if data.draw(st.integers(0, 2)) == 0 else damaged)
+    read_notebook(path)
+
+
+NO_NOTEBOOKS = ["[" * 100_000, json.dumps(NOTEBOOK | {"nbformat": 99}), json.dumps(NOTEBOOK | {"cells": 5}), "null", ""]
+
+
+@pytest.mark.parametrize("content", NO_NOTEBOOKS)
+def test_notebooks_that_are_none(tmp_path: Path, content: str) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    (tmp_path / "a.ipynb").write_text(content)
+    with pytest.raises(notebooks.NotebookError):
+        notebooks.read(tmp_path / "a.ipynb", nbformat)
+
+
+@cases(200, 2000)
+def test_steering_vectors(data: Any, tmp_path: Path) -> None:
+    path = tmp_path / "vector.safetensors"
+    said = {"layer": 0, "site": "resid_pre", "method": "mean", "front": False, "positive": ["a"], "negative": ["b"],
+            "read_at": "-1", "model_hash": "h", "model_name": "m"}  # fmt: skip
+    damaged = save({"values": torch.ones(1, 4)}, metadata={"steering_vector": dumped(data.draw(damaged_json(said)))})
+    path.write_bytes(data.draw(damaged_bytes(damaged)) if data.draw(st.integers(0, 2)) == 0 else damaged)
+    vector = refused_or_right(lambda: SteeringVector.load(path))
+    assert vector is None or vector.norm == vector.norm
+
+
+@cases(200, 2000)
+def test_progress_of_exercises(data: Any, tmp_path: Path) -> None:
+    noted = {"version": 1, "exercises": {"right-guesses": {"started": "t", "attempts": 2, "passed": None, "last": "no"}}}
+    (tmp_path / "exercises.json").write_text(dumped(data.draw(damaged_json(noted))))
+    read = refused_or_right(lambda: Progress.read(tmp_path))
+    if read is not None:
+        read.noted("right-guesses", passed=True, message="right")
+        assert Progress.read(tmp_path).state("right-guesses") == "passed"
+
+
+@cases(200, 2000)
+def test_the_plan_of_a_sweep(data: Any, tmp_path: Path) -> None:
+    tokens = torch.randint(1, 10, (2, 4), generator=torch.Generator().manual_seed(0))
+    if not (tmp_path / "plan.json").exists():
+        sweep(MODEL, tokens, heads(), metrics.loss(tokens), audit=0, resume=tmp_path)
+        (tmp_path / "kept").write_bytes((tmp_path / "plan.json").read_bytes())
+    plan = json.loads((tmp_path / "kept").read_bytes())
+    (tmp_path / "plan.json").write_text(dumped(data.draw(damaged_json(plan))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ChunkDamaged)
+        found = refused_or_right(lambda: sweep(MODEL, tokens, heads(), metrics.loss(tokens), audit=0, resume=tmp_path))
+    assert found is None or found.values.data.isfinite().all()
+
+
+@pytest.mark.parametrize("text", ["a\udcffb", "\ud800"])
+def test_text_that_is_not_utf_8(text: str) -> None:
+    for model in (MODEL, HookedTransformer.from_pretrained("attn-only-2l", device="cpu")):
+        with pytest.raises(CutawayError, match=r"is not UTF-8 text|not in the vocabulary"):
+            model.to_tokens(text)
+
+
+# -------------------------------------------------------------------------------------------------------- the reader
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "[" * 101 + "]" * 101])
+def test_depth_is_limited(text: str) -> None:
+    with pytest.raises(CutawayError, match="nested more than 100 deep"):
+        reading.parse(text, "x")
+    assert reading.parse("[" * 99 + "]" * 99, "x")
+
+
+def test_limits_and_messages() -> None:
+    with pytest.raises(CutawayError, match=r"x is too large: 9 bytes"):
+        reading.parse(b"[1, 2, 3]", "x", largest=8)
+    with pytest.raises(CutawayError, match="it holds the number inf"):
+        reading.parse("[1e999]", "x")
+    with pytest.raises(CutawayError, match=r"x is not understood: b\[1\]: expected int, got str"):
+        reading.decode('{"b": [1, "c"]}', dict[str, list[int]], "x")
