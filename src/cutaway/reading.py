@@ -33,7 +33,7 @@ def parse(text: str | bytes, what: str, *, largest: int = LARGEST, finite: bool 
     if len(text) > largest:
         raise NotReadable(f"{what} is too large: {len(text):,} bytes of JSON, and {largest:,} is the most that is read")
     try:
-        value = json.loads(text)
+        value = json.loads(text if isinstance(text, str) else text.decode())
     except RecursionError:
         _too_deep(what)
     except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits

@@ -239,7 +239,7 @@ def _check(record: Record, what: str) -> None:
     if not (fits and kinds and tokens.ndim == 2 and tokens.numel() and cells.edits and all(cells.edits)):
         raise NotReadable(f"{what} is damaged: its tensors are not those of its cells")
     for name in ("mask", "baseline"):
-        if name in tensors and not (tensors[name].dtype == torch.bool if name == "mask" else tensors[name].is_floating_point()):
+        if name in tensors and tensors[name].is_floating_point() == (name == "mask"):
             raise NotReadable(f"{what} is damaged: its {name} holds {tensors[name].dtype}")
 
 

@@ -327,8 +327,8 @@ def test_safetensors_of_others_need_a_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("about", "said"),
     [
-        ("{", "cut short, damaged"),
-        ("[]", "is not understood; save it again"),
+        ("{", "is damaged: it is not JSON"),
+        ("[]", "is not understood"),
         ('{"format": 2}', r"written by a newer cutaway \(format 2, not 1\); upgrade"),
         ('{"format": 1, "config": {"n_lairs": 2}}', "no configuration field called 'n_lairs'; did you mean 'n_layers'"),
         ('{"format": 1, "config": {"d_model": 2}}', "the configuration lacks n_layers"),

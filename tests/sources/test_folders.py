@@ -73,5 +73,5 @@ def test_what_is_missing_or_damaged_is_said(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"config\.json is damaged: it is not JSON"):
         folders.read(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(CheckpointError, match="not a table of names"):
+    with pytest.raises(CheckpointError, match="xpected object, got array"):
         folders.read(tmp_path)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from cutaway.errors import ShapeError
+from cutaway.errors import NotReadable
 from cutaway.view import wire
 from tests.view.view_browser import UI
 
@@ -86,10 +86,10 @@ def test_strings_of_any_kind_survive() -> None:
 
 
 def test_other_bytes_are_refused() -> None:
-    with pytest.raises(ShapeError, match="no figure"):
+    with pytest.raises(NotReadable, match="no figure"):
         wire.unpack(gzip.compress(b"hello, world"))
     newer = gzip.decompress(wire.pack({}, {})).replace(b'"v":1', b'"v":2')
-    with pytest.raises(ShapeError, match="newer"):
+    with pytest.raises(NotReadable, match="newer"):
         wire.unpack(gzip.compress(newer))
 
 

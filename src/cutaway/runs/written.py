@@ -137,6 +137,8 @@ def _hints(kind: Any) -> dict[str, Any]:
 def _fits(value: Any, hint: Any) -> bool:
     """Whether a value that was read has a declared type. (A schema library cannot say it: the types are Torch's and ours.)"""
     origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
     if origin is Literal:

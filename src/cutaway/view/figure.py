@@ -67,8 +67,8 @@ class Figure:
             NotReadable: damaged, too large, or something else.
         """
         header, arrays = wire.unpack(data)
-        header["tokens"] = tuple(header["tokens"])
-        return cls(arrays=arrays, **header)
+        known = {name: header[name] for name in ("text", "meta", "height") if name in header}
+        return cls(header.get("view", ""), header.get("title", ""), arrays, tuple(header.get("tokens", ())), **known)
 
     def to_json(self) -> str:
         """The same bytes, as base64 in a small JSON object."""

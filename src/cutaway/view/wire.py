@@ -52,9 +52,9 @@ class Entry(msgspec.Struct):
 class Header(msgspec.Struct):
     """The header of a figure."""
 
-    view: str
-    title: str
     arrays: dict[str, Entry]
+    view: str = ""
+    title: str = ""
     tokens: list[str] = []
     meta: dict[str, Any] = {}
     text: str = ""
@@ -109,8 +109,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
     if sum(max(1, math.prod(max(1, n) for n in entry.shape)) for entry in known.arrays.values()) > MOST_RAW // 4:
         raise NotReadable(f"this figure is too large: its arrays have more than {MOST_RAW // 4:,} values")
     arrays = {name: _array(raw, start, name, entry) for name, entry in known.arrays.items()}
-    fields = {name: getattr(known, name) for name in ("view", "title", "tokens", "meta", "text", "height")}
-    return fields, arrays
+    return {name: value for name, value in header.items() if name not in ("v", "arrays")}, arrays
 
 
 def _decompressed(data: bytes) -> bytes:
