@@ -114,6 +114,10 @@ class ProgramError(CutawayError, ValueError):
     """A program that contradicts itself, or that cannot be compiled; says which line and why."""
 
 
+class NotExact(CutawayError, ArithmeticError):
+    """A shortened computation is further from a plain one than rounding explains; names what was off."""
+
+
 class NotFinite(CutawayError, ArithmeticError):
     """A result is NaN or infinite, where a number is needed."""
 

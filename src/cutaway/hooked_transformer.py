@@ -24,6 +24,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.runs.generation import Sampling, generate
+from cutaway.runs.run import AnyEdits, edited
 from cutaway.weights import canonical, processing
 
 StateDict = dict[str, Tensor]
@@ -76,11 +77,25 @@ class HookedTransformer(Transformer):
 
     # Running.
 
+    def run_with_hooks(self, *model_args: Any, edits: AnyEdits = (), **kwargs: Any) -> Any:
+        """Run once with functions attached, and `edits` made; see `HookedRootModule.run_with_hooks` and `runs.run`."""
+        with edited(self, edits):
+            return super().run_with_hooks(*model_args, **kwargs)
+
     def run_with_cache(
-        self, *model_args: Any, return_cache_object: bool = True, remove_batch_dim: bool = False, **kwargs: Any
+        self,
+        *model_args: Any,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        edits: AnyEdits = (),
+        **kwargs: Any,
     ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
-        """Run once and keep activations; see `HookedRootModule.run_with_cache`. A cache object, or a plain dictionary."""
-        out, store = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
+        """Run once and keep activations, with `edits` made; see `HookedRootModule.run_with_cache` and `runs.run`.
+
+        A cache object, or a plain dictionary.
+        """
+        with edited(self, edits):
+            out, store = super().run_with_cache(*model_args, remove_batch_dim=remove_batch_dim, **kwargs)
         return out, ActivationCache(store, self, has_batch_dim=not remove_batch_dim) if return_cache_object else store
 
     def loss_fn(self, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False) -> Tensor:
@@ -162,21 +177,23 @@ class HookedTransformer(Transformer):
         padding_side: str | None = None,
         return_type: str | None = "input",
         verbose: bool = True,
+        edits: AnyEdits = (),
     ) -> Any:
-        """The prompt and what the model says next; see `runs.generation.generate` and `Sampling`."""
-        return generate(
-            self,
-            input,
-            max_new_tokens,
-            stop_at_eos=stop_at_eos,
-            eos_token_id=eos_token_id,
-            sampling=Sampling(do_sample, top_k, top_p, temperature, freq_penalty),
-            use_past_kv_cache=use_past_kv_cache,
-            prepend_bos=prepend_bos,
-            padding_side=padding_side,
-            return_type=return_type,
-            verbose=verbose,
-        )
+        """The prompt and what the model says next, with `edits` made; see `runs.generation.generate` and `Sampling`."""
+        with edited(self, edits):
+            return generate(
+                self,
+                input,
+                max_new_tokens,
+                stop_at_eos=stop_at_eos,
+                eos_token_id=eos_token_id,
+                sampling=Sampling(do_sample, top_k, top_p, temperature, freq_penalty),
+                use_past_kv_cache=use_past_kv_cache,
+                prepend_bos=prepend_bos,
+                padding_side=padding_side,
+                return_type=return_type,
+                verbose=verbose,
+            )
 
     # Devices.
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cutaway.errors import CheckpointError, ConfigError, NotFinite, ShapeError, TokenError, UnknownName
+from cutaway.errors import CheckpointError, ConfigError, NotExact, NotFinite, ShapeError, TokenError, UnknownName
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.sites import get_act_name
 from cutaway.runs import edits, metrics, sweep_engine
@@ -352,13 +353,32 @@ def test_the_audit_takes_its_own_means(site: str, over: tuple[str, ...], monkeyp
     assert found.audit.examples == BATCH and found.audit.difference < 1e-5
     right = Engine._means
     monkeypatch.setattr(Engine, "_means", lambda self: {site: mean[:1] * 1.1 for site, mean in (right(self) or {}).items()})
-    assert sweep(model, TOKENS, grid, METRICS["difference"], audit=8).audit.difference > 1e-3
+    with pytest.raises(NotExact, match="8 of 8"):
+        sweep(model, TOKENS, grid, METRICS["difference"], audit=8)
 
 
 def test_lower_precision_is_audited_in_full_precision() -> None:
     found = sweep(MODELS["gpt2"], TOKENS, heads(), METRICS["difference"], dtype=torch.bfloat16)
     assert 1e-4 < found.audit.difference < 0.2
     assert next(MODELS["gpt2"].parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("metric", ["difference", "loss by position", "kl"])
+def test_a_planted_fault_stops_the_sweep(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, grid = MODELS["gpt2"], heads(edits.zero())
+    right = sweep(model, TOKENS, grid, METRICS[metric], audit=3)
+    assert right.audit.difference < 1e-4
+    run_packed = sweep_engine.run_packed
+
+    def faulty(*given: Any) -> Any:
+        off = torch.linspace(-0.02, 0.02, model.cfg.d_model)
+        return [replace(one, part=one.part.with_value(one.part.value + off)) for one in run_packed(*given)]
+
+    monkeypatch.setattr(sweep_engine, "run_packed", faulty)
+    with pytest.raises(NotExact, match=r"3 of 3 audited cells .* 'zero blocks\.\d\.attn\.hook_z head \d' by"):
+        sweep(model, TOKENS, grid, METRICS[metric], audit=3)
+    unchecked = sweep(model, TOKENS, grid, METRICS[metric], audit=0)
+    assert "nothing was checked" in unchecked.summary() and unchecked.audit.difference != unchecked.audit.difference
 
 
 # Plans.

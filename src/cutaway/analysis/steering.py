@@ -11,13 +11,13 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from msgspec import Meta
 from torch import Tensor
 
@@ -28,6 +28,8 @@ from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.runs import edits
+from cutaway.runs.places import Places
+from cutaway.runs.run import hooks_of
 from cutaway.runs.written import model_hash
 from cutaway.weights.canonical import weights_hash
 from cutaway.writing import write
@@ -410,63 +412,49 @@ class Steer:
     positions: Positions = "all"
     how: str = "add"
     layers: Sequence[int] | None = None
-    _prompt: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         _check_how(self.how, self.strength, self.vector.front)
         if isinstance(self.positions, str) and self.positions not in ("all", "prompt", "generated"):
             raise ShapeError(f"positions={self.positions!r} is not known; there are 'all', 'prompt', 'generated', or numbers")
 
-    def hooks(self, model: Transformer) -> list[tuple[str, Any]]:
-        """Pairs of site and function for `model.hooks(…)`."""
+    def edits_for(self, model: Transformer) -> list[edits.Edit]:
+        """The same as edits, which any run takes: `run(model, tokens, edits=[Steer(vector, 4.0)])`.
+
+        Raises:
+            WeightsMismatch: the vector was made with another model.
+        """
+        self.vector.check(model)
         layers = [self.vector.layer] if self.layers is None else [layer_of(model, layer) for layer in self.layers]
-        names = [sites.resolve((self.vector.site, layer), model.sites, model.cfg.n_layers) for layer in layers]
+        return [self._change().at((self.vector.site, layer), positions=self._places()) for layer in layers]
 
-        def write(x: Tensor, hook: HookPoint) -> Tensor:
-            return self.written(x, *self._where(model, x))
+    def hooks(self, model: Transformer) -> list[tuple[str, Any]]:
+        """Pairs of site and function for `model.hooks(…)`, which also make sure that numbers stay finite."""
+        layers = [self.vector.layer] if self.layers is None else [layer_of(model, layer) for layer in self.layers]
+        change, places = self._change(), self._places()
+        own = [change.at((self.vector.site, layer), positions=places) for layer in layers]
+        return [pair for site, make in hooks_of(model, own) for pair in ((site, make), (site, self._finite))]
 
-        return [(name, write) for name in names]
+    def _change(self) -> edits.Change:
+        values = self.vector.values
+        if self.vector.front or self.how == "add":
+            return edits.add(values if self.vector.front else values[0], self.strength)
+        return edits.project_out(values[0], self.strength * float(values[0].norm()) if self.how == "clamp" else 0.0)
 
-    def written(
-        self, x: Float[Tensor, "batch pos d_model"], place: Int[Tensor, "rows pos"], here: Bool[Tensor, "rows pos"]
-    ) -> Float[Tensor, "batch pos d_model"]:
-        """`x` steered where `here`; `place` says which of its row's tokens each is."""
-        values = self.vector.values.to(x)
-        if self.vector.front:
-            delta = self.strength * values[place.clamp(0, len(values) - 1)]
-        elif self.how == "add":
-            delta = self.strength * values[0]
-        else:
-            unit = values[0] / values[0].norm()
-            goal = self.strength * values[0].norm() if self.how == "clamp" else 0.0
-            delta = (goal - (x * unit).sum(-1, keepdim=True)) * unit
-        out = torch.where(here[..., None], x + delta, x)
-        if not bool(torch.isfinite(out).all()):
+    def _places(self) -> Places:
+        """The row's own tokens that are steered; of a vector of front positions, those that it has."""
+        first = range(len(self.vector.values)) if self.vector.front else None
+        if isinstance(self.positions, str):
+            return Places(None if first is None else tuple(first), part=self.positions, strict=False)
+        if isinstance(self.positions, tuple) and len(self.positions) == 2:
+            return Places(None if first is None else tuple(first), *self.positions, strict=False)
+        return Places(tuple(one for one in self.positions if first is None or one in first), strict=False)
+
+    def _finite(self, x: Tensor, hook: HookPoint) -> None:
+        if not bool(torch.isfinite(x).all()):
             raise NotFinite(
                 f"steering with strength {self.strength} at layer {self.vector.layer} leaves numbers that are not finite"
             )
-        return out
-
-    def _where(self, model: Transformer, x: Tensor) -> tuple[Int[Tensor, "rows pos"], Bool[Tensor, "rows pos"]]:
-        """Which of its row's tokens each column is, and whether it is steered."""
-        stream, length = model.current, x.shape[1]
-        if model.prompt_columns is not None or stream.start == 0:
-            self._prompt["length"] = length if model.prompt_columns is None else model.prompt_columns
-        columns = torch.arange(stream.start, stream.start + length, device=x.device)[None]
-        place, here = columns, torch.ones_like(columns, dtype=torch.bool)
-        if stream.padding is not None:
-            place = (stream.padding.long().cumsum(-1) - 1)[:, stream.start : stream.start + length]
-            here = stream.padding[:, stream.start : stream.start + length]
-        if self.vector.front:
-            here = here & (place < len(self.vector.values))
-        if self.positions in ("prompt", "generated"):
-            prompt = columns < self._prompt.get("length", 0)
-            here = here & (prompt if self.positions == "prompt" else ~prompt)
-        elif isinstance(self.positions, tuple) and len(self.positions) == 2:
-            here = here & (place >= self.positions[0]) & (place < self.positions[1])
-        elif not isinstance(self.positions, str):
-            here = here & torch.isin(place, torch.tensor(list(self.positions), device=x.device))
-        return place, here
 
 
 @contextmanager

@@ -84,6 +84,11 @@ class Program:
         """The step that writes a value."""
         return next(step for step in self.steps if value in step.writes)
 
+    def done_after(self, step: Step) -> list[str]:
+        """What a step reads and no later one does."""
+        later = {name for one in self.steps[self.steps.index(step) + 1 :] for name in one.reads}
+        return [name for name in step.reads if name not in later]
+
     def reaches(self, value: str, other: str) -> bool:
         """Whether another value of the block depends on this one."""
         reached = {value}

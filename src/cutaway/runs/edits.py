@@ -23,6 +23,7 @@ from torch import Tensor
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, MissingActivation, ShapeError
 from cutaway.model import sites
+from cutaway.runs.places import Places
 from cutaway.runs.random_numbers import normal
 
 Values = Tensor | Mapping[str, Tensor]
@@ -340,7 +341,7 @@ class Edit:
 
     Args:
         site: full or short name of a site, or a tuple as ("z", 3).
-        positions: positions; of the destination, for patterns and scores.
+        positions: columns, of the destination for patterns and scores; or a row's own tokens (`places.own(-1)`).
         heads: heads; groups of them for keys and values that heads share.
         neurons: entries of the last axis of an MLP's sites.
         examples: entries of the batch.
@@ -349,7 +350,7 @@ class Edit:
 
     site: str | tuple[Any, ...]
     change: Change
-    positions: int | Sequence[int] | None = None
+    positions: int | Sequence[int] | Places | None = None
     heads: int | Sequence[int] | None = None
     neurons: int | Sequence[int] | None = None
     examples: int | Sequence[int] | None = None
@@ -414,6 +415,8 @@ class Bound:
         given = getattr(self.edit, AXIS_OF.get(word, ""), None) if word in AXIS_OF else None
         if given is None:
             return None
+        if isinstance(given, Places):
+            raise ShapeError(f"the edit '{self.edit.label}' counts a row's own tokens; only a run or a sweep knows their columns")
         size = self.sizes[axis]
         numbers = [given] if isinstance(given, int) else [int(one) for one in given]
         for number in numbers:
@@ -579,5 +582,5 @@ def index_of(chosen: Sequence[tuple[int, ...] | None], sizes: Sequence[int]) -> 
     return tuple(parts)
 
 
-def _short(chosen: int | Sequence[int]) -> str:
-    return str(chosen) if isinstance(chosen, int) else ",".join(map(str, chosen))
+def _short(chosen: int | Sequence[int] | Places) -> str:
+    return str(chosen) if isinstance(chosen, int | Places) else ",".join(map(str, chosen))

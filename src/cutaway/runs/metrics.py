@@ -38,6 +38,7 @@ class Metric(ABC):
     unit: str = ""
     by_position: bool = False  # keep the value of each position, rather than their mean
     compares: bool = False  # needs the logits of the clean run, too
+    jumps: bool = False  # counts: rounding can move it by a whole step where logits are nearly equal, so no audit stops for it
 
     @abstractmethod
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
@@ -197,6 +198,7 @@ class Rank(Answers):
     """How many entries of the vocabulary have a larger logit than the answer."""
 
     name, unit = "rank", ""
+    jumps = True
 
     def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
         own = logits.gather(1, self._of(self.answers, at)[:, None])
@@ -236,6 +238,7 @@ class Accuracy(Labelled):
     """1 where the label has the largest logit, else 0."""
 
     name, unit = "accuracy", ""
+    jumps = True
 
     def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
         return (logits.argmax(1) == self._labels(at)).to(logits.dtype)
@@ -283,6 +286,10 @@ class Normalised(Metric):
     @property
     def compares(self) -> bool:  # type: ignore[override]
         return self.metric.compares
+
+    @property
+    def jumps(self) -> bool:  # type: ignore[override]
+        return self.metric.jumps
 
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
         return self.metric.wanted(batch, length)

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.errors import ConfigError, NotFinite, ShapeError, UnknownName, nearest
+from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Function, Metric, as_metric
 from cutaway.runs.results import Labelled, Means, Result
+from cutaway.runs.run import plainly
 from cutaway.runs.sweep_baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep_baseline import check as check_baseline
 from cutaway.runs.sweep_baseline import run as run_baseline
@@ -31,6 +32,7 @@ from cutaway.runs.sweep_cells import (
     Cells,
     Edits,
     Grid,
+    at_columns,
     heads,
     heads_by_position,
     label_of,
@@ -49,6 +51,9 @@ __all__ = [
     "Audit", "Baseline", "Cells", "Grid", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns", "residual",
     "sweep",
 ]  # fmt: skip
+BOUNDS = {  # the largest difference from a full forward pass, relative to the largest value, that rounding may make
+    torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-1,
+}  # fmt: skip
 METHODS = ("exact", "gradient", "screen")
 ESTIMATED = "estimates to first order, from gradients: where the network is far from linear even signs may be wrong"
 
@@ -60,7 +65,8 @@ class Audit:
     Args:
         cells: their labels.
         examples: how many examples of each, at most.
-        difference: the largest difference, relative to the largest value of the whole sweep (or to 1e-4, if that is larger).
+        difference: the largest difference, relative to the largest value of the whole sweep (or to 1e-4, if that is larger);
+            NaN where nothing was checked.
     """
 
     cells: tuple[str, ...]
@@ -69,7 +75,7 @@ class Audit:
 
     def __str__(self) -> str:
         if not self.cells:
-            return "no cell was run again"
+            return "no cell was run again, so nothing was checked"
         again = f"{len(self.cells)} cell{'s' * (len(self.cells) != 1)} run again in full"
         return f"{again}: largest relative difference {self.difference:.1e}"
 
@@ -193,7 +199,8 @@ def sweep(
         skip: "all" recomputes only what an edit reaches; "layers" skips only the layers before it, each cell in a batch
             of its own, so that its bits are those of a plain forward pass.
         dtype: run a copy of the network in this precision: cheaper, and the audit, in full precision, says how far off.
-        audit: how many cells, drawn at random, run again in full; and as many of the baseline.
+        audit: how many cells, drawn at random, run again in full; and as many of the baseline. 0: nothing is checked, and
+            the result says so.
         baseline: how many cells, drawn at random, also run with random changes of the same size in place of their own.
         seed: of what is drawn at random.
         memory: bytes that running cells may take, beside the clean run; None: what computes fastest.
@@ -204,6 +211,7 @@ def sweep(
     Raises:
         CheckpointError: the folder holds another sweep.
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
+        NotExact: an audited cell is further from its full forward pass than its precision allows (`BOUNDS`).
         NotFinite: a metric is not a finite number; says of which cell.
         ConfigError: not even one cell fits into `memory`, a baseline is asked for edits that are functions, or a number of
             cells is negative.
@@ -296,7 +304,7 @@ def task_of(
         raise ConfigError(f"skip={skip!r} is not known; there are 'all' and 'layers'")
     found, padding = model.tokens_and_mask(tokens, None, None)
     mask = padding if mask is None else mask.to(found.device)
-    cells = Cells.of(edits, model.cfg, found.shape[1])
+    cells = at_columns(Cells.of(plainly(model, edits), model.cfg, found.shape[1]), model, found, mask)
     if not cells.edits:
         raise ShapeError("there is no edit to sweep over")
     if len(found) == 1 and ("batch",) in own_means(cells, model.cfg).values():
@@ -311,14 +319,19 @@ def task_of(
 
 
 def audited(task: Task, engine: Engine, count: int, seed: int) -> Audit:
-    """Run some cells again as plain full forward passes; means over the sweep's examples are taken again, too."""
+    """Run some cells again as plain full forward passes; means over the sweep's examples are taken again, too.
+
+    Raises:
+        NotExact: a cell is further off than `BOUNDS` allow, and than logits of their size round.
+    """
     cells = engine.plan.cells  # as they were before the engine took means
     count = min(count, len(cells))
     if not count:
         return Audit((), 0, math.nan)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(cells), generator=generator)[:count].tolist()
-    worst, examples = 0.0, 0
+    worst, examples, off = 0.0, 0, {}
+    bound = max(BOUNDS[dtype] for dtype in (task.model.cfg.torch_dtype, engine.task.model.cfg.torch_dtype))
     means = bool(own_means(task.cells, task.model.cfg))  # a few examples have a mean of their own
     assert engine.values is not None and engine.clean is not None
     scale = max(_largest(engine.values), _largest(engine.clean), 1e-4)
@@ -328,12 +341,31 @@ def audited(task: Task, engine: Engine, count: int, seed: int) -> Audit:
         some = task.batch if whole else min(task.batch, 2)
         examples = max(examples, some)
         first = int(torch.randint(task.batch - some + 1, (1,), generator=generator))
-        again = plain_values(task, cell, first, first + some)
+        again, logits = plain_values(task, cell, first, first + some)
         values = engine.values[number]
         if isinstance(task.metric, Metric):
             values = values[first : first + some]
-        worst = max(worst, _largest(values - again) / scale)
+        difference = _largest(values - again)
+        worst = max(worst, difference / scale)
+        if difference > max(bound * scale, bound / 10 * _largest_of(task, logits)):
+            off[number] = f"'{label_of(task.cells.edits[number])}' by {difference / scale:.1e}"
+    if off:
+        raise NotExact(
+            f"{len(off)} of {len(chosen)} audited cells differ from their full forward passes by more than {bound:g} of the "
+            f"largest value: {', '.join(list(off.values())[:5])}; so this sweep is not exact. Run it with skip='layers', and "
+            "report it"
+        )
     return Audit(tuple(label_of(task.cells.edits[number]) for number in chosen), examples, worst)
+
+
+def _largest_of(task: Task, logits: float) -> float:
+    """How large a metric of logits of this size is: small differences of large logits round as large ones do."""
+    if not isinstance(task.metric, Metric):
+        return 0.0
+    if task.metric.jumps:
+        return math.inf
+    ends = task.metric.scaled(torch.tensor([0.0, logits]))
+    return float(ends[1] - ends[0])
 
 
 def _largest(x: Tensor) -> float:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
@@ -14,6 +15,7 @@ from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Change, Edit, Put, Zero, zero
+from cutaway.runs.places import Places, edits_at
 from cutaway.runs.sweep_join import ENTRIES, needed_sites, short
 from cutaway.runs.sweep_packed import RUNNING, Cell
 
@@ -96,6 +98,26 @@ class Cells:
             if not one or not all(isinstance(edit, Edit) for edit in one):
                 raise ShapeError(f"a cell is an edit or several, not {one!r}")
         return Cells(every, ("cell",), (len(every),), [list(map(label_of, every))])
+
+
+def at_columns(cells: Cells, model: Transformer, tokens: Tensor, mask: Tensor | None) -> Cells:
+    """The same cells with their edits at columns, where they are at a row's own tokens.
+
+    Raises:
+        ShapeError: a row has no such token, or a cell has nowhere to be edited.
+    """
+    if not any(isinstance(edit.positions, Places) for one in cells.edits for edit in one):
+        return cells
+    own = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+    table, out = sites.table(model.cfg), []
+    for edits in cells.edits:
+        names = [sites.resolve(edit.site, table, model.cfg.n_layers) for edit in edits]
+        columns = [one for edit, site in zip(edits, names, strict=True)
+                   for one in edits_at(edit, own, own.shape[1], site, table[site])]  # fmt: skip
+        if not columns:
+            raise ShapeError(f"the edit '{label_of(edits)}' is at no token of these prompts")
+        out.append(tuple(columns))
+    return replace(cells, edits=tuple(out))
 
 
 def label_of(edits: Iterable[Edit]) -> str:

@@ -270,16 +270,17 @@ def run_plain(task: Task, cell: Cell | None, clean: Clean | None, first: int, la
         return model.logits_of(model.run_blocks(resid, stream))
 
 
-def plain_values(task: Task, cell: Cell, first: int, last: int) -> Tensor:
-    """A cell's values for some examples by a full forward pass, `[batch]`, `[batch, pos]`, or `[]`."""
+def plain_values(task: Task, cell: Cell, first: int, last: int) -> tuple[Tensor, float]:
+    """A cell's values for some examples by a full forward pass, `[batch]`, `[batch, pos]`, or `[]`; and its largest logit."""
     metric = task.metric
     tokens, mask = task.rows(first, last)
     sites = kept_sites(task.model, [Cell(cell.number, cell.bounds, cell.layer, 0, "alone")])
     clean = run_clean(task.model, tokens, sites, mask=mask, first=first) if sites else None
     logits = run_plain(task, cell, clean, first, last)
     if not isinstance(metric, Metric):
-        return metric(logits)
-    return by_plain(task, logits, run_plain(task, None, None, first, last) if metric.compares else None, first)
+        return metric(logits), 0.0
+    clean_logits = run_plain(task, None, None, first, last) if metric.compares else None
+    return by_plain(task, logits, clean_logits, first), float(logits.abs().max())
 
 
 def by_plain(task: Task, logits: Tensor, clean: Tensor | None, first: int) -> Tensor:

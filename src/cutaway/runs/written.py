@@ -21,12 +21,14 @@ from cutaway.errors import CheckpointError, NotReadable
 from cutaway.model.sites import resolve, table
 from cutaway.model.transformer import Transformer
 from cutaway.runs import edits, metrics
+from cutaway.runs.places import Places
 from cutaway.runs.sweep_cells import Cells, Grid
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        edits.Zero, edits.Put, edits.Add, edits.Scale, edits.ProjectOut, edits.Random, edits.Function, edits.Edit, Grid, Cells,
+        edits.Zero, edits.Put, edits.Add, edits.Scale, edits.ProjectOut, edits.Random, edits.Function, edits.Edit, Places, Grid,
+        Cells,
         metrics.LogitDifference, metrics.LogProbability, metrics.Probability, metrics.Rank, metrics.Loss, metrics.Accuracy,
         metrics.KL, metrics.Normalised,
     )

@@ -1,0 +1,207 @@
+"""One run with edits: `run(model, tokens, edits=, keep=, metric=)`, and edits in any other run of a network.
+
+The same edits that a sweep makes in its cells are made here by hooks: a run with edits is the cell of a sweep is a hook by
+hand. Columns of an edit are those of the whole run, so that they mean the same in each step of a generation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import ConfigError, ShapeError
+from cutaway.model import sites
+from cutaway.model.hook_points import HookPoint
+from cutaway.model.transformer import Transformer
+from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.edits import Edit, Put, mean_axes
+from cutaway.runs.metrics import Metric, as_metric
+from cutaway.runs.places import Places, edits_at, some_values, values_along
+
+
+@runtime_checkable
+class MakesEdits(Protocol):
+    """What stands for some edits of a network: a steering vector with its strength, a circuit."""
+
+    def edits_for(self, model: Transformer) -> Sequence[Edit]: ...
+
+
+AnyEdits = Edit | MakesEdits | Sequence[Edit | MakesEdits]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run gave.
+
+    Args:
+        logits: `[batch, pos, d_vocab_out]`.
+        cache: the kept sites.
+        value: the metric, `[batch]`, `[batch, pos]` where it keeps positions, or `[]`; None: no metric was asked for.
+    """
+
+    logits: Tensor
+    cache: ActivationCache
+    value: Tensor | None = None
+
+
+@torch.no_grad()
+def run(
+    model: Transformer,
+    tokens: Any,
+    *,
+    edits: AnyEdits = (),
+    keep: Sequence[str | tuple[Any, ...]] | str = (),
+    metric: Any = None,
+    mask: Tensor | None = None,
+) -> Run:
+    """Run once, with edits made.
+
+    Example: `run(model, tokens, edits=[zero().at(("z", 3), heads=1)], keep=["resid_post5"], metric=loss(tokens)).value`
+
+    Args:
+        tokens: text, texts, or token ids `[batch, pos]`.
+        edits: what is changed: edits, or what makes them (a `Steer`). Held or averaged values of the run itself
+            (`freeze()`, `mean()`) are those of a run without edits, which is made first.
+        keep: sites whose activations are kept, after the edits; full or short names.
+        metric: one of `cutaway.runs.metrics`, or any function of logits.
+        mask: `[batch, pos]`, 1 for tokens and 0 for padding; found in the tokens where None.
+
+    Raises:
+        UnknownSite, ShapeError: an edit or a kept site does not fit the network or the tokens.
+    """
+    found, padding = model.tokens_and_mask(tokens, None, None)
+    mask = padding if mask is None else mask.to(found.device)
+    asked = None if metric is None else as_metric(metric)
+    every = as_edits(model, edits)
+    clean_needed = isinstance(asked, Metric) and asked.compares
+    taken = [sites.resolve(one.site, model.hook_dict, model.cfg.n_layers) for one in every if _own_values(one)]
+    clean: Tensor | None = None
+    store: dict[str, Tensor] = {}
+    if taken or clean_needed:
+        clean, store = Transformer.run_with_cache(model, found, attention_mask=mask, names_filter=list(dict.fromkeys(taken)))
+    every = [_with_values(one, store, model) for one in every]
+    kept = [keep] if isinstance(keep, str) else keep
+    names = [sites.resolve(name, model.hook_dict, model.cfg.n_layers) for name in kept]
+    with edited(model, every):
+        logits, store = Transformer.run_with_cache(model, found, attention_mask=mask, names_filter=names)
+    value = None
+    if isinstance(asked, Metric):
+        value = asked(logits, clean) if asked.compares else asked(logits)
+    elif asked is not None:
+        value = asked(logits)
+    return Run(logits, ActivationCache(store, model), value)
+
+
+def as_edits(model: Transformer, given: AnyEdits) -> list[Edit]:
+    """A flat list of edits.
+
+    Raises:
+        ShapeError: something else was given.
+    """
+    out: list[Edit] = []
+    for one in given if isinstance(given, Sequence) else [given]:
+        if isinstance(one, Edit):
+            out.append(one)
+        elif isinstance(one, MakesEdits):
+            out += one.edits_for(model)
+        else:
+            raise ShapeError(f"edits are made by a change at a place, as in zero().at(('z', 0), heads=3), not {one!r}")
+    return out
+
+
+def plainly(model: Transformer, given: Any) -> Any:
+    """What a sweep is given, with edits in place of what makes them; what is made by one stays one cell."""
+    if isinstance(given, MakesEdits):
+        return [as_edits(model, given)]
+    if not isinstance(given, list | tuple):
+        return given
+    return [one if isinstance(one, Edit) else as_edits(model, one) for one in given]
+
+
+@contextmanager
+def edited(model: Transformer, edits: AnyEdits) -> Iterator[Transformer]:
+    """Make edits in everything that the model runs inside: `with edited(model, edits): model.generate(…)`.
+
+    Raises:
+        ConfigError: an edit takes its values from the run itself, which only `run` and `sweep` can give.
+        HookNeverFired: the model ran, and never passed an edited site.
+    """
+    with model.hooks(hooks_of(model, edits)):
+        yield model
+
+
+def hooks_of(model: Transformer, edits: AnyEdits) -> list[tuple[str, Any]]:
+    """Pairs of site and function for `model.hooks(…)`, which make edits in any run, steps of a generation included."""
+    prompt = {"columns": 0}
+    pairs = []
+    for edit in as_edits(model, edits):
+        if _own_values(edit):
+            raise ConfigError(
+                f"the edit '{edit.label}' takes values from the run itself; use cutaway.run or sweep, or give it a cache"
+            )
+        pairs.append((sites.resolve(edit.site, model.hook_dict, model.cfg.n_layers), _hook_of(model, edit, prompt)))
+    return pairs
+
+
+def _hook_of(model: Transformer, edit: Edit, prompt: dict[str, int]) -> Any:
+    table = sites.table(model.cfg)
+
+    def make(x: Tensor, hook: HookPoint) -> Tensor:
+        site = str(hook.name)
+        if not edit.change.declared:
+            return edit.bind(model.cfg, len(x), _columns(model, site, x), table).applied(x)
+        total = _columns(model, site, x)
+        if model.prompt_columns is not None or model.current.start == 0:
+            prompt["columns"] = total if model.prompt_columns is None else model.prompt_columns
+        for local in _local(model, edit, site, len(x), total, prompt["columns"]):
+            local.bind(model.cfg, len(x), total, table).write(x, model.current.start, None)
+        return x
+
+    return make
+
+
+def _columns(model: Transformer, site: str, x: Tensor) -> int:
+    """How many columns the run has so far, those that were kept from earlier steps included."""
+    axis = model.position_axis(site)
+    assert axis is not None
+    return model.current.start + x.shape[axis]
+
+
+def _local(model: Transformer, edit: Edit, site: str, batch: int, total: int, prompt: int) -> list[Edit]:
+    """An edit at columns of the run under way: those of this step, one edit for the rows that share their columns."""
+    start, padding = model.current.start, model.current.padding
+    if isinstance(edit.positions, Places):
+        tokens = torch.ones(batch, total, dtype=torch.bool) if padding is None else padding[:, :total].cpu()
+        return edits_at(edit, tokens, prompt, site, sites.axes(site, model.cfg), start=start)
+    if prompt == total:
+        return [edit]
+    axes = sites.axes(site, model.cfg)
+    given = [edit.positions] if isinstance(edit.positions, int) else edit.positions
+    if given is None and values_along(edit.change, site, axes) == 1:
+        return [edit]
+    columns = [one + prompt if one < 0 else one for one in (range(prompt) if given is None else given)]
+    here = [index for index, column in enumerate(columns) if start <= column < total]
+    if not here:
+        return []
+    change = some_values(edit.change, site, axes, [columns[index] for index in here], of=prompt)
+    change = some_values(change, site, axes, here, of=len(columns)) if change is edit.change else change
+    return [replace(edit, change=change, positions=[columns[index] for index in here])]
+
+
+def _own_values(edit: Edit) -> bool:
+    """Whether an edit takes its values from the run itself, as it is without edits."""
+    return isinstance(edit.change, Put) and edit.change.values is None
+
+
+def _with_values(edit: Edit, store: dict[str, Tensor], model: Transformer) -> Edit:
+    if not _own_values(edit) or not isinstance(edit.change, Put):
+        return edit
+    site = sites.resolve(edit.site, model.hook_dict, model.cfg.n_layers)
+    over = mean_axes(site, edit.change.mean_over)
+    value = store[site].mean(over, keepdim=True) if over else store[site]
+    return replace(edit, change=Put(value, edit.change.word))
