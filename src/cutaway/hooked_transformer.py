@@ -22,9 +22,9 @@ from cutaway.model.losses import next_token_loss
 from cutaway.model.norm import norm_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.editing import AnyEdits, edited
 from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.runs.generation import Sampling, generate
-from cutaway.runs.run import AnyEdits, edited
 from cutaway.weights import canonical, processing
 
 StateDict = dict[str, Tensor]
@@ -78,7 +78,7 @@ class HookedTransformer(Transformer):
     # Running.
 
     def run_with_hooks(self, *model_args: Any, edits: AnyEdits = (), **kwargs: Any) -> Any:
-        """Run once with functions attached, and `edits` made; see `HookedRootModule.run_with_hooks` and `runs.run`."""
+        """Run once with functions attached, and `edits` made; see `HookedRootModule.run_with_hooks` and `runs.editing`."""
         with edited(self, edits):
             return super().run_with_hooks(*model_args, **kwargs)
 
@@ -90,7 +90,7 @@ class HookedTransformer(Transformer):
         edits: AnyEdits = (),
         **kwargs: Any,
     ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
-        """Run once and keep activations, with `edits` made; see `HookedRootModule.run_with_cache` and `runs.run`.
+        """Run once and keep activations, with `edits` made; see `HookedRootModule.run_with_cache` and `runs.editing`.
 
         A cache object, or a plain dictionary.
         """

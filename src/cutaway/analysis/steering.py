@@ -28,8 +28,8 @@ from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.runs import edits
+from cutaway.runs.editing import hooks_of
 from cutaway.runs.places import Places
-from cutaway.runs.run import hooks_of
 from cutaway.runs.written import model_hash
 from cutaway.weights.canonical import weights_hash
 from cutaway.writing import write

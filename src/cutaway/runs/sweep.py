@@ -22,9 +22,9 @@ from torch import Tensor
 
 from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
+from cutaway.runs.editing import plainly
 from cutaway.runs.metrics import Function, Metric, as_metric
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.run import plainly
 from cutaway.runs.sweep_baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep_baseline import check as check_baseline
 from cutaway.runs.sweep_baseline import run as run_baseline

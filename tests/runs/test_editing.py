@@ -11,8 +11,8 @@ from torch import Tensor
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs import edits, metrics
+from cutaway.runs.editing import edited, run
 from cutaway.runs.places import GENERATED, PROMPT, Places, own
-from cutaway.runs.run import edited, run
 from cutaway.runs.sweep import sweep
 from tests.architectures import ALL, CAUSAL, network, some_tokens
 
