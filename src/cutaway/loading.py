@@ -58,6 +58,9 @@ def from_pretrained(
 ) -> Network:
     """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
 
+    Its `provenance` says where the weights came from, and which fields of their config were ignored, since
+    `transformers` never reads them.
+
     Args:
         model_name: a bundled model, a model of an installed package (`smollm2-135m-instruct`), an id or a short name of the
             Hugging Face hub, a folder, a GGUF file, or one of our files.
@@ -107,7 +110,9 @@ def from_pretrained(
         if any(rewrites.values()) and not checkpoint.processed:
             weights, cfg = processing.process(_read_once(weights, dtype, shown), cfg, **rewrites)
         mine = weights is not checkpoint.tensors
-        return build(kind, cfg, weights, tokenizer=tokenizer, default_padding_side=default_padding_side, shown=shown, mine=mine)
+        model = build(kind, cfg, weights, tokenizer=tokenizer, default_padding_side=default_padding_side, shown=shown, mine=mine)
+    model.provenance = dict(checkpoint.provenance)
+    return model
 
 
 def _revision(model_name: Any, revision: str | None, index: int | None, value: int | None) -> tuple[str | None, dict[str, Any]]:
@@ -157,14 +162,17 @@ def understand(
         if n_ctx is not None or first_n_layers is not None:
             raise ConfigError("n_ctx and first_n_layers are for models of transformers; this one is ours, and small already")
         return source
-    cfg, tensors = families.convert(source.config, source.tensors, n_ctx=n_ctx, first_n_layers=first_n_layers)
+    options: dict[str, Any] = {"n_ctx": n_ctx, "first_n_layers": first_n_layers, "resolved": source.resolved}
+    cfg, tensors = families.convert(source.config, source.tensors, **options)
+    ignored = families.ignored_fields(source.config, resolved=source.resolved)
+    provenance = {**source.provenance, "ignored_fields": ignored} if ignored else source.provenance
     cfg.model_name = source.name.rsplit("/", 1)[-1]
     if source.tokenizer is not None:
         published = source.provenance.get("repository")  # rather than the folder of the cache
         cfg.tokenizer_name = published or getattr(source.tokenizer, "name_or_path", None) or None
         if getattr(source.tokenizer, "bos_token", None) in TURNS:
             cfg.default_prepend_bos = False
-    return Checkpoint(cfg, tensors, source.tokenizer, False, source.provenance)
+    return Checkpoint(cfg, tensors, source.tokenizer, False, provenance)
 
 
 def pretrained_tokenizer(name: str) -> Any:

@@ -95,6 +95,7 @@ class Transformer(HookedRootModule, StackedWeights):
         self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
         self.tokenizer: Any = None
         self.default_padding_side = default_padding_side or "right"
+        self.provenance: dict[str, Any] = {}  # where the weights came from, and which fields of their config were ignored
         if tokenizer is not None:
             self.set_tokenizer(tokenizer)
         if cfg.d_vocab < 1:

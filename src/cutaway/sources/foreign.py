@@ -22,3 +22,5 @@ class ForeignCheckpoint:
     """What it is called: an id, or the name of its folder."""
     provenance: Mapping[str, Any] = field(default_factory=dict)
     """Where it came from: the folder, the repository, the revision."""
+    resolved: bool = False
+    """Whether `config` is a live model's, as its configuration class has filled it in, rather than a file's."""

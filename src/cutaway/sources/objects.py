@@ -28,4 +28,4 @@ def read(model: Any, *, tokenizer: Any = None, name: str | None = None) -> Forei
     settings["architectures"] = [type(model).__name__]
     lazy = LazyTensors(shapes, lambda key: tensors[key].detach())
     called = name or settings.get("_name_or_path") or "custom"
-    return ForeignCheckpoint(settings, lazy, tokenizer, str(called), {"object": type(model).__name__})
+    return ForeignCheckpoint(settings, lazy, tokenizer, str(called), {"object": type(model).__name__}, resolved=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cutaway.errors import ConfigError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.weights import canonical
-from cutaway.weights.families import FAMILIES, configuration, convert
+from cutaway.weights.families import FAMILIES, configuration, convert, ignored_fields
 from cutaway.weights.families.table import BASE
 from tests.weights.families.tiny import tiny
 
@@ -49,31 +49,34 @@ def test_an_unknown_family_lists_those_that_there_are() -> None:
     refused({"model_type": "mamba"}, "no family for model_type='mamba'; there are GPT-2, GPT-Neo, .*StarCoder 2")
 
 
-def test_a_field_that_is_not_in_the_table_is_named() -> None:
-    refused({"attention_sink": 4}, "attention_sink=4 in the config of this Llama model")
-    refused({"quantization_config": {"bits": 4}}, "quantization_config=")
-    gpt2 = tiny("gpt2").config.to_dict()
-    refused({"attention_bias": True}, "attention_bias=True in the config of this GPT-2 model: .*not understood", base=gpt2)
-
-
-def test_a_field_that_is_off_or_says_nothing_is_fine() -> None:
+def test_a_field_that_transformers_never_reads_is_ignored_and_named() -> None:
     cfg, weights = convert(CONFIG, TENSORS)
-    for harmless in ({"attention_sink": None}, {"attention_sink": False}, {"attention_dropout": 0.5}, {"use_cache": False}):
+    for harmless in ({"attention_sink": 4}, {"n_special": 0}, {"attention_dropout": 0.5}, {"use_cache": False}):
         found, tensors = convert(CONFIG | harmless, TENSORS)
         assert found == cfg and same(tensors, weights)
+    odd = {"attention_sink": 4, "is_llama_config": True, "unused": None, "pad_token_id": 3}
+    assert ignored_fields(CONFIG | odd) == {"attention_sink": 4, "is_llama_config": True}
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         (
-            {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
-            "there is no rope type 'longrope'; there are default, linear",
+            {"rope_parameters": {"rope_type": "proportional", "factor": 2.0}},
+            "there is no rope type 'proportional'; there are default, linear",
         ),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}}, "rope type 'linear' needs a factor"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 3}}, "'beta_fast' means nothing to us"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
+            "transformers refuses this config of model_type='llama': .*Missing required keys.*'factor'.*; mend config.json",
+        ),
+        ({"num_attention_heads": 7}, r"hidden size \(36\) is not a multiple of the number of attention heads \(7\); mend config"),
+        ({"hidden_size": "large"}, "transformers refuses this config .*hidden_size.*; mend config.json"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}}, "only truncate=True"),
-        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "Llama models rotate whole heads"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
+            "Llama models rotate whole heads",
+        ),
+        ({"is_causal": False}, "is_causal=False .* only True is understood"),
         ({"hidden_act": "quick_gelu"}, "activation function 'quick_gelu' is not one we have; there are relu, gelu"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder=True .* only False is understood"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures=.* only LlamaForCausalLM"),
@@ -84,11 +87,23 @@ def test_a_value_that_is_not_understood_is_named(changes: dict[str, Any], why: s
     refused(changes, why)
 
 
-def test_mpt_looks_into_its_inner_config() -> None:
-    config = tiny("mpt").config.to_dict()
-    for change in ({"alibi": False}, {"qk_ln": True}, {"something_new": 3}):
-        with pytest.raises(UnsupportedArchitecture, match=f"attn_config=.*{next(iter(change))}"):
-            configuration(config | {"attn_config": config["attn_config"] | change})
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, r"quantised by bitsandbytes .*dequantize\(\)\.save_pretrained"),
+        ({"quant_method": "fp8"}, r"quantization_config=FineGrainedFP8Config\(dequantize=True\)\)\.save_pretrained"),
+        ({"quant_method": "gptq", "bits": 4}, "quantised by gptq .*: load the model that it was made from, or a copy"),
+        ({"bits": 4}, "Llama model are quantised \\(quantization_config\\)"),
+    ],
+)
+def test_quantised_weights_say_how_to_have_them_in_full(settings: dict[str, Any], why: str) -> None:
+    refused({"quantization_config": settings}, why)
+
+
+def test_code_of_a_checkpoint_is_never_run() -> None:
+    remote = {"AutoModelForCausalLM": "modeling_evil.EvilForCausalLM", "AutoConfig": "configuration_evil.EvilConfig"}
+    refused({"model_type": "evil", "auto_map": remote}, r"'evil'; its code is in the checkpoint \(auto_map\), and is never run")
+    assert ignored_fields(CONFIG | {"auto_map": remote}) == {"auto_map": remote}  # a stock model with code beside it
 
 
 def test_tensors_that_are_missing_left_over_or_misshapen() -> None:

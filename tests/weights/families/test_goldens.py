@@ -20,7 +20,7 @@ from cutaway.hooked_transformer import HookedTransformer
 from cutaway.weights.families import FAMILIES, convert, family_of
 from cutaway.weights.families.table import BASE, IGNORED
 from cutaway.weights.processing import SkippedRewrite
-from tests.weights.families.tiny import CASES, tiny, tokens_for
+from tests.weights.families.tiny import CASES, tensors_of, tiny, tokens_for
 
 pytestmark = pytest.mark.filterwarnings("ignore::cutaway.weights.processing.SkippedRewrite")
 NEAR = 2e-5
@@ -32,15 +32,6 @@ def theirs(case: str) -> tuple[Any, Tensor, Any]:
     tokens = tokens_for(model)
     with torch.no_grad():
         return model, tokens, model(tokens, output_hidden_states=True)
-
-
-def tensors_of(model: Any) -> dict[str, Tensor]:
-    """As files have them: a tied unembedding is not written down."""
-    tied = model.config.tie_word_embeddings
-    return {name: tensor for name, tensor in model.state_dict().items() if not (tied and name in HEADS)}
-
-
-HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def ours(config: dict[str, Any], tensors: dict[str, Tensor]) -> HookedTransformer:

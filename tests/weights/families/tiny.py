@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,6 +87,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         scaled("yarn", **YARN, beta_fast=12.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=0.4) | {"head_dim": 16},
     ),
     "mistral": ("MistralConfig", "MistralForCausalLM", COMMON | {"sliding_window": 6, "head_dim": 8}),
+    "ministral": (
+        "MinistralConfig", "MinistralForCausalLM",
+        COMMON | {"sliding_window": 6, "layer_types": LOCAL_GLOBAL, "head_dim": 8},
+    ),
     "mixtral": ("MixtralConfig", "MixtralForCausalLM", MOE | {"sliding_window": 7}),
     "qwen2": (
         "Qwen2Config", "Qwen2ForCausalLM",
@@ -147,13 +153,35 @@ def tiny(case: str, seed: int = 0) -> Any:
         if hasattr(config, name):
             setattr(config, name, 0.03)  # large enough to show
     model = getattr(transformers, model_name)._from_config(config, attn_implementation="eager").eval().float()
+    return drawn(model, seed)
+
+
+def from_file(config: dict[str, Any], folder: Path) -> Any:
+    """A random model of what a `config.json` says, as `transformers` reads such a file."""
+    (folder / "config.json").write_text(json.dumps(config))
+    read = transformers.AutoConfig.from_pretrained(str(folder))
+    options = {"attn_implementation": "eager", "experts_implementation": "eager", "dtype": torch.float32}
+    return drawn(transformers.AutoModelForCausalLM.from_config(read, **options).eval())
+
+
+def drawn(model: Any, seed: int = 0) -> Any:
+    """The model with random weights, large enough that a wrong detail shows."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name or "ln_" in name
-            centre = 1.0 if is_norm and name.endswith("weight") and "gemma" not in case else 0.0
+            centre = 1.0 if is_norm and name.endswith("weight") and "gemma" not in model.config.model_type else 0.0
             parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.25 + centre)
     return model
+
+
+def tensors_of(model: Any) -> dict[str, torch.Tensor]:
+    """As files have them: a tied unembedding is not written down."""
+    tied = model.config.tie_word_embeddings
+    return {name: tensor for name, tensor in model.state_dict().items() if not (tied and name in HEADS)}
+
+
+HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def tokens_for(model: Any, length: int = 21, batch: int = 3) -> torch.Tensor:

@@ -13,15 +13,15 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.weights.families import dialect
+from cutaway.weights.families import dialect, schema
 from cutaway.weights.families.bloom import BLOOM
-from cutaway.weights.families.convert import CanonicalTensors, configure, text_config, unknown
+from cutaway.weights.families.convert import CanonicalTensors, configure, unknown
 from cutaway.weights.families.falcon import FALCON
 from cutaway.weights.families.gemma import GEMMA, GEMMA2, GEMMA3
 from cutaway.weights.families.gpt2 import GPT2
 from cutaway.weights.families.gpt_neo import GPT_NEO
 from cutaway.weights.families.gptj import GPTJ
-from cutaway.weights.families.llama import GRANITE, LLAMA, MISTRAL, OLMO, OLMO2, SMOLLM3
+from cutaway.weights.families.llama import GRANITE, LLAMA, MINISTRAL, MISTRAL, OLMO, OLMO2, SMOLLM3
 from cutaway.weights.families.mixture import MIXTRAL
 from cutaway.weights.families.mpt import MPT
 from cutaway.weights.families.neox import NEOX
@@ -29,18 +29,19 @@ from cutaway.weights.families.opt import OPT
 from cutaway.weights.families.others import COHERE, STABLELM, STARCODER2
 from cutaway.weights.families.phi import PHI, PHI3
 from cutaway.weights.families.qwen import QWEN2, QWEN3, QWEN3_MOE
-from cutaway.weights.families.table import Family
+from cutaway.weights.families.resolve import resolve, text_config
+from cutaway.weights.families.table import Family, Fields
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        GPT2, GPT_NEO, GPTJ, NEOX, OPT, BLOOM, FALCON, MPT, LLAMA, MISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE,
+        GPT2, GPT_NEO, GPTJ, NEOX, OPT, BLOOM, FALCON, MPT, LLAMA, MISTRAL, MINISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE,
         GEMMA, GEMMA2, GEMMA3, PHI, PHI3, STABLELM, OLMO, OLMO2, SMOLLM3, GRANITE, COHERE, STARCODER2,
     )
 }  # fmt: skip
 """`model_type` of a config → its family."""
 
-__all__ = ["FAMILIES", "CanonicalTensors", "Family", "configuration", "convert", "family_of"]
+__all__ = ["FAMILIES", "CanonicalTensors", "Family", "configuration", "convert", "family_of", "ignored_fields"]
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -49,10 +50,29 @@ def family_of(config: Mapping[str, Any]) -> Family:
     Raises:
         UnsupportedArchitecture: there is no such family; lists those that there are.
     """
-    model_type = text_config(config).get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise unknown(model_type, FAMILIES.values())
-    return FAMILIES[model_type]
+    return FAMILIES[_understood(config)["model_type"]]
+
+
+def _understood(config: Mapping[str, Any], *, resolved: bool = False) -> Mapping[str, Any]:
+    """The config as `transformers` reads it, of a family that there is."""
+    given = text_config(config)
+    family = FAMILIES.get(str(given.get("model_type")))
+    if family is None and "text_config" not in config:
+        raise unknown(config, FAMILIES.values())
+    if family is not None:
+        schema.check(given, family.fields.keys())  # before anything is made as long as the config says
+    found = given if resolved else resolve(config)
+    if found.get("model_type") not in FAMILIES:
+        raise unknown(found, FAMILIES.values())
+    return found
+
+
+def _configure(
+    config: Mapping[str, Any], *, n_ctx: int | None, first_n_layers: int | None, resolved: bool
+) -> tuple[Family, HookedTransformerConfig, Fields]:
+    found = _understood(config, resolved=resolved)
+    family = FAMILIES[found["model_type"]]
+    return family, *configure(family, found, n_ctx=n_ctx, first_n_layers=first_n_layers)
 
 
 def configuration(
@@ -61,7 +81,15 @@ def configuration(
     """Our configuration of a model, from its config alone."""
     if dialect.is_own(config):
         return dialect.configuration(config, n_ctx=n_ctx, first_n_layers=first_n_layers)
-    return configure(family_of(config), text_config(config), n_ctx=n_ctx, first_n_layers=first_n_layers)[0]
+    return _configure(config, n_ctx=n_ctx, first_n_layers=first_n_layers, resolved=False)[1]
+
+
+def ignored_fields(config: Mapping[str, Any], *, resolved: bool = False) -> dict[str, Any]:
+    """The fields of a config that `transformers` never reads, with their values: they cannot change the model."""
+    if dialect.is_own(config):
+        return {}
+    hf = _configure(config, n_ctx=None, first_n_layers=None, resolved=resolved)[2]
+    return {name: value for name, value in hf.ignored.items() if name in config}
 
 
 def convert(
@@ -70,6 +98,7 @@ def convert(
     *,
     n_ctx: int | None = None,
     first_n_layers: int | None = None,
+    resolved: bool = False,
 ) -> tuple[HookedTransformerConfig, Mapping[str, Tensor]]:
     """Our configuration and canonical tensors of a model of `transformers`, or of the dialect's own.
 
@@ -78,14 +107,14 @@ def convert(
         tensors: names as in the checkpoint → tensors; read one at a time.
         n_ctx: as many positions instead of all; more only where positions need no weights.
         first_n_layers: only so many layers.
+        resolved: the config is a live model's, as its configuration class has filled it in.
 
     Raises:
-        UnsupportedArchitecture: the family, or a field of the config, is not understood.
+        UnsupportedArchitecture: the family, or a field of the config, is not understood, or `transformers` refuses it.
         WeightsMismatch: the names or shapes of the tensors are not those of the family.
     """
     if dialect.is_own(config):
         own = dialect.configuration(config, n_ctx=n_ctx, first_n_layers=first_n_layers)
         return own, dialect.tensors(config, tensors, own)
-    family = family_of(config)
-    cfg, hf = configure(family, text_config(config), n_ctx=n_ctx, first_n_layers=first_n_layers)
+    family, cfg, hf = _configure(config, n_ctx=n_ctx, first_n_layers=first_n_layers, resolved=resolved)
     return cfg, CanonicalTensors(family, cfg, hf, tensors)

@@ -6,32 +6,22 @@ from typing import Any
 
 from cutaway.weights.families.parts import embeddings, mlp, norm, output, packed
 from cutaway.weights.families.reshape import grouped
-from cutaway.weights.families.table import Family, Fields, ignored, into, only, read
+from cutaway.weights.families.table import Family, Fields, ignored, into, only
 
 FIELDS = {
     "vocab_size": into("d_vocab", 250880),
-    "hidden_size": read(64),
-    "n_embed": read(),
+    "hidden_size": into("d_model", 64),
     "n_layer": into("n_layers", 2),
-    "num_hidden_layers": read(),
     "n_head": into("n_heads", 8),
-    "num_attention_heads": read(),
     "seq_length": into("n_ctx", 2048),
     "layer_norm_epsilon": into("eps", 1e-5),
     "apply_residual_connection_post_layernorm": only(False),
     "tie_word_embeddings": into("tie_word_embeddings", True),
-} | ignored(
-    """hidden_dropout attention_dropout slow_but_exact attention_softmax_in_fp32 masked_softmax_fusion bias_dropout_fusion
-    unk_token_id offset_alibi skip_bias_add skip_bias_add_qkv"""
-)
+} | ignored("n_embed slow_but_exact")  # n_embed is an old name of hidden_size
 
 
 def rest(hf: Fields) -> dict[str, Any]:
-    for name, same in (("num_hidden_layers", "n_layer"), ("num_attention_heads", "n_head")):
-        if hf[name] not in (None, hf[same]):
-            raise hf.refuse(name, f"it contradicts {same}={hf[same]}")
-    width = hf["n_embed"] or hf["hidden_size"]
-    return {"d_model": width, "d_head": width // hf["n_head"], "d_mlp": 4 * width}
+    return {"d_head": hf["hidden_size"] // hf["n_head"], "d_mlp": 4 * hf["hidden_size"]}
 
 
 BLOOM = Family(

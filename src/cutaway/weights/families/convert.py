@@ -18,7 +18,7 @@ from cutaway.errors import ConfigError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.weights.canonical import shapes
 from cutaway.weights.families import schema
 from cutaway.weights.families.rope import stretches
-from cutaway.weights.families.table import BASE, Family, Fields, Found, Place
+from cutaway.weights.families.table import BASE, SHARED, Family, Fields, Found, Place
 
 MANY = 100_000  # layers that we would believe
 
@@ -27,24 +27,45 @@ def fill_in(family: Family, config: Mapping[str, Any]) -> Fields:
     """The config with every field that it leaves out.
 
     Raises:
-        UnsupportedArchitecture: a field that the table does not list is switched on, or one has a value that the
-            family's table does not understand. Names the field.
+        UnsupportedArchitecture: a field has a value that the family's table does not understand. Names the field.
     """
-    schema.check(config)
     known = BASE | dict(family.fields)
+    schema.check(config, family.fields.keys() | (BASE.keys() - SHARED.keys()))
     hf = Fields(family.name, {name: field.default for name, field in known.items()} | dict(config))
-    for name, value in config.items():
-        if name not in known:
-            if value is not None and value is not False:
-                raise hf.refuse(name, "this field is not understood, and it may change what the model computes")
-            continue
+    hf.ignored = {name: value for name, value in config.items() if name not in known and value is not None}
+    if hf["quantization_config"] is not None:
+        raise quantised(hf)
+    for name in config.keys() & known.keys():
         accepted = known[name].accepted
-        if accepted is not None and value not in accepted:
+        if accepted is not None and config[name] not in accepted:
             raise hf.refuse(name, f"only {' or '.join(map(repr, accepted))} is understood")
     for architecture in config.get("architectures") or ():
         if architecture not in family.architectures:
             raise hf.refuse("architectures", f"only {', '.join(family.architectures)} is understood")
     return hf
+
+
+DEQUANTISE = {
+    "fp8": (", quantization_config=FineGrainedFP8Config(dequantize=True)", ""),
+    "mxfp4": (", quantization_config=Mxfp4Config(dequantize=True)", ""),
+    "compressed-tensors": (", quantization_config=CompressedTensorsConfig(dequantize=True)", ""),
+    "higgs": ("", ".dequantize()"),
+}
+"""How `transformers` gives weights back in full: what `from_pretrained` takes, what comes after it."""
+
+
+def quantised(hf: Fields) -> UnsupportedArchitecture:
+    """The error for quantised weights: how to have them in full precision."""
+    settings = hf["quantization_config"]
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    if method is None or str(method) in DEQUANTISE or str(method).startswith("bitsandbytes"):
+        options, after = DEQUANTISE.get(str(method), ("", ".dequantize()"))
+        call = f"AutoModelForCausalLM.from_pretrained(…{options}){after}.save_pretrained(folder)"
+        way = f"save it dequantised, {call}, and load that folder"
+    else:
+        way = "load the model that it was made from, or a copy that its quantiser has written back in float16 or bfloat16"
+    kind = f" by {method}" if method else ""
+    return UnsupportedArchitecture(f"the weights of this {hf.family} model are quantised{kind} (quantization_config): {way}")
 
 
 def configure(
@@ -223,13 +244,8 @@ def _as_regex(name: str) -> str:
     return re.escape(name).replace(r"\{l\}", r"(?P<l>\d+)").replace(r"\{e\}", r"\d+").replace(r"\{h\}", r"\d+")
 
 
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config that describes the language model, where a model of several kinds of input has several."""
-    inner = config.get("text_config")
-    return dict(inner) if isinstance(inner, Mapping) else dict(config)
-
-
-def unknown(model_type: object, families: Iterable[Family]) -> UnsupportedArchitecture:
-    """The error for a family that we do not have; says which we do."""
+def unknown(config: Mapping[str, Any], families: Iterable[Family]) -> UnsupportedArchitecture:
+    """The error for a family that we do not have; says which we do, and that code of a checkpoint is never run."""
     names = ", ".join(dict.fromkeys(family.name for family in families))
-    return UnsupportedArchitecture(f"no family for model_type={model_type!r}; there are {names}")
+    remote = "its code is in the checkpoint (auto_map), and is never run; " if config.get("auto_map") else ""
+    return UnsupportedArchitecture(f"no family for model_type={config.get('model_type')!r}; {remote}there are {names}")

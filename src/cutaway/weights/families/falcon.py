@@ -30,7 +30,7 @@ FIELDS = {
     "alibi": only(False),
     "tie_word_embeddings": into("tie_word_embeddings", True),
     **ROPE,
-} | ignored("hidden_dropout attention_dropout")
+} | ignored("head_dim n_embed")  # which transformers refuses, and an old name of hidden_size
 
 
 def rest(hf: Fields) -> dict[str, Any]:

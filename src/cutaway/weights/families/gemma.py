@@ -10,7 +10,7 @@ from cutaway.weights.families.parts import attention, embeddings, heads, mlp, no
 from cutaway.weights.families.reshape import plus_one, scaled
 from cutaway.weights.families.rope import parameters, rotary
 from cutaway.weights.families.schema import check_rope
-from cutaway.weights.families.table import Family, Fields, Tensors, activation, into, only, read
+from cutaway.weights.families.table import IGNORED, Family, Fields, Tensors, activation, ignored, into, only, read
 
 ALWAYS = {"normalization_type": "RMS", "final_rms": True, "gated_mlp": True}
 
@@ -23,17 +23,11 @@ GEMMA_FIELDS = fields(
     num_key_value_heads=read(16),
     head_dim=read(256),
     intermediate_size=into("d_mlp", 24576),
-    hidden_act=read(),
-    hidden_activation=read(),
+    hidden_act=into("act_fn", "gelu_pytorch_tanh", activation),
     attention_bias=read(False),
     use_bidirectional_attention=only(None, False),
     tie_word_embeddings=into("tie_word_embeddings", True),
 )
-
-
-def act_fn(hf: Fields) -> dict[str, Any]:
-    """Configs name it in one of two fields; where they name it in both, the newer field counts."""
-    return {"act_fn": activation(hf["hidden_activation"] or hf["hidden_act"] or "gelu_pytorch_tanh")}
 
 
 def body(*, sandwich: bool) -> Tensors:
@@ -59,13 +53,14 @@ GEMMA = Family(
     architectures=("GemmaForCausalLM", "GemmaModel"),
     fields=GEMMA_FIELDS,
     always=ALWAYS,
-    rest=lambda hf: rest(hf) | act_fn(hf),
+    rest=rest,
     unused=(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",),
     tensors=body(sandwich=False),
     examples=("google/gemma-2b", "google/gemma-7b"),
 )
 
-GEMMA2_FIELDS = GEMMA_FIELDS | {
+GEMMA2_FIELDS = {name: field for name, field in GEMMA_FIELDS.items() if name != "hidden_act"} | {
+    "hidden_activation": into("act_fn", "gelu_pytorch_tanh", activation),
     "hidden_size": into("d_model", 2304),
     "num_hidden_layers": into("n_layers", 26),
     "num_attention_heads": read(8),
@@ -76,7 +71,6 @@ GEMMA2_FIELDS = GEMMA_FIELDS | {
     "layer_types": read(),
     "final_logit_softcapping": into("output_logits_soft_cap", 30.0, lambda cap: -1.0 if cap is None else cap),
     "attn_logit_softcapping": into("attn_scores_soft_cap", 50.0, lambda cap: -1.0 if cap is None else cap),
-    "cache_implementation": read(),
 }
 
 
@@ -92,7 +86,7 @@ GEMMA2 = Family(
     architectures=("Gemma2ForCausalLM", "Gemma2Model"),
     fields=GEMMA2_FIELDS,
     always={**ALWAYS, "use_normalization_before_and_after": True},
-    rest=lambda hf: rest(hf) | act_fn(hf) | windows(hf, every(hf, 2)),
+    rest=lambda hf: rest(hf) | windows(hf, every(hf, 2)),
     tensors=body(sandwich=True),
     examples=("google/gemma-2-2b", "google/gemma-2-9b-it"),
 )
@@ -114,7 +108,6 @@ def gemma3_rest(hf: Fields) -> dict[str, Any]:
         hf = Fields(hf.family, hf | {name: settings.get("full_attention") or {}})
     return (
         shape
-        | act_fn(hf)
         | rotary(hf, shape["d_head"], theta=1000000.0)
         | windows(hf, every(hf, period))
         | {"rotary_base_local": float(local)}
@@ -130,10 +123,11 @@ GEMMA3 = Family(
         "vocab_size": into("d_vocab", 262208),
         "max_position_embeddings": into("n_ctx", 131072),
         "final_logit_softcapping": into("output_logits_soft_cap", None, lambda cap: -1.0 if cap is None else cap),
-        "attn_logit_softcapping": into("attn_scores_soft_cap", None, lambda cap: -1.0 if cap is None else cap),
+        "attn_logit_softcapping": IGNORED,  # read, and never applied
         "rope_local_base_freq": read(),
         "sliding_window_pattern": read(),
         "_sliding_window_pattern": read(),
+        **ignored("image_token_id mm_tokens_per_image text_config vision_config"),  # of the model that sees
     },
     always={**ALWAYS, "use_normalization_before_and_after": True, "use_qk_norm": True},
     rest=gemma3_rest,

@@ -11,7 +11,6 @@ from cutaway.weights.families.table import Family, Fields, activation, found, ig
 FIELDS = {
     "vocab_size": into("d_vocab", 50257),
     "n_positions": into("n_ctx", 1024),
-    "n_ctx": read(),
     "n_embd": into("d_model", 768),
     "n_layer": into("n_layers", 12),
     "n_head": into("n_heads", 12),
@@ -24,13 +23,11 @@ FIELDS = {
     "add_cross_attention": only(False),
 } | ignored(
     """resid_pdrop embd_pdrop attn_pdrop reorder_and_upcast_attn summary_type summary_use_proj summary_activation
-    summary_proj_to_labels summary_first_dropout"""
+    summary_proj_to_labels summary_first_dropout summary_last_dropout"""
 )
 
 
 def rest(hf: Fields) -> dict[str, Any]:
-    if hf["n_ctx"] not in (None, hf["n_positions"]):
-        raise hf.refuse("n_ctx", f"it differs from n_positions={hf['n_positions']}")
     return {"d_head": hf["n_embd"] // hf["n_head"], "d_mlp": hf["n_inner"] or 4 * hf["n_embd"]}
 
 

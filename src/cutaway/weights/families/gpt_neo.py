@@ -15,22 +15,18 @@ FIELDS = {
     "num_layers": into("n_layers", 24),
     "num_heads": into("n_heads", 16),
     "intermediate_size": read(),
-    "attention_types": read([[["global", "local"], 12]]),
     "attention_layers": read(),
     "window_size": read(256),
     "activation_function": into("act_fn", "gelu_new", activation),
     "layer_norm_epsilon": into("eps", 1e-5),
     "tie_word_embeddings": into("tie_word_embeddings", True),
 } | ignored(
-    """resid_dropout embed_dropout attention_dropout classifier_dropout
-    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout"""
+    "resid_dropout embed_dropout attention_types"  # the configuration class writes attention_types out as attention_layers
 )
 
 
 def rest(hf: Fields) -> dict[str, Any]:
-    kinds = [kind for pattern, times in hf["attention_types"] for kind in list(pattern) * times]
-    if hf["attention_layers"] not in (None, kinds):
-        raise hf.refuse("attention_layers", "it contradicts attention_types")
+    kinds = list(hf["attention_layers"])
     local = {"use_local_attn": True, "attn_types": kinds, "window_size": hf["window_size"]}
     return {
         "d_head": hf["hidden_size"] // hf["num_heads"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cutaway.weights.families.parts import attention, embeddings, mlp, norm
-from cutaway.weights.families.table import Family, Fields, activation, found, ignored, into, only, read
+from cutaway.weights.families.table import Family, Fields, activation, found, ignored, into, read
 
 FIELDS = {
     "vocab_size": into("d_vocab", 50400),
@@ -15,15 +15,10 @@ FIELDS = {
     "n_head": into("n_heads", 16),
     "rotary_dim": into("rotary_dim", 64),
     "n_inner": read(),
-    "rotary": only(True),
-    "scale_attn_weights": only(True),
     "activation_function": into("act_fn", "gelu_new", activation),
     "layer_norm_epsilon": into("eps", 1e-5),
     "tie_word_embeddings": into("tie_word_embeddings", False),
-} | ignored(
-    """resid_pdrop embd_pdrop attn_pdrop summary_type summary_use_proj summary_activation summary_proj_to_labels
-    summary_first_dropout n_ctx"""
-)
+} | ignored("resid_pdrop embd_pdrop attn_pdrop")
 
 
 def rest(hf: Fields) -> dict[str, Any]:

@@ -5,16 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from cutaway.weights.families.parts import attention, embeddings, everywhere, heads, mlp, norm, windows
 from cutaway.weights.families.reshape import scaled
 from cutaway.weights.families.rope import ROPE, rotary
-from cutaway.weights.families.table import Family, Field, Fields, activation, ignored, into, only, read
+from cutaway.weights.families.table import Family, Field, Fields, activation, into, only, read
 
 
-def fields(**own: Field) -> dict[str, Field]:
-    """The fields of Llama, with those that a family has besides or has another default for."""
+def fields(*, norms: Mapping[str, Field] | None = None, **own: Field) -> dict[str, Field]:
+    """The fields of Llama, with those that a family has besides or has another default for; `norms` instead of RMS norms'."""
     common = {
         "vocab_size": into("d_vocab", 32000),
         "max_position_embeddings": into("n_ctx", 2048),
@@ -25,10 +26,9 @@ def fields(**own: Field) -> dict[str, Field]:
         "head_dim": read(),
         "intermediate_size": into("d_mlp", 11008),
         "hidden_act": into("act_fn", "silu", activation),
-        "rms_norm_eps": into("eps", 1e-6),
+        **({"rms_norm_eps": into("eps", 1e-6)} if norms is None else norms),
         "tie_word_embeddings": into("tie_word_embeddings", False),
         **ROPE,
-        **ignored("attention_dropout"),
     }
     return common | own
 
@@ -63,21 +63,35 @@ LLAMA = Family(
     examples=("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-3.2-1B", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
 )
 
+MISTRAL_FIELDS = fields(
+    max_position_embeddings=into("n_ctx", 131072),
+    intermediate_size=into("d_mlp", 14336),
+    num_key_value_heads=read(8),
+    sliding_window=read(4096),
+)
+
 MISTRAL = Family(
     name="Mistral",
     model_type="mistral",
     architectures=("MistralForCausalLM", "MistralModel"),
-    fields=fields(
-        max_position_embeddings=into("n_ctx", 131072),
-        intermediate_size=into("d_mlp", 14336),
-        num_key_value_heads=read(8),
-        sliding_window=read(4096),
-    ),
+    fields=MISTRAL_FIELDS,
     always=ALWAYS,
     rest=lambda hf: rest(hf) | everywhere(hf),
     unused=UNUSED,
     tensors=BODY,
     examples=("mistralai/Mistral-7B-v0.1",),
+)
+
+MINISTRAL = Family(  # which `transformers` makes of a Mistral whose config has layer_types
+    name="Ministral",
+    model_type="ministral",
+    architectures=("MinistralForCausalLM", "MinistralModel", "MistralForCausalLM"),
+    fields=MISTRAL_FIELDS | {"layer_types": read()},
+    always=ALWAYS,
+    rest=lambda hf: rest(hf) | windows(hf, hf["layer_types"]),
+    unused=UNUSED,
+    tensors=BODY,
+    examples=("mistralai/Ministral-8B-Instruct-2410",),
 )
 
 
@@ -87,8 +101,7 @@ def smollm3_rest(hf: Fields) -> dict[str, Any]:
     types = hf["layer_types"]
     if types is None and hf["use_sliding_window"] and hf["sliding_window"] is not None:
         types = ["full_attention" if rotary else "sliding_attention" for rotary in rotates]
-    used = types if hf["use_sliding_window"] else None
-    return rest(hf, theta=2000000.0) | windows(hf, used) | {"rotary_layers": [bool(one) for one in rotates]}
+    return rest(hf, theta=2000000.0) | windows(hf, types) | {"rotary_layers": [bool(one) for one in rotates[:layers]]}
 
 
 SMOLLM3 = Family(
@@ -110,7 +123,6 @@ SMOLLM3 = Family(
         use_sliding_window=read(False),
         sliding_window=read(),
         layer_types=read(),
-        **ignored("max_window_layers"),
     ),
     always=ALWAYS,
     rest=smollm3_rest,
@@ -150,10 +162,10 @@ OLMO = Family(
     model_type="olmo",
     architectures=("OlmoForCausalLM", "OlmoModel"),
     fields=fields(
+        norms={},
         vocab_size=into("d_vocab", 50304),
         attention_bias=read(False),
         clip_qkv=into("clip_qkv", None),
-        rms_norm_eps=only(None),
     ),
     always={"normalization_type": "LNPre", "eps": 1e-5, "gated_mlp": True},  # norms without weights, from the start
     rest=rest,

@@ -40,7 +40,7 @@ MIXTRAL = Family(
         sliding_window=read(),
         num_local_experts=into("num_experts", 8),
         num_experts_per_tok=into("experts_per_token", 2),
-        **ignored("output_router_logits router_aux_loss_coef router_jitter_noise"),
+        **ignored("output_router_logits router_aux_loss_coef router_jitter_noise"),  # the noise is for training
     ),
     always=ALWAYS,
     rest=lambda hf: rest(hf, theta=1000000.0) | everywhere(hf),

@@ -7,7 +7,7 @@ from typing import Any
 from cutaway.weights.families.parts import mlp, norm, output, packed, tied, untied
 from cutaway.weights.families.reshape import grouped, transposed
 from cutaway.weights.families.rope import ROPE, rotary
-from cutaway.weights.families.table import Family, Fields, activation, found, ignored, into, read
+from cutaway.weights.families.table import Family, Fields, activation, found, into, read
 
 FIELDS = {
     "vocab_size": into("d_vocab", 50432),
@@ -20,16 +20,18 @@ FIELDS = {
     "layer_norm_eps": into("eps", 1e-5),
     "use_parallel_residual": into("parallel_attn_mlp", True),
     "attention_bias": read(True),
+    "head_dim": read(),
     "rotary_pct": read(0.25),
     "rotary_emb_base": read(10000.0),
     "tie_word_embeddings": into("tie_word_embeddings", False),
     **ROPE,
-} | ignored("attention_dropout hidden_dropout classifier_dropout attention_probs_dropout_prob hidden_dropout_prob")
+}
 
 
 def rest(hf: Fields) -> dict[str, Any]:
     d_head = hf["hidden_size"] // hf["num_attention_heads"]
-    return {"d_head": d_head, **rotary(hf, d_head, theta=float(hf["rotary_emb_base"]), partial=float(hf["rotary_pct"]))}
+    rotating = hf["head_dim"] or d_head  # only the angles follow head_dim
+    return {"d_head": d_head, **rotary(hf, rotating, theta=float(hf["rotary_emb_base"]), partial=float(hf["rotary_pct"]))}
 
 
 NEOX = Family(

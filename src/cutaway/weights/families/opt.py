@@ -22,7 +22,7 @@ FIELDS = {
     "layer_norm_elementwise_affine": only(True),
     "word_embed_proj_dim": read(),
     "tie_word_embeddings": into("tie_word_embeddings", True),
-} | ignored("dropout attention_dropout activation_dropout layerdrop init_std output_projection")
+} | ignored("dropout layerdrop")
 
 
 def rest(hf: Fields) -> dict[str, Any]:

@@ -5,9 +5,7 @@ from __future__ import annotations
 from cutaway.weights.families.llama import fields, rest
 from cutaway.weights.families.parts import attention, embeddings, everywhere, mlp, norm
 from cutaway.weights.families.reshape import flat, scaled
-from cutaway.weights.families.table import Family, Fields, activation, found, ignored, into, only, read
-
-LAYER_NORM = {"rms_norm_eps": only(None)}
+from cutaway.weights.families.table import Family, Fields, activation, found, ignored, into, read
 
 # StableLM
 
@@ -22,20 +20,17 @@ STABLELM = Family(
     model_type="stablelm",
     architectures=("StableLmForCausalLM", "StableLmModel", "StableLMEpochForCausalLM"),
     fields=fields(
+        norms={"layer_norm_eps": into("eps", 1e-5)},
         vocab_size=into("d_vocab", 50304),
         max_position_embeddings=into("n_ctx", 4096),
         hidden_size=into("d_model", 2560),
         intermediate_size=into("d_mlp", 6912),
-        layer_norm_eps=into("eps", 1e-5),
         use_qkv_bias=read(False),
         qk_layernorm=into("use_qk_norm", False),
         use_parallel_residual=into("parallel_attn_mlp", False),
-        rope_pct=read(),
-        **LAYER_NORM,
-        **ignored("hidden_dropout"),
     ),
     always={"normalization_type": "LN", "gated_mlp": True, "qk_norm_type": "LN", "qk_norm_over": "each"},
-    rest=lambda hf: rest(hf, partial=0.25 if hf["rope_pct"] is None else hf["rope_pct"]),
+    rest=lambda hf: rest(hf, partial=0.25),
     tensors={
         **embeddings("embed_tokens.weight"),
         **norm("blocks.{l}.ln1", "layers.{l}.input_layernorm", bias=True),
@@ -62,19 +57,17 @@ COHERE = Family(
     model_type="cohere",
     architectures=("CohereForCausalLM", "CohereModel"),
     fields=fields(
+        norms={"layer_norm_eps": into("eps", 1e-5)},
         vocab_size=into("d_vocab", 256000),
         max_position_embeddings=into("n_ctx", 8192),
         hidden_size=into("d_model", 8192),
         num_hidden_layers=into("n_layers", 40),
         num_attention_heads=read(64),
         intermediate_size=into("d_mlp", 22528),
-        layer_norm_eps=into("eps", 1e-5),
         tie_word_embeddings=into("tie_word_embeddings", True),
         attention_bias=read(False),
         use_qk_norm=into("use_qk_norm", False),
         logit_scale=read(0.0625),
-        **LAYER_NORM,
-        **ignored("model_max_length"),
     ),
     always={
         "normalization_type": "LN",
@@ -106,6 +99,7 @@ STARCODER2 = Family(
     model_type="starcoder2",
     architectures=("Starcoder2ForCausalLM", "Starcoder2Model"),
     fields=fields(
+        norms={"norm_epsilon": into("eps", 1e-5)},
         vocab_size=into("d_vocab", 49152),
         max_position_embeddings=into("n_ctx", 4096),
         hidden_size=into("d_model", 3072),
@@ -114,14 +108,10 @@ STARCODER2 = Family(
         num_key_value_heads=read(2),
         intermediate_size=into("d_mlp", 12288),
         hidden_act=into("act_fn", "gelu_pytorch_tanh", activation),
-        norm_epsilon=into("eps", 1e-5),
         use_bias=read(True),
         sliding_window=read(),
-        norm_type=only("layer_norm"),
-        mlp_type=only("default"),
         tie_word_embeddings=into("tie_word_embeddings", True),
-        **LAYER_NORM,
-        **ignored("residual_dropout embedding_dropout layer_norm_epsilon"),
+        **ignored("residual_dropout embedding_dropout"),
     ),
     always={"normalization_type": "LN"},
     rest=lambda hf: rest(hf) | everywhere(hf),

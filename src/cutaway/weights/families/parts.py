@@ -96,6 +96,8 @@ def windows(hf: Fields, types: list[str] | None) -> dict[str, Any]:
     """Our fields of local attention, from `transformers`' name for the attention of each layer."""
     if types is None or "sliding_attention" not in types:
         return {}
+    if hf["sliding_window"] is None:
+        raise hf.refuse("sliding_window", "layer_types has sliding_attention, which needs a window; transformers refuses it too")
     strange = set(types) - {"sliding_attention", "full_attention"}
     if strange:
         raise hf.refuse("layer_types", f"{', '.join(sorted(strange))} is not understood")

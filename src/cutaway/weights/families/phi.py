@@ -5,20 +5,19 @@ from __future__ import annotations
 from cutaway.weights.families.llama import ALWAYS, BODY, fields, rest
 from cutaway.weights.families.parts import attention, embeddings, everywhere, mlp, norm, output, packed
 from cutaway.weights.families.reshape import half, stacked, transposed
-from cutaway.weights.families.table import Family, activation, found, ignored, into, only, read
+from cutaway.weights.families.table import Family, activation, found, ignored, into, read
 
 PHI = Family(
     name="Phi",
     model_type="phi",
     architectures=("PhiForCausalLM", "PhiModel"),
     fields=fields(
+        norms={"layer_norm_eps": into("eps", 1e-5)},
         vocab_size=into("d_vocab", 51200),
         hidden_size=into("d_model", 2048),
         num_hidden_layers=into("n_layers", 24),
         intermediate_size=into("d_mlp", 8192),
         hidden_act=into("act_fn", "gelu_new", activation),
-        rms_norm_eps=only(None),
-        layer_norm_eps=into("eps", 1e-5),
         qk_layernorm=into("use_qk_norm", False),
         **ignored("resid_pdrop embd_pdrop"),
     ),
@@ -51,7 +50,6 @@ PHI3 = Family(
         intermediate_size=into("d_mlp", 8192),
         rms_norm_eps=into("eps", 1e-5),
         sliding_window=read(),
-        attention_bias=only(False),
         **ignored("resid_pdrop embd_pdrop"),
     ),
     always=ALWAYS,

@@ -25,10 +25,10 @@ COMMON = fields(
 
 def qwen_rest(hf: Fields) -> dict[str, Any]:
     types = hf["layer_types"]
-    if types is None:
+    if types is None and hf["use_sliding_window"] and hf["sliding_window"] is not None:
         first = hf["max_window_layers"]
         types = ["full_attention" if layer < first else "sliding_attention" for layer in range(hf["num_hidden_layers"])]
-    return rest(hf) | windows(hf, types if hf["use_sliding_window"] and hf["sliding_window"] is not None else None)
+    return rest(hf) | windows(hf, types)
 
 
 QWEN2 = Family(
@@ -95,7 +95,7 @@ QWEN3_MOE = Family(
         num_local_experts=read(128),
         num_experts_per_tok=into("experts_per_token", 8),
         norm_topk_prob=into("norm_topk_prob", False),
-        **ignored("max_window_layers output_router_logits router_aux_loss_coef"),
+        **ignored("output_router_logits router_aux_loss_coef"),
     ),
     always={**QWEN, "use_qk_norm": True},
     rest=moe_rest,

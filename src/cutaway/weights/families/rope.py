@@ -1,6 +1,7 @@
-"""Rotary positions in configs: three generations of field names, and the kinds of scaling.
+"""Rotary positions in configs: two generations of field names, and the kinds of scaling.
 
-Older configs have `rope_theta` and `rope_scaling`, newer ones `rope_parameters`, which holds both.
+Newer releases of `transformers` put everything into `rope_parameters` (see `resolve`), older ones keep `rope_theta`
+beside `rope_scaling`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,15 @@ ROPE: dict[str, Field] = {
     "original_max_position_embeddings": read(),
 }
 
-KEYS = {
-    "default": set(),
-    "linear": {"factor"},
-    "dynamic": {"factor"},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
-    "yarn": {
-        "factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate",
-        "original_max_position_embeddings",
-    },
-}  # fmt: skip
-"""The kinds of scaling that we have, and the parameters of each."""
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+"""The kinds of scaling that we have."""
 
 BY_LAYER_TYPE = {"full_attention", "sliding_attention"}  # Gemma 3 has a table of settings for each
-COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+PARAMETERS = (
+    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor",
+    "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "original_max_position_embeddings",
+)  # fmt: skip
+"""Their parameters; `transformers` reads no others of these kinds."""
 
 
 def rotary(hf: Fields, d_head: int, *, theta: float = 10000.0, partial: float | None = None) -> dict[str, Any]:
@@ -44,8 +40,10 @@ def rotary(hf: Fields, d_head: int, *, theta: float = 10000.0, partial: float | 
     settings, name = parameters(hf)
     base = settings.get("rope_theta") or hf["rope_theta"] or theta
     share = next(x for x in (settings.get("partial_rotary_factor"), hf["partial_rotary_factor"], partial, 1.0) if x is not None)
-    if partial is None and share != 1:
-        raise hf.refuse(name, f"{hf.family} models rotate whole heads, and partial_rotary_factor is {share}")
+    if partial is None and share != 1:  # (without scaling, their code does not look at it)
+        if kind_of(settings) != "default":
+            raise hf.refuse(name, f"{hf.family} models rotate whole heads, and partial_rotary_factor is {share}")
+        share = 1.0
     return {
         "positional_embedding_type": "rotary",
         "rotary_base": float(base),
@@ -56,7 +54,7 @@ def rotary(hf: Fields, d_head: int, *, theta: float = 10000.0, partial: float | 
 
 def parameters(hf: Fields) -> tuple[dict[str, Any], str]:
     """What the config says about rotary positions, and the name of the field that says it."""
-    name = "rope_parameters" if hf["rope_parameters"] else "rope_scaling"
+    name = "rope_scaling" if hf["rope_scaling"] else "rope_parameters"
     settings = hf[name] or {}
     if not isinstance(settings, Mapping):
         raise hf.refuse(name, "it should be a table of names and values")
@@ -65,17 +63,19 @@ def parameters(hf: Fields) -> tuple[dict[str, Any], str]:
     return dict(settings), name
 
 
+def kind_of(settings: Mapping[str, Any]) -> str:
+    """The kind of scaling."""
+    return str(settings.get("rope_type", settings.get("type")) or "default")
+
+
 def scaling(hf: Fields, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Our fields for a kind of scaling; refuses a kind or a parameter that we do not have."""
-    kind = settings.get("rope_type", settings.get("type")) or "default"
-    if kind not in KEYS:
-        raise hf.refuse(name, f"there is no rope type {kind!r}; there are {', '.join(KEYS)}")
+    """Our fields for a kind of scaling; refuses a kind that we do not have."""
+    kind = kind_of(settings)
+    if kind not in KINDS:
+        raise hf.refuse(name, f"there is no rope type {kind!r}; there are {', '.join(KINDS)}")
     original = settings.get("original_max_position_embeddings")
     if kind != "default" and hf["original_max_position_embeddings"] is not None:
         original = hf["original_max_position_embeddings"]
-    for key, value in settings.items():
-        if value is not None and key not in KEYS[kind] | COMMON | {"original_max_position_embeddings"}:
-            raise hf.refuse(name, f"{key!r} means nothing to us for rope type {kind!r}")
     if kind == "default":
         return {}
     longest = hf["max_position_embeddings"]
@@ -126,5 +126,4 @@ def _temperature(factor: float, m: float = 1.0) -> float:
 
 def stretches(config: Mapping[str, Any]) -> bool:
     """Whether the rotation depends on how long a text is once it exceeds `max_position_embeddings`."""
-    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return settings.get("rope_type", settings.get("type")) == "dynamic"
+    return kind_of(config.get("rope_scaling") or config.get("rope_parameters") or {}) == "dynamic"

@@ -5,7 +5,7 @@ Whether values fit each other is checked where they meet, in `HookedTransformerC
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
@@ -147,13 +147,13 @@ class Config(Struct):
     tie_word_embeddings: bool = False
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Stop where a field has a type or a size that no model has.
+def check(config: Mapping[str, Any], fields: Container[str]) -> None:
+    """Stop where one of `fields`, those that the family has, is of a type or a size that no model has.
 
     Raises:
         UnsupportedArchitecture: names the field, says what was expected.
     """
-    _as(dict(config), Config, "the config of this model")
+    _as({name: value for name, value in config.items() if name in fields}, Config, "the config of this model")
 
 
 def check_rope(settings: Mapping[str, Any], where: str) -> None:

@@ -1,8 +1,9 @@
 """The form of a family: which config fields it reads, and where each canonical tensor is found.
 
-A family is data. Every field of its config is listed with the value it has when left out, and with what
-becomes of it; a checkpoint with any other field that is switched on is refused, naming the field. Every
-canonical tensor is listed with the name it has in the family's checkpoints and the reshapings on the way.
+A family is data. Every field of its config that `transformers` reads is listed with the value it has when left
+out, and with what becomes of it; a value that we do not handle stops the load, naming the field. A field that is
+not listed is one that `transformers` never reads: it cannot change the model, and is ignored. Every canonical
+tensor is listed with the name it has in the family's checkpoints and the reshapings on the way.
 """
 
 from __future__ import annotations
@@ -56,39 +57,72 @@ class Fields(dict[str, Any]):
         super().__init__(values)
         self.family = family
 
+    ignored: Mapping[str, Any] = {}
+    """The fields that the config has and `transformers` never reads, with their values."""
+
     def refuse(self, name: str, why: str) -> UnsupportedArchitecture:
         """The error that says which field is not understood, and its value."""
         return UnsupportedArchitecture(f"{name}={self.get(name)!r} in the config of this {self.family} model: {why}")
 
 
-def ignored(names: str) -> dict[str, Field]:
-    """Several fields that change nothing, by their names."""
-    return dict.fromkeys(names.split(), IGNORED)
+def ignored(*names: str) -> dict[str, Field]:
+    """Fields that change nothing, by their names, several in a string."""
+    return dict.fromkeys(" ".join(names).split(), IGNORED)
 
 
-BASE: dict[str, Field] = ignored(
+SHARED: dict[str, Field] = ignored(
+    # of rotary positions and heads, which base classes check where a config has them
     """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path _num_labels architectures attn_implementation
-    auto_map bad_words_ids begin_suppress_tokens bos_token_id custom_pipelines decoder_start_token_id diversity_penalty
-    do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id experts_implementation
-    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id generation_config
-    gradient_checkpointing id2label initializer_range label2id length_penalty max_length min_length model_type name_or_path
-    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions output_hidden_states
-    output_past output_scores pad_token_id prefix pretraining_tp problem_type remove_invalid_values repetition_penalty
-    return_dict return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss
-    tokenizer_class top_k top_p torch_dtype torchscript transformers_version transformers_weights typical_p unsloth_fixed
-    unsloth_version use_bfloat16 use_cache
-    """
-) | {
-    "add_cross_attention": only(False),
-    "chunk_size_feed_forward": only(0),
-    "cross_attention_hidden_size": only(None),
-    "is_decoder": only(False, True),
-    "is_encoder_decoder": only(False),
-    "pruned_heads": only({}, None),
-    "tie_encoder_decoder": only(False),
-    "tie_word_embeddings": into("tie_word_embeddings", False),
-}
+    embed_dim head_dim max_position_embeddings num_heads num_key_value_heads original_max_position_embeddings
+    partial_rotary_factor rope_parameters rope_scaling rope_theta
+    """,
+    # which keys caches keep in generation
+    "attention_chunk_size cache_implementation kv_sharing_modes layer_types number_of_conv_states qk_head_dim sliding_window",
+    # further heads that predict several tokens ahead, which are not loaded
+    "first_k_dense_replace mlp_layer_types mtp_layer_types mtp_mlp_layer_types mtp_per_layer_config num_mtp_layers",
+    # encoders
+    "encoder is_decoder",
+)
+"""Fields that shared code of `transformers` reads of any model, and that change nothing in a family without them.
+
+A family whose own code reads one has it in its table.
+"""
+
+BASE: dict[str, Field] = (
+    SHARED
+    | ignored(
+        # what a checkpoint says of itself
+        """
+        _name_or_path architectures dtype id2label label2id model_type name_or_path num_labels prefix
+        pretraining_tp problem_type task_specific_params tokenizer_class torch_dtype transformers_version
+        """,
+        # how `transformers` computes, trains and starts training
+        """
+        _attn_implementation _attn_implementation_internal _experts_implementation _experts_implementation_internal
+        _heterogeneity_spec _is_quantized _output_attentions _post_init_done allow_global_per_layer_attribute_access
+        attention_dropout attn_implementation chunk_size_feed_forward classifier_dropout distributed_config
+        experts_implementation fusion_config gradient_checkpointing hidden_dropout init_std initializer_factor
+        initializer_range output_attentions output_hidden_states return_dict serialize_explicit_per_layer_config
+        tie_last_hidden_states use_cache
+        """,
+        # defaults of generation and ids of special tokens, which the tokenizer and `generation_config.json` say as well
+        """
+        bad_words_ids begin_suppress_tokens bos_token_id decoder_start_token_id diversity_penalty do_sample early_stopping
+        encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id
+        length_penalty max_length min_length no_repeat_ngram_size num_beam_groups num_beams num_return_sequences
+        output_scores pad_token_id repetition_penalty return_dict_in_generate sep_token_id suppress_tokens temperature top_k
+        top_p typical_p
+        """,
+    )
+    | {
+        "is_causal": only(True),
+        "is_encoder_decoder": only(False),
+        "per_layer_config": only(None, {}),
+        "quantization_config": only(None),
+        "tie_word_embeddings": into("tie_word_embeddings", False),
+        "transformers_weights": only(None),  # another file to take the weights from
+    }
+)
 """Fields that any config of `transformers` may have."""
 
 
