@@ -14,7 +14,7 @@ from cutaway.weights.families.rope import ROPE, rotary
 from cutaway.weights.families.table import Family, Field, Fields, activation, into, only, read
 
 
-def fields(*, norms: Mapping[str, Field] | None = None, **own: Field) -> dict[str, Field]:
+def fields(norms: Mapping[str, Field] | None = None, /, **own: Field) -> dict[str, Field]:
     """The fields of Llama, with those that a family has besides or has another default for; `norms` instead of RMS norms'."""
     common = {
         "vocab_size": into("d_vocab", 32000),
@@ -162,7 +162,7 @@ OLMO = Family(
     model_type="olmo",
     architectures=("OlmoForCausalLM", "OlmoModel"),
     fields=fields(
-        norms={},
+        {},
         vocab_size=into("d_vocab", 50304),
         attention_bias=read(False),
         clip_qkv=into("clip_qkv", None),

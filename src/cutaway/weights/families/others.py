@@ -20,7 +20,7 @@ STABLELM = Family(
     model_type="stablelm",
     architectures=("StableLmForCausalLM", "StableLmModel", "StableLMEpochForCausalLM"),
     fields=fields(
-        norms={"layer_norm_eps": into("eps", 1e-5)},
+        {"layer_norm_eps": into("eps", 1e-5)},
         vocab_size=into("d_vocab", 50304),
         max_position_embeddings=into("n_ctx", 4096),
         hidden_size=into("d_model", 2560),
@@ -57,7 +57,7 @@ COHERE = Family(
     model_type="cohere",
     architectures=("CohereForCausalLM", "CohereModel"),
     fields=fields(
-        norms={"layer_norm_eps": into("eps", 1e-5)},
+        {"layer_norm_eps": into("eps", 1e-5)},
         vocab_size=into("d_vocab", 256000),
         max_position_embeddings=into("n_ctx", 8192),
         hidden_size=into("d_model", 8192),
@@ -99,7 +99,7 @@ STARCODER2 = Family(
     model_type="starcoder2",
     architectures=("Starcoder2ForCausalLM", "Starcoder2Model"),
     fields=fields(
-        norms={"norm_epsilon": into("eps", 1e-5)},
+        {"norm_epsilon": into("eps", 1e-5)},
         vocab_size=into("d_vocab", 49152),
         max_position_embeddings=into("n_ctx", 4096),
         hidden_size=into("d_model", 3072),

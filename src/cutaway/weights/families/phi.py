@@ -12,7 +12,7 @@ PHI = Family(
     model_type="phi",
     architectures=("PhiForCausalLM", "PhiModel"),
     fields=fields(
-        norms={"layer_norm_eps": into("eps", 1e-5)},
+        {"layer_norm_eps": into("eps", 1e-5)},
         vocab_size=into("d_vocab", 51200),
         hidden_size=into("d_model", 2048),
         num_hidden_layers=into("n_layers", 24),

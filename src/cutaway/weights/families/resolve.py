@@ -50,7 +50,7 @@ def configuration_class(config: Mapping[str, Any]) -> Any:
     model_type = config.get("model_type")
     if model_type == "mistral" and "layer_types" in config and "ministral" in CONFIG_MAPPING:
         model_type = "ministral"  # as AutoConfig does
-    return CONFIG_MAPPING.get(model_type, None)
+    return CONFIG_MAPPING.get(str(model_type), None)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
