@@ -22,7 +22,7 @@ FIELDS = {
     "ffn_hidden_size": read(),
     "activation": into("act_fn", "gelu", activation),
     "layer_norm_epsilon": into("eps", 1e-5),
-    "num_ln_in_parallel_attn": read(),
+    "num_ln_in_parallel_attn": only(None, 1, 2),
     "new_decoder_architecture": read(False),
     "multi_query": read(True),
     "parallel_attn": read(True),
@@ -35,6 +35,7 @@ FIELDS = {
 
 def rest(hf: Fields) -> dict[str, Any]:
     d_head = hf["hidden_size"] // hf["num_attention_heads"]
+    refuse_contradictions(hf)
     if hf["new_decoder_architecture"]:
         kv = hf["num_kv_heads"] or hf["num_attention_heads"]
     else:
@@ -46,6 +47,17 @@ def rest(hf: Fields) -> dict[str, Any]:
         "parallel_attn_mlp": bool(hf["new_decoder_architecture"] or hf["parallel_attn"]),
         **rotary(hf, d_head),
     }
+
+
+def refuse_contradictions(hf: Fields) -> None:
+    """Stop on what the code of `transformers` cannot run."""
+    new, heads = hf["new_decoder_architecture"], hf["num_attention_heads"]
+    if new and not hf["parallel_attn"]:
+        raise hf.refuse("parallel_attn", "with new_decoder_architecture it must be true; transformers refuses it too")
+    if not new and hf["parallel_attn"] and hf["num_ln_in_parallel_attn"] == 2:
+        raise hf.refuse("num_ln_in_parallel_attn", "two need new_decoder_architecture; transformers refuses it too")
+    if not new and not hf["multi_query"] and hf["num_kv_heads"] not in (None, heads):
+        raise hf.refuse("num_kv_heads", f"without multi_query each of {heads} heads has keys; transformers refuses it too")
 
 
 def two_norms(hf: Fields) -> bool:
@@ -61,8 +73,9 @@ def in_turn(hf: Fields) -> bool:
 def norms() -> Tensors:
     table: Tensors = {}
     for letter, kind in (("w", "weight"), ("b", "bias")):
-        shared = found("h.{l}.input_layernorm." + kind, when=lambda hf: not two_norms(hf))
-        table[f"blocks.{{l}}.ln1.{letter}"] = (found("h.{l}.ln_attn." + kind, when=two_norms), shared)
+        first = found("h.{l}.input_layernorm." + kind, when=lambda hf: not two_norms(hf))
+        shared = found("h.{l}.input_layernorm." + kind, when=lambda hf: not two_norms(hf) and not in_turn(hf))
+        table[f"blocks.{{l}}.ln1.{letter}"] = (found("h.{l}.ln_attn." + kind, when=two_norms), first)
         after = found("h.{l}.post_attention_layernorm." + kind, when=in_turn)
         table[f"blocks.{{l}}.ln2.{letter}"] = (found("h.{l}.ln_mlp." + kind, when=two_norms), after, shared)
     return table

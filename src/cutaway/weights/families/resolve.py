@@ -47,10 +47,10 @@ def configuration_class(config: Mapping[str, Any]) -> Any:
     """The configuration class of `transformers` that reads a config, or None where it has none."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    model_type = config.get("model_type")
-    if model_type == "mistral" and "layer_types" in config and "ministral" in CONFIG_MAPPING:
-        model_type = "ministral"  # as AutoConfig does
-    return CONFIG_MAPPING.get(str(model_type), None)
+    named = str(config.get("model_type"))
+    if named == "mistral" and "layer_types" in config and "ministral" in CONFIG_MAPPING:
+        named = "ministral"  # as AutoConfig does
+    return CONFIG_MAPPING[named] if named in CONFIG_MAPPING else None  # noqa: SIM401 (a lazy mapping, whose get finds nothing)
 
 
 def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
