@@ -29,7 +29,7 @@ from cutaway.weights.families.opt import OPT
 from cutaway.weights.families.others import COHERE, STABLELM, STARCODER2
 from cutaway.weights.families.phi import PHI, PHI3
 from cutaway.weights.families.qwen import QWEN2, QWEN3, QWEN3_MOE
-from cutaway.weights.families.resolve import resolve, text_config
+from cutaway.weights.families.resolution import resolve, text_config
 from cutaway.weights.families.table import Family, Fields
 
 FAMILIES: dict[str, Family] = {

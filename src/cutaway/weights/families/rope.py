@@ -1,6 +1,6 @@
 """Rotary positions in configs: two generations of field names, and the kinds of scaling.
 
-Newer releases of `transformers` put everything into `rope_parameters` (see `resolve`), older ones keep `rope_theta`
+Newer releases of `transformers` put everything into `rope_parameters` (see `resolution`), older ones keep `rope_theta`
 beside `rope_scaling`.
 """
 
