@@ -1,0 +1,204 @@
+"""A run as what each writer adds to the stream; and a run in which each reader reads a mixture of two such runs.
+
+Where blocks normalise what they write, a head's part goes through that norm with the scale of the whole, so that parts still sum to
+what is added. The output bias of attention belongs to no writer (through such a norm: a share of it to each head).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.circuits.graph import Edges, Graph
+from cutaway.errors import ShapeError
+from cutaway.model.attention import project
+from cutaway.model.norm import LayerNorm
+from cutaway.model.positions import Stream
+from cutaway.model.transformer import Transformer
+
+Parts = Float[Tensor, "writer batch pos d_model"]
+Resid = Float[Tensor, "batch pos d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What a run adds to the stream.
+
+    Args:
+        parts: by writer.
+        rest: by layer, what attention adds beside its heads, `[d_model]`: the same in every run.
+        run: whether these are one run's own numbers (and not means or zeros): a node that reads them alone writes them again.
+    """
+
+    parts: Parts
+    rest: tuple[Tensor, ...]
+    run: bool = True
+
+    def stream(self, graph: Graph, layer: int, *, mlp: bool = False) -> Resid:
+        """The stream that a layer's heads, or its MLP, read; of layer `n_layers`, the last."""
+        within = mlp and not graph.cfg.parallel_attn_mlp
+        total = self.parts[: graph.before(layer, mlp=mlp)].sum(0)
+        for one in self.rest[: layer + within]:
+            total = total + one
+        return total
+
+
+def check(model: Transformer) -> None:
+    """Refuse what has no parts.
+
+    Raises:
+        ShapeError: keys are normalised over their full width, which heads of a group share.
+    """
+    cfg = model.cfg
+    if cfg.use_qk_norm and cfg.qk_norm_over == "full" and cfg.kv_heads != cfg.n_heads:
+        raise ShapeError("edges need keys that belong to heads; this network normalises the keys of all groups of heads together")
+
+
+def project_by_head(block: nn.Module, which: str, x: Tensor, heads: Sequence[int] | None = None) -> Float[Tensor, "batch pos head d_head"]:
+    """Queries, keys or values of each head (or of some), from its normalised input; heads of a group have copies of their own.
+
+    `x` is `[batch, pos, d_model]`, or has an entry per head.
+    """
+    attn = block.attn
+    if x.ndim == 3 and heads is None:
+        weight, bias = attn._weights()["qkv".index(which)]  # the groups' own: shared work is done once
+        out = project(x, weight, bias).repeat_interleave(attn.cfg.n_heads // len(weight), dim=2)
+    else:
+        letter = which.upper()
+        weight, bias = getattr(attn, f"W_{letter}"), getattr(attn, f"b_{letter}")
+        out = project(x, weight, bias) if heads is None else project(x, weight[list(heads)], bias[list(heads)])
+    clip = attn.cfg.clip_qkv
+    return out if clip is None else out.clamp(-clip, clip)
+
+
+def read_by(block: nn.Module, which: str, resid: Tensor, stream: Stream) -> Tensor:
+    """The normalised input of queries, keys or values, from the stream; with a head axis where that has one."""
+    x: Tensor = block.ln1(resid)
+    if stream.shortformer is None or which == "v":
+        return x
+    return x + (stream.shortformer if x.ndim == 3 else stream.shortformer.unsqueeze(2))
+
+
+def attended(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
+    """What heads have seen, from their projections."""
+    attn = block.attn
+    z: Tensor = stream.attend(attn, attn.as_read(q, "q", stream), attn.as_read(k, "k", stream), v)
+    return z
+
+
+def through_norm(norm: nn.Module, whole: Tensor, parts: Tensor) -> Tensor:
+    """Parts `[batch, pos, part, d_model]` through a norm whose scale is that of the whole; without the norm's bias."""
+    if isinstance(norm, nn.Identity):
+        return parts
+    if isinstance(norm, LayerNorm):
+        whole, parts = whole - whole.mean(-1, keepdim=True), parts - parts.mean(-1, keepdim=True)
+    scale = (whole.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt()
+    parts = parts / scale.unsqueeze(-2)
+    return parts if norm.w is None else parts * norm.w
+
+
+def heads_write(block: nn.Module, z: Tensor) -> Float[Tensor, "batch pos head d_model"]:
+    """What each head adds to the stream; through a norm after attention also its share of the output bias."""
+    results: Tensor = block.attn.results(z)
+    if isinstance(block.ln1_post, nn.Identity):
+        return results
+    results = results + block.attn.b_O / results.shape[-2]
+    return through_norm(block.ln1_post, results.sum(-2), results)
+
+
+def beside_heads(block: nn.Module) -> Float[Tensor, "d_model"]:
+    """What attention adds to the stream whatever the heads do."""
+    if isinstance(block.ln1_post, nn.Identity):
+        return block.attn.b_O
+    bias = getattr(block.ln1_post, "b", None)
+    return torch.zeros_like(block.attn.b_O) if bias is None else bias
+
+
+def mlp_writes(block: nn.Module, resid: Tensor) -> Tensor:
+    """What the MLP adds to the stream, from the stream that it reads."""
+    out: Tensor = block.ln2_post(block.mlp(block.ln2(resid)))
+    return out
+
+
+def embedded(model: Transformer, tokens: Tensor) -> tuple[list[Tensor], Stream]:
+    """What the embeddings add to the stream, and where it stands."""
+    stream = model.prepare(tokens)
+    whole, stream = model.embed_tokens(tokens, stream)
+    if model.cfg.positional_embedding_type != "standard":
+        return [whole], stream
+    positions = model.pos_embed(tokens, stream.start, stream.padding)
+    return [whole - positions, positions.expand_as(whole)], stream
+
+
+@torch.no_grad()
+def written(model: Transformer, tokens: Tensor) -> Written:
+    """What every writer adds in a run."""
+    parts, stream = embedded(model, tokens)
+    resid = sum(parts[1:], parts[0])
+    for block in model.blocks:
+        q, k, v = (project_by_head(block, which, read_by(block, which, resid, stream)) for which in "qkv")
+        heads = heads_write(block, attended(block, q, k, v, stream))
+        parts += list(heads.unbind(2))
+        before, resid = resid, resid + heads.sum(2) + beside_heads(block)
+        if not model.cfg.attn_only:
+            parts.append(mlp_writes(block, before if model.cfg.parallel_attn_mlp else resid))
+            resid = resid + parts[-1]
+    return Written(torch.stack(parts), tuple(map(beside_heads, model.blocks)))
+
+
+def by_head_alone(model: Transformer) -> bool:
+    """Whether some heads can be computed without the others."""
+    cfg = model.cfg
+    return cfg.positional_embedding_type != "alibi" and not (cfg.use_qk_norm and cfg.qk_norm_over in ("full", "each"))
+
+
+@torch.no_grad()
+def run_mixed(model: Transformer, tokens: Tensor, circuit: Edges, base: Written) -> Resid:
+    """The stream after the last layer, where a circuit's edges carry what is written now, and all others what `base` says.
+
+    Nodes that no edge of the circuit leaves are not computed, nor those that no edge reaches where `base` is a run.
+    """
+    graph = Graph(model.cfg)
+    wanted = (circuit.cpu() & graph.mask).to(base.parts)
+    parts, stream = embedded(model, tokens)
+    now = torch.zeros_like(base.parts)  # now minus base, by writer, as far as the run has come
+    for number, part in enumerate(parts):
+        now[number] = part - base.parts[number]
+
+    def carried(columns: slice | int, done: int) -> Tensor:
+        chosen = wanted[:done, columns]
+        rows = chosen.reshape(done, -1).any(1).nonzero()[:, 0]
+        return torch.einsum("w...,wbpm->...bpm", chosen[rows], now[rows])
+
+    for layer, block in enumerate(model.blocks):
+        done, heads = graph.before(layer), graph.heads(layer)
+        columns = {which: graph.reading(layer, which) for which in "qkv"}
+        reached = torch.stack([wanted[:, one].any(0) for one in columns.values()]).any(0)
+        computed = wanted[heads].any(1) & (reached if base.run else True)
+        if bool(computed.any()):
+            base_stream = base.stream(graph, layer)
+            some = computed.nonzero()[:, 0].tolist()
+            alone = by_head_alone(model) and isinstance(block.ln1_post, nn.Identity)
+            chosen = some if alone else list(range(model.cfg.n_heads))
+            projected = []
+            for which, where in columns.items():
+                index = torch.arange(where.start, where.stop)[chosen]
+                x = base_stream[:, :, None] + carried(index, done).movedim(0, 2)  # type: ignore[arg-type]
+                projected.append(project_by_head(block, which, read_by(block, which, x, stream), chosen))
+            z = attended(block, *projected, stream)
+            if alone:
+                results = torch.einsum("bphd,hdm->hbpm", z, block.attn.W_O[chosen])
+            else:
+                results = heads_write(block, z).movedim(2, 0)
+            at = torch.tensor(chosen) + heads.start
+            now[at] = results - base.parts[at]
+        if not model.cfg.attn_only:
+            number = graph.mlp(layer)
+            if bool(wanted[number].any()) and (not base.run or bool(wanted[:, graph.mlp_reading(layer)].any())):
+                resid = base.stream(graph, layer, mlp=True) + carried(graph.mlp_reading(layer), graph.before(layer, mlp=True))
+                now[number] = mlp_writes(block, resid) - base.parts[number]
+    return base.stream(graph, model.cfg.n_layers) + carried(len(graph.readers) - 1, len(graph.writers))

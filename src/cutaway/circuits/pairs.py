@@ -1,0 +1,80 @@
+"""Pairs of prompts, and what an ablated edge carries: the corrupted run's activation, a mean, or zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.analysis.shared import as_tokens
+from cutaway.circuits.components import Written, written
+from cutaway.errors import ConfigError, ShapeError, nearest
+from cutaway.model.transformer import Transformer
+
+ABLATIONS = ("resample", "mean", "mean over positions", "zero")
+
+
+def as_pair(model: Transformer, clean: Any, corrupted: Any, ablation: str = "resample") -> tuple[Tensor, Tensor | None]:
+    """Tokens of both, checked.
+
+    Raises:
+        ConfigError: an ablation that is not known.
+        ShapeError: prompts that do not align, row by row, or none to resample from.
+    """
+    if ablation not in ABLATIONS:
+        raise ConfigError(f"ablation={ablation!r} is not known{nearest(ablation, ABLATIONS)}; there are {', '.join(ABLATIONS)}")
+    tokens = as_tokens(model, clean)
+    if corrupted is None:
+        if ablation == "resample":
+            raise ShapeError("resampling needs corrupted prompts; give them, or ablate by 'mean' or 'zero'")
+        return tokens, None
+    source = as_tokens(model, corrupted)
+    if tokens.shape != source.shape:
+        raise ShapeError(f"clean and corrupted prompts need one shape, not {tuple(tokens.shape)} and {tuple(source.shape)}")
+    _check_lengths(model, clean, corrupted)
+    return tokens, source
+
+
+def _check_lengths(model: Transformer, clean: Any, corrupted: Any) -> None:
+    """Texts of a pair have as many tokens as each other, also where padding makes their shapes agree."""
+    if isinstance(clean, Tensor) or isinstance(corrupted, Tensor) or isinstance(clean, str) or isinstance(corrupted, str):
+        return
+    for row, pair in enumerate(zip(clean, corrupted, strict=True)):
+        lengths = [as_tokens(model, text).shape[1] for text in pair]
+        if lengths[0] != lengths[1]:
+            raise ShapeError(f"pair {row} does not align: {lengths[0]} and {lengths[1]} tokens, {pair[0]!r} and {pair[1]!r}")
+
+
+def ablated(model: Transformer, ablation: str, tokens: Tensor, source: Tensor | None, over: Tensor) -> Written:
+    """What ablated edges carry, for these tokens.
+
+    Args:
+        source: the corrupted prompts, for "resample".
+        over: the prompts that means are over, position by position ("mean") or over all ("mean over positions").
+    """
+    if ablation == "resample":
+        assert source is not None
+        return written(model, source)
+    if ablation == "zero":
+        first = written(model, tokens[:1])
+        parts = torch.zeros(len(first.parts), *tokens.shape, first.parts.shape[-1], device=first.parts.device, dtype=first.parts.dtype)
+        return Written(parts, first.rest, run=False)
+    mean = mean_parts(model, over)
+    if ablation == "mean over positions":
+        mean = mean.mean(1, keepdim=True).expand_as(mean)
+    return Written(mean[:, None].expand(-1, len(tokens), -1, -1), written(model, tokens[:1]).rest, run=False)
+
+
+def mean_parts(model: Transformer, tokens: Tensor, room: int = 16) -> Tensor:
+    """What each writer adds, mean over prompts, `[writer, pos, d_model]`."""
+    total = sum(written(model, tokens[first : first + room]).parts.sum(1) for first in range(0, len(tokens), room))
+    assert isinstance(total, Tensor)
+    return total / len(tokens)
+
+
+def batches(count: int, room: int) -> Iterator[slice]:
+    """Slices of at most `room` examples."""
+    for first in range(0, count, max(1, room)):
+        yield slice(first, min(first + max(1, room), count))
