@@ -27,7 +27,6 @@ _BY_MODULE = {
     # questions, by their verbs
     "analysis.ablation": "ablate_heads",
     "analysis.attribution": "attribute attribute_all_tokens",
-    "analysis.edges": "edge_attribution faithfulness run_circuit",
     "analysis.head_composition": "composition copying",
     "analysis.head_decomposition": "logits_by_source outputs_by_component scores_by_key",
     "analysis.heads": "average_over head_scores on_random_repeats random_repeats",
@@ -43,6 +42,14 @@ _BY_MODULE = {
     "analysis.steering_effects": "dose_response separability steered_texts steering_target",
     "analysis.token_heads": "duplicate_detectors responsible_heads",
     "analysis.weight_circuits": "ov_circuit path_circuit qk_circuit",
+    # circuits
+    "circuits.attribution": "edge_attribution",
+    "circuits.circuit": "Circuit",
+    "circuits.effects": "edge_effects",
+    "circuits.measuring": "run_circuit",
+    "circuits.scoring": "faithfulness",
+    "circuits.searching": "find_circuit",
+    "circuits.stability": "stability",
 }
 _HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
 _MODULES = {

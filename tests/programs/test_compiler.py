@@ -81,8 +81,13 @@ def test_a_compiled_program_is_an_ordinary_network() -> None:
 def test_edges_are_what_the_program_reads() -> None:
     compiled = compile_program(programs.find("induction"))
     assert compiled.places == {"before": "0.0", "followed": "1.0"}
-    previous = {("embed", "0.0.q"), ("embed", "0.0.k"), ("embed", "0.0.v")}
-    looking = {("embed", "1.0.q"), ("embed", "1.0.k"), ("0.0", "1.0.k"), ("embed", "1.0.v")}  # its keys read positions, too
+    previous = {("pos_embed", "0.0.q"), ("pos_embed", "0.0.k"), ("embed", "0.0.v")}
+    looking = {
+        ("embed", "1.0.q"),
+        ("pos_embed", "1.0.k"),
+        ("0.0", "1.0.k"),
+        ("embed", "1.0.v"),
+    }  # the latest, so keys read positions
     assert compiled.edges == previous | looking | {("1.0", "logits")}
 
 

@@ -2,8 +2,8 @@
 
 An edge's score is, to first order, how much the metric changes when the edge alone carries the clean run's activation into the
 corrupted run: what its writer adds (clean − corrupted) times the gradient at what its reader reads. With integrated gradients the
-gradient is a mean over runs between the two: between their inputs (`path="inputs"`), or, for the edges out of each writer, between
-what it writes (`path="activations"`).
+gradient is a mean over runs between the two: between their inputs (`path="inputs"`), or, for the edges out of each writer,
+between what it writes (`path="activations"`).
 
 Heads read one stream, so the forward pass is the ordinary one; the gradient of each head's own input is brought back from its
 queries, keys and values afterwards. Keys and values that heads share are told apart by giving each head a copy of them.
@@ -113,7 +113,9 @@ def edge_attribution(
     if path not in PATHS:
         raise ConfigError(f"path={path!r} is not known; there are {' and '.join(PATHS)}")
     if metric.compares:
-        raise ShapeError(f"{metric.name} has no gradient at the clean run, where it is smallest; use edge_effects, which is exact")
+        raise ShapeError(
+            f"{metric.name} has no gradient at the clean run, where it is smallest; use edge_effects, which is exact"
+        )
     check(model)
     tokens, source = as_pair(model, clean, corrupted, ablation)
     graph = Graph(model.cfg)
@@ -151,7 +153,9 @@ def _scores(
     return _products(graph, difference, [one / len(shares) for one in total])
 
 
-def _value_of(model: Transformer, metric: Metric, shape: torch.Size, rows: slice, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _value_of(
+    model: Transformer, metric: Metric, shape: torch.Size, rows: slice, device: torch.device
+) -> Callable[[Tensor], Tensor]:
     """The metric of some examples, from the stream after the last layer."""
     wanted = metric.wanted(*shape)[rows].to(device)
     columns = metric.columns()
@@ -192,7 +196,7 @@ def _gradients(
             else:
                 projected = [project_by_head(block, which, read_by(block, which, resid, stream)) for which in "qkv"]
                 nodes += projected
-                z = attended(block, *projected, stream)
+                z = attended(block, projected, stream)
                 resid = resid + block.ln1_post(block.attn.output(z))
             reads.append((number, before, begun))
             if not cfg.attn_only:
@@ -207,14 +211,16 @@ def _gradients(
     for number, before, begun in reads:
         block, columns = model.blocks[number], []
         if middle is None or number != layer:
-            columns = [_to_stream(block, which, grads[begun + at], before, stream, nodes[begun + at]) for at, which in enumerate("qkv")]
+            columns = [
+                _to_stream(block, which, grads[begun + at], before, stream, nodes[begun + at]) for at, which in enumerate("qkv")
+            ]
         if not cfg.attn_only:
             columns.append(grads[begun + len(columns)].unsqueeze(2))
         yield torch.cat(columns, 2)
     yield grads[-1].unsqueeze(2)
 
 
-def _to_stream(block: nn.Module, which: str, grad: Tensor, resid: Tensor, stream: Stream, projected: Tensor) -> Tensor:
+def _to_stream(block: Any, which: str, grad: Tensor, resid: Tensor, stream: Stream, projected: Tensor) -> Tensor:
     """The gradient of each head's own input, from that of its queries, keys or values, `[batch, pos, head, d_model]`."""
     clip = block.attn.cfg.clip_qkv
     if clip is not None:

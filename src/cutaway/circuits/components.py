@@ -1,13 +1,14 @@
 """A run as what each writer adds to the stream; and a run in which each reader reads a mixture of two such runs.
 
-Where blocks normalise what they write, a head's part goes through that norm with the scale of the whole, so that parts still sum to
-what is added. The output bias of attention belongs to no writer (through such a norm: a share of it to each head).
+Where blocks normalise what they write, a head's part goes through that norm with the scale of the whole, so that parts still
+sum to what is added. The output bias of attention belongs to no writer (through such a norm: a share of it to each head).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,7 @@ from cutaway.errors import ShapeError
 from cutaway.model.attention import project
 from cutaway.model.norm import LayerNorm
 from cutaway.model.positions import Stream
+from cutaway.model.products import linear_by_head
 from cutaway.model.transformer import Transformer
 
 Parts = Float[Tensor, "writer batch pos d_model"]
@@ -58,7 +60,9 @@ def check(model: Transformer) -> None:
         raise ShapeError("edges need keys that belong to heads; this network normalises the keys of all groups of heads together")
 
 
-def project_by_head(block: nn.Module, which: str, x: Tensor, heads: Sequence[int] | None = None) -> Float[Tensor, "batch pos head d_head"]:
+def project_by_head(
+    block: Any, which: str, x: Tensor, heads: Sequence[int] | None = None
+) -> Float[Tensor, "batch pos head d_head"]:
     """Queries, keys or values of each head (or of some), from its normalised input; heads of a group have copies of their own.
 
     `x` is `[batch, pos, d_model]`, or has an entry per head.
@@ -75,7 +79,7 @@ def project_by_head(block: nn.Module, which: str, x: Tensor, heads: Sequence[int
     return out if clip is None else out.clamp(-clip, clip)
 
 
-def read_by(block: nn.Module, which: str, resid: Tensor, stream: Stream) -> Tensor:
+def read_by(block: Any, which: str, resid: Tensor, stream: Stream) -> Tensor:
     """The normalised input of queries, keys or values, from the stream; with a head axis where that has one."""
     x: Tensor = block.ln1(resid)
     if stream.shortformer is None or which == "v":
@@ -83,14 +87,14 @@ def read_by(block: nn.Module, which: str, resid: Tensor, stream: Stream) -> Tens
     return x + (stream.shortformer if x.ndim == 3 else stream.shortformer.unsqueeze(2))
 
 
-def attended(block: nn.Module, q: Tensor, k: Tensor, v: Tensor, stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
+def attended(block: Any, projected: Sequence[Tensor], stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
     """What heads have seen, from their projections."""
-    attn = block.attn
+    attn, (q, k, v) = block.attn, projected
     z: Tensor = stream.attend(attn, attn.as_read(q, "q", stream), attn.as_read(k, "k", stream), v)
     return z
 
 
-def through_norm(norm: nn.Module, whole: Tensor, parts: Tensor) -> Tensor:
+def through_norm(norm: Any, whole: Tensor, parts: Tensor) -> Tensor:
     """Parts `[batch, pos, part, d_model]` through a norm whose scale is that of the whole; without the norm's bias."""
     if isinstance(norm, nn.Identity):
         return parts
@@ -101,7 +105,7 @@ def through_norm(norm: nn.Module, whole: Tensor, parts: Tensor) -> Tensor:
     return parts if norm.w is None else parts * norm.w
 
 
-def heads_write(block: nn.Module, z: Tensor) -> Float[Tensor, "batch pos head d_model"]:
+def heads_write(block: Any, z: Tensor) -> Float[Tensor, "batch pos head d_model"]:
     """What each head adds to the stream; through a norm after attention also its share of the output bias."""
     results: Tensor = block.attn.results(z)
     if isinstance(block.ln1_post, nn.Identity):
@@ -110,7 +114,7 @@ def heads_write(block: nn.Module, z: Tensor) -> Float[Tensor, "batch pos head d_
     return through_norm(block.ln1_post, results.sum(-2), results)
 
 
-def beside_heads(block: nn.Module) -> Float[Tensor, "d_model"]:
+def beside_heads(block: Any) -> Float[Tensor, "d_model"]:
     """What attention adds to the stream whatever the heads do."""
     if isinstance(block.ln1_post, nn.Identity):
         return block.attn.b_O
@@ -118,7 +122,7 @@ def beside_heads(block: nn.Module) -> Float[Tensor, "d_model"]:
     return torch.zeros_like(block.attn.b_O) if bias is None else bias
 
 
-def mlp_writes(block: nn.Module, resid: Tensor) -> Tensor:
+def mlp_writes(block: Any, resid: Tensor) -> Tensor:
     """What the MLP adds to the stream, from the stream that it reads."""
     out: Tensor = block.ln2_post(block.mlp(block.ln2(resid)))
     return out
@@ -140,8 +144,8 @@ def written(model: Transformer, tokens: Tensor) -> Written:
     parts, stream = embedded(model, tokens)
     resid = sum(parts[1:], parts[0])
     for block in model.blocks:
-        q, k, v = (project_by_head(block, which, read_by(block, which, resid, stream)) for which in "qkv")
-        heads = heads_write(block, attended(block, q, k, v, stream))
+        projected = [project_by_head(block, which, read_by(block, which, resid, stream)) for which in "qkv"]
+        heads = heads_write(block, attended(block, projected, stream))
         parts += list(heads.unbind(2))
         before, resid = resid, resid + heads.sum(2) + beside_heads(block)
         if not model.cfg.attn_only:
@@ -169,7 +173,7 @@ def run_mixed(model: Transformer, tokens: Tensor, circuit: Edges, base: Written)
     for number, part in enumerate(parts):
         now[number] = part - base.parts[number]
 
-    def carried(columns: slice | int, done: int) -> Tensor:
+    def carried(columns: Tensor | int, done: int) -> Tensor:
         chosen = wanted[:done, columns]
         rows = chosen.reshape(done, -1).any(1).nonzero()[:, 0]
         return torch.einsum("w...,wbpm->...bpm", chosen[rows], now[rows])
@@ -187,15 +191,12 @@ def run_mixed(model: Transformer, tokens: Tensor, circuit: Edges, base: Written)
             projected = []
             for which, where in columns.items():
                 index = torch.arange(where.start, where.stop)[chosen]
-                x = base_stream[:, :, None] + carried(index, done).movedim(0, 2)  # type: ignore[arg-type]
+                x = base_stream[:, :, None] + carried(index, done).movedim(0, 2)
                 projected.append(project_by_head(block, which, read_by(block, which, x, stream), chosen))
-            z = attended(block, *projected, stream)
-            if alone:
-                results = torch.einsum("bphd,hdm->hbpm", z, block.attn.W_O[chosen])
-            else:
-                results = heads_write(block, z).movedim(2, 0)
+            z = attended(block, projected, stream)
+            results = linear_by_head(z, block.attn.W_O[chosen]) if alone else heads_write(block, z)
             at = torch.tensor(chosen) + heads.start
-            now[at] = results - base.parts[at]
+            now[at] = results.movedim(2, 0) - base.parts[at]
         if not model.cfg.attn_only:
             number = graph.mlp(layer)
             if bool(wanted[number].any()) and (not base.run or bool(wanted[:, graph.mlp_reading(layer)].any())):

@@ -102,7 +102,9 @@ class Graph:
         """
         for name, names, what in ((writer, self.writers, "writer"), (reader, self.readers, "reader")):
             if name not in names:
-                raise UnknownName(f"no {what} called {name!r}{nearest(name, names)}; there are {', '.join(names[:5])}, … {names[-1]}")
+                raise UnknownName(
+                    f"no {what} called {name!r}{nearest(name, names)}; there are {', '.join(names[:5])}, … {names[-1]}"
+                )
         place = self.writers.index(writer), self.readers.index(reader)
         if not self.mask[place]:
             raise UnknownName(f"there is no edge {writer} → {reader}: {reader} reads before {writer} has written")
@@ -115,7 +117,9 @@ class Graph:
     def connected(self, edges: Edges) -> Edges:
         """The edges that lie on a way from an embedding to the logits: without the others a circuit computes the same."""
         kept = edges & self.mask
-        reads = torch.tensor([self.writers.index(node) if (node := self.node_of(name)) in self.writers else -1 for name in self.readers])
+        reads = torch.tensor(
+            [self.writers.index(node) if (node := self.node_of(name)) in self.writers else -1 for name in self.readers]
+        )
         while True:
             fed = torch.zeros(len(self.writers), dtype=torch.bool)  # writers that something reaches
             fed[: self.embeddings] = True

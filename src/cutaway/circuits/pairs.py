@@ -59,7 +59,9 @@ def ablated(model: Transformer, ablation: str, tokens: Tensor, source: Tensor | 
         return written(model, source)
     if ablation == "zero":
         first = written(model, tokens[:1])
-        parts = torch.zeros(len(first.parts), *tokens.shape, first.parts.shape[-1], device=first.parts.device, dtype=first.parts.dtype)
+        parts = torch.zeros(
+            len(first.parts), *tokens.shape, first.parts.shape[-1], device=first.parts.device, dtype=first.parts.dtype
+        )
         return Written(parts, first.rest, run=False)
     mean = mean_parts(model, over)
     if ablation == "mean over positions":

@@ -36,7 +36,7 @@ class Compiled(Generic[Network]):
 
     Args:
         model: the network; tokens in, the program's logits out.
-        places: line → the node that computes it (`0.1` a head, `mlp0`); lines that take no room are read by others.
+        places: line → the node that computes it (`0.1` a head, `0.mlp`); lines that take no room are read by others.
         edges: (writer, reader) of everything that one node reads of another: `("0.1", "1.0.k")`.
     """
 
@@ -119,9 +119,9 @@ class _Compiler:
 
     def _writer(self, material: Material) -> str:
         if material.made is None:
-            return "embed"
+            return "pos_embed" if material.name == "positions" else "embed"
         layer = (material.stage - 1) // 2
-        return f"{layer}.{self.heads[layer].index(material)}" if isinstance(material.made, Head) else f"mlp{layer}"
+        return f"{layer}.{self.heads[layer].index(material)}" if isinstance(material.made, Head) else f"{layer}.mlp"
 
     # The stream.
 
@@ -193,7 +193,7 @@ class _Compiler:
             made = material.made
             assert isinstance(made, Joint)
             values = self._writing(material.name)
-            for weights, bias, written in self._neurons(made, values, f"mlp{layer}"):
+            for weights, bias, written in self._neurons(made, values, f"{layer}.mlp"):
                 mlp.W_in[:, at], mlp.b_in[at], mlp.W_out[at] = weights, bias, written
                 at += 1
 

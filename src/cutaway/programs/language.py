@@ -100,16 +100,18 @@ class Selector:
     terms: tuple[Term, ...] = ()
     temperature: float | None = None
 
-    @property
-    def single(self) -> bool:
-        """Whether one key is left for certain, whatever the input."""
+    def leaves_one(self, of: str) -> bool:
+        """Whether the selected keys hold one value of a variable for certain, whatever the input."""
         if self.temperature is not None or not self.terms:
             return False
         first = self.terms[0]
         at_once = first.relation == "offset" and first.constant >= 0
         at_start = first.relation == "among" and first.key == "positions" and first.values == (0,)
-        last = any(term.key == "positions" and term.relation in ("largest", "smallest") for term in self.terms)
-        return at_once or at_start or last
+        return (
+            at_once
+            or at_start
+            or any(term.key in ("positions", of) and term.relation in ("largest", "smallest") for term in self.terms)
+        )
 
 
 @dataclass(frozen=True)
@@ -329,7 +331,7 @@ class Check:
             return Kind(2 if line.how == "exists" else self.program.n_ctx)
         of = self.variable(line.of)
         if line.how == "copy":
-            if not line.select.single:
+            if not line.select.leaves_one(line.of):
                 raise self.fail(
                     "copies from keys that may differ; end the selector with latest() or earliest(), or take the mean"
                 )

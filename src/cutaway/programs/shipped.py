@@ -141,7 +141,7 @@ def sorted_text(size: int = 8, n_ctx: int = N_CTX) -> Program:
     names = (*numbers(size), BOS, "<sep>", "<eos>")
     bos, sep = size, size + 1
     table = [[float(k < size and (q >= size or k > q)) for k in range(len(names))] for q in range(len(names))]
-    lines = (Attend("next_one", hard(scores("tokens", table, query="tokens"), smallest("tokens"), earliest())),)
+    lines = (Attend("next_one", hard(scores("tokens", table, query="tokens"), smallest("tokens"))),)
     found = [[2.0 * (token == value) for token in range(len(names))] for value in range(len(names))]
     last = [
         [float(value < size and token == size + 2 and value == size - 1) * 3 for token in range(len(names))]
@@ -252,7 +252,7 @@ def first_unique(size: int = 4, n_ctx: int = N_CTX) -> Program:
 
 def maximum(size: int = 6, n_ctx: int = N_CTX) -> Program:
     """The largest number so far."""
-    lines = (Attend("top", hard(largest("tokens"), latest())),)
+    lines = (Attend("top", hard(largest("tokens"))),)
     return Program("maximum", numbers(size), n_ctx, lines, says("top", size), about="the largest number so far")
 
 

@@ -47,7 +47,7 @@ def gradients(
         extra: further hooks, attached before.
     """
     held: dict[str, Tensor] = {}
-    with torch.enable_grad(), _weights_held(model), model.hooks([*extra, *((site, Held(held)) for site in sites)]):
+    with torch.enable_grad(), weights_held(model), model.hooks([*extra, *((site, Held(held)) for site in sites)]):
         model.runs += 1
         stream = model.prepare(tokens, mask)
         resid, stream = model.embed_tokens(tokens, stream)
@@ -58,7 +58,7 @@ def gradients(
 
 
 @contextmanager
-def _weights_held(model: Transformer) -> Iterator[None]:
+def weights_held(model: Transformer) -> Iterator[None]:
     """No gradient of the weights is wanted, so the graph need not keep what it takes."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

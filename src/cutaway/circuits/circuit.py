@@ -1,0 +1,173 @@
+"""A circuit is a value: edges of one model, with what they were found by. It is stored, compared, run, and drawn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cutaway.circuits.graph import Edges, Graph
+from cutaway.circuits.measuring import run_circuit
+from cutaway.errors import ShapeError
+from cutaway.model.transformer import Transformer
+from cutaway.runs.written import model_hash
+from cutaway.view import Figure, heat_map
+
+FORMAT = "cutaway circuit 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """Some of a model's edges.
+
+    Args:
+        graph: the model's.
+        edges: `[writer, reader]`.
+        effects: the score or effect of each edge, `[writer, reader]`; None: unknown.
+        model: the hash of the model that it was found in; empty: not bound to one.
+        ablation: what the other edges carry.
+        about: how it was found.
+    """
+
+    graph: Graph
+    edges: Edges
+    effects: Tensor | None = None
+    model: str = ""
+    ablation: str = "resample"
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.edges.shape != self.graph.mask.shape:
+            raise ShapeError(f"a circuit of {tuple(self.edges.shape)} edges in a graph of {tuple(self.graph.mask.shape)}")
+        object.__setattr__(self, "edges", self.edges.cpu() & self.graph.mask)
+
+    @classmethod
+    def of(cls, model: Transformer, edges: Edges | Iterable[tuple[str, str]], **given: Any) -> Circuit:
+        """A circuit of a model, from a mask or from (writer, reader) pairs."""
+        graph = Graph(model.cfg)
+        if not isinstance(edges, Tensor):
+            mask = torch.zeros_like(graph.mask)
+            for writer, reader in edges:
+                mask[graph.edge(writer, reader)] = True
+            edges = mask
+        return cls(graph, edges, model=model_hash(model), **given)
+
+    @property
+    def size(self) -> int:
+        """How many edges."""
+        return int(self.edges.sum())
+
+    @property
+    def share(self) -> float:
+        """How many of all edges."""
+        return self.size / self.graph.size
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The edges as (writer, reader), strongest first where effects are known."""
+        places = self.edges.nonzero().tolist()
+        if self.effects is not None:
+            size = self.effects.abs().nan_to_num(0)
+            places.sort(key=lambda place: -float(size[place[0], place[1]]))
+        return [(self.graph.writers[writer], self.graph.readers[reader]) for writer, reader in places]
+
+    def nodes(self) -> dict[str, float]:
+        """Node → the sum of the sizes of its edges' effects (of their number, where effects are unknown), largest first."""
+        weight = self.edges.double() if self.effects is None else self.effects.abs().nan_to_num(0).double().cpu() * self.edges
+        found: dict[str, float] = {}
+        for name, value in zip(self.graph.writers, weight.sum(1).tolist(), strict=True):
+            found[name] = found.get(name, 0.0) + value
+        for name, value in zip(self.graph.readers, weight.sum(0).tolist(), strict=True):
+            node = self.graph.node_of(name)
+            found[node] = found.get(node, 0.0) + value
+        return dict(sorted(((name, value) for name, value in found.items() if value), key=lambda one: -one[1]))
+
+    def logits(self, model: Transformer, clean: Any, corrupted: Any = None, *, over: Any = None) -> Tensor:
+        """The logits `[batch, pos, d_vocab]` of this circuit alone.
+
+        Raises:
+            ShapeError: it was found in another model.
+        """
+        self.check(model)
+        return run_circuit(model, clean, corrupted, self.edges, ablation=self.ablation, over=over)
+
+    def check(self, model: Transformer) -> None:
+        """Refuse another model than the circuit's own."""
+        same = Graph(model.cfg)
+        if same.writers != self.graph.writers or same.readers != self.graph.readers:
+            raise ShapeError(
+                f"this circuit is one of {len(self.graph.writers)} writers and {len(self.graph.readers)} readers; the model has "
+                f"{len(same.writers)} and {len(same.readers)}"
+            )
+        if self.model and model_hash(model) != self.model:
+            raise ShapeError(
+                "this circuit was found in another model: the weights differ (also where they were rewritten otherwise)"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and texts, for `json.dumps`."""
+        effects = None
+        if self.effects is not None:
+            effects = [
+                round(float(self.effects[place[0], place[1]]), 8) for place in (self.graph.edge(*pair) for pair in self.pairs())
+            ]
+        return {
+            "format": FORMAT, "model": self.model, "ablation": self.ablation, "about": dict(self.about), "edges": self.pairs(),
+            "effects": effects,
+        }  # fmt: skip
+
+    def save(self, path: Path | str) -> None:
+        """Write it as JSON."""
+        Path(path).write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path | str, model: Transformer) -> Circuit:
+        """A circuit that was written, for its model.
+
+        Raises:
+            ShapeError: no circuit, or one of another model.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ShapeError(f"{path} is no circuit: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise ShapeError(f'{path} is no circuit: the field "format" is not {FORMAT!r}')
+        graph = Graph(model.cfg)
+        edges, effects = torch.zeros_like(graph.mask), torch.full(graph.mask.shape, torch.nan)
+        for number, (writer, reader) in enumerate(data["edges"]):
+            place = graph.edge(writer, reader)
+            edges[place] = True
+            if data["effects"] is not None:
+                effects[place] = data["effects"][number]
+        made = cls(graph, edges, None if data["effects"] is None else effects, data["model"], data["ablation"], data["about"])
+        made.check(model)
+        return made
+
+    def figure(self) -> Figure:
+        """Its edges: the writers that it has down, the readers across; the effect of each, where known."""
+        rows, columns = self.edges.any(1).nonzero()[:, 0], self.edges.any(0).nonzero()[:, 0]
+        shown = (torch.ones(self.edges.shape) if self.effects is None else self.effects.cpu()).masked_fill(~self.edges, torch.nan)
+        return heat_map(
+            shown[rows][:, columns], [self.graph.readers[at] for at in columns.tolist()],
+            [self.graph.writers[at] for at in rows.tolist()], x_name="reader", y_name="writer", value_name="effect",
+            title=f"a circuit of {self.size} edges",
+        )  # fmt: skip
+
+    def summary(self) -> str:
+        lines = [f"a circuit of {self.size} of {self.graph.size} edges ({self.share:.2%}), {len(self.nodes())} nodes"]
+        for writer, reader in self.pairs()[:10]:
+            effect = "" if self.effects is None else f": {float(self.effects[self.graph.edge(writer, reader)]):+.4g}"
+            lines.append(f"  {writer} → {reader}{effect}")
+        return "\n".join(lines)
+
+
+def jaccard(one: Bool[Tensor, "*edge"], other: Bool[Tensor, "*edge"]) -> float:
+    """Shared edges over all edges of both; 1 for two empty ones."""
+    both = int((one | other).sum())
+    return 1.0 if not both else int((one & other).sum()) / both

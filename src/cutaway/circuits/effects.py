@@ -1,0 +1,217 @@
+"""Exact effects of edges: each ablated by itself in a run where all others are as they were.
+
+What a reader reads is known at once: the run's stream, with what the writer adds replaced. Each edge is then one cell of a sweep,
+which runs on from what the reader's node writes. With `downstream="frozen"` nothing after the reader's node reads the change
+but the logits: the effect along the way writer → reader → logits alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.circuits.components import (
+    Written,
+    attended,
+    by_head_alone,
+    check,
+    embedded,
+    mlp_writes,
+    project_by_head,
+    read_by,
+    written,
+)
+from cutaway.circuits.graph import READS, Edges, Graph
+from cutaway.circuits.pairs import ablated, as_pair
+from cutaway.errors import ConfigError, ShapeError
+from cutaway.model.transformer import Transformer
+from cutaway.runs.edits import Edit, replace
+from cutaway.runs.metrics import Metric
+from cutaway.runs.results import Labelled, Result
+from cutaway.runs.sweep import Audit, sweep
+from cutaway.view import Figure, heat_map
+
+CELLS = 512  # edges of one sweep
+NOTHING = 1e-6  # relative to what the writer adds: less is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class EdgeEffects(Result):
+    """What ablating each edge changes.
+
+    Args:
+        values: `[writer, reader]`, the mean change of the metric; NaN where there is no edge or it was not asked for.
+        each: the same by example, `[batch, writer, reader]`.
+        unseen: edges whose ablation changes nothing that is written, on these prompts: the writer adds the same in both runs.
+        audit: how far cells are from plain full forward passes, the largest of all sweeps.
+    """
+
+    values: Labelled
+    each: Float[Tensor, "batch writer reader"]
+    unseen: Edges
+    audit: Audit
+
+    def figure(self) -> Figure:
+        """Writers down, readers across."""
+        return heat_map(
+            self.values.data, self.values.names("reader"), self.values.names("writer"), x_name="reader", y_name="writer",
+            value_name=self.values.what, title="what each edge does",
+        )  # fmt: skip
+
+    def top(self, count: int = 10) -> list[tuple[str, str, float]]:
+        """The edges that change most: writer, reader, mean change."""
+        flat = self.values.data.flatten()
+        order = flat.abs().nan_to_num(-1).argsort(descending=True, stable=True)[:count].tolist()
+        width = self.values.data.shape[1]
+        names = self.values.names("writer"), self.values.names("reader")
+        return [(names[0][at // width], names[1][at % width], float(flat[at])) for at in order if not flat[at].isnan()]
+
+    def summary(self) -> str:
+        unit = f" {self.values.unit}" if self.values.unit else ""
+        lines = [f"{self.values.what}, of {int((~self.values.data.isnan()).sum())} edges:"]
+        lines += [f"  {writer} → {reader}: {value:+.4g}{unit}" for writer, reader, value in self.top(8)]
+        if bool(self.unseen.any()):
+            lines.append(
+                f"{int(self.unseen.sum())} edges carry the same in both runs: these prompts cannot tell whether they matter"
+            )
+        return "\n".join([*lines, str(self.audit)])
+
+
+@torch.no_grad()
+def edge_effects(
+    model: Transformer, clean: Any, corrupted: Any, metric: Metric, *, edges: Edges | Iterable[tuple[str, str]] | None = None,
+    ablation: str = "resample", over: Any = None, positions: Iterable[int] | None = None, downstream: str = "recomputed",
+    audit: int = 1, memory: int | None = None, progress: Callable[[float, float], None] | None = None,
+) -> EdgeEffects:  # fmt: skip
+    """Ablate each edge by itself, exactly.
+
+    Args:
+        edges: which ones; None: all.
+        ablation: what the edge carries instead: "resample" (the corrupted run's), "mean", "mean over positions" or "zero".
+        over: the prompts that means are over; None: the clean ones.
+        positions: where the edge is ablated (positions of the reader); None: everywhere.
+        downstream: "recomputed" (everything after the reader sees the change) or "frozen" (only the logits do).
+        audit: cells of each sweep that run again in full.
+
+    Raises:
+        ShapeError: prompts that do not align, positions outside.
+        UnknownName: no such edge.
+    """
+    if downstream not in ("recomputed", "frozen"):
+        raise ConfigError(f"downstream={downstream!r} is not known; there are 'recomputed' and 'frozen'")
+    check(model)
+    tokens, source = as_pair(model, clean, corrupted, ablation)
+    graph = Graph(model.cfg)
+    base = ablated(model, ablation, tokens, source, tokens if over is None else as_pair(model, over, None, "mean")[0])
+    now = written(model, tokens)
+    change = base.parts - now.parts
+    size = change.abs().flatten(1).amax(1)
+    same = size <= NOTHING * now.parts.abs().flatten(1).amax(1).clamp(min=1e-9)
+    change = _at(change, positions)
+    wanted = _wanted(graph, edges)
+    unseen = wanted & same.cpu()[:, None]
+    each = torch.full((len(tokens), *graph.mask.shape), torch.nan, dtype=torch.float64)
+    each[:, unseen] = 0.0
+    places = (wanted & ~unseen).nonzero().tolist()
+    reading = _Reading(model, graph, tokens, now, frozen=downstream == "frozen")
+    audits = [Audit((), 0, 0.0)]
+    what, unit = f"change of {metric.name}", metric.unit
+    for first in range(0, len(places), CELLS):
+        chunk = places[first : first + CELLS]
+        edits = [reading.edit(reader, change[writer]) for writer, reader in chunk]
+        found = sweep(model, tokens, edits, metric, audit=audit if first == 0 else 0, memory=memory)
+        effects = found.effects.data.double().cpu()
+        effects = effects.nanmean(-1) if effects.ndim > 2 else effects
+        for (writer, reader), values in zip(chunk, effects, strict=True):
+            each[:, writer, reader] = values
+        audits.append(found.audit)
+        if progress is not None:
+            progress(first + len(chunk), len(places))
+    labels = {"writer": graph.writers, "reader": graph.readers}
+    values = Labelled(each.mean(0), ("writer", "reader"), labels, f"{what} when one edge is ablated ({ablation})", unit)
+    return EdgeEffects(values, each, unseen, max(audits, key=lambda one: one.difference if one.cells else -1.0))
+
+
+def _at(change: Tensor, positions: Iterable[int] | None) -> Tensor:
+    if positions is None:
+        return change
+    chosen, length = list(positions), change.shape[2]
+    outside = [one for one in chosen if not -length <= one < length]
+    if outside:
+        raise ShapeError(f"position {outside[0]} is outside: there are {length}")
+    kept = torch.zeros_like(change)
+    kept[:, :, chosen] = change[:, :, chosen]
+    return kept
+
+
+def _wanted(graph: Graph, edges: Edges | Iterable[tuple[str, str]] | None) -> Edges:
+    if edges is None:
+        return graph.mask
+    if isinstance(edges, Tensor):
+        if edges.shape != graph.mask.shape:
+            raise ShapeError(f"edges {tuple(edges.shape)} of another model: this one has {tuple(graph.mask.shape)}")
+        return edges.cpu() & graph.mask
+    wanted = torch.zeros_like(graph.mask)
+    for writer, reader in edges:
+        wanted[graph.edge(writer, reader)] = True
+    return wanted
+
+
+class _Reading:
+    """What the nodes of a run write when one of them reads something else."""
+
+    def __init__(self, model: Transformer, graph: Graph, tokens: Tensor, now: Written, *, frozen: bool):
+        self.model, self.graph, self.now, self.frozen = model, graph, now, frozen
+        self.stream = embedded(model, tokens)[1]
+        self._layer, self._projected = -1, [torch.empty(0)] * 3
+        self._z = self._resid = torch.empty(0)
+
+    def edit(self, reader: int, change: Float[Tensor, "batch pos d_model"]) -> Edit:
+        """The edit that lets a reader read the run's stream plus a change."""
+        name, cfg = self.graph.readers[reader], self.model.cfg
+        if name == "logits":
+            return self._into_logits(change)
+        layer = int(name.split(".")[0])
+        block = self.model.blocks[layer]
+        if name.endswith(".mlp"):
+            new = mlp_writes(block, self.now.stream(self.graph, layer, mlp=True) + change)
+            if self.frozen:
+                return self._into_logits(new - self.now.parts[self.graph.mlp(layer)])
+            return replace(new).at(f"blocks.{layer}.hook_mlp_out")
+        self._enter(layer)
+        head, which = int(name.split(".")[1]), READS.index(name[-1])
+        heads = [head] if by_head_alone(self.model) else list(range(cfg.n_heads))  # a norm over all heads changes them all
+        new = self._seen(block, heads, head, which, change)
+        if not self.frozen:
+            return replace(new).at(f"blocks.{layer}.attn.hook_z", heads=heads)
+        changed = self._z.clone()
+        changed[:, :, heads] = new
+        out, before = (block.ln1_post(block.attn.output(z)) for z in (changed, self._z))
+        return self._into_logits(out - before)
+
+    def _into_logits(self, change: Tensor) -> Edit:
+        last = self.model.cfg.n_layers
+        return replace(self.now.stream(self.graph, last) + change).at(f"blocks.{last - 1}.hook_resid_post")
+
+    def _enter(self, layer: int) -> None:
+        """Queries, keys and values of a layer's heads as they are in the run."""
+        if layer == self._layer:
+            return
+        block = self.model.blocks[layer]
+        self._layer, self._resid = layer, self.now.stream(self.graph, layer)
+        self._projected = [project_by_head(block, which, read_by(block, which, self._resid, self.stream)) for which in READS]
+        self._z = attended(block, self._projected, self.stream)
+
+    def _seen(
+        self, block: Any, heads: list[int], head: int, which: int, change: Tensor
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """What some heads have seen, when one of them has queries, keys or values that read the changed stream."""
+        x = read_by(block, READS[which], self._resid + change, self.stream)
+        projected = [one[:, :, heads].clone() for one in self._projected]
+        projected[which][:, :, heads.index(head)] = project_by_head(block, READS[which], x.unsqueeze(2), [head])[:, :, 0]
+        return attended(block, projected, self.stream)

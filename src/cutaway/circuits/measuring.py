@@ -1,0 +1,132 @@
+"""Circuits run for real: their edges carry what is written now, all others what the ablation says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.circuits.components import Written, check, run_mixed
+from cutaway.circuits.graph import Edges, Graph
+from cutaway.circuits.pairs import ablated, as_pair, batches
+from cutaway.errors import ShapeError
+from cutaway.model.transformer import Transformer
+from cutaway.runs.metrics import Metric, Places
+
+KEPT = 2**28  # numbers of ablated runs that are kept between circuits; more are computed each time
+ROOM = 2**25  # numbers that the parts of one batch may take
+
+
+class Runner:
+    """Runs circuits of one model on one set of prompts.
+
+    Args:
+        clean, corrupted: text, texts or tokens, of one shape; `corrupted` may be None where `ablation` needs none.
+        ablation: "resample", "mean", "mean over positions" or "zero".
+        over: the prompts that means are over; None: the clean ones.
+
+    Attributes:
+        clean: the metric of the whole model, `[batch]`.
+        ablated: the metric of the empty circuit, `[batch]`.
+    """
+
+    def __init__(
+        self, model: Transformer, clean: Any, corrupted: Any, metric: Metric, *, ablation: str = "resample", over: Any = None
+    ):
+        check(model)
+        self.model, self.metric, self.ablation = model, metric, ablation
+        self.graph = Graph(model.cfg)
+        self.tokens, self.source = as_pair(model, clean, corrupted, ablation)
+        self.over = self.tokens if over is None else as_pair(model, over, None, "mean")[0]
+        if ablation.startswith("mean") and self.over.shape[1] != self.tokens.shape[1]:
+            raise ShapeError(f"means over prompts of {self.over.shape[1]} tokens do not fit prompts of {self.tokens.shape[1]}")
+        self.wanted = metric.wanted(*self.tokens.shape)
+        numbers = len(self.graph.writers) * self.tokens.shape[1] * model.cfg.d_model
+        self._room, self._keep = max(1, ROOM // numbers), len(self.tokens) * numbers <= KEPT
+        self._kept: list[tuple[slice, Written]] = []
+        self._clean_logits: list[Tensor] = []
+        with torch.no_grad():
+            ends = [self._last(rows) for rows in batches(len(self.tokens), self._room)]
+        self._clean_logits = [logits for _, logits in ends]
+        self.clean = self._gathered(ends)
+        self.ablated = self.values(torch.zeros_like(self.graph.mask))
+
+    def _bases(self) -> Iterator[tuple[slice, Written]]:
+        if self._kept:
+            yield from self._kept
+            return
+        for rows in batches(len(self.tokens), self._room):
+            source = None if self.source is None else self.source[rows]
+            one = rows, ablated(self.model, self.ablation, self.tokens[rows], source, self.over)
+            if self._keep:
+                self._kept.append(one)
+            yield one
+
+    def _last(self, rows: slice) -> tuple[slice, Tensor]:
+        stream = self.model.prepare(self.tokens[rows])
+        resid = self.model.run_blocks(*self.model.embed_tokens(self.tokens[rows], stream))
+        return rows, self._picked(rows, resid)
+
+    def _picked(self, rows: slice, resid: Tensor) -> Float[Tensor, "token column"]:
+        """The logits that the metric reads, from the stream after the last layer."""
+        at, places = self.wanted[rows].nonzero(as_tuple=True)
+        columns = self.metric.columns()
+        return self.model.logits_of(resid[at, places], None if columns is None else columns.to(resid.device))
+
+    def _gathered(self, found: list[tuple[slice, Tensor]]) -> Float[Tensor, "batch"]:
+        values = []
+        for number, (rows, logits) in enumerate(found):
+            at, places = self.wanted[rows].nonzero(as_tuple=True)
+            clean = self._clean_logits[number] if self.metric.compares else None
+            one = self.metric.measure(logits, Places(at + rows.start, places), clean)
+            grid = one.new_zeros(self.wanted[rows].shape).index_put((at.to(one.device), places.to(one.device)), one)
+            out = self.metric.combine(grid, self.wanted[rows].to(one.device))
+            values.append(out.nanmean(-1) if out.ndim > 1 else out)
+        return torch.cat(values).double().cpu()
+
+    @torch.no_grad()
+    def values(self, edges: Edges) -> Float[Tensor, "batch"]:
+        """The metric of each example, of the circuit of these edges."""
+        used = self.graph.connected(edges) if self.ablation == "resample" else edges
+        return self._gathered(
+            [(rows, self._picked(rows, run_mixed(self.model, self.tokens[rows], used, base))) for rows, base in self._bases()]
+        )
+
+    def recovered(self, edges: Edges) -> float:
+        """How much of the metric's difference the circuit recovers: 0 = all edges ablated, 1 = the whole model.
+
+        Raises:
+            ShapeError: there is no difference.
+        """
+        return self.share(self.values(edges))
+
+    def share(self, values: Float[Tensor, "batch"]) -> float:
+        """The same, of values."""
+        whole, none = float(self.clean.nanmean()), float(self.ablated.nanmean())
+        if abs(whole - none) <= 1e-6 * max(1.0, abs(whole)):
+            raise ShapeError(
+                f"the whole model and all edges ablated have the same {self.metric.name}, {whole:g}; there is nothing to recover"
+            )
+        return (float(values.nanmean()) - none) / (whole - none)
+
+
+@torch.no_grad()
+def run_circuit(
+    model: Transformer, clean: Any, corrupted: Any, circuit: Edges, *, ablation: str = "resample", over: Any = None
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of the clean prompts where only the circuit's edges carry what is written now, all others the ablation.
+
+    Args:
+        ablation: what they carry: "resample" (what is written in the corrupted run), "mean" or "mean over positions" (over the
+            prompts `over`, or the clean ones), or "zero".
+
+    Raises:
+        ShapeError: prompts that do not align.
+    """
+    check(model)
+    tokens, source = as_pair(model, clean, corrupted, ablation)
+    base = ablated(model, ablation, tokens, source, tokens if over is None else as_pair(model, over, None, "mean")[0])
+    return model.logits_of(run_mixed(model, tokens, circuit, base))

@@ -1,0 +1,207 @@
+"""How good circuits are, as others compute it: faithfulness and completeness by size, CPR and CMD, areas under ROC.
+
+Faithfulness is 0 for all edges ablated and 1 for the whole model. CPR and CMD are areas over the share of edges, by trapezoids
+at the percentages of MIB (https://arxiv.org/abs/2504.13151): of faithfulness, and of its distance from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.circuits.attribution import EdgeScores, largest
+from cutaway.circuits.graph import Edges, Graph
+from cutaway.circuits.measuring import Runner
+from cutaway.errors import ConfigError, ShapeError
+from cutaway.model.transformer import Transformer
+from cutaway.runs.metrics import Metric
+from cutaway.runs.results import Labelled, Result
+from cutaway.view import Figure, line_chart
+
+PERCENTAGES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+CURVES = ("faithful", "without", "random", "shuffled")
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness(Result):
+    """How much circuits of growing size recover, 0 = all edges ablated and 1 = the whole model.
+
+    Args:
+        values: `[curve, size]`: `faithful` (the circuit alone), `without` (everything but the circuit: complete circuits
+            leave nothing), `random` (as many edges drawn at random, mean), and `shuffled` (the same scores dealt to other edges
+            of the same readers, mean).
+        sizes: how many edges.
+        edges: how many there are.
+        clean, corrupted: the metric of the whole model and of all edges ablated.
+    """
+
+    values: Labelled
+    sizes: tuple[int, ...]
+    edges: int
+    clean: float
+    corrupted: float
+
+    def area(self, curve: str = "faithful", *, distance: bool = False) -> float:
+        """The area under a curve over the share of edges, by trapezoids; with `distance`, of its distance from 1."""
+        heights = self.values.sel(curve=curve).data.double()
+        heights = (1 - heights).abs() if distance else heights
+        return float(torch.trapezoid(heights, torch.tensor(self.sizes, dtype=torch.float64) / self.edges))
+
+    @property
+    def cpr(self) -> float:
+        """Integrated circuit performance ratio: the area under faithfulness. More is better."""
+        return self.area()
+
+    @property
+    def cmd(self) -> float:
+        """Integrated circuit-model distance: the area between faithfulness and 1. Less is better."""
+        return self.area(distance=True)
+
+    def smallest(self, target: float) -> int | None:
+        """The smallest of the sizes from which on faithfulness stays at or above a target; None: there is none."""
+        good = (self.values.sel(curve="faithful").data >= target).tolist()
+        tail = len(good) - next((at for at, one in enumerate(reversed(good)) if not one), len(good))
+        return self.sizes[tail] if tail < len(good) else None
+
+    def figure(self) -> Figure:
+        """The curves."""
+        series = {name: self.values.sel(curve=name).data for name in self.values.names("curve")}
+        said = "recovered, 0 = all edges ablated and 1 = the whole model"
+        return line_chart(series, x=list(self.sizes), x_name="edges", y_name=said, title="what circuits recover")
+
+    def summary(self) -> str:
+        head = (
+            f"whole model {self.clean:.4g}, all edges ablated {self.corrupted:.4g}; share recovered by the circuit, without it, "
+        )
+        lines = [head + "by random ones, by shuffled scores"]
+        for at, size in enumerate(self.sizes):
+            row = ", ".join(f"{float(self.values.sel(curve=name).data[at]):.2f}" for name in self.values.names("curve"))
+            lines.append(f"  {size} edges ({size / self.edges:.2%}): {row}")
+        return "\n".join([*lines, f"CPR {self.cpr:.3f}, CMD {self.cmd:.3f} over these sizes"])
+
+
+def mib_sizes(edges: int) -> list[int]:
+    """The sizes of circuits at MIB's percentages."""
+    return sorted({int(share * edges) for share in PERCENTAGES})
+
+
+def faithfulness(
+    model: Transformer, clean: Any, corrupted: Any, metric: Metric, scores: EdgeScores, *, sizes: Sequence[int] | None = None,
+    draws: int = 3, seed: int = 0, ablation: str = "resample", over: Any = None,
+) -> Faithfulness:  # fmt: skip
+    """Run the circuits of the largest scores, their complements, and random circuits of the same sizes.
+
+    Args:
+        sizes: numbers of edges; None: those of MIB's percentages.
+        draws: how many random circuits, and how many shuffled ones, of each size.
+        ablation, over: what other edges carry, as `run_circuit` takes them.
+
+    Raises:
+        ShapeError: the metric is the same with and without all edges.
+        ConfigError: a negative size.
+    """
+    runner = Runner(model, clean, corrupted, metric, ablation=ablation, over=over)
+    return curve(runner, scores.values.data, sizes=sizes, draws=draws, seed=seed)
+
+
+def curve(runner: Runner, scores: Tensor, *, sizes: Sequence[int] | None = None, draws: int = 3, seed: int = 0) -> Faithfulness:
+    """The same, of a runner."""
+    there = runner.graph.mask
+    every = runner.graph.size
+    sizes = mib_sizes(every) if sizes is None else list(sizes)
+    if any(size < 0 for size in sizes):
+        raise ConfigError(f"sizes {list(sizes)}: a circuit has no negative number of edges")
+    generator = torch.Generator().manual_seed(seed)
+    runner.share(runner.clean)
+    rows: list[list[float]] = [[] for _ in CURVES]
+    for size in sizes:
+        chosen = largest(scores, size)
+        rows[0].append(runner.recovered(chosen))
+        rows[1].append(runner.recovered(there & ~chosen))
+        for row, draw in ((rows[2], random_scores), (rows[3], shuffled_scores)):
+            found = [
+                runner.recovered(largest(draw(scores, runner.graph, generator), size))
+                for _ in range(draws if 0 < size < every else 1)
+            ]
+            row.append(sum(found) / len(found))
+    labels = {"curve": list(CURVES), "size": list(map(str, sizes))}
+    ends = float(runner.clean.nanmean()), float(runner.ablated.nanmean())
+    values = Labelled(torch.tensor(rows, dtype=torch.float64), ("curve", "size"), labels, "recovered")
+    return Faithfulness(values, tuple(sizes), every, *ends)
+
+
+def random_scores(scores: Tensor, graph: Graph, generator: torch.Generator) -> Tensor:
+    """Scores drawn at random."""
+    return torch.rand(graph.mask.shape, generator=generator).masked_fill(~graph.mask, torch.nan)
+
+
+def shuffled_scores(scores: Tensor, graph: Graph, generator: torch.Generator) -> Tensor:
+    """The scores of each reader dealt to other writers: a control that keeps which readers matter."""
+    out = torch.full(graph.mask.shape, torch.nan, dtype=scores.dtype)
+    for reader in range(len(graph.readers)):
+        there = graph.mask[:, reader].nonzero()[:, 0]
+        out[there, reader] = scores.cpu()[there[torch.randperm(len(there), generator=generator)], reader]
+    return out
+
+
+def roc_area(scores: Tensor, truth: Tensor) -> float:
+    """The area under the ROC curve: how often a true one scores above a false one (ties count half).
+
+    Raises:
+        ShapeError: all are true, or all false.
+    """
+    scores, truth = scores.flatten().double().cpu(), truth.flatten().bool().cpu()
+    positive, negative = scores[truth], scores[~truth].sort().values
+    if not len(positive) or not len(negative):
+        raise ShapeError("an area under ROC needs some that are true and some that are not")
+    below = torch.searchsorted(negative, positive, right=False) + torch.searchsorted(negative, positive, right=True)
+    return float(below.double().mean() / 2 / len(negative))
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How well scores find a known circuit.
+
+    Args:
+        edges, nodes: areas under ROC of the scores' sizes; of a node, that of its largest edge.
+        unseen: true edges that carry the same with and without ablation on these prompts, which no score can see: left out.
+    """
+
+    edges: float
+    nodes: float
+    unseen: tuple[tuple[str, str], ...]
+
+
+def recovery(graph: Graph, scores: Tensor, truth: Edges, unseen: Edges | None = None) -> Recovery:
+    """Compare scores `[writer, reader]` with the true edges.
+
+    Args:
+        unseen: edges that these prompts cannot show, as `edge_effects` tells.
+    """
+    size = scores.abs().nan_to_num(0).cpu()
+    hidden = torch.zeros_like(graph.mask) if unseen is None else unseen.cpu() & truth
+    asked = graph.mask & ~hidden
+    nodes = list(dict.fromkeys([*graph.writers, *map(graph.node_of, graph.readers)]))
+    of_node = (
+        torch.tensor([nodes.index(name) for name in graph.writers]),
+        torch.tensor([nodes.index(graph.node_of(name)) for name in graph.readers]),
+    )
+    largest_of, true_of, seen_of = (
+        torch.zeros(len(nodes)),
+        torch.zeros(len(nodes), dtype=torch.bool),
+        torch.zeros(len(nodes), dtype=torch.bool),
+    )
+    for writer, reader in asked.nonzero().tolist():
+        for node in (int(of_node[0][writer]), int(of_node[1][reader])):
+            largest_of[node] = max(float(largest_of[node]), float(size[writer, reader]))
+            true_of[node] |= bool(truth[writer, reader])
+            seen_of[node] = True
+    by_node = float("nan")
+    if bool(true_of[seen_of].any()) and not bool(true_of[seen_of].all()):
+        by_node = roc_area(largest_of[seen_of], true_of[seen_of])
+    names = tuple((graph.writers[writer], graph.readers[reader]) for writer, reader in hidden.nonzero().tolist())
+    return Recovery(roc_area(size[asked], truth[asked]), by_node, names)

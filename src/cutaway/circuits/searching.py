@@ -1,0 +1,115 @@
+"""From scores to a circuit: the smallest that recovers what is wanted, by the scores' order, by exact removal, or by both.
+
+    greedy    edges in the order of their scores; the smallest number that reaches the target, by bisection
+    backward  from a greedy circuit that is more than enough, edges are removed from the weakest up, each removal checked by a run
+    both      greedy, then backward from twice as many edges; the smaller of the two
+
+Edges on no way from an embedding to the logits are left out: where ablated edges carry another run's activations, that changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.circuits.attribution import EdgeScores, largest
+from cutaway.circuits.circuit import Circuit
+from cutaway.circuits.graph import Edges
+from cutaway.circuits.measuring import Runner
+from cutaway.errors import ConfigError
+from cutaway.runs.written import model_hash
+
+METHODS = ("greedy", "backward", "both")
+
+
+def find_circuit(
+    runner: Runner, scores: EdgeScores, *, target: float = 0.9, size: int | None = None, method: str = "both", checks: int = 60,
+    progress: Callable[[float, float], None] | None = None,
+) -> Circuit:  # fmt: skip
+    """The smallest circuit that recovers `target` of the metric's difference, or the circuit of `size` edges with the largest
+    scores.
+
+    Args:
+        runner: the model on its prompts, with the metric and the ablation.
+        checks: how many runs backward elimination may take.
+
+    Raises:
+        ConfigError: an unknown method, a target outside 0 to 1, a negative size.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method={method!r} is not known; there are {', '.join(METHODS)}")
+    if not 0 < target <= 1:
+        raise ConfigError(f"target={target}: the share to recover is above 0 and at most 1")
+    values = scores.values.data.cpu()
+    if size is not None:
+        edges = _used(runner, largest(values, size))
+    else:
+        count = smallest_greedy(runner, values, target)
+        edges = _used(runner, largest(values, count))
+        if method != "greedy":
+            wide = _used(runner, largest(values, min(2 * count, runner.graph.size)))
+            begin = wide if method == "backward" else edges
+            edges = min((eliminated(runner, begin, values, target, checks, progress), edges), key=lambda one: int(one.sum()))
+            if method == "both":
+                other = eliminated(runner, wide, values, target, checks, progress)
+                edges = min((edges, other), key=lambda one: int(one.sum()))
+    about: dict[str, Any] = {
+        "scores": scores.method, "metric": runner.metric.name, "method": "size" if size is not None else method,
+        "target": None if size is not None else target, "prompts": len(runner.tokens), "recovered": runner.recovered(edges),
+    }  # fmt: skip
+    return Circuit(runner.graph, edges, values, model_hash(runner.model), runner.ablation, about)
+
+
+def _used(runner: Runner, edges: Edges) -> Edges:
+    return runner.graph.connected(edges) if runner.ablation == "resample" else edges & runner.graph.mask
+
+
+def smallest_greedy(runner: Runner, scores: Tensor, target: float) -> int:
+    """The smallest number of edges, in the order of their scores, that recovers the target: bisection, then a last check."""
+    low, high = 0, 1
+    while high < runner.graph.size and runner.recovered(largest(scores, high)) < target:
+        low, high = high, min(2 * high, runner.graph.size)
+    while high - low > max(1, high // 64):
+        middle = (low + high) // 2
+        if runner.recovered(largest(scores, middle)) < target:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def eliminated(
+    runner: Runner,
+    edges: Edges,
+    scores: Tensor,
+    target: float,
+    checks: int,
+    progress: Callable[[float, float], None] | None = None,
+) -> Edges:
+    """Remove edges from the weakest up, many at once, for as long as a run shows that the target is still recovered.
+
+    A block of edges that cannot go is halved; single edges that cannot go stay.
+    """
+    kept = edges.clone()
+    places = sorted(kept.nonzero().tolist(), key=lambda place: float(scores[place[0], place[1]].abs()))
+    blocks = [places[: len(places) // 2], places[len(places) // 2 :]]
+    done = 0
+    while blocks and done < checks:
+        block = [place for place in blocks.pop(0) if kept[place[0], place[1]]]
+        if not block:
+            continue
+        less = kept.clone()
+        less[tuple(torch.tensor(block).T)] = False
+        less = _used(runner, less)
+        done += 1
+        if progress is not None:
+            progress(done, checks)
+        if runner.recovered(less) >= target:
+            kept = less
+        elif len(block) > 1:
+            blocks[:0] = [block[: len(block) // 2], block[len(block) // 2 :]]
+    return kept

@@ -1,0 +1,377 @@
+"""Edges and circuits at their two ends, beside plain hooks, and where the truth is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from cutaway import programs
+from cutaway.analysis.paths import path_patch
+from cutaway.circuits.attribution import edge_attribution
+from cutaway.circuits.circuit import Circuit, jaccard
+from cutaway.circuits.components import written
+from cutaway.circuits.effects import edge_effects
+from cutaway.circuits.graph import Graph
+from cutaway.circuits.measuring import Runner, run_circuit
+from cutaway.circuits.scoring import PERCENTAGES, faithfulness, recovery, roc_area
+from cutaway.circuits.searching import find_circuit
+from cutaway.circuits.stability import stability
+from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.programs.compiler import compile_program
+from cutaway.runs import metrics
+from tests.architectures import ALL, network, some_tokens
+
+CLEAN, CORRUPTED = some_tokens(seed=1), some_tokens(seed=2)
+METRIC = metrics.logit_difference([1, 2, 3], [4, 5, 6])
+EVERY = list(ALL)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_writers_add_sums_to_the_stream(name: str) -> None:
+    model = network(name)
+    graph, now = Graph(model.cfg), written(model, CLEAN)
+    _, cache = model.run_with_cache(CLEAN)
+    for layer in range(model.cfg.n_layers):
+        torch.testing.assert_close(now.stream(graph, layer), cache["resid_pre", layer], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(now.stream(graph, layer + 1), cache["resid_post", layer], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+@pytest.mark.parametrize("name", EVERY)
+def test_the_circuit_of_all_edges_is_the_clean_run(name: str, ablation: str) -> None:
+    model = network(name)
+    every = run_circuit(model, CLEAN, CORRUPTED, Graph(model.cfg).mask, ablation=ablation)
+    torch.testing.assert_close(every, model(CLEAN), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_empty_circuit_is_the_corrupted_run(name: str) -> None:
+    model = network(name)
+    none = run_circuit(model, CLEAN, CORRUPTED, torch.zeros_like(Graph(model.cfg).mask))
+    torch.testing.assert_close(none, model(CORRUPTED), rtol=1e-3, atol=1e-3)
+    assert model.list_hooks() == {}
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "mean over positions", "zero"])
+@pytest.mark.parametrize("name", EVERY)
+def test_an_edge_ablated_by_a_sweep_is_the_circuit_without_it(name: str, ablation: str) -> None:
+    model = network(name)
+    graph = Graph(model.cfg)
+    chosen = [("embed", "0.1.q"), ("0.2", "1.0.k"), ("0.3", "1.2.v"), ("0.1", "logits")]
+    chosen += [] if model.cfg.attn_only else [("embed", "0.mlp"), ("0.mlp", "1.3.q"), ("1.0", "1.mlp")]
+    chosen = [one for one in chosen if graph.mask[graph.writers.index(one[0]), graph.readers.index(one[1])]]
+    found = edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=chosen, ablation=ablation)
+    for edge in chosen:
+        less = graph.mask.clone()
+        less[graph.edge(*edge)] = False
+        logits = run_circuit(model, CLEAN, CORRUPTED, less, ablation=ablation)
+        expected = (METRIC(logits) - METRIC(model(CLEAN))).double()
+        torch.testing.assert_close(found.each[(slice(None), *graph.edge(*edge))], expected, rtol=1e-2, atol=2e-3)
+    assert found.audit.difference < 1e-4
+
+
+@pytest.mark.parametrize("name", ["attention only", "gpt2", "llama"])
+def test_edges_into_the_logits_are_paths(name: str) -> None:
+    model = network(name)
+    effects = edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("0.1", "1.2.k"), ("0.3", "logits")])
+    for sender, receiver in (("0.1", "1.2.k"), ("0.3", "logits")):
+        if model.cfg.kv_heads != model.cfg.n_heads and receiver != "logits":
+            continue  # path patching changes the keys that a whole group of heads shares
+        path = path_patch(model, CLEAN, CORRUPTED, METRIC, senders=[sender], receivers=[receiver])
+        mine = effects.values.sel(writer=sender, reader=receiver).data
+        torch.testing.assert_close(mine.float(), path.averages().data[0, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_frozen_effects_pass_through_nothing_else() -> None:
+    """By hand: the reader's node reads the change, and what it writes more goes straight to the logits."""
+    model = network("gpt2")
+    graph, now, other = Graph(model.cfg), written(model, CLEAN), written(model, CORRUPTED)
+    found = edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("0.1", "0.mlp")], downstream="frozen")
+    place = graph.edge("0.1", "0.mlp")
+    block = model.blocks[0]
+    reads = now.stream(graph, 0, mlp=True) + (other.parts - now.parts)[place[0]]
+    change = block.mlp(block.ln2(reads)) - now.parts[graph.mlp(0)]
+    logits = model.logits_of(now.stream(graph, 2) + change)
+    torch.testing.assert_close(
+        found.each[:, place[0], place[1]].float(), METRIC(logits) - METRIC(model(CLEAN)), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_positions_are_ablated_apart() -> None:
+    model = network("gpt2")
+    edge = [("0.1", "logits")]
+    early, last, whole = (
+        edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=edge, positions=at).values.sel(writer="0.1", reader="logits").data
+        for at in ([0, 1], [-1], None)
+    )
+    assert abs(float(early)) < 1e-5 and float(last) == pytest.approx(
+        float(whole), rel=1e-4
+    )  # the logits of the last position are read
+
+
+# Scores.
+
+
+def by_hooks(model: Any, edges: list[tuple[str, str]], steps: int) -> dict[tuple[str, str], float]:
+    """EAP-IG as its authors define it, with plain hooks on a network whose heads have keys and values of their own."""
+    model.set_ungroup_grouped_query_attention(True)
+    model.set_use_split_qkv_input(True)
+    if not model.cfg.attn_only:
+        model.set_use_hook_mlp_in(True)
+    with torch.no_grad():
+        runs = [model.run_with_cache(tokens)[1] for tokens in (CLEAN, CORRUPTED)]
+    start = [run["resid_pre", 0] for run in runs]
+
+    def wrote(run: Any, writer: str) -> torch.Tensor:
+        if writer == "embed":
+            return run["hook_embed"]
+        layer, part = writer.split(".")
+        if part == "mlp":
+            return run["mlp_out", int(layer)]
+        return run["z", int(layer)][:, :, int(part)] @ model.W_O[int(layer), int(part)]
+
+    total = dict.fromkeys(edges, 0.0)
+    for step in range(steps):
+        grads: dict[str, torch.Tensor] = {}
+
+        def begin(x: torch.Tensor, hook: Any, share: float = step / steps) -> torch.Tensor:
+            return (start[1] + share * (start[0] - start[1])).detach().requires_grad_()
+
+        def keep(grad: torch.Tensor, hook: Any, grads: dict[str, torch.Tensor] = grads) -> None:
+            grads[hook.name] = grad.clone()
+
+        def is_input(name: str) -> bool:
+            return name.endswith(("_input", "mlp_in")) or name == f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+
+        with model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", begin)], bwd_hooks=[(is_input, keep)]):
+            METRIC(model(CORRUPTED)).sum().backward()
+        for writer, reader in edges:
+            if reader == "logits":
+                grad = grads[f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"]
+            elif reader.endswith("mlp"):
+                grad = grads[f"blocks.{reader[0]}.hook_mlp_in"]
+            else:
+                grad = grads[f"blocks.{reader[0]}.hook_{reader[-1]}_input"][:, :, int(reader.split(".")[1])]
+            total[writer, reader] += (
+                float(((wrote(runs[0], writer) - wrote(runs[1], writer)) * grad).sum().detach()) / steps / len(CLEAN)
+            )
+    return total
+
+
+@pytest.mark.parametrize("name", ["attention only", "gpt2", "llama", "mixture", "gpt-j", "split inputs"])
+def test_scores_are_those_of_plain_hooks(name: str) -> None:
+    model = network(name)
+    graph = Graph(model.cfg)
+    places = graph.mask.nonzero()[torch.randperm(graph.size, generator=torch.Generator().manual_seed(0))[:50]].tolist()
+    edges = [(graph.writers[w], graph.readers[r]) for w, r in places if graph.writers[w] != "pos_embed"]
+    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=3)
+    expected = by_hooks(network(name), edges, steps=3)
+    for edge, value in expected.items():
+        assert float(scores.values.sel(writer=edge[0], reader=edge[1]).data) == pytest.approx(value, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("path", ["inputs", "activations"])
+@pytest.mark.parametrize("name", EVERY)
+def test_scores_are_finite_and_stand_where_edges_are(name: str, path: str) -> None:
+    model = network(name)
+    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=2, path=path)
+    assert torch.equal(scores.values.data.isnan(), ~Graph(model.cfg).mask)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_scores_are_exact_where_the_network_is_linear() -> None:
+    model = network("no norm, shortformer")
+    effects = edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[(w, "logits") for w in Graph(model.cfg).writers])
+    for path in ("inputs", "activations"):
+        scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=1, path=path)
+        own = scores.values.sel(reader="logits").data
+        torch.testing.assert_close(-own.double(), effects.values.sel(reader="logits").data, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", ["inputs", "activations"])
+def test_more_steps_come_closer_to_the_truth(path: str) -> None:
+    """Edges out of the embedding alone: their scores sum to the whole effect of the input, with enough steps."""
+    model = network("attention only", n_layers=1)
+    truth = (METRIC(model(CLEAN)) - METRIC(model(CORRUPTED))).mean().item()
+    off = []
+    for steps in (1, 4, 64):
+        scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=steps, path=path)
+        off.append(abs(float(scores.values.sel(writer="embed").data.nansum()) - truth))
+    assert off[2] < 0.05 * abs(truth) + 0.02 and off[2] < off[0]
+
+
+def test_batches_change_nothing() -> None:
+    model = network("llama")
+    whole = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=2)
+    apart = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=2, memory=1)
+    torch.testing.assert_close(whole.each, apart.each, equal_nan=True, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(whole.each.mean(0), whole.values.data, equal_nan=True)
+
+
+# Known circuits.
+
+
+def inputs_of(name: str, program: programs.Program, seed: int) -> torch.Tensor:
+    """Inputs of one length that the program has something to say about."""
+    generator = torch.Generator().manual_seed(seed)
+    length = min(10, program.n_ctx)
+    tokens = torch.randint(0, len(program.vocabulary), (16, length), generator=generator)
+    if program.bos is not None:
+        tokens[:, 0] = program.bos
+    if name == "mostly_a":
+        tokens[torch.rand(tokens.shape, generator=generator) < 0.4] = 0
+    if name == "modular_sum":
+        tokens[:, 2::3] = 5
+    if name == "palindrome":
+        tokens[:, -1] = 5
+        tokens[::2, 4:7] = tokens[::2, 1:4].flip(1)
+    return tokens
+
+
+@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
+@pytest.mark.parametrize("name", programs.names())
+def test_compiled_circuits_are_found(name: str, ablation: str) -> None:
+    compiled = compile_program(programs.find(name))
+    graph = Graph(compiled.model.cfg)
+    clean, corrupted = (inputs_of(name, compiled.program, seed) for seed in (0, 1))
+    effects = edge_effects(compiled.model, clean, corrupted, metrics.kl(None), ablation=ablation)
+    truth = Circuit.of(compiled.model, compiled.edges).edges
+    found = recovery(graph, effects.values.data, truth, effects.unseen)
+    assert found.edges == 1.0
+    assert not found.unseen or ablation != "zero"
+    needed = truth & ~effects.unseen  # what is left out carries the same with and without ablation, and so can go
+    logits = run_circuit(compiled.model, clean, corrupted, needed, ablation=ablation)
+    torch.testing.assert_close(logits, compiled.model(clean), atol=1e-3, rtol=0)
+
+
+def test_the_true_circuit_alone_computes_the_program() -> None:
+    for name in programs.names():
+        compiled = compile_program(programs.find(name))
+        clean, corrupted = (inputs_of(name, compiled.program, seed) for seed in (0, 1))
+        circuit = Circuit.of(compiled.model, compiled.edges)
+        logits = circuit.logits(compiled.model, clean, corrupted)
+        torch.testing.assert_close(logits, compiled.model(clean), atol=1e-4, rtol=0)
+
+
+# Curves, search, stability.
+
+
+def test_faithfulness_goes_from_nothing_to_everything() -> None:
+    model = network("attention only")
+    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC)
+    found = faithfulness(model, CLEAN, CORRUPTED, METRIC, scores, sizes=[0, 5, 20, Graph(model.cfg).size])
+    curve = found.values.sel(curve="faithful").data
+    assert float(curve[0]) == pytest.approx(0, abs=1e-4) and float(curve[-1]) == pytest.approx(1, abs=1e-4)
+    assert float(found.values.sel(curve="without").data[0]) == pytest.approx(1, abs=1e-4)
+    assert int(scores.circuit(5).sum()) == 5 and len(scores.top(3)) == 3
+    assert "CPR" in found.summary() and found.figure().to_json() and scores.figure().to_json() and scores.summary()
+
+
+def test_areas_are_trapezoids() -> None:
+    model = network("attention only")
+    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC)
+    found = faithfulness(model, CLEAN, CORRUPTED, METRIC, scores, draws=1)
+    shares = [size / found.edges for size in found.sizes]
+    heights = found.values.sel(curve="faithful").data.tolist()
+    area = sum((b - a) * (x + y) / 2 for a, b, x, y in zip(shares, shares[1:], heights, heights[1:], strict=False))
+    assert found.cpr == pytest.approx(area)
+    assert found.cmd >= abs((shares[-1] - shares[0]) - area) - 1e-9
+    assert len(PERCENTAGES) == 10 and found.smallest(2.0) in (None, *found.sizes)
+
+
+def test_areas_under_roc() -> None:
+    assert roc_area(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, True, False])) == 1.0
+    assert roc_area(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([True, False, False])) == 0.5
+    assert roc_area(torch.tensor([0.0, 2.0, 1.0]), torch.tensor([True, False, False])) == 0.0
+    with pytest.raises(ShapeError, match="true and some"):
+        roc_area(torch.tensor([1.0]), torch.tensor([True]))
+
+
+@pytest.mark.parametrize("method", ["greedy", "backward", "both"])
+def test_search_finds_a_circuit_that_recovers_what_is_wanted(method: str) -> None:
+    compiled = compile_program(programs.find("sort"))
+    model = compiled.model
+    clean, corrupted = (inputs_of("sort", compiled.program, seed) for seed in (0, 1))
+    metric = metrics.log_probability(torch.tensor([programs.predict(compiled.program, row)[9] for row in clean.tolist()]))
+    runner = Runner(model, clean, corrupted, metric)
+    scores = edge_attribution(model, clean, corrupted, metric, steps=4)
+    circuit = find_circuit(runner, scores, target=0.8, method=method)
+    assert runner.recovered(circuit.edges) >= 0.8
+    assert circuit.size < 40 and circuit.about["recovered"] >= 0.8
+    assert torch.equal(runner.graph.connected(circuit.edges), circuit.edges)
+
+
+def test_edges_on_no_way_to_the_logits_change_nothing() -> None:
+    model = network("gpt2")
+    graph = Graph(model.cfg)
+    generator = torch.Generator().manual_seed(0)
+    some = (torch.rand(graph.mask.shape, generator=generator) < 0.03) & graph.mask
+    less = graph.connected(some)
+    assert int(less.sum()) < int(some.sum())
+    torch.testing.assert_close(
+        run_circuit(model, CLEAN, CORRUPTED, less), run_circuit(model, CLEAN, CORRUPTED, some), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_a_planted_circuit_is_stable_and_noise_is_not() -> None:
+    compiled = compile_program(programs.find("induction"))
+    clean, corrupted = (inputs_of("induction", compiled.program, seed) for seed in (0, 1))
+    effects = edge_effects(compiled.model, clean, corrupted, metrics.kl(None))
+    scores = edge_attribution(compiled.model, clean, corrupted, metrics.loss(clean), steps=2)
+    planted = type(scores)(effects.values, effects.each, "exact")
+    circuit = Circuit.of(compiled.model, planted.circuit(5))
+    sure = stability(circuit, planted, draws=50)
+    assert sure.stable and sure.summary().startswith("stable") and min(sure.halves) == 1.0
+    assert float(sure.values.data[circuit.edges].min()) > 0.95
+    noise = torch.randn(planted.each.shape, generator=torch.Generator().manual_seed(0)).masked_fill(
+        planted.each.isnan(), torch.nan
+    )
+    nothing = stability(circuit, type(scores)(planted.values, noise, "noise"), draws=50)
+    assert not nothing.stable and nothing.summary().startswith("UNSTABLE") and nothing.figure().to_json()
+
+
+def test_circuits_are_stored_and_know_their_model(tmp_path: Any) -> None:
+    model = network("gpt2")
+    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=1)
+    circuit = Circuit.of(model, scores.circuit(7), effects=scores.values.data)
+    circuit.save(tmp_path / "circuit.json")
+    again = Circuit.load(tmp_path / "circuit.json", model)
+    assert again.pairs() == circuit.pairs() and jaccard(again.edges, circuit.edges) == 1.0
+    assert circuit.nodes() and circuit.figure().to_json() and "7 of" in circuit.summary()
+    with pytest.raises(ShapeError, match=r"found in another model"):
+        Circuit.load(tmp_path / "circuit.json", network("gpt2", seed=3))
+    with pytest.raises(ShapeError, match="writers and"):
+        circuit.logits(network("attention only"), CLEAN, CORRUPTED)
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    model = network("gpt2")
+    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=1)
+    with pytest.raises(ConfigError, match="steps=0"):
+        edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=0)
+    with pytest.raises(ConfigError, match="path='outputs'"):
+        edge_attribution(model, CLEAN, CORRUPTED, METRIC, path="outputs")
+    with pytest.raises(ShapeError, match="no gradient"):
+        edge_attribution(model, CLEAN, CORRUPTED, metrics.kl())
+    with pytest.raises(ShapeError, match="one shape"):
+        edge_attribution(model, CLEAN, CORRUPTED[:, :5], METRIC)
+    with pytest.raises(ShapeError, match="resampling needs corrupted prompts"):
+        run_circuit(model, CLEAN, None, Graph(model.cfg).mask)
+    with pytest.raises(ConfigError, match="did you mean 'mean'"):
+        run_circuit(model, CLEAN, CORRUPTED, Graph(model.cfg).mask, ablation="meen")
+    with pytest.raises(ConfigError, match="negative"):
+        scores.circuit(-1)
+    with pytest.raises(ConfigError, match="no negative number"):
+        faithfulness(model, CLEAN, CORRUPTED, METRIC, scores, sizes=[-3])
+    with pytest.raises(ShapeError, match="position 9 is outside"):
+        edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("embed", "logits")], positions=[9])
+    with pytest.raises(UnknownName, match="reads before"):
+        edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("1.0", "0.1.q")])
+    with pytest.raises(UnknownName, match=r"no writer called '0.9'"):
+        edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("0.9", "logits")])
+    with pytest.raises(ShapeError, match="nothing to recover"):
+        faithfulness(model, CLEAN, CLEAN, METRIC, scores)
+    with pytest.raises(ConfigError, match=r"target=1\.5"):
+        find_circuit(Runner(model, CLEAN, CORRUPTED, METRIC), scores, target=1.5)
