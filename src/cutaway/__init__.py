@@ -49,7 +49,7 @@ _BY_MODULE = {
     "circuits.measuring": "run_circuit",
     "circuits.scoring": "faithfulness",
     "circuits.searching": "find_circuit",
-    "circuits.stability": "stability",
+    "circuits.stable_edges": "stability",
 }
 _HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
 _MODULES = {

@@ -17,7 +17,7 @@ from cutaway.circuits.graph import Graph
 from cutaway.circuits.measuring import Runner, run_circuit
 from cutaway.circuits.scoring import PERCENTAGES, faithfulness, recovery, roc_area
 from cutaway.circuits.searching import find_circuit
-from cutaway.circuits.stability import stability
+from cutaway.circuits.stable_edges import stability
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.programs.compiler import compile_program
 from cutaway.runs import metrics
