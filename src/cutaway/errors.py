@@ -9,6 +9,7 @@
     │   └── UnknownRole        … of a position in prompts
     ├── MissingActivation      a cache lacks a site that a question needs
     ├── HookNeverFired         a hook was attached, and the run never came by
+    ├── HookReturned           a hook, or a module at a hook point, returned what cannot flow on
     ├── CheckpointError        a file of weights that is missing, corrupt or unsafe
     │   ├── WeightsMismatch    … or that does not fit the configuration
     │   ├── NotReadable        … or data from outside that is not what it should be
@@ -68,6 +69,14 @@ class MissingActivation(CutawayError, KeyError):
 
 class HookNeverFired(CutawayError, RuntimeError):
     """A hook was attached, and the run never passed its site."""
+
+
+class HookDidNotFire(UserWarning):
+    """A hook was attached for a scope or for good, and no run called it."""
+
+
+class HookReturned(CutawayError, TypeError, ValueError):
+    """A hook, or a module at a hook point, returned something of another type, precision or device."""
 
 
 class CheckpointError(CutawayError, ValueError):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from cutaway.errors import HookNeverFired, ShapeError, UnknownSite
-from cutaway.model.hook_points import HookedRootModule, HookPoint
+from cutaway.errors import HookDidNotFire, HookNeverFired, ShapeError, UnknownSite
+from cutaway.model.hook_points import HookPoint
+from cutaway.model.hooked_root import HookedRootModule
 from tests.architectures import ALL, network, some_tokens
 
 every = pytest.mark.parametrize("name", list(ALL))
@@ -182,27 +183,49 @@ def test_predicates_choose_among_enabled_sites() -> None:
 # Hooks that cannot fire.
 
 
-def test_a_hook_that_never_fires_says_why() -> None:
+def test_a_hook_that_never_fires_is_an_error_in_a_run() -> None:
     model, tokens = network("gpt2"), some_tokens()
-    with pytest.raises(HookNeverFired, match=r"nothing.*blocks\.1\.hook_resid_post.*layers 0 to 0"):
-        model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_post", nothing)], stop_at_layer=1)
-    resid = model(tokens, stop_at_layer=1)
-    with pytest.raises(HookNeverFired, match="started at layer 1"):
-        model.run_with_hooks(resid, fwd_hooks=[("hook_embed", nothing)], start_at_layer=1)
-    with pytest.raises(HookNeverFired, match="final norm"):
-        model.run_with_hooks(tokens, fwd_hooks=[("ln_final.hook_scale", nothing)], stop_at_layer=2)
-    with pytest.raises(HookNeverFired, match="was not run"), model.hooks([("hook_embed", nothing)]):
-        pass
-    with pytest.raises(HookNeverFired, match=r"backward\(\)"), model.hooks(bwd_hooks=[("hook_embed", nothing)]):
-        model(tokens, return_type="loss")
-    with pytest.raises(HookNeverFired, match="reset_hooks_end=False"):
-        model.run_with_hooks(tokens, bwd_hooks=[("hook_embed", nothing)], return_type="loss")
-    with pytest.raises(UnknownSite, match="predicate of the hook nothing picks none"):
-        model.run_with_hooks(tokens, bwd_hooks=[(lambda name: False, nothing)], reset_hooks_end=False)
+    model.blocks[1].hook_never = HookPoint()
+    model.setup()
+    with pytest.raises(HookNeverFired, match=r"nothing.*blocks\.1\.hook_never.*did not pass it"):
+        model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_never", nothing)])
     with pytest.raises(HookNeverFired, match="none of the enabled sites"):
         model.run_with_hooks(tokens, fwd_hooks=[(lambda name: False, nothing)])
-    with pytest.raises(HookNeverFired, match="layers 0 to 0"):
+    with pytest.raises(HookNeverFired, match="did not pass it"):
+        model.run_with_cache(tokens, names_filter="blocks.1.hook_never")
+    with pytest.raises(UnknownSite, match="predicate of the hook nothing picks none"):
+        model.add_hook(lambda name: False, nothing)
+    assert attached(model) == 0
+
+
+def test_a_site_that_the_caller_left_out_is_a_warning_that_says_why() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    with pytest.warns(HookDidNotFire, match=r"nothing.*blocks\.1\.hook_resid_post.*layers 0 to 0"):
+        model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_post", nothing)], stop_at_layer=1)
+    resid = model(tokens, stop_at_layer=1)
+    with pytest.warns(HookDidNotFire, match="started at layer 1"):
+        model.run_with_hooks(resid, fwd_hooks=[("hook_embed", nothing)], start_at_layer=1)
+    with pytest.warns(HookDidNotFire, match="final norm"):
+        model.run_with_hooks(tokens, fwd_hooks=[("ln_final.hook_scale", nothing)], stop_at_layer=2)
+    with pytest.warns(HookDidNotFire, match="layers 0 to 0"):
         model.run_with_cache(tokens, names_filter="blocks.1.hook_resid_post", stop_at_layer=1)
+    assert attached(model) == 0
+
+
+def test_scopes_and_hooks_for_good_warn_once() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    with pytest.warns(HookDidNotFire, match="was not run"), model.hooks([("hook_embed", nothing)]):
+        pass
+    with pytest.warns(HookDidNotFire, match="no gradient"), model.hooks(bwd_hooks=[("hook_embed", nothing)]), torch.no_grad():
+        model(tokens, return_type="loss")
+    with model.hooks([("hook_embed", nothing)]):
+        model.forward(tokens)  # is a run as well
+    model.add_perma_hook("blocks.1.hook_resid_post", nothing)
+    with pytest.warns(HookDidNotFire, match="layers 0 to 0") as warned:
+        model(tokens, stop_at_layer=1)
+        model(tokens, stop_at_layer=1)
+    assert len(warned) == 1
+    model.reset_hooks(including_permanent=True)
     assert attached(model) == 0
 
 
@@ -248,7 +271,7 @@ def test_hooks_are_gone_after_a_failure_and_do_not_mask_it(failure: type[BaseExc
     def fail(x: Tensor, hook: HookPoint) -> None:
         raise failure("stop")
 
-    never = ("blocks.1.hook_resid_post", nothing)
+    never = ("blocks.1.hook_resid_post", nothing)  # after the failure
     for run in (
         lambda: model.run_with_hooks(some_tokens(), fwd_hooks=[("blocks.0.hook_resid_pre", fail), never]),
         lambda: _in_scope(model, fail, never),

@@ -13,7 +13,7 @@ CONFIG = "cutaway.config:HookedTransformerConfig"
 CACHE = "cutaway.runs.activation_cache:ActivationCache"
 FACTORED = "cutaway.runs.factored_matrix:FactoredMatrix"
 POINT = "cutaway.model.hook_points:HookPoint"
-ROOT_MODULE = "cutaway.model.hook_points:HookedRootModule"
+ROOT_MODULE = "cutaway.model.hooked_root:HookedRootModule"
 SVD = "cutaway.compat.svd_interpreter:SVDInterpreter"
 KEPT = "cutaway.model.key_values:KeyValueCache"
 KEPT_ENTRY = "cutaway.model.key_values:KeyValues"
@@ -40,7 +40,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "HookPoint": POINT,
         "HookedRootModule": ROOT_MODULE,
         "HookFunction": "cutaway.model.hook_points:HookFunction",
-        "LensHandle": "cutaway.model.hook_points:Listener",
+        "LensHandle": "cutaway.model.listeners:Listener",
         "NamesFilter": "cutaway.model.hook_points:NamesFilter",
     },
     "loading": LOADING,

@@ -20,7 +20,7 @@ import torch
 from cutaway.errors import UnknownName
 from cutaway.exercises.comparing import difference
 from cutaway.exercises.exercise import Exercise, find
-from cutaway.model.hook_points import HookedRootModule
+from cutaway.model.hooked_root import HookedRootModule
 
 
 class NoFunction(UnknownName):

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError
-from cutaway.model.hook_points import HookPoint
+from cutaway.model.hook_points import HookPoint, listening, written
 from cutaway.model.key_values import KeyValues
+from cutaway.model.listeners import HERE
 from cutaway.model.norm import EachHeadNorm, LayerNorm, RMSNorm
 from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
 from cutaway.model.products import linear, linear_by_head
@@ -97,6 +98,7 @@ class Attention(nn.Module):
         stream: Stream | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """What this layer adds to the residual stream, `[batch, pos, d_model]`."""
+        stream = HERE.stream if stream is None else stream
         if stream is None:
             start = 0 if past_kv_cache_entry is None else past_kv_cache_entry.length
             stream = Stream(start, None if attention_mask is None else attention_mask.bool())
@@ -195,8 +197,8 @@ class Attention(nn.Module):
         """Whether nobody needs scores or pattern, and the fused kernel can compute this attention."""
         cfg = self.cfg
         return not (
-            self.hook_attn_scores.listening
-            or self.hook_pattern.listening
+            listening(self.hook_attn_scores)
+            or listening(self.hook_pattern)
             or cfg.attn_scores_soft_cap > 0
             or cfg.positional_embedding_type == "alibi"
             or additive_attention_mask is not None
@@ -242,9 +244,9 @@ class Attention(nn.Module):
 
     def output(self, z: Heads) -> Float[Tensor, "batch pos d_model"]:
         """What the heads write, summed, plus the output bias."""
-        if self.hook_result.listening:
+        if listening(self.hook_result):
             result = self.hook_result(self.results(z))
-            if self.hook_result.written:
+            if written(self.hook_result):
                 return result.sum(-2) + self.b_O
         return linear(z.flatten(-2), self.W_O.flatten(0, 1), self.b_O)
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.model.attention import Attention, GroupedQueryAttention
-from cutaway.model.hook_points import HookPoint
+from cutaway.model.hook_points import HookPoint, written
 from cutaway.model.key_values import KeyValueCache, KeyValues
+from cutaway.model.listeners import HERE
 from cutaway.model.mlp import MLP, GatedMLP, MoE, mlp_of
 from cutaway.model.norm import LayerNorm, RMSNorm, norm_of, through
 from cutaway.model.positions import Rotary, Stream
@@ -72,6 +73,7 @@ class TransformerBlock(nn.Module):
         stream: Stream | None = None,
     ) -> Asked:
         """The residual stream after this block, `[batch, pos, d_model]`."""
+        stream = HERE.stream if stream is None else stream
         if stream is None:
             start = 0 if past_kv_cache_entry is None else past_kv_cache_entry.length
             padding = None if attention_mask is None else attention_mask.bool()
@@ -130,9 +132,10 @@ class TransformerBlock(nn.Module):
         one = all(x is first for x in inputs)
         if isinstance(self.ln1, nn.Identity):
             return inputs
-        assert isinstance(self.ln1, LayerNorm | RMSNorm)
-        written = self.ln1.hook_scale.written or self.ln1.hook_normalized.written
-        if one and first.ndim == 3 and (split_sizes[0] is None or not written):
+        if not isinstance(self.ln1, LayerNorm | RMSNorm):  # somebody else's
+            return [self.ln1(first)] * 3 if one else [self.ln1(x) for x in inputs]
+        edited = written(self.ln1.hook_scale) or written(self.ln1.hook_normalized)
+        if one and first.ndim == 3 and (split_sizes[0] is None or not edited):
             normal = self.ln1(first, heads=split_sizes[2])
             return [normal] * 3
         return [self.ln1(x, heads=n if x.ndim == 3 else None) for x, n in zip(inputs, split_sizes, strict=True)]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.model.hook_points import HookPoint
+from cutaway.model.hook_points import HookPoint, listening, written
 
 Config = HookedTransformerConfig | dict[str, Any]
 
@@ -42,9 +42,9 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*axes length"], heads: int | None = None) -> Float[Tensor, "*out length"]:
         """The normalised input, in the precision of the model."""
-        if not self.hook_scale.listening:
+        if not listening(self.hook_scale):
             normalized = F.layer_norm(x, (self.length,), self.w, self.b, self.eps)
-        elif not self.hook_scale.written:
+        elif not written(self.hook_scale):
             normalized, _, inverse = torch.native_layer_norm(x, (self.length,), self.w, self.b, self.eps)
             through(self.hook_scale, 1 / inverse, heads)
         else:
@@ -135,7 +135,7 @@ def divided(x: Tensor, hook_scale: HookPoint, eps: float, heads: int | None) -> 
 
 def through(point: HookPoint, x: Tensor, heads: int | None) -> Tensor:
     """`x` after its listeners: they see one copy per head, which is a mere view until somebody writes."""
-    if heads is None or not point.listening:
+    if heads is None or not listening(point):
         return point(x)
     view = x.unsqueeze(-2).expand(*x.shape[:-1], heads, x.shape[-1])
     out = point(view)

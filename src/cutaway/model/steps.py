@@ -16,6 +16,8 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
+from cutaway.model.attention import Attention
+from cutaway.model.foreign import call
 
 BEFORE = "resid"  # what comes in from the block before, not yet shown to hooks
 FIRST, LAST = "hook_resid_pre", "hook_resid_post"
@@ -345,7 +347,10 @@ def _mlp_out(block: Any, stream: Any, post: Tensor) -> Any:
 
 def _attn_module(block: Any, stream: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
     kept = None if stream.kept is None else stream.kept[block.layer]
-    return block.attn(query, key, value, past_kv_cache_entry=kept, stream=stream)
+    if isinstance(block.attn, Attention):
+        return block.attn(query, key, value, past_kv_cache_entry=kept, stream=stream)
+    inputs = {"query_input": query, "key_input": key, "value_input": value}
+    return call(block.attn, stream, **inputs, past_kv_cache_entry=kept, attention_mask=stream.padding)
 
 
 def _attn_module_out(block: Any, stream: Any, *inputs: Tensor) -> Any:

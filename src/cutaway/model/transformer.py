@@ -6,7 +6,7 @@ sweeps call on their own: `prepare`, `embed_tokens`, `run_blocks`, `logits_of`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,11 +18,15 @@ from cutaway import tokens as text
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
+from cutaway.model.attention import Attention
 from cutaway.model.block import TransformerBlock
-from cutaway.model.hook_points import HookedRootModule, HookPoint
+from cutaway.model.foreign import call, watch
+from cutaway.model.hook_points import HookPoint, listening
+from cutaway.model.hooked_root import HookedRootModule, RunState
 from cutaway.model.initial import initialise
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.losses import next_token_loss
+from cutaway.model.mlp import MLP, MoE
 from cutaway.model.norm import LayerNorm, norm_of
 from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import linear
@@ -72,6 +76,16 @@ class Unembed(nn.Module):
         return linear(residual, self.W_U, self.b_U)
 
 
+class TransformerState(RunState):
+    """Where a thread's runs of one network stand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.covered: tuple[int, int] | None = None  # the layers of the last run
+        self.current = Stream()
+        self.prompt_columns: int | None = None
+
+
 class Transformer(HookedRootModule, StackedWeights):
     """A transformer of any configuration, on the device that the configuration names.
 
@@ -114,9 +128,6 @@ class Transformer(HookedRootModule, StackedWeights):
         self.unembed = Unembed(cfg)
         if cfg.init_weights and self.embed.W_E.device.type != "meta":
             self.init_weights()
-        self._covered = (0, cfg.n_layers)  # the layers of the last run
-        self.current = Stream()  # where the run stands that is under way; hooks may read it
-        self.prompt_columns: int | None = None  # in a run of a generation: how many columns are its prompt
         self.setup()
         if move_to_device and self.embed.W_E.device.type != "meta":
             self.to(cfg.device)
@@ -128,7 +139,41 @@ class Transformer(HookedRootModule, StackedWeights):
     def setup(self) -> None:
         """Name all modules; hook points are listed in the order in which a run passes them."""
         super().setup()
-        self.hook_dict = {name: self.hook_dict[name] for name in sites.site_names(self.cfg)}
+        found, table = self.hook_dict, sites.table(self.cfg)
+        for name, point in found.items():
+            point.axes = table.get(name)
+        self.hook_dict = {name: found[name] for name in table if name in found} | found
+        self._watched = watch(self._foreign(table), self.__dict__.get("_watched", []))
+
+    def _foreign(self, table: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
+        """Modules of somebody else's, where a hook point, a block, its attention or its MLP would be."""
+        for name in table:
+            if name in self.mod_dict and name not in self.hook_dict:
+                yield name, self.mod_dict[name]
+        for layer, block in enumerate(self.blocks):
+            if not isinstance(block, TransformerBlock):
+                yield f"blocks.{layer}", block
+                continue
+            for part, ours in (("attn", Attention), ("mlp", (MLP, MoE))):
+                if not isinstance(module := getattr(block, part, ours), ours) and isinstance(module, nn.Module):
+                    yield f"blocks.{layer}.{part}", module
+
+    def _new_state(self) -> TransformerState:
+        return TransformerState()
+
+    @property
+    def current(self) -> Stream:
+        """Where this thread's run stands that is under way; hooks may read it."""
+        return self._here.current
+
+    @property
+    def prompt_columns(self) -> int | None:
+        """In a run of a generation: how many columns are its prompt."""
+        return self._here.prompt_columns
+
+    @prompt_columns.setter
+    def prompt_columns(self, columns: int | None) -> None:
+        self._here.prompt_columns = columns
 
     # Sites: what a network knows about them.
 
@@ -143,20 +188,31 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def position_axis(self, name: str) -> int | None:
         """Which axis is the position (of the destination, for patterns)."""
-        words = sites.axes(name, self.cfg)
+        words = self.hook_dict[name].axes if name in self.hook_dict else sites.axes(name, self.cfg)
+        if words is None:  # a point that somebody added: [batch, pos, …], as nearly all are
+            return 1
         return next((index for index, word in enumerate(words) if word in ("pos", "dest")), None)
+
+    def _left_out(self, name: str) -> str | None:
+        """What of the last run's beginning or end left this site out; None: nothing did."""
+        n = self.cfg.n_layers
+        first, last = self._here.covered or (0, n + 1)
+        parts = name.split(".")
+        if parts[0] == "blocks" and not first <= int(parts[1]) < last:
+            return f"the run covered layers {first} to {min(last, n) - 1}" if first < last else "the run covered no layer"
+        if first > 0 and parts[0] in ("hook_tokens", "hook_embed", "hook_pos_embed", "embed"):
+            return f"the run started at layer {first}, after the embedding"
+        if last <= n and parts[0] == "ln_final":
+            return f"the run stopped at layer {last}, before the final norm"
+        return None
 
     def why_silent(self, name: str) -> str:
         """Why the last run did not pass this site."""
-        first, last = self._covered
-        parts = name.split(".")
-        if parts[0] == "blocks" and not first <= int(parts[1]) < last:
-            return f"the run covered layers {first} to {last - 1}" if first < last else "the run covered no layer"
-        if first > 0 and parts[0] in ("hook_tokens", "hook_embed", "hook_pos_embed", "embed"):
-            return f"the run started at layer {first}, after the embedding"
-        if last < self.cfg.n_layers or parts[0] == "ln_final":
-            return f"the run stopped at layer {last}, before the final norm"
-        return "the run did not pass it"
+        return self._left_out(name) or "the run did not pass it"
+
+    def left_out(self, name: str) -> bool:
+        """Whether the caller started or stopped the last run so that it could not pass this site."""
+        return self._left_out(name) is not None
 
     # Tokens.
 
@@ -217,8 +273,8 @@ class Transformer(HookedRootModule, StackedWeights):
             padding = kept.append_attention_mask(new)
             if bool(padding.all()):
                 padding = None
-        self.current = Stream(start, None if padding is None else padding.bool().to(tokens.device))
-        return Stream(start, self.current.padding, kept)
+        current = self._here.current = Stream(start, None if padding is None else padding.bool().to(tokens.device))
+        return Stream(start, current.padding, kept)
 
     def embed_tokens(self, tokens: Tokens, stream: Stream) -> tuple[Resid, Stream]:
         """The residual stream before the first block, and the stream with shortformer's positions, where it has them."""
@@ -232,7 +288,7 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def _positions(self, tokens: Tokens, stream: Stream) -> Resid:
         embedded = self.pos_embed(tokens, stream.start, stream.padding)
-        if not self.hook_pos_embed.listening:
+        if not listening(self.hook_pos_embed):
             return embedded
         return self.hook_pos_embed(embedded.clone(memory_format=torch.contiguous_format))  # what is kept is no parameter
 
@@ -240,10 +296,15 @@ class Transformer(HookedRootModule, StackedWeights):
         self, resid: Resid, stream: Stream, start: int = 0, stop: int | None = None
     ) -> Float[Tensor, "batch asked d_model"]:
         """The residual stream before block `stop`, from that before block `start`."""
-        for block in self.blocks[start:stop]:
+        for layer, block in enumerate(self.blocks[start:stop], start):
             if self.cfg.n_devices > 1:
                 resid = resid.to(next(block.parameters()).device)
-            resid = block(resid, stream=stream)
+            if isinstance(block, TransformerBlock):
+                resid = block(resid, stream=stream)
+            else:
+                kept = None if stream.kept is None else stream.kept[layer]
+                mask = {"attention_mask": stream.padding, "shortformer_pos_embed": stream.shortformer}
+                resid = call(block, stream, resid, past_kv_cache_entry=kept, **mask)
         return resid
 
     def logits_of(
@@ -262,11 +323,11 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def last_logits(self, tokens: Tokens, attention_mask: Tokens | None = None, kept: KeyValueCache | None = None) -> Tensor:
         """The logits `[batch, d_vocab_out]` after the last of these tokens; those before it only if somebody listens."""
-        self.runs += 1
+        self._here.runs += 1
         text.check_tokens(tokens, self.cfg.d_vocab)
         stream = self.prepare(tokens, attention_mask, kept)
         resid = self.run_blocks(*self.embed_tokens(tokens, stream))
-        self._covered = (0, self.cfg.n_layers)
+        self._here.covered = None
         if any(point.listening for point in self.ln_final.modules() if isinstance(point, HookPoint)):
             return self.logits_of(resid)[:, -1]
         return self.logits_of(resid[:, -1:])[:, 0]
@@ -321,7 +382,7 @@ class Transformer(HookedRootModule, StackedWeights):
             if tokens is not None and mask is None:
                 mask = self.tokens_and_mask(tokens, prepend_bos, padding_side)[1]
             resid, stream = self._resumed(input, shortformer_pos_embed, mask, past_kv_cache)
-        self._covered = (start, self.cfg.n_layers if stop is None else stop)
+        self._here.covered = (start, self.cfg.n_layers + 1 if stop is None else stop)
         resid = self.run_blocks(resid, stream, start, stop)
         if stop_at_layer is not None:
             return resid

@@ -70,7 +70,7 @@ def run_clean(model: Transformer, tokens: Tensor, sites: Collection[str], *, mas
         HookNeverFired: the run never passes one of the sites.
     """
     store: dict[str, Tensor] = {}
-    keep = KeepActivation(store)
+    keep = KeepActivation(store, copies=False)
     hooks: list[NamedHook] = [(name, keep) for name in sites]
     with model.hooks(hooks):
         model.runs += 1

@@ -1,0 +1,58 @@
+"""Modules of others inside the network: at a hook point, or in place of a block, its attention or its MLP.
+
+They are called with the dialect's keywords, and what they return is checked where they stand, so that a message names
+the place. `Stream`, which travels beside the residual here and which they do not know, waits in `HERE` for the part of
+ours that such a module may wrap.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.errors import HookReturned
+from cutaway.model.listeners import HERE
+
+Watched = list[tuple[weakref.ref[nn.Module], Any]]
+
+
+def call(module: Any, stream: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call somebody else's module, with `stream` at hand for a part of ours inside it."""
+    outer, HERE.stream = HERE.stream, stream
+    try:
+        return module(*args, **kwargs)
+    finally:
+        HERE.stream = outer
+
+
+def watch(places: Iterable[tuple[str, nn.Module]], before: Watched) -> Watched:
+    """Check what these modules return from now on, and no longer what those did that were watched before."""
+    for reference, handle in before:
+        if reference() is not None:
+            handle.remove()
+    return [(weakref.ref(module), module.register_forward_hook(_Check(name), with_kwargs=True)) for name, module in places]
+
+
+class _Check:
+    """A hook of PyTorch that looks at what a module returns."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        what = f"the {type(module).__name__} at {self.name!r}"
+        if not isinstance(out, Tensor):
+            raise HookReturned(f"{what} returned {type(out).__name__}, where a tensor is needed")
+        given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+        if given is None or given.is_floating_point() != out.is_floating_point():
+            if given is not None:
+                raise HookReturned(f"{what} returned {out.dtype}, where {given.dtype} passes")
+            return
+        if out.device != given.device:
+            raise HookReturned(f"{what} returned a tensor on {out.device}, where {given.device} is needed")
+        if out.dtype != given.dtype and not torch.is_autocast_enabled(given.device.type):
+            raise HookReturned(f"{what} returned {out.dtype}, where {given.dtype} passes; convert it with .to(x.dtype)")
