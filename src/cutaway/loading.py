@@ -8,6 +8,7 @@ first, when there is most room.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from os import PathLike
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
-from cutaway.errors import ConfigError
+from cutaway.errors import CheckpointError, ConfigError, WeightsMismatch
 from cutaway.model.transformer import Transformer
 from cutaway.sources import files, folders, gguf, hub, objects, packages, toys
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
@@ -26,6 +27,11 @@ from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.weights import canonical, families, processing
 
 Network = TypeVar("Network", bound=Transformer)
+
+
+class NotFiniteWeights(UserWarning):
+    """Weights that were loaded hold NaN or infinity."""
+
 
 WORTH_A_BAR = 100_000_000  # parameters from which on loading takes long enough to show how far it is
 
@@ -232,7 +238,24 @@ def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device,
         real = torch.empty_strided(empty.shape, empty.stride(), dtype=dtype, device=device)
         with torch.no_grad():
             real.copy_(tensor)
+    if not finite(real):
+        raise CheckpointError(f"{name!r} holds {_not_finite(real)} of {real.numel()} numbers that are NaN or infinite: {DAMAGED}")
     setattr(module, last, nn.Parameter(real, requires_grad=dtype.is_floating_point))
+
+
+DAMAGED = "the file is damaged, or the training went astray; to look at it all the same, build the model and load_state_dict"
+
+
+def finite(x: Tensor) -> bool:
+    """Whether no number is NaN or infinite. One sum tells, unless it overflows."""
+    if x.is_meta or not x.is_floating_point():
+        return True
+    total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    return bool(torch.isfinite(total)) or not _not_finite(x)
+
+
+def _not_finite(x: Tensor) -> int:
+    return int((~torch.isfinite(x.detach())).sum())
 
 
 def _read_once(weights: Mapping[str, Tensor], dtype: torch.dtype, shown: Shown) -> LazyTensors:
@@ -325,8 +348,10 @@ def progress(cfg: HookedTransformerConfig) -> Iterator[Shown]:
 # State dicts.
 
 
-def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = True, assign: bool = False) -> None:
-    """Copy weights into a network that has memory already; the norms of a folded state dict become w = 1, b = 0.
+def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = True, assign: bool = False) -> Any:
+    """Copy weights into a network that has memory already; what did not fit, as `nn.Module.load_state_dict` returns it.
+
+    A network with parts of somebody else's (a wrapped MLP, parameters of a subclass) is filled by its own names.
 
     Args:
         assign: take the tensors themselves instead, as Torch does.
@@ -335,6 +360,15 @@ def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = Tr
         WeightsMismatch: with `strict`, when they do not fit exactly.
     """
     weights = canonical.without_buffers(weights, model.cfg)
-    if strict:
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    ordinary = names == set(canonical.shapes(model.cfg))
+    if strict and ordinary:
         canonical.check(weights, model.cfg)
-    nn.Module.load_state_dict(model, weights, strict=strict, assign=assign)
+    for name, tensor in weights.items():
+        if not finite(tensor):
+            said = f"{name!r} holds {_not_finite(tensor)} numbers that are NaN or infinite"
+            warnings.warn(said, NotFiniteWeights, stacklevel=3)
+    try:
+        return nn.Module.load_state_dict(model, weights, strict=strict, assign=assign)
+    except RuntimeError as error:
+        raise WeightsMismatch(str(error)) from error

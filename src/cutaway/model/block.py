@@ -24,7 +24,7 @@ from cutaway.model.positions import Rotary, Stream
 from cutaway.model.steps import BEFORE, Slice, program
 
 Resid = Float[Tensor, "batch pos d_model"]
-Asked = Float[Tensor, "batch asked d_model"]  # all positions, or those that a stream asks for
+Asked = Float[Tensor, "rows asked d_model"]  # all positions and examples, or those that a stream asks for and hooks leave
 ForQueries = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 ForKeys = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos kv d_model"]
 

@@ -120,13 +120,11 @@ class HookPoint(nn.Module):
         if not isinstance(out, Tensor):
             raise HookReturned(f"a hook on {self.name!r} returned {type(out).__name__}, where a tensor is needed (or None)")
         if out.shape != x.shape and not self._may_reshape(out, x):
-            raise ShapeError(
-                f"a hook on {self.name!r} returned {tuple(out.shape)}, where {tuple(x.shape)} is needed (or None)"
-            )
+            raise ShapeError(f"a hook on {self.name!r} returned {tuple(out.shape)}, where {tuple(x.shape)} is needed (or None)")
         if out.device != x.device:
             raise HookReturned(f"a hook on {self.name!r} returned a tensor on {out.device}, where {x.device} is needed")
         if out.is_floating_point() != x.is_floating_point() or out.is_complex() != x.is_complex():
-            raise HookReturned(f"a hook on {self.name!r} returned {out.dtype}, where {x.dtype} passes; convert it with .to(x.dtype)")
+            raise HookReturned(f"a hook on {self.name!r} returned {out.dtype}, where {x.dtype} passes; use .to(x.dtype)")
         return out
 
     def _may_reshape(self, out: Tensor, x: Tensor) -> bool:

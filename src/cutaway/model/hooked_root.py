@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cutaway.errors import HookDidNotFire, HookNeverFired, ShapeError, UnknownSite, nearest
 from cutaway.model.hook_points import HookPoint, NamedHook, NamesFilter, called, check_signature
-from cutaway.model.listeners import HERE, HookFunction, KeepActivation, Listener, Scope, memory_of
+from cutaway.model.listeners import HERE, HookFunction, KeepActivation, Listener, Scope, memory_of, take
 from cutaway.model.sites import layers_there
 from cutaway.model.slices import Slice, SliceInput
 
@@ -70,6 +70,8 @@ class HookedRootModule(nn.Module):
         self._here.runs += 1
         taken, reshaped = HERE.taken, HERE.reshaped
         HERE.taken, HERE.reshaped = set(taken), []
+        for given in (*args, *kwargs.values()):
+            take(given)  # the caller may write into it when the run is over
         try:
             out = super().__call__(*args, **kwargs)
             if HERE.taken and isinstance(out, Tensor) and memory_of(out) in HERE.taken:
@@ -254,13 +256,13 @@ class HookedRootModule(nn.Module):
         """
         return HookScope(self, fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts)
 
-    def _open(self) -> Scope:
-        scope = Scope()
+    def _enter(self, scope: Scope) -> None:
+        """Begin a scope. (It is made by whoever closes it, so that no interrupt comes between.)"""
         scopes = self._here.scopes = [one for one in self._here.scopes if one.open]
         scope.level = len(scopes) + 1
         scopes.append(scope)
-        scope.taken, HERE.taken = HERE.taken, set(HERE.taken)
-        return scope
+        scope.taken = HERE.taken
+        HERE.taken = set(scope.taken)
 
     def _attach_all(self, scope: Scope, direction: str, hooks: Sequence[NamedHook]) -> list[Group]:
         """Attach pairs of name and function for a scope."""
@@ -284,7 +286,8 @@ class HookedRootModule(nn.Module):
 
     def _take_off(self, scope: Scope, reset_hooks_end: bool, clear_contexts: bool) -> None:
         """What is left to do when a scope is closed; nothing of it is heard any more, however far this comes."""
-        HERE.taken = scope.taken
+        if scope.taken is not None:
+            HERE.taken = scope.taken
         if not reset_hooks_end:
             for _, listener in scope.attached:  # they stay, as if attached for good
                 listener.scope = HERE.base
@@ -361,8 +364,9 @@ class HookedRootModule(nn.Module):
             HookNeverFired: the run never passed the site of a forward hook (a predicate: any of its sites). Where
                 `start_at_layer` or `stop_at_layer` is the reason, this is a warning.
         """
-        scope = self._open()
+        scope = Scope()
         try:
+            self._enter(scope)
             groups = self._attach_all(scope, "fwd", fwd_hooks) + self._attach_all(scope, "bwd", bwd_hooks)
             out = self(*model_args, **model_kwargs)
             self._check_fired(groups, ran=True, strict=True)
@@ -400,8 +404,9 @@ class HookedRootModule(nn.Module):
         """
         names, store = self._filtered(names_filter), dict[str, Tensor]()
         forward, backward = self._keepers(store, device, remove_batch_dim, pos_slice)
-        scope = self._open()
+        scope = Scope()
         try:
+            self._enter(scope)
             self._attach_readers(scope, "fwd", names, forward)
             if incl_bwd:
                 self._attach_readers(scope, "bwd", names, backward)
@@ -527,9 +532,9 @@ class HookScope:
 
     def __enter__(self) -> Any:
         model = self.model
-        scope = model._open()
-        groups: list[Group] = []
+        scope, groups = Scope(), list[Group]()
         try:
+            model._enter(scope)
             for direction, hooks in self.pairs:
                 groups += model._attach_all(scope, direction, hooks)
             self._entered.append((scope, groups, model.runs))

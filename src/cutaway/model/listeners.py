@@ -52,7 +52,7 @@ class Scope:
         self.thread = me or HERE.me
         self.level = 0
         self.attached: list[tuple[Any, Listener]] = []
-        self.taken: set[int] = set()  # what `HERE` knew of when the scope began
+        self.taken: set[int] | None = None  # what `HERE` knew of when the scope began
 
 
 class _End:
@@ -182,8 +182,9 @@ class KeepActivation:
             kept = self.pos_slice.apply(kept, dim=axis - kept.ndim)
         if self.remove_batch_dim:
             if kept.ndim == 0 or kept.shape[0] != 1:
+                there = kept.shape[0] if kept.ndim else "no axis"
                 raise ShapeError(
-                    f"remove_batch_dim=True needs one example, and {hook.name!r} has {kept.shape[0] if kept.ndim else 'no axis'}; "
+                    f"remove_batch_dim=True needs one example, and {hook.name!r} has {there}; "
                     "leave it out, and cache.apply_slice_to_batch_dim(i) takes one example"
                 )
             kept = kept[0]

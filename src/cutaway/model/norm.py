@@ -127,18 +127,18 @@ def precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def divided(x: Tensor, hook_scale: HookPoint, eps: float, heads: int | None) -> Tensor:
+def divided(x: Tensor, hook_scale: nn.Module, eps: float, heads: int | None) -> Tensor:
     """`x` over the root of its mean square, which listeners of the scale may change (per head, if they do)."""
     scale = through(hook_scale, (x.pow(2).mean(-1, keepdim=True) + eps).sqrt(), heads)
     return (x.unsqueeze(-2) if scale.ndim > x.ndim else x) / scale
 
 
-def through(point: HookPoint, x: Tensor, heads: int | None) -> Tensor:
+def through(point: nn.Module, x: Tensor, heads: int | None) -> Tensor:
     """`x` after its listeners: they see one copy per head, which is a mere view until somebody writes."""
     if heads is None or not listening(point):
         return point(x)
     view = x.unsqueeze(-2).expand(*x.shape[:-1], heads, x.shape[-1])
-    out = point(view)
+    out: Tensor = point(view)
     return x if out is view else out
 
 

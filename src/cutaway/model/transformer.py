@@ -294,7 +294,7 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def run_blocks(
         self, resid: Resid, stream: Stream, start: int = 0, stop: int | None = None
-    ) -> Float[Tensor, "batch asked d_model"]:
+    ) -> Float[Tensor, "rows asked d_model"]:
         """The residual stream before block `stop`, from that before block `start`."""
         for layer, block in enumerate(self.blocks[start:stop], start):
             if self.cfg.n_devices > 1:

@@ -1,0 +1,516 @@
+"""Listeners: whose they are, how long they stay, what hooks of one point share, and that caches never change."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cutaway.errors import HookReturned, ShapeError
+from cutaway.hooked_transformer import HookedTransformer
+from cutaway.model.hook_points import HookPoint
+from tests.architectures import ALL, network, some_tokens
+
+every = pytest.mark.parametrize("name", list(ALL))
+SITE = "blocks.0.attn.hook_z"
+
+
+def silence(x: Tensor, hook: HookPoint) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def nothing(x: Tensor, hook: HookPoint) -> None:
+    """A hook that changes nothing."""
+
+
+def attached(model: HookedTransformer) -> int:
+    return sum(len(point._fwd) + len(point._bwd) for point in model.hook_points())
+
+
+# Threads.
+
+
+def kinds_of_runs(model: HookedTransformer, tokens: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Runs that differ, each as one tensor."""
+
+    def for_good() -> Tensor:
+        model.add_hook("blocks.1.hook_attn_out", silence)
+        out = model(tokens)
+        model.reset_hooks()
+        return out
+
+    def noted() -> Tensor:
+        def note(x: Tensor, hook: HookPoint) -> None:
+            hook.ctx["seen"] = x.clone()
+            time.sleep(0)
+
+        model.run_with_hooks(tokens.flip(1), fwd_hooks=[(SITE, note)])
+        return model.hook_dict[SITE].ctx["seen"]
+
+    def scoped() -> Tensor:
+        with model.hooks([(SITE, silence)]):
+            return model(tokens, return_type="loss")
+
+    return {
+        "plain": lambda: model(tokens),
+        "hooked": lambda: model.run_with_hooks(tokens, fwd_hooks=[(SITE, silence)]),
+        "scoped": scoped,
+        "cached": lambda: model.run_with_cache(tokens, names_filter="blocks.1.attn.hook_pattern")[1]["pattern", 1],
+        "other tokens": lambda: model.run_with_cache(tokens.flip(0))[1]["resid_post", -1],
+        "for good": for_good,
+        "noted": noted,
+        "stopped": lambda: model(tokens, stop_at_layer=1),
+        "generated": lambda: model.generate(tokens, 3, do_sample=False, stop_at_eos=False, verbose=False),
+    }
+
+
+def test_threads_on_one_model_never_see_each_others_hooks_or_activations() -> None:
+    model, tokens = network("gpt2"), some_tokens(batch=2, length=6)
+    runs = kinds_of_runs(model, tokens)
+    with ThreadPoolExecutor(1) as one:
+        expected = {kind: one.submit(run).result() for kind, run in runs.items()}
+    draw = random.Random(0)
+    kinds = [draw.choice(list(runs)) for _ in range(2000)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda kind: runs[kind](), kinds))
+    wrong = [kind for kind, found in zip(kinds, results, strict=True) if not torch.equal(found, expected[kind])]
+    assert not wrong, f"{len(wrong)} of 2000 runs, such as {wrong[:5]}"
+    assert attached(model) == 0 and model.context_level == 0
+
+
+def test_what_the_main_thread_attaches_for_good_is_heard_everywhere() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    model.add_hook(SITE, silence)
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(model, tokens).result(), model(tokens))
+        model.reset_hooks()
+        assert torch.equal(pool.submit(model, tokens).result(), model(tokens))
+
+
+def test_what_a_thread_attached_ends_with_it() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    clean = model(tokens)
+    thread = threading.Thread(target=lambda: model.add_hook(SITE, silence))
+    thread.start()
+    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(model, tokens).result(), clean)
+    model.add_hook(SITE, nothing)
+    assert [one.function for one in model.hook_dict[SITE]._fwd] == [nothing]
+
+
+# Interrupts.
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt inside a finalizer
+def test_an_interrupt_at_any_moment_leaves_no_hook() -> None:
+    model, tokens = network("gpt2"), some_tokens(batch=1, length=3)
+    clean = model(tokens)
+    everywhere = [(lambda name: True, nothing)]
+    with interrupting():
+        for number in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.Random(number).uniform(1e-5, 4e-3))
+                for _ in range(5):  # an interrupt inside a finalizer is lost, so there is an end
+                    if number % 2:
+                        model.run_with_cache(tokens)
+                    else:
+                        model.run_with_hooks(tokens, fwd_hooks=everywhere)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                pass
+            assert not model.list_hooks() and model.context_level == 0, number
+    assert torch.equal(model(tokens), clean)
+
+
+@contextmanager
+def interrupting() -> Iterator[None]:
+    """An alarm is Ctrl-C."""
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+# Copies.
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_made_in_a_scope_has_none_of_its_hooks(copied: Callable[[Any], Any]) -> None:
+    model, tokens = network("llama"), some_tokens()
+    clean = model(tokens)
+    model.add_perma_hook("hook_embed", nothing)
+    with model.hooks([(SITE, silence)]):
+        other = copied(model)
+        assert not torch.equal(model(tokens), clean)
+    assert torch.equal(other(tokens), clean) and list(other.list_hooks()) == ["hook_embed"]
+    assert other.context_level == 0
+    other.run_with_cache(tokens)
+
+
+# One tensor for the hooks of a point.
+
+
+@every
+def test_hooks_of_one_point_see_one_tensor(name: str) -> None:
+    model, tokens = network(name), some_tokens()
+    for site in model.sites:
+        if site.endswith("hook_attn_in") and model.cfg.n_key_value_heads is not None:
+            continue
+        seen: list[Tensor] = []
+        model.run_with_hooks(tokens, fwd_hooks=[(site, lambda x, hook: seen.append(x))] * 2)  # noqa: B023
+        times = len(seen) // 2
+        assert times and all(seen[2 * at] is seen[2 * at + 1] for at in range(times)), site
+
+
+def test_what_one_hook_keeps_is_the_node_of_the_graph_that_another_gets() -> None:
+    model, tokens, kept = network("gpt2"), some_tokens(), {}
+    site = "blocks.0.hook_resid_pre"
+
+    def keep(x: Tensor, hook: HookPoint) -> None:
+        kept["first"] = x
+
+    def use(x: Tensor, hook: HookPoint) -> None:
+        kept["second"] = x.sum()
+
+    model.run_with_hooks(tokens, fwd_hooks=[(site, keep), (site, use)])
+    (gradient,) = torch.autograd.grad(kept["second"], kept["first"])
+    assert torch.equal(gradient, torch.ones_like(gradient))
+
+
+def test_the_hook_after_one_that_returns_sees_a_copy_of_what_it_returned() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    mine = torch.randn(3, 9, 24)
+    before = mine.clone()
+
+    def ruin(x: Tensor, hook: HookPoint) -> None:
+        assert torch.equal(x, before)
+        x.zero_()
+
+    model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: mine), ("blocks.1.hook_resid_pre", ruin)])
+    assert torch.equal(mine, before)
+
+
+# Caches.
+
+
+@every
+def test_filling_one_entry_of_a_cache_changes_nothing_else(name: str) -> None:
+    model, tokens = network(name), some_tokens()
+    given, weights = tokens.clone(), {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        out, cache = model.run_with_cache(tokens, names_filter=model.sites)
+    clean, result = {site: tensor.clone() for site, tensor in cache.items()}, out.clone()
+    for site, tensor in cache.items():
+        if 0 in tensor.stride():  # one tensor for all heads: nobody can write into it
+            continue
+        tensor.fill_(7)
+        assert all(torch.equal(cache[other], clean[other]) for other in cache if other != site), site
+        tensor.copy_(clean[site])
+    assert torch.equal(tokens, given) and torch.equal(out, result)
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+@every
+def test_what_a_cache_keeps_does_not_change_when_hooks_write_later(name: str) -> None:
+    """Each hook writes when all is over into what it was given, and into what it gave back."""
+    model, tokens = network(name), some_tokens()
+    held: list[Tensor] = []
+
+    def hold(x: Tensor, hook: HookPoint) -> None:
+        held.append(x)
+
+    def give_back(x: Tensor, hook: HookPoint) -> Tensor:
+        held.append(x.clone())
+        return held[-1]
+
+    grouped = model.cfg.n_key_value_heads is not None
+    sites = [site for site in model.sites if not (grouped and site.endswith("hook_attn_in"))]
+    for hook in (hold, give_back):
+        for hooks_first in (True, False):
+            held.clear()
+            with torch.no_grad(), model.hooks([(site, hook) for site in sites] if hooks_first else []):
+                store, fwd, _ = model.get_caching_hooks(sites)
+                with model.hooks([*fwd, *([] if hooks_first else [(site, hook) for site in sites])]):
+                    model(tokens)
+            clean = {site: tensor.clone() for site, tensor in store.items()}
+            for tensor in held:
+                tensor.zero_()
+            for site, tensor in store.items():
+                assert torch.equal(tensor, clean[site]), (site, hook.__name__, hooks_first)
+
+
+def test_a_hook_that_returns_a_view_of_a_parameter_puts_no_parameter_into_the_cache() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    before = model.W_E.clone()
+    with torch.no_grad(), model.hooks([("hook_embed", lambda x, hook: model.W_E[:9].expand(3, -1, -1))]):
+        _, cache = model.run_with_cache(tokens, names_filter=["hook_embed", "blocks.0.hook_resid_pre"])
+    for tensor in cache.values():
+        tensor[:, :1].zero_() if 0 not in tensor.stride() else None
+    assert torch.equal(model.W_E, before)
+
+
+def test_a_run_returns_memory_of_its_own() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    with torch.no_grad():
+        out, cache = model.run_with_cache(tokens, stop_at_layer=1)
+        kept = cache["resid_post", 0].clone()
+        out.zero_()
+        assert torch.equal(cache["resid_post", 0], kept)
+        _, later = model.run_with_cache(cache["resid_post", 0], start_at_layer=1)
+        later["resid_pre", 1].zero_()
+        assert torch.equal(cache["resid_post", 0], kept)
+
+
+def test_two_caches_of_one_run_are_apart() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    outer = model.add_caching_hooks(["blocks.0.hook_resid_pre"])
+    with torch.no_grad():
+        _, inner = model.run_with_cache(tokens)
+    kept = outer["blocks.0.hook_resid_pre"].clone()
+    inner["resid_pre", 0].zero_()
+    assert torch.equal(outer["blocks.0.hook_resid_pre"], kept)
+    model.reset_hooks()
+
+
+def test_removing_the_batch_axis_needs_one_example() -> None:
+    model = network("gpt2")
+    with pytest.raises(ShapeError, match=r"remove_batch_dim=True needs one example.*'hook_embed' has 3"):
+        model.run_with_cache(some_tokens(), remove_batch_dim=True)
+    assert attached(model) == 0
+
+
+# Backward hooks.
+
+
+@pytest.mark.parametrize("detach", ["reset", "scope", "run", "never"])
+def test_a_backward_hook_belongs_to_the_pass_that_passed_it(detach: str) -> None:
+    model, tokens, seen = network("gpt2"), some_tokens(), []
+    pair = ("blocks.0.hook_resid_mid", lambda gradient, hook: seen.append(gradient.clone()))
+    if detach in ("reset", "never"):
+        model.add_hook(*pair, dir="bwd")
+        loss = model(tokens, return_type="loss")
+        if detach == "reset":
+            model.reset_hooks()
+    elif detach == "scope":
+        with model.hooks(bwd_hooks=[pair]):
+            loss = model(tokens, return_type="loss")
+    else:
+        loss = model.run_with_hooks(tokens, bwd_hooks=[pair], return_type="loss")
+    later = model(tokens, return_type="loss") if detach != "never" else None
+    assert not seen
+    loss.backward()
+    assert len(seen) == 1
+    if later is not None:  # this pass came when nobody listened any more
+        later.backward()
+        assert len(seen) == 1
+    _, cache = model.run_with_cache(tokens, return_type="loss", incl_bwd=True) if detach != "never" else (None, None)
+    if cache is not None:
+        torch.testing.assert_close(seen[0], cache["blocks.0.hook_resid_mid_grad"])
+
+
+def test_a_backward_hook_that_is_attached_after_the_pass_is_not_called_by_it() -> None:
+    model, tokens, seen = network("gpt2"), some_tokens(), []
+    loss = model(tokens, return_type="loss")
+    model.add_hook("hook_embed", lambda gradient, hook: seen.append(1), dir="bwd")
+    loss.backward()
+    model.reset_hooks()
+    assert not seen
+
+
+# Levels.
+
+
+def test_a_run_takes_off_every_hook_of_its_level() -> None:
+    model, tokens, seen = network("gpt2"), some_tokens(), []
+    with model.hooks([("hook_embed", nothing)]):
+        model.hook_dict[SITE].add_hook(lambda x, hook: seen.append("inner"), level=model.context_level + 1)
+        model.add_hook(SITE, lambda x, hook: seen.append("outer"), level=model.context_level)
+        model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", nothing)])
+        assert seen == ["inner", "outer"]
+        model(tokens)
+        assert seen == ["inner", "outer", "outer"]
+    model(tokens)
+    assert seen == ["inner", "outer", "outer"] and attached(model) == 0
+
+
+# What hooks may return.
+
+
+def test_a_hook_that_returns_integers_or_no_tensor_is_refused() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    with pytest.raises(HookReturned, match=r"'hook_embed' returned torch\.int64, where torch\.float32"):
+        model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", lambda x, hook: x.long())])
+    with pytest.raises(HookReturned, match="returned int, where a tensor"):
+        model.run_with_hooks(tokens, fwd_hooks=[("hook_embed", lambda x, hook: 3)])
+    assert attached(model) == 0
+
+
+def test_a_hook_may_change_the_shape_where_nothing_after_it_forbids_it() -> None:
+    model, tokens = network("llama"), some_tokens()
+    clean = model(tokens)
+    out = model.run_with_hooks(tokens, fwd_hooks=[("blocks.1.hook_resid_pre", lambda x, hook: x[:2])])
+    assert out.shape[0] == 2
+    torch.testing.assert_close(out, clean[:2])
+    last = model.run_with_hooks(tokens, fwd_hooks=[("ln_final.hook_normalized", lambda x, hook: x[:, -1:])])
+    torch.testing.assert_close(last, clean[:, -1:])
+    with pytest.raises(ShapeError, match=r"hook_attn_out.*\(2, 9, 24\).*cannot take that"):
+        model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_attn_out", lambda x, hook: x[:2])])
+    for wrong in (lambda x, hook: x[:1], lambda x, hook: x[..., :3], lambda x, hook: x[0]):  # the first would be broadcast
+        with pytest.raises(ShapeError, match=r"hook_attn_out.*is needed"):
+            model.run_with_hooks(tokens, fwd_hooks=[("blocks.0.hook_attn_out", wrong)])
+
+
+# Modules of others.
+
+
+class Doubling(nn.Module):
+    """What a library puts at a hook point: it computes something, and has hook points of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_inside = HookPoint()
+        self.size = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hook_inside(x * self.size) if x.is_floating_point() else self.hook_inside(x)
+
+
+@every
+def test_a_foreign_module_at_every_site(name: str) -> None:
+    model, tokens = network(name), some_tokens()
+    clean = model(tokens)
+    for site in model.sites:
+        if site.endswith("hook_attn_in") and model.cfg.n_key_value_heads is not None:
+            continue
+        parent, _, last = site.rpartition(".")
+        owner = model.get_submodule(parent) if parent else model
+        before, seen = getattr(owner, last), []
+        setattr(owner, last, Doubling())
+        model.setup()
+        inside = f"{site}.hook_inside"
+        assert site not in model.hook_dict and inside in model.hook_dict
+        out = model.run_with_hooks(tokens, fwd_hooks=[(inside, lambda x, hook: seen.append(hook.name))])  # noqa: B023
+        assert set(seen) == {inside}
+        torch.testing.assert_close(out, clean, rtol=1e-4, atol=1e-4, msg=site)
+        _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith("hook_inside"))
+        assert list(cache) == [inside]
+        setattr(owner, last, before)
+        model.setup()
+        assert site in model.sites and inside not in model.hook_dict
+    assert torch.equal(model(tokens), clean)
+
+
+class Wrapped(nn.Module):
+    """A part in a wrapper that names the dialect's arguments and knows no others."""
+
+    def __init__(self, old: nn.Module):
+        super().__init__()
+        self.old, self.hook_wrapped = old, HookPoint()
+
+    def forward(
+        self,
+        query_input: Tensor,
+        key_input: Tensor,
+        value_input: Tensor,
+        past_kv_cache_entry: Any = None,
+        attention_mask: Any = None,
+    ) -> Tensor:
+        given = {"query_input": query_input, "key_input": key_input, "value_input": value_input}
+        return self.hook_wrapped(self.old(**given, past_kv_cache_entry=past_kv_cache_entry, attention_mask=attention_mask))
+
+
+class WrappedMLP(nn.Module):
+    def __init__(self, old: nn.Module):
+        super().__init__()
+        self.old, self.hook_wrapped = old, HookPoint()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hook_wrapped(self.old(x))
+
+
+class WrappedBlock(nn.Module):
+    def __init__(self, old: nn.Module):
+        super().__init__()
+        self.old = old
+
+    def forward(
+        self, resid: Tensor, past_kv_cache_entry: Any = None, shortformer_pos_embed: Any = None, attention_mask: Any = None
+    ) -> Tensor:
+        given = {"past_kv_cache_entry": past_kv_cache_entry, "attention_mask": attention_mask}
+        return self.old(resid, shortformer_pos_embed=shortformer_pos_embed, **given)
+
+
+@every
+def test_wrapped_parts_run_as_they_are(name: str) -> None:
+    plain, model, tokens = network(name), network(name), some_tokens()
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    for number in (0, 1):
+        block = model.blocks[number]
+        block.attn = Wrapped(block.attn)
+        if not model.cfg.attn_only:
+            block.mlp = WrappedMLP(block.mlp)
+    model.setup()
+    seen: list[str] = []
+    wrapped = [(lambda name: name.endswith("hook_wrapped"), lambda x, hook: seen.append(hook.name))]
+    torch.testing.assert_close(model.run_with_hooks(tokens, fwd_hooks=wrapped), plain(tokens))
+    assert len(seen) == (2 if model.cfg.attn_only else 4)
+    torch.testing.assert_close(model(tokens, attention_mask=mask)[:, 3:], plain(tokens, attention_mask=mask)[:, 3:])
+    state = model.state_dict()
+    assert model.load_state_dict(state).missing_keys == []
+    if model.cfg.attention_dir == "causal":
+        options: dict[str, Any] = {"do_sample": False, "stop_at_eos": False, "verbose": False}
+        assert torch.equal(model.generate(tokens, 4, **options), plain.generate(tokens, 4, **options))
+
+
+def test_a_wrapped_block_runs_as_it_is() -> None:
+    plain, model, tokens = network("llama"), network("llama"), some_tokens()
+    model.blocks[1] = WrappedBlock(model.blocks[1])
+    model.setup()
+    torch.testing.assert_close(model(tokens), plain(tokens))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (lambda x: (x, x), "returned tuple"),
+        (lambda x: x.double(), r"returned torch\.float64, where torch\.float32"),
+        (lambda x: x.long(), r"returned torch\.int64, where torch\.float32"),
+    ],
+)
+def test_a_foreign_module_that_returns_something_else_is_named(what: Callable[[Tensor], Any], said: str) -> None:
+    class Wrong(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return what(x)
+
+    model = network("gpt2")
+    model.blocks[1].hook_mlp_out = Wrong()
+    model.setup()
+    with pytest.raises(HookReturned, match=rf"the Wrong at 'blocks\.1\.hook_mlp_out' {said}"):
+        model(some_tokens())
+
+
+def test_hook_points_may_be_added_anywhere_and_hooks_stay_on_through_setup() -> None:
+    model, tokens, seen = network("gpt2"), some_tokens(), []
+    model.add_hook("hook_embed", lambda x, hook: seen.append("embed"))
+    model.blocks[0].extra = HookPoint()
+    model.setup()
+    assert list(model.hook_dict)[-1] == "blocks.0.extra" and next(iter(model.hook_dict)) == "hook_tokens"
+    model.add_hook("blocks.0.extra", lambda x, hook: seen.append("extra"))
+    model.blocks[0].extra(torch.zeros(1))
+    model(tokens, stop_at_layer=0)
+    model.reset_hooks()
+    assert seen == ["extra", "embed"]
