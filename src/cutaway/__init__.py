@@ -16,7 +16,8 @@ _BY_MODULE = {
     "hooked_transformer": "HookedTransformer",
     "config": "HookedTransformerConfig",
     "tokens": "CharTokenizer",
-    "model.hook_points": "HookPoint HookedRootModule",
+    "model.hook_points": "HookPoint",
+    "model.hooked_root": "HookedRootModule",
     # runs
     "runs.activation_cache": "ActivationCache",
     "runs.factored_matrix": "FactoredMatrix",
