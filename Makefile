@@ -2,6 +2,7 @@
 # make test    lint, types and tests, from nothing
 # make fuzz    the same fuzzers and harnesses with large budgets: thousands of cases each, kills and interrupts by the hundred
 # make bench   the benchmarks beside TransformerLens 2.18, which gets an environment of its own
+# make wheel   the wheel, built twice: the same bytes, or an error
 # make gallery every figure in one page, with the code that makes it
 # make ui      the figures' bundle, built again from ui/ (needs Node; the bundle is committed)
 # make house   docs/house.md, the tree of files, from what each file says of itself
@@ -18,7 +19,7 @@ BENCHMARKS := $(filter-out benchmarks/peer.py,$(shell grep -ls '^if __name__ == 
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help house venv demo test fuzz lint types pytest bench gallery ui ui-tools format clean
+.PHONY: help house venv demo test fuzz wheel lint types pytest bench gallery ui ui-tools format clean
 
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -49,6 +50,15 @@ pytest: venv ui-tools
 
 fuzz: venv
 	$(BIN)/pytest -m fuzz
+
+# Every file in the wheel carries the time of the last commit, so two builds of one tree are one file.
+wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)
+wheel: venv
+	rm -rf build out/wheel out/again
+	$(BIN)/pip wheel --quiet . --no-deps --wheel-dir out/wheel
+	rm -rf build
+	$(BIN)/pip wheel --quiet . --no-deps --wheel-dir out/again
+	cmp out/wheel/*.whl out/again/*.whl && sha256sum out/wheel/*.whl
 
 gallery: venv
 	$(BIN)/python examples/gallery.py --out out/gallery.html

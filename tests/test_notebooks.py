@@ -142,3 +142,11 @@ def test_a_notebook_with_a_lone_surrogate_runs_onto_itself(tmp_path: Path) -> No
     again = json.loads(path.read_bytes())
     assert again["cells"][0]["source"] in ("\ud800 alone", ["\ud800 alone"])
     assert [one[0]["text"] for one in outputs(path)] in ([["42\n"], ["1\n"]], ["42\n", "1\n"])
+
+
+def test_a_kernel_under_a_prefix_can_be_read_by_others(tmp_path: Path) -> None:
+    installed = notebooks.install_kernel(prefix=tmp_path)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (installed, *installed.iterdir())}
+    assert modes[installed.name] & 0o055 == 0o055 and modes["kernel.json"] & 0o044 == 0o044
+    both = CliRunner().invoke(app, ["kernel", "install", "--prefix", str(tmp_path), "--sys-prefix"])
+    assert both.exit_code == 2 and "either --prefix or --sys-prefix" in both.output

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway.commands import learning, questions, shared, steering, sweeps
+from cutaway.commands import console, learning, questions, shared, steering, sweeps
 from cutaway.errors import CutawayError
 
 TASKS = (
@@ -25,7 +25,7 @@ DIFFERENT, FAILED, INTERRUPTED = 1, 2, 130
 
 def complain(message: str) -> None:
     """One line on stderr."""
-    typer.echo(message, err=True)
+    console.echo(message, err=True)
 
 
 class Commands(TyperGroup):
@@ -71,7 +71,7 @@ def _version(wanted: bool) -> bool:
     if wanted:
         from cutaway import __version__
 
-        typer.echo(f"cutaway {__version__}")
+        console.echo(f"cutaway {__version__}")
         raise typer.Exit
     return wanted
 
@@ -109,16 +109,14 @@ def train(
 
     chosen = tasks.find(task, text=text or [])
     given: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
-    console = Console(highlight=False, soft_wrap=True)
+    shown = Console(highlight=False, soft_wrap=True)
     try:
-        with progress.shown(console) as watch:
+        with progress.shown(shown) as watch:
             done = training.train(chosen, out, **given, device=device, resume=resume, watch=watch)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("finished epochs are kept; the same command with --resume continues") from None
     best = done.best
-    console.print(
-        f"best: epoch {best.number}, loss {best.loss:.4f}, accuracy {best.accuracy:.4f} → {done.folder / training.MODEL}"
-    )
+    shown.print(f"best: epoch {best.number}, loss {best.loss:.4f}, accuracy {best.accuracy:.4f} → {done.folder / training.MODEL}")
 
 
 @app.command()
@@ -147,9 +145,9 @@ def report(
         made = reports.make(task, checkpoint=checkpoint, size=size, seed=seed, watch=watch)
     html, numbers = made.save(folder)
     if as_json:
-        typer.echo(made.json(), nl=False)
+        console.echo(made.json(), nl=False)
     else:
-        typer.echo(f"{made.text()}\n\n{html}\n{numbers}")
+        console.echo(f"{made.text()}\n\n{html}\n{numbers}")
 
 
 @app.command()
@@ -166,7 +164,7 @@ def verify(
     from cutaway import verification
 
     result = verification.verify(model, text=text or verification.TEXT, tolerance=tolerance, device=device)
-    typer.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
+    console.echo(json.dumps(result.to_json(), indent=2) if as_json else result.summary())
     if not result.passed:
         raise typer.Exit(DIFFERENT)
 
@@ -180,15 +178,15 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
     known = known_models()
     if as_json:
-        typer.echo(json.dumps(known, indent=2))
+        console.echo(json.dumps(known, indent=2))
         return
-    typer.echo("Families (any model of these, from the hub, a folder or a live object):")
+    console.echo("Families (any model of these, from the hub, a folder or a live object):")
     for family in known["families"]:
-        typer.echo(f"  {family['name']:<14} {', '.join(family['examples'])}")
-    typer.echo(f"\nBundled: {', '.join(known['bundled'])}")
-    typer.echo("\nShort names:")
+        console.echo(f"  {family['name']:<14} {', '.join(family['examples'])}")
+    console.echo(f"\nBundled: {', '.join(known['bundled'])}")
+    console.echo("\nShort names:")
     for name, repo in known["aliases"].items():
-        typer.echo(f"  {name:<28} {repo}")
+        console.echo(f"  {name:<28} {repo}")
 
 
 for question in (*questions.COMMANDS, *sweeps.COMMANDS, steering.steer, learning.notebook):
@@ -199,6 +197,7 @@ for name, group in learning.GROUPS.items():
 
 def main() -> None:
     """The entry point `cutaway`."""
+    console.show_warnings()
     try:
         app()
     except KeyboardInterrupt:

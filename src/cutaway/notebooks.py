@@ -257,7 +257,10 @@ def install_kernel(*, prefix: str | Path | None = None, name: str = KERNEL) -> P
     with tempfile.TemporaryDirectory() as folder:
         _write_spec(Path(folder))
         where = {"prefix": str(prefix)} if prefix is not None else {"user": True}
-        return Path(manager.install_kernel_spec(folder, kernel_name=name, **where))
+        installed = Path(manager.install_kernel_spec(folder, kernel_name=name, **where))
+    for path in (installed, *installed.iterdir()):  # Jupyter copies the modes of a private temporary folder
+        path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+    return installed
 
 
 def _write_spec(folder: Path, *options: str) -> None:

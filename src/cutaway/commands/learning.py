@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from cutaway.commands import console
+from cutaway.errors import ConfigError
+
 WRONG = 1  # the exit code of an answer that is not right
 Folder = Annotated[Path, typer.Option(help="Where your answers and your progress are.")]
 kernels = typer.Typer(no_args_is_help=True, help='The Jupyter kernel "Python (cutaway)".')
@@ -29,12 +32,12 @@ def notebook(
 
     def say(cell: notebooks.Cell) -> None:
         mark = "failed" if cell.problem else f"{cell.seconds:6.1f} s"
-        typer.echo(f"[{cell.number}/{cell.of}] {mark}  {cell.first_line[:90]}")
+        console.echo(f"[{cell.number}/{cell.of}] {mark}  {cell.first_line[:90]}")
 
     ran = notebooks.run(file, out, keep_going=keep_going, timeout=timeout, watch=say)
     if ran.failed:
         raise notebooks.NotebookError(ran.summary())
-    typer.echo(ran.summary())
+    console.echo(ran.summary())
 
 
 @kernels.command("install")
@@ -45,7 +48,9 @@ def install_kernel(
     """Make Jupyter offer the kernel, in which `transformer_lens` and `circuitsvis` are cutaway."""
     from cutaway import notebooks
 
-    typer.echo(f"installed in {notebooks.install_kernel(prefix=Path(sys.prefix) if sys_prefix else prefix)}")
+    if prefix is not None and sys_prefix:
+        raise ConfigError("give either --prefix or --sys-prefix")
+    console.echo(f"installed in {notebooks.install_kernel(prefix=Path(sys.prefix) if sys_prefix else prefix)}")
 
 
 @kernels.callback()
@@ -61,7 +66,7 @@ def list_exercises(folder: Folder = Path(".")) -> None:
     progress = room.Progress.read(folder)
     marks = {"passed": "✓", "tried": "…", "started": "…", "": " "}
     for name in room.names():
-        typer.echo(f"{marks[progress.state(name)]} {name:<36} {room.find(name).title}")
+        console.echo(f"{marks[progress.state(name)]} {name:<36} {room.find(name).title}")
 
 
 @exercises.command("start")
@@ -76,7 +81,7 @@ def start_exercise(
     path = room.start(name, folder, force=force)
     where = "" if folder == Path(".") else f" --folder {folder}"
     then = f"cutaway exercises check {name}{where}"
-    typer.echo(f"{path}: read it, write the function {room.find(name).function}, then `{then}`")
+    console.echo(f"{path}: read it, write the function {room.find(name).function}, then `{then}`")
 
 
 @exercises.command("check")
@@ -91,6 +96,6 @@ def check_exercise(
     from cutaway import exercises as room
 
     verdict = room.check(name, folder, file=file, seed=seed, time_limit=time_limit)
-    typer.echo(f"{'✓' if verdict.passed else '✗'} {verdict.name}: {verdict.message}")
+    console.echo(f"{'✓' if verdict.passed else '✗'} {verdict.name}: {verdict.message}")
     if not verdict.passed:
         raise typer.Exit(WRONG)

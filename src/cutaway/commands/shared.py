@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cutaway.commands import console
 from cutaway.errors import ConfigError, TokenError
 from cutaway.writing import check_writable
 
@@ -84,7 +85,7 @@ def read_tokens(network: Any, text: str) -> Any:
     cfg = network.cfg
     ids, _ = encode(network.tokenizer, text, prepend_bos=cfg.default_prepend_bos, truncate=False, device=network.W_U.device)
     if ids.shape[1] > cfg.n_ctx:
-        typer.echo(f"only the first {cfg.n_ctx} of {ids.shape[1]} tokens are read: the model has no more positions", err=True)
+        console.echo(f"only the first {cfg.n_ctx} of {ids.shape[1]} tokens are read: the model has no more positions", err=True)
     return ids[:, : cfg.n_ctx]
 
 
@@ -117,9 +118,9 @@ def show(
 ) -> None:  # fmt: skip
     """Print the text or the numbers, and write the page if one was asked for."""
     if as_json:
-        typer.echo(json.dumps(numbers, indent=2, ensure_ascii=False))
+        console.echo(json.dumps(numbers, indent=2, ensure_ascii=False))
     else:
-        typer.echo(text)
+        console.echo(text)
     if html is not None:
         from cutaway.view import Section, page
 
@@ -127,7 +128,7 @@ def show(
         sections = [Section(heading, [figure]) for heading, figure in made] if len(made) > 1 else []
         page(title, sections, intro=[] if sections else [figure for _, figure in made]).save(html)
         if not as_json:
-            typer.echo(f"\n{html}")
+            console.echo(f"\n{html}")
 
 
 def lines(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cutaway.commands import console
 from cutaway.commands.shared import (
     DEFAULT,
     Device,
@@ -221,7 +222,7 @@ def replay(
         with bar(f"replaying {record.folder.name}", as_json) as progress:
             network = networks[record.about["model"]["name"] if model is None else model]
             done.append(records.replay(record, network, progress=progress))
-    typer.echo(json.dumps([one.to_json() for one in done], indent=2) if as_json else "\n".join(one.summary() for one in done))
+    console.echo(json.dumps([one.to_json() for one in done], indent=2) if as_json else "\n".join(one.summary() for one in done))
 
 
 def compare(
@@ -233,7 +234,7 @@ def compare(
     from cutaway import records
 
     found = records.compare(records.read_record(one), records.read_record(other))
-    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.summary())
+    console.echo(json.dumps(found.to_json(), indent=2) if as_json else found.summary())
 
 
 def _difference(network: Any, answer: str, wrong: str) -> Any:
