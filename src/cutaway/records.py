@@ -36,6 +36,7 @@ from cutaway.writing import check_folder, write_json
 from cutaway.writing import write as write_file
 
 RECORD, TENSORS, FORMAT = "record.json", "tensors.safetensors", 1
+BOUNDS = {"torch.float64": 1e-9, "torch.float32": 1e-4, "torch.bfloat16": 5e-2, "torch.float16": 1e-2}  # of rounding
 LARGEST = 2**36  # bytes of tensors
 
 
@@ -265,17 +266,24 @@ class Replay:
     cell: str
     same_bits: bool
     versions: dict[str, tuple[str, str]]  # those that differ: then, now
+    bound: float = 1e-4
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the numbers are the recorded ones up to rounding (`bound`, by precision)."""
+        return self.same_bits or self.difference <= self.bound
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
-        return dict(self.__dict__)
+        return dict(self.__dict__) | {"agrees": self.agrees}
 
     def summary(self) -> str:
         """In words."""
         if self.same_bits:
             return f"{self.name}: the same bits"
         changed = "".join(f"; {name} {then} then, {now} now" for name, (then, now) in self.versions.items())
-        return f"{self.name}: largest relative difference {self.difference:.1e}, at {self.cell}{changed}"
+        verdict = "the same numbers up to rounding" if self.agrees else f"OTHER NUMBERS (more than {self.bound:.0e} apart)"
+        return f"{self.name}: {verdict}; largest relative difference {self.difference:.1e}, at {self.cell}{changed}"
 
 
 def replay(
@@ -323,7 +331,7 @@ def replay(
         same = same and _same_bits(kept, again)
         if other > difference:
             difference, cell = other, found.baseline.values.names("cell")[at]
-    return Replay(record.folder.name, difference, cell, same, changed)
+    return Replay(record.folder.name, difference, cell, same, changed, BOUNDS.get(dtype or about["model"]["dtype"], 1e-4))
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

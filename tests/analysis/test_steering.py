@@ -21,6 +21,7 @@ from cutaway.analysis.steering import (
     steer,
 )
 from cutaway.analysis.steering_effects import (
+    DoseResponse,
     dose_response,
     held_out_accuracy,
     separability,
@@ -32,6 +33,7 @@ from cutaway.analysis.steering_effects import (
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.generation import Sampling
+from cutaway.runs.results import Labelled
 from cutaway.runs.sweep import sweep
 from cutaway.runs.written import model_hash
 from cutaway.tokens import CharTokenizer
@@ -42,6 +44,27 @@ KINDS = ["gpt2", "llama", "bloom", "no norm, shortformer"]
 POSITIVE, NEGATIVE = ["abc", "abd", "bcd", "acdb"], ["efg", "gef", "fgh", "fek"]
 QUIET = {"verbose": False, "stop_at_eos": False, "temperature": 0.0}
 every = pytest.mark.parametrize("name", KINDS)
+
+
+def test_the_best_layer_does_not_depend_on_order_or_sign_of_strengths() -> None:
+    draw = torch.Generator().manual_seed(0)
+    base = torch.randn(3, 4, 5, generator=draw)
+
+    def response(order: list[int], sign: float) -> DoseResponse:
+        none = Labelled(torch.zeros(0, 3, 4), ("draw", "layer", "strength"))
+        values = Labelled(sign * base.movedim(2, 1)[:, :, order], ("layer", "batch", "strength"))
+        clean = Labelled(torch.zeros(5), ("batch",))
+        return DoseResponse(values, clean, none, none, tuple(float(one) for one in order))
+
+    found = {response(order, sign).best for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2, 3, 1, 0]) for sign in (1.0, -1.0)}
+    assert len(found) == 1
+    rising = torch.arange(4.0).expand(1, 5, 4)
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        for sign, word in ((1.0, "rises at every step"), (-1.0, "falls at every step")):
+            none = Labelled(torch.zeros(0, 1, 4), ("draw", "layer", "strength"))
+            values = Labelled(sign * rising[..., order], ("layer", "batch", "strength"))
+            one = DoseResponse(values, Labelled(torch.zeros(5), ("batch",)), none, none, tuple(float(at) for at in order))
+            assert one.monotone() and word in one.summary()
 
 
 def spoken(name: str = "gpt2", seed: int = 0) -> HookedTransformer:

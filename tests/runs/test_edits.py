@@ -112,3 +112,13 @@ def test_what_does_not_fit_is_refused(edit: edits.Edit, error: type[Exception], 
 def test_a_mean_needs_axes_that_it_knows() -> None:
     with pytest.raises(ShapeError, match="'batch', 'pos' or both"):
         edits.mean(CACHE, ("head",))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 32])
+def test_resampling_gives_no_example_its_own(count: int) -> None:
+    x = torch.arange(float(count))[:, None, None].expand(count, 3, 4)
+    for seed in range(40):
+        values = edits.resample({"blocks.0.hook_resid_pre": x}, seed).source("blocks.0.hook_resid_pre")
+        assert values is not None and bool((values != x).all()) and sorted(values[:, 0, 0].tolist()) == list(range(count))
+    with pytest.raises(ShapeError, match="another example"):
+        edits.resample({"blocks.0.hook_resid_pre": x[:1]}).source("blocks.0.hook_resid_pre")

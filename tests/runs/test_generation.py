@@ -140,3 +140,10 @@ def test_bad_input_is_refused_in_words() -> None:
     for options in ({"top_k": 0}, {"top_p": 0.0}, {"temperature": -1.0}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             model.generate(prompt, 2, **options, **QUIET)
+
+
+def test_a_frequency_penalty_counts_real_tokens_only() -> None:
+    logits, tokens = torch.zeros(2, 5), torch.tensor([[3, 3, 1], [2, 1, 1]])
+    mask = torch.tensor([[0, 0, 1], [1, 1, 1]])
+    drawn = [sample_logits(logits, freq_penalty=1000.0, tokens=tokens, mask=mask) for _ in range(200)]
+    assert {int(one[0]) for one in drawn} == {0, 2, 3, 4} and {int(one[1]) for one in drawn} == {0, 3, 4}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cutaway.errors import ShapeError, UnknownName
-from cutaway.runs.results import Labelled, Means, Result, bootstrap, grouped, plain
+from cutaway.runs.results import Labelled, Means, Result, grouped, plain
 from cutaway.view import Figure, bar_chart
 
 
@@ -61,27 +61,6 @@ def test_means_leave_gaps_out() -> None:
     assert means.count.data[0].tolist() == [5] * 4
     assert torch.equal(means.mean.data, found.mean("batch").data)
     assert bool((means.low.data <= means.mean.data).all() and (means.mean.data <= means.high.data).all())
-
-
-def test_the_bootstrap_agrees_with_the_normal_interval() -> None:
-    draws = torch.randn(400, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2.0, 5.0])
-    low, high = bootstrap(draws)
-    expected = 1.96 * draws.std(0) / 20
-    assert torch.allclose((high - low) / 2, expected, rtol=0.1)
-    assert torch.allclose((high + low) / 2, draws.mean(0), atol=0.05 * float(expected.max()))
-    assert torch.equal(bootstrap(draws), torch.stack([low, high])), "the same draw every time"
-
-
-def test_intervals_come_from_examples_not_positions() -> None:
-    by_example = torch.randn(30, 1, generator=torch.Generator().manual_seed(1)).expand(30, 50)
-    one = Labelled(by_example, ("batch", "pos"))
-    means = grouped(one, torch.zeros(30, 50, dtype=torch.long), ["all"])
-    low, high = bootstrap(by_example[:, :1].contiguous())
-    assert torch.allclose(means.low.data, low) and torch.allclose(means.high.data, high)
-
-
-def test_one_example_has_no_interval() -> None:
-    assert bool(bootstrap(torch.ones(1, 3)).isnan().all())
 
 
 def test_groups_equal_the_loop() -> None:

@@ -1,7 +1,8 @@
 """Composition: how much of what one head writes another reads, and which heads copy, from weights alone.
 
-The score of a pair is the Frobenius norm of the product of their circuits over the product of their norms. Two
-random heads of the same shape have a score well above zero, so that baseline is drawn and shown beside every score.
+The score of a pair is the Frobenius norm of the product of their circuits over the product of their norms. Two heads that
+have nothing to do with each other have a score well above zero, all the more in a trained network, whose heads share a few
+large directions; that baseline is drawn (`_Flips`) and shown beside every score.
 
 Source: Elhage et al. 2021, "A mathematical framework for transformer circuits", sections on composition and copying.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.analysis.scales import FINAL, into_norm
@@ -22,6 +23,7 @@ from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, bar_chart, heat_map, small_multiples
 
+DRAWS_AT_ONCE = 32
 MODES = {"Q": "queries", "K": "keys", "V": "values"}
 
 
@@ -30,7 +32,7 @@ class Composition(Result):
     """How much each earlier head feeds queries, keys or values of each later one, `[mode, earlier, later]`.
 
     Pairs that do not follow each other hold NaN. `baseline` and `spread` are mean and standard deviation of the
-    score of two random heads of these shapes, by mode.
+    score of two of its heads that have nothing to do with each other, by mode.
     """
 
     values: Labelled
@@ -41,7 +43,7 @@ class Composition(Result):
     def excess(self) -> Labelled:
         """The score above the baseline, in the baseline's standard deviations."""
         data = (self.values.data - self.baseline.data[:, None, None]) / self.spread.data[:, None, None]
-        return Labelled(data, self.values.axes, self.values.labels, "score above random heads", "standard deviations")
+        return Labelled(data, self.values.axes, self.values.labels, "score above unrelated heads", "standard deviations")
 
     def top(self, k: int = 10, mode: str | None = None) -> list[tuple[str, str, str, float]]:
         """The pairs with the highest scores: (mode, earlier head, later head, score)."""
@@ -69,7 +71,7 @@ class Composition(Result):
             panels,
             x_name="later head",
             y_name="earlier head",
-            value_name="score above random heads",
+            value_name="score above unrelated heads",
             title="Composition of heads",
         )
 
@@ -80,16 +82,16 @@ class Composition(Result):
             self.values.names("mode"), self.baseline.data.tolist(), self.spread.data.tolist(), strict=True
         ):
             pairs = ", ".join(f"{first} → {second} {score:.3f}" for _, first, second, score in self.top(4, mode))
-            lines.append(f"{mode} ({MODES[mode]}; random heads {mean:.3f} ± {spread:.3f}): {pairs}")
+            lines.append(f"{mode} ({MODES[mode]}; unrelated heads {mean:.3f} ± {spread:.3f}): {pairs}")
         return "\n".join(lines)
 
 
 def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, seed: int = 0) -> Composition:
-    """Composition scores of all pairs of heads, beside those of random heads.
+    """Composition scores of all pairs of heads, beside those of unrelated heads.
 
     Args:
         modes: some of `Q`, `K`, `V`.
-        draws: how many random heads the baseline is drawn from.
+        draws: how many pairs the baseline is drawn from.
 
     Raises:
         UnknownName: a mode that is none.
@@ -107,24 +109,46 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, see
     follows = layer[:, None] < layer[None]
     heads = head_names(cfg)
     scores = [composition_scores(OV, readers[mode]).masked_fill(~follows, torch.nan) for mode in modes]
-    random = [_random_scores(cfg.d_model, cfg.d_head, draws, seed + "QKV".index(mode)) for mode in modes]
+    flip = _Flips(torch.cat([W_O.mT, W_Q, W_K, W_V]), seed)
+    pairs = follows.nonzero()
+    random = [flip.scores(OV, readers[mode], pairs, draws) for mode in modes]
     middles, spreads = (torch.stack(parts).to(W_Q.device) for parts in ([x.mean() for x in random], [x.std() for x in random]))
     labels = {"mode": list(modes)}
     return Composition(
         Labelled(
             torch.stack(scores), ("mode", "earlier", "later"), labels | {"earlier": heads, "later": heads}, "composition score"
         ),
-        Labelled(middles, ("mode",), labels, "score of random heads"),
+        Labelled(middles, ("mode",), labels, "score of unrelated heads"),
         Labelled(spreads, ("mode",), labels, "its standard deviation"),
     )
 
 
-def _random_scores(d_model: int, d_head: int, draws: int, seed: int) -> Float[Tensor, "draw"]:
-    """Scores of pairs of heads with Gaussian weights."""
-    generator = torch.Generator().manual_seed(seed)
-    factors = [torch.randn(draws, *shape, generator=generator) for shape in ((d_model, d_head), (d_head, d_model)) * 2]
-    left, right = FactoredMatrix(factors[0], factors[1]), FactoredMatrix(factors[2], factors[3])
-    return composition_scores(left, right, broadcast_dims=False)
+class _Flips:
+    """Pairs of heads that have nothing to do with each other, but are otherwise the network's own.
+
+    In the principal directions of what heads read and write, each direction of an earlier head's output gets a random sign.
+    Every head keeps its size, its singular values and how much of it lies along each direction, so that what all heads
+    share (a few directions that carry most of the stream) does not count as composition; what only a pair shares does.
+    """
+
+    def __init__(self, sides: Float[Tensor, "side d_model d_head"], seed: int):
+        scaled = sides / sides.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-30)
+        self.directions = torch.linalg.eigh(torch.einsum("smh,snh->mn", scaled, scaled)).eigenvectors
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def scores(
+        self, writers: FactoredMatrix, readers: FactoredMatrix, pairs: Int[Tensor, "pair two"], draws: int
+    ) -> Float[Tensor, "draw"]:
+        """Scores of `draws` pairs, drawn from those that follow each other."""
+        chosen = pairs[torch.randint(len(pairs), (draws,), generator=self.generator).to(pairs.device)]
+        signs = torch.randint(0, 2, (draws, len(self.directions)), generator=self.generator).to(self.directions) * 2 - 1
+        parts = []
+        for some, sign in zip(chosen.split(DRAWS_AT_ONCE), signs.split(DRAWS_AT_ONCE), strict=True):
+            earlier, later = some.unbind(1)
+            flipped = (writers.B[earlier] @ self.directions * sign[:, None]) @ self.directions.T
+            left, right = FactoredMatrix(writers.A[earlier], flipped), FactoredMatrix(readers.A[later], readers.B[later])
+            parts.append(composition_scores(left, right, broadcast_dims=False))
+        return torch.cat(parts)
 
 
 @dataclass(frozen=True, eq=False)

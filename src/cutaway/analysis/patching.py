@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, function
 from cutaway.runs.edits import patch as put_in
+from cutaway.runs.intervals import interval_of_ratio
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, Cells, Grid, SweepResult, sweep
 from cutaway.view import Figure, sweep_grid
@@ -308,6 +309,7 @@ class PatchingResult(Result):
         clean, corrupted: the mean metric of the two runs.
         direction: "denoising" patches clean activations into the corrupted run, "noising" the other way round.
         tokens: the tokens of the first pair, as text where there is a tokenizer.
+        by_example: the metric of the clean and of the corrupted run, of each pair.
     """
 
     values: Labelled
@@ -316,6 +318,7 @@ class PatchingResult(Result):
     corrupted: float
     direction: str
     tokens: tuple[tuple[str, ...], tuple[str, ...]]
+    by_example: tuple[Tensor, Tensor] = field(repr=False)
 
     @property
     def audit(self) -> Audit:
@@ -327,6 +330,16 @@ class PatchingResult(Result):
         found = self.sweeps[kind].averages()
         span = self.clean - self.corrupted
         return Labelled((found.data - self.corrupted) / span, found.axes, found.labels, f"recovered by {kind}")
+
+    def intervals(self, kind: str) -> tuple[Labelled, Labelled]:
+        """Lower and upper 95% bounds of `normalised`, over pairs of prompts: both parts of the ratio are uncertain (Fieller)."""
+        found, cells = self.sweeps[kind], self.sweeps[kind].averages()
+        each = found.values.data.cpu().double()
+        each = (each.nanmean(-1) if found.clean.data.ndim == 2 else each).movedim(-1, 0)
+        clean, corrupted = (one.reshape(-1, *[1] * (each.ndim - 1)) for one in self.by_example)
+        bounds = interval_of_ratio(each - corrupted, (clean - corrupted).expand_as(each))
+        low, high = (Labelled(part, cells.axes, cells.labels, f"recovered by {kind}") for part in bounds)
+        return low, high
 
     def figure(self, kind: str | None = None) -> Figure:
         """Layer × position or layer × head, for one kind of patch."""
@@ -352,10 +365,14 @@ class PatchingResult(Result):
         for kind in self.sweeps:
             found = self.normalised(kind)
             share = found.data if self.direction == "denoising" else 1 - found.data
+            bounds = [one.data.flatten() for one in self.intervals(kind)]
+            bounds = bounds if self.direction == "denoising" else [1 - one for one in reversed(bounds)]
             order = share.flatten().argsort(descending=True)[:3].tolist()
             width = share.shape[1]
             shown = ", ".join(
-                f"{found.axes[0]} {at // width} {found.axes[1]} {at % width} {float(share.flatten()[at]):.2f}" for at in order
+                f"{found.axes[0]} {at // width} {found.axes[1]} {at % width} {float(share.flatten()[at]):.2f}"
+                + (f" [{float(bounds[0][at]):.2f}, {float(bounds[1][at]):.2f}]" if bounds[0][at] == bounds[0][at] else "")
+                for at in order
             )
             lines.append(f"  {kind}: {shown}")
         lines += [f"{kind}: {one.baseline.summary()}" for kind, one in self.sweeps.items() if one.baseline is not None]
@@ -401,13 +418,16 @@ def patch(
         raise UnknownName(f"this network has none of {', '.join(kinds) or 'no kinds'} to patch; it has {', '.join(there)}")
     kinds = [kind for kind in kinds if kind in there]
     names = [get_act_name(kind, layer) for kind in kinds for layer in range(model.cfg.n_layers)]
-    means = []
+    means: list[float] = []
+    by_example: list[Tensor] = []
     with torch.no_grad():
         cache: dict[str, Tensor] = {}
         for tokens in pair:
             keep = names if tokens is source else []
             logits, store = model.run_with_cache(tokens, names_filter=keep)
-            means.append(float(metric(logits).double().nanmean()))
+            each = metric(logits).double().cpu()
+            by_example.append(each if each.ndim == 1 else each.nanmean(1) if each.ndim else each[None])
+            means.append(float(each.nanmean()))
             if tokens is source:
                 cache = dict(getattr(store, "cache_dict", store))
     if means[0] == means[1]:
@@ -421,7 +441,13 @@ def patch(
     scaled = (first.data - means[1]) / (means[0] - means[1])
     shown = _texts(model, pair[0][0]), _texts(model, pair[1][0])
     return PatchingResult(
-        Labelled(scaled, first.axes, first.labels, f"recovered by {kinds[0]}"), sweeps, means[0], means[1], direction, shown
+        Labelled(scaled, first.axes, first.labels, f"recovered by {kinds[0]}"),
+        sweeps,
+        means[0],
+        means[1],
+        direction,
+        shown,
+        (by_example[0], by_example[1]),
     )
 
 

@@ -20,7 +20,8 @@ from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.runs import metrics
 from cutaway.runs.generation import Sampling, generate
-from cutaway.runs.results import Labelled, Means, Result, bootstrap
+from cutaway.runs.intervals import interval_of_mean
+from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep import Cells, SweepResult, sweep
 from cutaway.view import Figure, heat_map, line_chart, small_multiples, steering_response
 
@@ -52,27 +53,37 @@ class DoseResponse(Result):
     sweep: SweepResult | None = field(default=None, repr=False)
 
     def means(self) -> Means:
-        """Means over prompts, with bootstrap intervals."""
+        """Means over prompts, with intervals."""
         return self.values.means("batch")
 
     @property
     def best(self) -> str:
-        """The layer whose response spans most, from the lowest to the highest strength."""
-        mean = self.values.mean("batch").data
-        return self.values.names("layer")[int((mean[:, -1] - mean[:, 0]).argmax())]
+        """The layer whose response spans most between the lowest and the highest strength, up or down."""
+        return self.values.names("layer")[int(self._span(self.values.mean("batch").data).argmax())]
 
     def monotone(self, layer: str | None = None) -> bool:
-        """Whether the mean response rises with every step of strength at a layer (the best one)."""
-        curve = self.values.sel(layer=layer or self.best).mean("batch").data
-        return bool((curve.diff() > 0).all())
+        """Whether the mean response rises with every step of strength at a layer (the best one), or falls with every step."""
+        return bool(self._direction(layer or self.best))
+
+    def _direction(self, layer: str) -> str:
+        steps = self._by_strength(self.values.sel(layer=layer).mean("batch").data).diff()
+        return "rises" if bool((steps > 0).all()) else "falls" if bool((steps < 0).all()) else ""
+
+    def _by_strength(self, data: Tensor) -> Tensor:
+        """The last axis, strengths, from the lowest to the highest, in whatever order they were asked for."""
+        return data[..., torch.tensor(self.strengths).argsort()]
+
+    def _span(self, data: Tensor) -> Tensor:
+        ordered = self._by_strength(data)
+        return (ordered[..., -1] - ordered[..., 0]).abs()
 
     def beaten(self, layer: str | None = None, controls: str = "random") -> tuple[int, int]:
         """How many of the controls ("random" or "shuffled") span less than the vector at a layer, and how many there are."""
         at = layer or self.best
         own = self.values.sel(layer=at).mean("batch").data
         others = (self.random if controls == "random" else self.shuffled).sel(layer=at).data
-        span = (others[:, -1] - others[:, 0]).abs()
-        return int((span < (own[-1] - own[0]).abs()).sum()), len(span)
+        span = self._span(others)
+        return int((span < self._span(own)).sum()), len(span)
 
     def summary(self) -> str:
         at, unit = self.best, f" {self.values.unit}" if self.values.unit else ""
@@ -85,7 +96,8 @@ class DoseResponse(Result):
             )
             if len(controls.data)
         ]
-        rises = "rises at every step" if self.monotone(at) else "does not rise at every step"
+        way = self._direction(at)
+        rises = f"{way} at every step" if way else "neither rises nor falls at every step"
         lines = [
             f"{self.values.what}: {float(self.clean.data.mean()):.3g}{unit} unsteered. Layer {at} responds most: "
             + ", ".join(f"{value:.3g} at {strength:g}" for strength, value in zip(self.strengths, curve.tolist(), strict=True)),
@@ -100,7 +112,7 @@ class DoseResponse(Result):
 
     def figure(self) -> Figure:
         """Response curves of each layer, with intervals; the best layer's controls in grey words beside them."""
-        low, high = bootstrap(self.values.data.movedim(-1, 0))
+        low, high = interval_of_mean(self.values.data.movedim(-1, 0))
         names = [f"layer {name}" for name in self.values.names("layer")]
         mean = self.values.mean("batch").data
         series: dict[str, Any] = dict(zip(names, mean, strict=True))
@@ -294,7 +306,7 @@ class SteeredTexts(Result):
 
     def figure(self) -> Figure:
         """The mean score against strength, with intervals over prompts."""
-        mean, bounds = self.values.mean("batch").data, bootstrap(self.values.data.T)
+        mean, bounds = self.values.mean("batch").data, interval_of_mean(self.values.data.T)
         return steering_response(
             list(self.strengths), {self.values.what: mean}, intervals={self.values.what: bounds}, x_name="strength",
             y_name=self.values.what,

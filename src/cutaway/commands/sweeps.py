@@ -28,6 +28,7 @@ from cutaway.commands.shared import (
 )
 from cutaway.errors import ConfigError
 
+DIFFERENT = 1  # the exit code of numbers that are not those recorded
 Clean = Annotated[str, typer.Option(help="The prompt that gives the answer.")]
 Corrupted = Annotated[str, typer.Option(help="The prompt that does not; of as many tokens.")]
 Answer = Annotated[str, typer.Option(help="The token that the clean prompt should be followed by.")]
@@ -211,7 +212,7 @@ def replay(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Run a record again, and say how far the numbers are from those recorded."""
+    """Run a record again, and say how far the numbers are from those recorded; exit code 1 where they are others."""
     from cutaway import records
 
     done = []
@@ -223,6 +224,8 @@ def replay(
             network = networks[record.about["model"]["name"] if model is None else model]
             done.append(records.replay(record, network, progress=progress))
     console.echo(json.dumps([one.to_json() for one in done], indent=2) if as_json else "\n".join(one.summary() for one in done))
+    if not all(one.agrees for one in done):
+        raise typer.Exit(DIFFERENT)
 
 
 def compare(

@@ -237,8 +237,18 @@ def mean(reference: Values | Any | None = None, over: Sequence[str] = ("batch",)
 
 
 def resample(cache: Values | Any, seed: int = 0, order: Tensor | None = None) -> Put:
-    """Set to the activations of other examples: those of a run, in a random order (or in the given one)."""
-    return Put(_Shuffled(_values(cache), seed, order), "resample")
+    """Set to the activations of other examples: those of a run, in a random order in which no example keeps its own.
+
+    Args:
+        order: for each example the one whose activations it gets, instead of a random order.
+
+    Raises:
+        ShapeError: there is one example only.
+    """
+    values = _values(cache)
+    if order is None:
+        _check_several(values if isinstance(values, Tensor) else next(iter(values.values()), torch.empty(2)))
+    return Put(_Shuffled(values, seed, order), "resample")
 
 
 def add(vector: Tensor, strength: float = 1.0) -> Add:
@@ -320,6 +330,19 @@ class _Means(_Derived):
         return (tensor if tensor.is_floating_point() else tensor.float()).mean(mean_axes(site, self.over), keepdim=True)
 
 
+def _check_several(tensor: Tensor) -> None:
+    if len(tensor) < 2:
+        raise ShapeError("resampling takes the values of another example, and there is only one; give a cache of several")
+
+
+def cycle(count: int, seed: int) -> Tensor:
+    """A random order in which nothing keeps its place: everything moves one further along a random cycle."""
+    around = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.empty_like(around)
+    order[around] = around.roll(-1)
+    return order
+
+
 class _Shuffled(_Derived):
     def __init__(self, values: Values, seed: int, order: Tensor | None):
         super().__init__(values)
@@ -328,7 +351,7 @@ class _Shuffled(_Derived):
     def derive(self, site: str, tensor: Tensor) -> Tensor:
         order = self.order
         if order is None:
-            order = torch.randperm(len(tensor), generator=torch.Generator().manual_seed(self.seed))
+            order = cycle(len(tensor), self.seed)
         return tensor[order.to(tensor.device)]
 
 

@@ -61,17 +61,17 @@ def sample_logits(
     temperature: float = 1.0,
     freq_penalty: float = 0.0,
     tokens: Tokens | None = None,
+    mask: Tokens | None = None,
 ) -> Int[Tensor, "batch"]:
-    """One token per row, drawn as `Sampling` describes; a frequency penalty counts in `tokens`."""
+    """One token per row, drawn as `Sampling` describes; a frequency penalty counts in `tokens`, where `mask` is not 0."""
     if temperature == 0:
         return final_logits.argmax(-1)
     logits = final_logits.float() / temperature
     if freq_penalty > 0:
         if tokens is None:
             raise ConfigError("a frequency penalty needs the tokens so far: pass tokens=")
-        counts = torch.zeros_like(logits).scatter_add_(
-            1, tokens.long().to(logits.device), torch.ones_like(tokens, dtype=logits.dtype)
-        )
+        counted = (torch.ones_like(tokens) if mask is None else mask).to(logits)
+        counts = torch.zeros_like(logits).scatter_add_(1, tokens.long().to(logits.device), counted)
         logits = logits - freq_penalty * counts
     if top_k is not None:
         least = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
@@ -107,7 +107,7 @@ def stream(
     text.check_length(tokens.shape[1] + max_new_tokens, model.cfg.n_ctx)
     kept = KeyValueCache.init_cache(model.cfg, tokens.device, len(tokens)) if use_past_kv_cache else None
     finished: Bool[Tensor, "batch"] = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    so_far, new = tokens, tokens
+    so_far, new, real = tokens, tokens, attention_mask
     for _ in range(max_new_tokens):
         model.prompt_columns = tokens.shape[1]
         try:
@@ -115,7 +115,7 @@ def stream(
                 logits = model.last_logits(new if kept is not None else so_far, attention_mask, kept)
         finally:
             model.prompt_columns = None
-        drawn = _draw(logits, sampling, so_far)
+        drawn = _draw(logits, sampling, so_far, real)
         if stop_tokens:
             drawn = drawn.masked_fill(finished, stop_tokens[0])
             finished = finished | torch.isin(drawn, torch.tensor(stop_tokens, device=drawn.device))
@@ -124,14 +124,15 @@ def stream(
             return
         new = drawn[:, None]
         so_far = torch.cat([so_far, new.to(so_far.dtype)], dim=1)
+        real = None if real is None else torch.cat([real, torch.ones_like(new).to(real)], dim=1)
         if attention_mask is not None:
             one = torch.ones_like(new)
             attention_mask = one if kept is not None else torch.cat([attention_mask, one], dim=1)
 
 
-def _draw(logits: Float[Tensor, "batch d_vocab_out"], how: Sampling, tokens: Tokens) -> Int[Tensor, "batch"]:
+def _draw(logits: Float[Tensor, "batch d_vocab_out"], how: Sampling, tokens: Tokens, mask: Tokens | None) -> Int[Tensor, "batch"]:
     temperature = how.temperature if how.do_sample else 0.0
-    return sample_logits(logits, how.top_k, how.top_p, temperature, how.freq_penalty, tokens)
+    return sample_logits(logits, how.top_k, how.top_p, temperature, how.freq_penalty, tokens, mask)
 
 
 def generate(

@@ -1,7 +1,6 @@
 """Results: what an analysis returns. Values with named axes, in words and units, that can show themselves.
 
-Results are frozen dataclasses. The values of single examples are kept, so that a mean comes with an interval:
-examples, not positions, are what a bootstrap draws again, because positions of one text depend on each other.
+Results are frozen dataclasses. The values of single examples are kept, so that a mean comes with an interval (`runs.intervals`).
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.runs.intervals import interval_of_mean
 from cutaway.view import Figure, bar_chart, line_chart
-
-CHUNK = 2**22  # numbers held at once while a bootstrap draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +135,7 @@ class Labelled:
         data = self.data.movedim(at, 0)
         rest = tuple(axis for axis in self.axes if axis != over)
         labels = {axis: names for axis, names in self.labels.items() if axis in rest}
-        interval = bootstrap(data)
+        interval = interval_of_mean(data)
         parts = [data.nanmean(0), interval[0], interval[1]]
         mean, low, high = (Labelled(part, rest, labels, self.what, self.unit) for part in parts)
         count = (~data.isnan()).sum(0)
@@ -213,7 +211,7 @@ class Result(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Means(Result):
-    """Means over examples, with 95% bootstrap intervals, and how many numbers each mean is of."""
+    """Means over examples, with 95% intervals, and how many numbers each mean is of."""
 
     values: Labelled
     low: Labelled
@@ -262,41 +260,6 @@ class Means(Result):
         return frame.assign(low=self.low.data.flatten().cpu().numpy(), high=self.high.data.flatten().cpu().numpy())
 
 
-def bootstrap(
-    values: Float[Tensor, "example *rest"],
-    counts: Float[Tensor, "example *rest"] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Float[Tensor, "2 *rest"]:
-    """The percentile interval of a mean over examples, `[lower, upper]`; NaN where there is only one example.
-
-    With `counts`, each example gives a sum of `counts` numbers, and the interval is that of sum over count: a mean
-    over positions whose number differs between examples. Without, NaN entries do not count.
-
-    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13.
-    """
-    examples, rest = values.shape[0], values.shape[1:]
-    flat = values.detach().reshape(examples, -1).cpu().double()
-    number = (~flat.isnan()).double() if counts is None else counts.detach().reshape(examples, -1).cpu().double()
-    flat = flat.nan_to_num(0)
-    if examples < 2:
-        return torch.full((2, *rest), math.nan, dtype=values.dtype, device=values.device)
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.zeros(resamples, examples, dtype=torch.float64)
-    for one in drawn:  # how often each example is drawn
-        one += torch.bincount(torch.randint(examples, (examples,), generator=generator), minlength=examples)
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    step = max(1, CHUNK // resamples)
-    parts = [
-        torch.nanquantile((drawn @ flat[:, at : at + step]) / (drawn @ number[:, at : at + step]), tails, 0)
-        for at in range(0, flat.shape[1], step)
-    ]
-    out = torch.cat(parts, 1) if parts else flat.new_zeros(2, 0)
-    return out.reshape(2, *rest).to(values.device, values.dtype)
-
-
 def grouped(
     values: Labelled,
     groups: Int[Tensor, "batch pos"],
@@ -331,7 +294,7 @@ def grouped(
     if intervals:
         by_example = sums.movedim(-2, 0)
         spread = counts.reshape(len(counts), *[1] * (by_example.ndim - 2), -1).expand_as(by_example)
-        bounds = bootstrap(by_example, spread)
+        bounds = interval_of_mean(by_example, spread)
     else:
         bounds = torch.full((2, *mean.shape), math.nan, dtype=mean.dtype, device=mean.device)
     axes = (*values.axes[:-2], axis)

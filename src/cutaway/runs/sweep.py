@@ -111,7 +111,7 @@ class SweepResult(Result):
         return Labelled(values.data - self.clean.data, values.axes, values.labels, f"change of {values.what}", values.unit)
 
     def mean(self, *, effects: bool = False) -> Means:
-        """Means over examples, with bootstrap intervals."""
+        """Means over examples, with intervals."""
         values = self.effects if effects else self.values
         if "batch" not in values.axes:
             raise ShapeError("the metric gave one number for all examples; there is no mean over them")

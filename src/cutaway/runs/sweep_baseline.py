@@ -44,7 +44,7 @@ class Baseline(Result):
     cells: int
 
     def mean(self) -> Means:
-        """Means over examples, with bootstrap intervals."""
+        """Means over examples, with intervals."""
         return self.values.means("batch")
 
     def figure(self) -> Figure:
