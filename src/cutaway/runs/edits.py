@@ -24,7 +24,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, MissingActivation, ShapeError
 from cutaway.model import sites
 from cutaway.runs.places import Places
-from cutaway.runs.random_numbers import normal
+from cutaway.runs.random_numbers import cycle, normal
 
 Values = Tensor | Mapping[str, Tensor]
 Index = tuple[slice | Tensor, ...]
@@ -246,8 +246,8 @@ def resample(cache: Values | Any, seed: int = 0, order: Tensor | None = None) ->
         ShapeError: there is one example only.
     """
     values = _values(cache)
-    if order is None:
-        _check_several(values if isinstance(values, Tensor) else next(iter(values.values()), torch.empty(2)))
+    if order is None and len(values if isinstance(values, Tensor) else next(iter(values.values()), (0, 0))) < 2:
+        raise ShapeError("resampling takes the values of another example, and there is only one; give a cache of several")
     return Put(_Shuffled(values, seed, order), "resample")
 
 
@@ -328,19 +328,6 @@ class _Means(_Derived):
 
     def derive(self, site: str, tensor: Tensor) -> Tensor:
         return (tensor if tensor.is_floating_point() else tensor.float()).mean(mean_axes(site, self.over), keepdim=True)
-
-
-def _check_several(tensor: Tensor) -> None:
-    if len(tensor) < 2:
-        raise ShapeError("resampling takes the values of another example, and there is only one; give a cache of several")
-
-
-def cycle(count: int, seed: int) -> Tensor:
-    """A random order in which nothing keeps its place: everything moves one further along a random cycle."""
-    around = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    order = torch.empty_like(around)
-    order[around] = around.roll(-1)
-    return order
 
 
 class _Shuffled(_Derived):

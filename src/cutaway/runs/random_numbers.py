@@ -46,3 +46,11 @@ def _mixed(state: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: np.ndarray = x ^ (x >> np.uint64(31))
     return mixed
+
+
+def cycle(count: int, seed: int) -> Tensor:
+    """A random order in which nothing keeps its place: everything moves one further along a random cycle."""
+    around = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.empty_like(around)
+    order[around] = around.roll(-1)
+    return order
