@@ -198,6 +198,16 @@ class _Affine(torch.nn.Module):
         return linear(x, W, b)
 
 
+def test_a_bias_of_zeros_is_not_added_and_counts_where_it_has_a_gradient():
+    x, W, b = drawn(4, 16, 128), drawn(128, 130), torch.zeros(130)
+    with torch.no_grad():
+        assert torch.equal(linear(x, W, b), linear(x, W))
+        assert linear(x, W, b.clone().fill_(torch.nan)).isnan().all()
+        assert torch.equal(linear(x, W, b.clone().index_fill_(0, torch.tensor([7]), 1.0))[..., 7], linear(x, W)[..., 7] + 1)
+    b.requires_grad_()
+    assert torch.equal(torch.autograd.grad(linear(x, W, b).sum(), b)[0], torch.full((130,), 64.0))
+
+
 HALVES = st.sampled_from(kernels.HALVES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ import torch
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ContextTooLong, ShapeError, TokenError
 from cutaway.hooked_transformer import HookedTransformer
+from cutaway.model import kernels
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.losses import cross_entropy, next_token_loss
+from cutaway.model.positions import Stream
 from cutaway.tokens import CharTokenizer
 from cutaway.weights import canonical
 from tests.architectures import ALL, CAUSAL, network, some_tokens
@@ -266,3 +269,59 @@ def test_one_layer_of_attention_is_what_its_formula_says() -> None:
         scores[torch.ones(4, 4).triu(1).bool()] = -torch.inf
         out = out + scores.softmax(-1) @ v @ model.W_O[0, head]
     close(model(tokens)[0], out @ model.W_U)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mixture"])
+def test_in_half_precision_the_weights_of_each_output_lie_side_by_side(name: str) -> None:
+    """Torch multiplies a few rows nine times slower the other way, on processors without instructions for it."""
+    half, full = network(name, dtype="bfloat16"), network(name)
+    for block, like in zip(half.blocks, full.blocks, strict=True):
+        for (what, W), other in zip(block.named_parameters(), like.parameters(), strict=True):
+            if W.ndim == 2 and "W_" in what:
+                assert kernels.lies(W) == "out" and kernels.lies(other) == "in", what
+        attention = [W.transpose(0, 1).flatten(1) for W, _ in block.attn._weights()] + [block.attn.W_O.flatten(0, 1)]
+        assert all(kernels.lies(W) == "out" and W._base is not None for W in attention)
+    assert kernels.lies(half.unembed.W_U) == "out"
+
+
+@pytest.mark.parametrize("adjacent", [False, True])
+@pytest.mark.parametrize("dim", [4, 6])
+def test_rotation_turns_each_pair_by_its_angle(adjacent: bool, dim: int) -> None:
+    model = network("llama", rotary_dim=dim, rotary_adjacent_pairs=adjacent)
+    rotary = model.blocks[0].attn.rotary
+    x = torch.randn(2, 5, 3, 6, dtype=torch.float64, requires_grad=True)
+    cos, sin = (table[3:8, None].double() for table in rotary.tables(8, x.device))
+    places = torch.arange(dim).view(-1, 2) if adjacent else torch.arange(dim).view(2, -1).T
+    wanted = x.detach().clone()
+    for pair, (one, other) in enumerate(places.tolist()):
+        a, b = x.detach()[..., one], x.detach()[..., other]
+        wanted[..., one] = a * cos[..., pair] - b * sin[..., pair]
+        wanted[..., other] = b * cos[..., pair] + a * sin[..., pair]
+    before = x.detach().clone()
+    found = rotary.rotate(x, Stream(3))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    assert torch.equal(x, before)
+    assert torch.autograd.gradcheck(lambda y: rotary.rotate(y, Stream(3)), (x,))
+
+
+@pytest.mark.parametrize("kv", [1, 2, 4])
+def test_heads_that_share_keys_and_values_see_what_heads_with_copies_of_them_see(kv: int) -> None:
+    model = network("llama", n_key_value_heads=kv)
+    attention = model.blocks[0].attn
+    q, k, v = torch.randn(2, 7, 4, 6), torch.randn(2, 7, kv, 6), torch.randn(2, 7, kv, 6)
+    padding = torch.ones(2, 7, dtype=torch.bool)
+    padding[0, 0] = False
+    copies = [x.repeat_interleave(4 // kv, dim=2) for x in (k, v)]
+    for stream in (Stream(), Stream(padding=padding)):
+        for seen in (fused, explicit):
+            torch.testing.assert_close(seen(attention, q, k, v, stream), seen(attention, q, *copies, stream))
+
+
+def fused(attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, stream: Stream) -> torch.Tensor:
+    z: torch.Tensor = attention.attend(q, k, v, stream)
+    return z
+
+
+def explicit(attention: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, stream: Stream) -> torch.Tensor:
+    z: torch.Tensor = attention.mixed(attention.pattern(q, k, stream), v)
+    return z

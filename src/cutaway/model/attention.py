@@ -24,7 +24,7 @@ from cutaway.model.key_values import KeyValues
 from cutaway.model.listeners import HERE
 from cutaway.model.norm import EachHeadNorm, LayerNorm, RMSNorm
 from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
-from cutaway.model.products import linear, linear_by_head
+from cutaway.model.products import empty_weights, linear, linear_by_head
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 KeyInput = Float[Tensor, "batch key d_model"] | Float[Tensor, "batch key kv d_model"]
@@ -57,7 +57,7 @@ class Attention(nn.Module):
         heads, kv, d_model, d_head, dtype = cfg.n_heads, self._kv_heads, cfg.d_model, cfg.d_head, cfg.torch_dtype
         name = "_" if self.grouped else ""
         self.W_Q = _d_model_first(heads, d_model, d_head, dtype)
-        self.W_O = nn.Parameter(torch.empty(heads, d_head, d_model, dtype=dtype))
+        self.W_O = nn.Parameter(empty_weights(heads * d_head, d_model, dtype).unflatten(0, (heads, d_head)))
         self.b_Q = nn.Parameter(torch.zeros(heads, d_head, dtype=dtype))
         self.b_O = nn.Parameter(torch.zeros(d_model, dtype=dtype))
         for which in "KV":
@@ -118,21 +118,17 @@ class Attention(nn.Module):
         """What each head has seen, from queries and keys as attention reads them; of all heads, or of those given."""
         if kept is not None:
             k, v = kept.append(k, v)
-        k, v = self._for_all_heads(k, q.shape[2]), self._for_all_heads(v, q.shape[2])
         visible = self._visible(q, k, stream)
         if self._fusible(additive_attention_mask):
             return self._fused(q, k, v, visible, causal_only=stream.padding is None and self._all_in_window(k))
-        pattern = self._pattern(q, k, visible, additive_attention_mask)
-        return self.mixed(pattern, v)
+        return self.mixed(self._pattern(q, k, visible, additive_attention_mask), v)
 
     def mixed(self, pattern: Pattern, v: Keys) -> Heads:
         """What each head has seen, from its pattern and the values."""
-        v = self._for_all_heads(v, pattern.shape[1])
-        return (pattern @ v.transpose(1, 2)).transpose(1, 2)
+        return _times_shared(pattern, v.transpose(1, 2)).transpose(1, 2)
 
     def pattern(self, q: Heads, k: Keys, stream: Stream) -> Pattern:
         """Attention probabilities, from queries and keys as attention reads them."""
-        k = self._for_all_heads(k, q.shape[2])
         return self._pattern(q, k, self._visible(q, k, stream), None)
 
     def _visible(self, q: Tensor, k: Tensor, stream: Stream) -> Tensor | None:
@@ -209,18 +205,19 @@ class Attention(nn.Module):
 
     def _fused(self, q: Heads, k: Keys, v: Keys, visible: Tensor | None, *, causal_only: bool) -> Heads:
         causal = causal_only and self.cfg.attention_dir == "causal" and q.shape[1] == k.shape[1] and q.shape[1] > 1
+        grouped = q.shape[2] != k.shape[2] and q.device.type == "cpu"  # that kernel reads shared keys where they lie
+        if not grouped:
+            k, v = self._for_all_heads(k, q.shape[2]), self._for_all_heads(v, q.shape[2])
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        z = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if causal else visible, is_causal=causal, scale=1 / self.attn_scale
-        )
-        return z.transpose(1, 2)
+        mask, scale = None if causal else visible, 1 / self.attn_scale
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).transpose(1, 2)
 
     def _pattern(self, q: Heads, k: Keys, visible: Tensor | None, additive_attention_mask: Tensor | None) -> Pattern:
         """Attention probabilities, by way of the scores, after their sites. Scores have float32 precision at least."""
         dtype = q.dtype
         if dtype in (torch.float16, torch.bfloat16):
             q, k = q.float(), k.float()
-        scores = (q / self.attn_scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        scores = _times_shared((q / self.attn_scale).transpose(1, 2), k.permute(0, 2, 3, 1))
         if self.cfg.attn_scores_soft_cap > 0:
             scores = self.cfg.attn_scores_soft_cap * torch.tanh(scores / self.cfg.attn_scores_soft_cap)
         if self.cfg.positional_embedding_type == "alibi":
@@ -317,11 +314,19 @@ def _head_norm(cfg: HookedTransformerConfig, heads: int) -> nn.Module:
     return kind(cfg, cfg.d_head * (heads if cfg.qk_norm_over == "full" else 1))
 
 
+def _times_shared(x: Float[Tensor, "batch head dest n"], y: Float[Tensor, "batch kv n m"]) -> Float[Tensor, "batch head dest m"]:
+    """`x @ y` of each head, where groups of heads may share a `y`: the rows of a group are multiplied together."""
+    heads, shared, dest = x.shape[1], y.shape[1], x.shape[2]
+    if heads == shared:
+        return x @ y
+    return (x.unflatten(1, (shared, -1)).flatten(2, 3) @ y).unflatten(2, (-1, dest)).flatten(1, 2)
+
+
 def _flat(W: Float[Tensor, "head d_model d_head"]) -> Float[Tensor, "d_model flat"]:
     """The weights of all heads side by side; a view, where d_model comes first in memory."""
     return W.transpose(0, 1).flatten(1)
 
 
 def _d_model_first(heads: int, d_model: int, d_head: int, dtype: torch.dtype) -> nn.Parameter:
-    """An empty parameter `[head, d_model, d_head]` that lies in memory with `d_model` first."""
-    return nn.Parameter(torch.empty(d_model, heads, d_head, dtype=dtype).transpose(0, 1))
+    """An empty parameter `[head, d_model, d_head]` that lies in memory so that `_flat` of it is a view."""
+    return nn.Parameter(empty_weights(d_model, heads * d_head, dtype).unflatten(1, (heads, d_head)).transpose(0, 1))

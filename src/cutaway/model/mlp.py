@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cutaway.config import HookedTransformerConfig
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.norm import LayerNorm, LayerNormPre
-from cutaway.model.products import linear
+from cutaway.model.products import empty_weights, linear
 
 Resid = Float[Tensor, "batch pos d_model"]
 Neurons = Float[Tensor, "batch pos d_mlp"]
@@ -64,8 +64,8 @@ class MLP(nn.Module):
         assert cfg.d_mlp is not None and cfg.act_fn is not None
         dtype = cfg.torch_dtype
         self.act_fn = ACTIVATIONS[cfg.act_fn]
-        self.W_in = nn.Parameter(torch.empty(cfg.d_model, cfg.d_mlp, dtype=dtype))
-        self.W_out = nn.Parameter(torch.empty(cfg.d_mlp, cfg.d_model, dtype=dtype))
+        self.W_in = nn.Parameter(empty_weights(cfg.d_model, cfg.d_mlp, dtype))
+        self.W_out = nn.Parameter(empty_weights(cfg.d_mlp, cfg.d_model, dtype))
         self._add_gate()
         self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp, dtype=dtype))
         self.b_out = nn.Parameter(torch.zeros(cfg.d_model, dtype=dtype))
@@ -109,7 +109,7 @@ class GatedMLP(MLP):
 
     def _add_gate(self) -> None:
         assert self.cfg.d_mlp is not None
-        self.W_gate = nn.Parameter(torch.empty(self.cfg.d_model, self.cfg.d_mlp, dtype=self.cfg.torch_dtype))
+        self.W_gate = nn.Parameter(empty_weights(self.cfg.d_model, self.cfg.d_mlp, self.cfg.torch_dtype))
         self.hook_pre_linear = HookPoint()
 
     def forward(self, x: Resid) -> Resid:
@@ -126,7 +126,7 @@ class GatedMLP(MLP):
 
     def post(self, pre: Neurons, pre_linear: Neurons) -> Neurons:  # type: ignore[override]
         """The neurons' activations, after the norm that some have."""
-        return self.hook_post(self._normed(self.act_fn(pre) * pre_linear + self.b_in))
+        return self.hook_post(self._normed(torch.addcmul(self.b_in, self.act_fn(pre), pre_linear)))
 
 
 class Expert(nn.Module):
@@ -138,11 +138,11 @@ class Expert(nn.Module):
         assert d_mlp is not None and cfg.act_fn is not None
         self.act_fn, self.gated = ACTIVATIONS[cfg.act_fn], cfg.gated_mlp
         dtype = cfg.torch_dtype
-        self.W_in = nn.Parameter(torch.empty(cfg.d_model, d_mlp, dtype=dtype))
+        self.W_in = nn.Parameter(empty_weights(cfg.d_model, d_mlp, dtype))
         if cfg.gated_mlp:
-            self.W_gate = nn.Parameter(torch.empty(cfg.d_model, d_mlp, dtype=dtype))
+            self.W_gate = nn.Parameter(empty_weights(cfg.d_model, d_mlp, dtype))
         self.b_in = nn.Parameter(torch.zeros(d_mlp, dtype=dtype))
-        self.W_out = nn.Parameter(torch.empty(d_mlp, cfg.d_model, dtype=dtype))
+        self.W_out = nn.Parameter(empty_weights(d_mlp, cfg.d_model, dtype))
         self.b_out = nn.Parameter(torch.zeros(cfg.d_model, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:
@@ -161,7 +161,7 @@ class MoE(nn.Module):
         super().__init__()
         self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
         assert cfg.num_experts is not None
-        self.W_gate = nn.Parameter(torch.empty(cfg.d_model, cfg.num_experts, dtype=cfg.torch_dtype))
+        self.W_gate = nn.Parameter(empty_weights(cfg.d_model, cfg.num_experts, cfg.torch_dtype))
         self.experts = nn.ModuleList(Expert(cfg) for _ in range(cfg.num_experts))
         self.hook_expert_weights, self.hook_expert_indices = HookPoint(), HookPoint()
 

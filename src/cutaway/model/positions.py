@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ class Stream:
     kept: KeyValueCache | None = None
     shortformer: Float[Tensor, "batch pos d_model"] | None = None
     _masks: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
+    _angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     def positions(self, length: int) -> Int[Tensor, "batch pos"] | None:
         """The position of each token in its own row, where padding shifts it; None: `start`, `start + 1`, …"""
@@ -60,6 +62,16 @@ class Stream:
     def end(self, length: int) -> int:
         """The position after the last of `length` columns."""
         return self.start + length
+
+    def angles(self, rotary: Rotary, x: Float[Tensor, "batch pos head d_head"]) -> tuple[Tensor, Tensor]:
+        """Cosines and sines with which `rotary` turns heads at these positions (see `Rotary.factors`); computed once a run."""
+        length = x.shape[1]
+        key = (rotary, length, x.dtype, x.device)
+        if key not in self._angles:
+            positions, end = self.positions(length), self.end(length)
+            rows = slice(self.start, end) if positions is None else positions.to(x.device)
+            self._angles[key] = rotary.factors(rows, end, x)
+        return self._angles[key]
 
     def visible(
         self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device
@@ -136,19 +148,26 @@ class Rotary:
 
     def rotate(self, x: Float[Tensor, "batch pos head d_head"], stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
         """`x` with the first `rotary_dim` of its coordinates turned by each token's position."""
-        end = stream.end(x.shape[1])
-        cos, sin = self.tables(end, x.device)
-        positions = stream.positions(x.shape[1])
-        rows = slice(stream.start, end) if positions is None else positions.to(x.device)
-        cos, sin = (table[rows].unsqueeze(-2).to(x.dtype) for table in (cos, sin))
-        turned = x[..., : self.dim]
+        cos, sin = stream.angles(self, x)
         if self.adjacent:
-            first, second = turned[..., 0::2], turned[..., 1::2]
-            turned = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
+            first, second = slice(0, self.dim, 2), slice(1, self.dim, 2)
         else:
-            first, second = turned.chunk(2, dim=-1)
-            turned = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
-        return turned if self.dim == x.shape[-1] else torch.cat([turned, x[..., self.dim :]], dim=-1)
+            first, second = slice(0, self.dim // 2), slice(self.dim // 2, self.dim)
+        out = x * cos
+        out[..., first].addcmul_(x[..., second], sin, value=-1)
+        out[..., second].addcmul_(x[..., first], sin)
+        return out
+
+    def factors(
+        self, rows: slice | Int[Tensor, "batch pos"], end: int, x: Float[Tensor, "batch pos head d_head"]
+    ) -> tuple[Float[Tensor, "*rows 1 d_head"], Float[Tensor, "*rows 1 half"]]:
+        """Cosines and sines of these positions (which are below `end`), for heads like `x`.
+
+        Each cosine stands at both coordinates of its pair, and coordinates that are not turned have a cosine of 1.
+        """
+        cos, sin = (table[rows].unsqueeze(-2).to(x.dtype) for table in self.tables(end, x.device))
+        both = cos.repeat_interleave(2, -1) if self.adjacent else torch.cat([cos, cos], -1)
+        return F.pad(both, (0, x.shape[-1] - self.dim), value=1.0), sin
 
 
 def rotary_frequencies(

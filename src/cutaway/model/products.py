@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from cutaway.model.kernels import HALVES, KERNELS, kernel_for
 
 MEASURED = (torch.float32, *HALVES)  # precisions for which there is more than one kernel
+MANY_ROWS = 16  # from as many on, looking whether a bias is zero takes less time than adding it
 TORCHS = ("linear", "matmul")  # the kernels that einsum uses as well
 SMALLEST = 2**18  # multiplications below which the call costs more than it saves
 
@@ -27,11 +28,26 @@ def linear(x: Float[Tensor, "*rest d_in"], W: Float[Tensor, "d_in d_out"], b: Fl
     if x.numel() * W.shape[1] < SMALLEST or not _plain(x, W):
         return F.linear(x, W.T, b)
     gradient = torch.is_grad_enabled() and (x.requires_grad or W.requires_grad or (b is not None and b.requires_grad))
+    if b is not None and not gradient and x.numel() >= MANY_ROWS * len(W) and not b.any():
+        b = None  # adding zeros takes two passes over what may be a large output; models without biases have zeros
     kernel = kernel_for(x, W, gradient=gradient)
     if gradient and kernel != "linear":
         out: Tensor = _Product.apply(x, W, b, kernel)
         return out
     return KERNELS[kernel](x, W, b)
+
+
+def empty_weights(d_in: int, d_out: int, dtype: torch.dtype) -> Float[Tensor, "d_in d_out"]:
+    """Room for weights, in the memory order that products read fastest (see `outputs_first`)."""
+    return torch.empty(d_out, d_in, dtype=dtype).T if outputs_first(dtype) else torch.empty(d_in, d_out, dtype=dtype)
+
+
+def outputs_first(dtype: torch.dtype) -> bool:
+    """Whether each output's weights lie side by side in memory, rather than each input's.
+
+    In half precision Torch multiplies a few rows nine times slower the other way on processors without instructions for it.
+    """
+    return dtype in HALVES
 
 
 def linear_by_head(x: Float[Tensor, "*rest head d_in"], W: Float[Tensor, "head d_in d_out"]) -> Float[Tensor, "*rest head d_out"]:

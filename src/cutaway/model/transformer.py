@@ -29,7 +29,7 @@ from cutaway.model.losses import next_token_loss
 from cutaway.model.mlp import MLP, MoE
 from cutaway.model.norm import LayerNorm, norm_of
 from cutaway.model.positions import PosEmbed, Stream, rotaries
-from cutaway.model.products import linear
+from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
 
 Resid = Float[Tensor, "batch pos d_model"]
@@ -68,7 +68,7 @@ class Unembed(nn.Module):
         super().__init__()
         self.cfg = HookedTransformerConfig.unwrap(cfg)
         d_model, d_vocab, dtype = self.cfg.d_model, self.cfg.d_vocab_out, self.cfg.torch_dtype
-        self.W_U = nn.Parameter(torch.empty(d_model, d_vocab, dtype=dtype))
+        self.W_U = nn.Parameter(empty_weights(d_model, d_vocab, dtype))
         self.b_U = nn.Parameter(torch.zeros(d_vocab, dtype=dtype))
 
     def forward(self, residual: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_vocab_out"]:
