@@ -84,6 +84,14 @@ def root(
 
 
 @app.command()
+def about(as_json: shared.Json = False) -> None:
+    """This machine: processor, threads, versions, and which kernels multiply here, with their measured rates."""
+    from cutaway.commands.about import about
+
+    about(as_json=as_json)
+
+
+@app.command()
 def train(
     task: Annotated[str, typer.Argument(help=TASKS)],
     out: Annotated[Path, typer.Option(help="Folder for the model, its card and the state of the training.")],

@@ -232,6 +232,39 @@ class _Operands:
         return max(clock() - start, 1e-9)
 
 
+# What there is to tell about them.
+
+NAMES = {"linear": "F.linear", "matmul": "@", "widened": "float32 product", "onednn": "oneDNN"}
+STANDARD = {
+    "one row": ProductClass(torch.float32, 1, 576, 1536, "in", gradient=False),
+    "few rows": ProductClass(torch.float32, 16, 576, 1536, "in", gradient=False),
+    "many rows": ProductClass(torch.float32, MANY, 576, 1536, "in", gradient=False),
+    "many rows, wide apart": ProductClass(torch.float32, MANY, 768, 3072, "in", gradient=False),
+    "wide output": ProductClass(torch.float32, 64, 576, 49152, "in", gradient=False),
+    "gradients": ProductClass(torch.float32, MANY, 576, 1536, "in", gradient=True),
+    "one row, bfloat16": ProductClass(torch.bfloat16, 1, 576, 1536, "out", gradient=False),
+    "many rows, bfloat16": ProductClass(torch.bfloat16, MANY, 576, 1536, "out", gradient=False),
+    "many rows, float16": ProductClass(torch.float16, MANY, 576, 1536, "out", gradient=False),
+}
+"""Classes that stand for all, of the sizes of SmolLM2-135M and GPT-2 small."""
+
+
+def standard() -> dict[str, Choice]:
+    """The choice for each class that stands for others; measured now where it never was."""
+    if not measuring():
+        return {}
+    return {words: choice(of) for words, of in STANDARD.items()}
+
+
+def line() -> str:
+    """This processor and its kernels, in one line for the head of a table."""
+    made = standard()
+    if not made:
+        return f"{_situation()}; products by F.linear, as CUTAWAY_KERNELS says"
+    said = [f"{words} {NAMES[one.kernel]} {one.rates[one.kernel]:.0f}" for words, one in made.items()]
+    return f"{_situation()}; products, in billions of operations per second: {', '.join(said)}"
+
+
 @cache
 def measuring() -> bool:
     """Whether kernels are chosen by measurement: always, unless `CUTAWAY_KERNELS=torch`.
