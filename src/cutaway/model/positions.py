@@ -159,7 +159,7 @@ class Rotary:
         return out
 
     def factors(
-        self, rows: slice | Int[Tensor, "batch pos"], end: int, x: Float[Tensor, "batch pos head d_head"]
+        self, rows: slice | Int[Tensor, "row pos"], end: int, x: Float[Tensor, "batch pos head d_head"]
     ) -> tuple[Float[Tensor, "*rows 1 d_head"], Float[Tensor, "*rows 1 half"]]:
         """Cosines and sines of these positions (which are below `end`), for heads like `x`.
 
