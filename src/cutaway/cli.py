@@ -86,7 +86,7 @@ def root(
 @app.command()
 def about(as_json: shared.Json = False) -> None:
     """This machine: processor, threads, versions, and which kernels multiply here, with their measured rates."""
-    from cutaway.commands.about import about
+    from cutaway.commands.machine import about
 
     about(as_json=as_json)
 
