@@ -8,6 +8,7 @@
     │   ├── UnknownTask        … of a task or a behaviour
     │   └── UnknownRole        … of a position in prompts
     ├── MissingActivation      a cache lacks a site that a question needs
+    ├── StaleCache             a cache is older than the weights that it would be multiplied with
     ├── HookNeverFired         a hook was attached, and the run never came by
     ├── HookReturned           a hook, or a module at a hook point, returned what cannot flow on
     ├── CheckpointError        a file of weights that is missing, corrupt or unsafe
@@ -65,6 +66,10 @@ class UnknownRole(UnknownName, KeyError):
 
 class MissingActivation(CutawayError, KeyError):
     """A cache lacks a site that a question needs."""
+
+
+class StaleCache(CutawayError, RuntimeError):
+    """A cache was made before the weights were rewritten that it would be multiplied with."""
 
 
 class HookNeverFired(CutawayError, RuntimeError):

@@ -99,7 +99,9 @@ class HookedTransformer(Transformer):
         return out, ActivationCache(store, self, has_batch_dim=not remove_batch_dim) if return_cache_object else store
 
     def loss_fn(self, logits: Tensor, tokens: Tensor, attention_mask: Tensor | None = None, per_token: bool = False) -> Tensor:
-        """The next-token loss (nats) of logits, as `forward` computes it."""
+        """The next-token loss (nats) of logits, as `forward` computes it: padding does not count."""
+        if attention_mask is None:
+            attention_mask = self.tokens_and_padding(tokens, None, None)[1]
         return next_token_loss(logits, tokens, attention_mask, per_token)
 
     # Tokens.
@@ -109,13 +111,16 @@ class HookedTransformer(Transformer):
 
     def to_tokens(
         self,
-        input: str | list[str],
+        input: Any,
         prepend_bos: bool | None = None,
         padding_side: str | None = None,
         move_to_device: bool = True,
         truncate: bool = True,
     ) -> Int[Tensor, "batch pos"]:
-        """Text or texts as tokens, with a BOS token in front unless told otherwise."""
+        """Text or texts as tokens, with a BOS token in front unless told otherwise or the text begins with one.
+
+        A list of messages (`{"role": …, "content": …}`) is rendered by the tokenizer's chat template.
+        """
         device = self.embed.W_E.device if move_to_device else None
         options = self._text_options(prepend_bos, padding_side)
         return text.to_tokens(self.tokenizer, input, truncate=truncate, n_ctx=self.cfg.n_ctx, device=device, **options)
@@ -163,7 +168,7 @@ class HookedTransformer(Transformer):
 
     def generate(
         self,
-        input: str | list[str] | Tensor = "",
+        input: Any = "",
         max_new_tokens: int = 10,
         stop_at_eos: bool = True,
         eos_token_id: int | list[int] | None = None,
@@ -197,13 +202,21 @@ class HookedTransformer(Transformer):
 
     # Devices.
 
-    def to(self, device_or_dtype: Any, print_details: bool = True) -> HookedTransformer:  # type: ignore[override]
-        """Move to a device or a precision; the configuration follows."""
-        super().to(device_or_dtype)
-        if isinstance(device_or_dtype, torch.dtype):
-            self.cfg.dtype = device_or_dtype
-        else:
-            self.cfg.device = str(torch.device(device_or_dtype)) if not isinstance(device_or_dtype, Tensor) else None
+    def to(self, *device_or_dtype: Any, print_details: bool = True, **options: Any) -> HookedTransformer:
+        """Move to a device, to a precision, or both, as `nn.Module.to`; the configuration follows."""
+        device, *_ = torch._C._nn._parse_to(*device_or_dtype, **options)
+        super().to(*device_or_dtype, **options)
+        if device is not None:
+            self.cfg.device = str(device)
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> HookedTransformer:
+        """Where every change of precision passes: `half()`, `bfloat16()`, `type(…)`, a model around this one."""
+        super()._apply(fn, recurse)
+        weight = self.embed.W_E
+        self.cfg.dtype = weight.dtype
+        if torch.device(str(self.cfg.device)).type != weight.device.type:
+            self.cfg.device = str(weight.device)
         return self
 
     def cuda(self, device: Any = None) -> HookedTransformer:

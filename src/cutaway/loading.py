@@ -8,9 +8,10 @@ first, when there is most room.
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,7 +119,23 @@ def from_pretrained(
         mine = weights is not checkpoint.tensors
         model = build(kind, cfg, weights, tokenizer=tokenizer, default_padding_side=default_padding_side, shown=shown, mine=mine)
     model.provenance = dict(checkpoint.provenance)
+    model.end_tokens = _end_tokens(source, hf_model)
     return model
+
+
+def _end_tokens(source: Any, hf_model: Any) -> list[int] | None:
+    """What ends a generation, as the model's `generation_config.json` or its configuration says."""
+    found = getattr(getattr(hf_model, "generation_config", None), "eos_token_id", None)
+    folder = getattr(source, "provenance", {}).get("folder")
+    file = Path(folder) / "generation_config.json" if folder else None
+    if found is None and file is not None and file.is_file():
+        with suppress(OSError, ValueError):  # it is there for generation only, and a damaged one is no reason not to load
+            said = json.loads(file.read_text(encoding="utf-8"))
+            found = said.get("eos_token_id") if isinstance(said, dict) else None
+    if found is None and isinstance(source, ForeignCheckpoint):
+        found = source.config.get("eos_token_id")
+    listed = found if isinstance(found, list | tuple) else [] if found is None else [found]
+    return [one for one in listed if isinstance(one, int) and one >= 0] or None
 
 
 def _revision(model_name: Any, revision: str | None, index: int | None, value: int | None) -> tuple[str | None, dict[str, Any]]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cutaway import reading
 from cutaway.axes import Tokens
-from cutaway.errors import ContextTooLong, NotReadable, TokenError
+from cutaway.errors import ContextTooLong, NotReadable, ShapeError, TokenError
 from cutaway.writing import SURROGATES
 
 SIDES = ("left", "right")
@@ -250,7 +250,7 @@ def vocabulary_size(tokenizer: Tokenizer) -> int:
 
 def encode(
     tokenizer: Tokenizer | None,
-    input: str | Sequence[str],
+    input: Any,
     *,
     prepend_bos: bool = True,
     padding_side: str = "right",
@@ -261,24 +261,73 @@ def encode(
     """Tokens of one text or several, and the mask that is 1 where a token is real and 0 where it is padding.
 
     Args:
+        input: text, texts, a conversation or several (rendered by the tokenizer's chat template), or what a tokenizer gave.
         truncate: keep only the first `n_ctx` tokens of a text; otherwise a longer one stops with `ContextTooLong`.
 
     Raises:
         TokenError: no tokenizer, no BOS or padding token where one is needed, or characters it does not know.
     """
+    if isinstance(input, Mapping):
+        return _of_encoding(tokenizer, input, padding_side=padding_side, device=device)
     tokenizer = _needed(tokenizer)
-    texts = [input] if isinstance(input, str) else list(input)
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise TokenError(f"text must be a string or a list of strings, not {_short(repr(input))}")
-    if padding_side not in SIDES:
-        raise TokenError(f"padding_side={padding_side!r} is not known; there are 'left' and 'right'")
-    rows = _with_bos(tokenizer, _encode_all(tokenizer, texts), prepend_bos)
+    rows = _rows(tokenizer, input, prepend_bos)
     longest = max(map(len, rows))
     if n_ctx is not None and longest > n_ctx:
         if not truncate:
             check_length(longest, n_ctx)
         rows = [row[:n_ctx] for row in rows]
-        longest = n_ctx
+    return _padded(tokenizer, rows, padding_side, device)
+
+
+def _rows(tokenizer: Tokenizer, input: Any, prepend_bos: bool) -> list[list[int]]:
+    """The tokens of each text or conversation; the template of a conversation decides about BOS itself."""
+    if is_conversation(input) or (isinstance(input, list | tuple) and input and all(is_conversation(one) for one in input)):
+        return [_rendered(tokenizer, one) for one in ([input] if is_conversation(input) else input)]
+    texts = [input] if isinstance(input, str) else list(input)
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise TokenError(f"text must be a string or a list of strings, not {_short(repr(input))}")
+    return _with_bos(tokenizer, _encode_all(tokenizer, texts), prepend_bos)
+
+
+def is_conversation(input: Any) -> bool:
+    """Whether this is a list of messages, `{"role": …, "content": …}`."""
+    return isinstance(input, list | tuple) and bool(input) and all(isinstance(one, Mapping) and "role" in one for one in input)
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """A conversation by the tokenizer's chat template, ready for the answer where the last word is not the model's."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise TokenError("messages need a tokenizer with a chat template, and this one has none; give text")
+    answered = messages[-1]["role"] == "assistant"
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=not answered)
+    return [int(id) for id in tokenizer.encode(text, add_special_tokens=False)]
+
+
+def _of_encoding(
+    tokenizer: Tokenizer | None, encoding: Mapping[str, Any], *, padding_side: str, device: Any
+) -> tuple[Tokens, Tokens]:
+    """Tokens and mask of what a tokenizer gave (`BatchEncoding`, or a dictionary); rows of lists may differ in length."""
+    if "input_ids" not in encoding:
+        raise TokenError(f"a dictionary of tokens needs 'input_ids', and this one has {_short(', '.join(map(str, encoding)))}")
+    ids, mask = encoding["input_ids"], encoding.get("attention_mask")
+    if isinstance(ids, list | tuple) and ids and isinstance(ids[0], list | tuple) and len({len(row) for row in ids}) > 1:
+        tokens, padding = _padded(_needed(tokenizer), [list(row) for row in ids], padding_side, device)
+        if mask is not None:
+            padding[padding.bool()] = torch.tensor([int(one) for row in mask for one in row], device=padding.device)
+        return tokens, padding
+    tokens = torch.as_tensor(ids, device=device)
+    tokens = tokens if tokens.ndim > 1 else tokens[None]
+    if mask is None:
+        return tokens, attention_mask(tokenizer, tokens, padding_side=padding_side)
+    mask = torch.as_tensor(mask, device=device)
+    return tokens, check_mask(mask if mask.ndim > 1 else mask[None], tokens)
+
+
+def _padded(tokenizer: Tokenizer, rows: list[list[int]], padding_side: str, device: Any) -> tuple[Tokens, Tokens]:
+    """Rows of different lengths as one tensor, and the mask of what is real."""
+    if padding_side not in SIDES:
+        raise TokenError(f"padding_side={padding_side!r} is not known; there are 'left' and 'right'")
+    longest = max(map(len, rows))
     pad = tokenizer.pad_token_id
     if pad is None:
         pad = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
@@ -295,7 +344,7 @@ def encode(
 
 def to_tokens(
     tokenizer: Tokenizer | None,
-    input: str | Sequence[str],
+    input: Any,
     *,
     prepend_bos: bool = True,
     padding_side: str = "right",
@@ -303,8 +352,11 @@ def to_tokens(
     n_ctx: int | None = None,
     device: torch.device | str | None = None,
 ) -> Tokens:
-    """Tokens of one text or several, `[batch, pos]`. See `encode` for the arguments and for what is raised."""
-    options: dict[str, Any] = {"truncate": truncate, "n_ctx": n_ctx, "device": device}
+    """Tokens of one text or several, of messages, or of what a tokenizer gave, `[batch, pos]`; see `encode`.
+
+    Without `truncate`, a text may be longer than the model's positions: only a run checks that.
+    """
+    options: dict[str, Any] = {"n_ctx": n_ctx if truncate else None, "device": device}  # only a run checks the length
     return encode(tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side, **options)[0]
 
 
@@ -351,9 +403,15 @@ def to_str_tokens(
         "truncate": truncate,
         "n_ctx": n_ctx,
     }
-    if isinstance(input, list | tuple) and not all(isinstance(one, int | np.integer) for one in input):
+    if isinstance(input, Mapping):
+        given, mask = (x.cpu() for x in encode(tokenizer, input, padding_side=padding_side))
+        real = [row[one.bool()].numpy().reshape(-1, 1) for row, one in zip(given, mask, strict=True)]
+        rows = [[_decode(tokenizer, token) for token in row] for row in real]
+        return rows[0] if len(rows) == 1 else rows
+    conversation = is_conversation(input)
+    if isinstance(input, list | tuple) and not conversation and not all(isinstance(one, int | np.integer) for one in input):
         return cast("list[list[str]]", [to_str_tokens(tokenizer, one, **options) for one in input])
-    if isinstance(input, str):
+    if isinstance(input, str) or conversation:
         ids = to_tokens(tokenizer, input, **options)[0].numpy()
     else:
         ids = _as_array(input)
@@ -414,7 +472,8 @@ def attention_mask(
 
     Padding is the run of padding tokens at the padded end of a row, and nothing else. Where BOS is the padding
     token too (GPT-2), the last of a run on the left is the BOS and counts as real, as does the first of a row of
-    nothing else on the right.
+    nothing else on the right. Where EOS is the padding token and every row ends with some, as many as they have in
+    common are real: nobody pads the longest row.
     """
     mask = torch.ones_like(tokens)
     pad = None if tokenizer is None else tokenizer.pad_token_id
@@ -430,6 +489,34 @@ def attention_mask(
             mask[rows, run[rows] - 1] = 1
         else:
             mask[:, 0] = 1
+    if not left and pad in (tokenizer.eos_token_id, tokenizer.bos_token_id):
+        length = mask.sum(-1, keepdim=True)
+        common = (tokens.shape[1] - length).min()
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        mask[(places >= length) & (places < length + common)] = 1
+    return mask
+
+
+def check_mask(mask: Tensor, tokens: Tensor, *, past: bool = False) -> Tensor:
+    """A given attention mask, 1 for tokens and 0 for padding, once it is clear that it is one.
+
+    Raises:
+        ShapeError: it has another shape than the tokens.
+        TokenError: it holds other numbers (an additive mask would be read upside down), or leaves a row without a token.
+    """
+    if mask.shape != tokens.shape:
+        raise ShapeError(f"attention_mask {tuple(mask.shape)} must have the shape of the tokens, {tuple(tokens.shape)}")
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        low, high = (float(end) for end in torch.aminmax(mask))
+        raise TokenError(
+            "attention_mask is 1 where a position is a token and 0 where it is padding, and this one goes from "
+            f"{low:g} to {high:g}; of an additive mask, pass (mask == 0)"
+        )
+    if not past and not bool(mask.any(-1).all()):
+        raise TokenError(
+            f"attention_mask leaves row {int((~mask.bool().any(-1)).nonzero()[0])} without a token; "
+            "an additive mask of zeros is no mask: leave it out"
+        )
     return mask
 
 
@@ -474,15 +561,15 @@ def _encode_all(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
 
 
 def _with_bos(tokenizer: Tokenizer, rows: list[list[int]], wanted: bool) -> list[list[int]]:
-    """The rows with exactly one BOS (the tokenizer's own, or ours) in front of the text, or with none."""
-    own = prepends_bos(tokenizer)
-    if own == wanted:
+    """The rows with one BOS in front (the tokenizer's own, ours, or the text's where it begins with one), or as they are."""
+    if prepends_bos(tokenizer):
+        rows = [row[1:] for row in rows]
+    if not wanted:
         return rows
-    if own:
-        return [row[1:] for row in rows]
-    if tokenizer.bos_token_id is None:
+    bos = tokenizer.bos_token_id
+    if bos is None:
         raise TokenError("the tokenizer has no BOS token to put in front; say prepend_bos=False")
-    return [[tokenizer.bos_token_id, *row] for row in rows]
+    return [row if row[:1] == [bos] else [bos, *row] for row in rows]
 
 
 def _decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:

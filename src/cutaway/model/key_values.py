@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import ShapeError
+from cutaway.errors import ConfigError, ShapeError
 
 Keys = Float[Tensor, "batch key kv d_head"]
 New = Float[Tensor, "batch new kv d_head"]
@@ -71,6 +71,19 @@ class KeyValueCache:
     def __init__(self, entries: list[KeyValues], previous_attention_mask: Int[Tensor, "batch key"]):
         self.entries, self.previous_attention_mask = entries, previous_attention_mask
         self.frozen = False
+        self._of: int | None = None  # the model that filled it
+
+    def length_for(self, model: object) -> int:
+        """How many positions are kept, of a run of this model.
+
+        Raises:
+            ConfigError: another model's runs filled the cache.
+        """
+        if self._of is not None and self._of != id(model) and self.length:
+            raise ConfigError("these keys and values were kept by another model; begin a new cache with KeyValueCache.init_cache")
+        if not self.frozen:
+            self._of = id(model)
+        return self.length
 
     @classmethod
     def init_cache(

@@ -6,7 +6,8 @@ sweeps call on their own: `prepare`, `embed_tokens`, `run_blocks`, `logits_of`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -35,6 +36,17 @@ from cutaway.model.stacked import StackedWeights
 Resid = Float[Tensor, "batch pos d_model"]
 Tokens = Int[Tensor, "batch pos"]
 Logits = Float[Tensor, "batch pos d_vocab_out"]
+_FIELDS = """
+    n_layers d_model d_head n_heads n_key_value_heads d_mlp d_vocab d_vocab_out act_fn eps attn_only attn_scale
+    use_attn_scale scale_attn_by_inverse_layer_idx use_local_attn window_size attn_types gated_mlp
+    normalization_type final_rms post_embedding_ln use_normalization_before_and_after post_norm_only
+    parallel_attn_mlp positional_embedding_type rotary_dim rotary_base rotary_base_local rotary_layers
+    rotary_adjacent_pairs use_qk_norm qk_norm_over qk_norm_type num_experts moe_layers d_mlp_expert
+"""
+BUILT_IN = tuple(_FIELDS.split())
+"""Fields of a configuration that a network is built from: changing them afterwards would do nothing, or half of it."""
+
+ARCHITECTURE = attrgetter(*BUILT_IN)
 RETURN_TYPES = ("logits", "loss", "both", None)
 
 
@@ -108,6 +120,7 @@ class Transformer(HookedRootModule, StackedWeights):
         super().__init__()
         self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
         self.tokenizer: Any = None
+        self.end_tokens: list[int] | None = None  # what ends a generation, where more than the tokenizer's EOS token does
         self.default_padding_side = default_padding_side or "right"
         self.provenance: dict[str, Any] = {}  # where the weights came from, and which fields of their config were ignored
         if tokenizer is not None:
@@ -143,6 +156,8 @@ class Transformer(HookedRootModule, StackedWeights):
         for name, point in found.items():
             point.axes = table.get(name)
         self.hook_dict = {name: found[name] for name in table if name in found} | found
+        self._built = ARCHITECTURE(self.cfg)
+        self._holders = [module for module in self.modules() if module._parameters]
         self._watched = watch(self._foreign(table), self.__dict__.get("_watched", []))
 
     def _foreign(self, table: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -214,6 +229,17 @@ class Transformer(HookedRootModule, StackedWeights):
         """Whether the caller started or stopped the last run so that it could not pass this site."""
         return self._left_out(name) is not None
 
+    def _changed(self) -> str:
+        """What of the configuration was changed since the network was built."""
+        pairs = zip(BUILT_IN, self._built, ARCHITECTURE(self.cfg), strict=True)
+        said = ", ".join(f"{name} from {old!r} to {new!r}" for name, old, new in pairs if old != new)
+        return f"the configuration was changed after the model was built ({said}), which cannot change it; build a new model"
+
+    def weights_state(self) -> int:
+        """A number that is another one when weights were rewritten or replaced. (Writing into `.data` goes unseen.)"""
+        weights = (weight for module in self._holders for weight in module._parameters.values() if weight is not None)
+        return hash(tuple((id(one), 0 if one.is_inference() else one._version) for one in weights))
+
     # Tokens.
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
@@ -229,31 +255,33 @@ class Transformer(HookedRootModule, StackedWeights):
     def _bos(self, prepend_bos: bool | None) -> bool:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
 
-    def tokens_and_mask(
-        self, input: str | Sequence[str] | Tokens | Int[Tensor, "pos"], prepend_bos: bool | None, padding_side: str | None
-    ) -> tuple[Tokens, Tokens | None]:
-        """Checked tokens `[batch, pos]` on the model's device, and the padding mask where there is padding that matters."""
+    def tokens_and_mask(self, input: Any, prepend_bos: bool | None, padding_side: str | None) -> tuple[Tokens, Tokens | None]:
+        """Checked tokens `[batch, pos]` on the model's device, and the padding mask where attention needs one.
+
+        Takes text, texts, a conversation (a list of messages), what a tokenizer gave (`BatchEncoding`), or tokens.
+        """
+        tokens, padding = self.tokens_and_padding(input, prepend_bos, padding_side)
+        return tokens, padding if padding is not None and self._masks(padding) else None
+
+    def tokens_and_padding(self, input: Any, prepend_bos: bool | None, padding_side: str | None) -> tuple[Tokens, Tokens | None]:
+        """Checked tokens `[batch, pos]`, and which of them are real, wherever some are padding."""
         side = padding_side or self.default_padding_side
         prepend_bos = self._bos(prepend_bos)
         device = self.embed.W_E.device
         if not isinstance(input, Tensor):
-            tokens, mask = text.encode(
-                self.tokenizer,
-                input,
-                prepend_bos=prepend_bos,
-                padding_side=side,
-                truncate=False,
-                n_ctx=self.cfg.n_ctx,
-                device=device,
-            )
+            options: dict[str, Any] = {"prepend_bos": prepend_bos, "padding_side": side, "truncate": False}
+            tokens, mask = text.encode(self.tokenizer, input, n_ctx=self.cfg.n_ctx, device=device, **options)
         else:
             tokens = (input if input.ndim > 1 else input[None]).to(device)
             mask = text.attention_mask(self.tokenizer, tokens, prepend_bos=prepend_bos, padding_side=side)
         if tokens.ndim != 2:
             raise ShapeError(f"tokens are [batch, pos] or [pos], not {tuple(tokens.shape)}")
         text.check_tokens(tokens, self.cfg.d_vocab)
-        needed = side == "left" or self.cfg.attention_dir == "bidirectional"
-        return tokens, mask if needed and not bool(mask.all()) else None
+        return tokens, None if bool(mask.all()) else mask
+
+    def _masks(self, padding: Tokens) -> bool:
+        """Whether attention needs this mask: causal attention never sees padding that comes after the tokens."""
+        return self.cfg.attention_dir == "bidirectional" or bool((padding[:, 1:] > padding[:, :-1]).any())
 
     # The steps of a run.
 
@@ -263,7 +291,9 @@ class Transformer(HookedRootModule, StackedWeights):
         Raises:
             ContextTooLong: they do not fit into the positions that the model has.
         """
-        start = 0 if kept is None else kept.length
+        if ARCHITECTURE(self.cfg) != self._built:
+            raise ConfigError(self._changed())
+        start = 0 if kept is None else kept.length_for(self)
         text.check_length(tokens.shape[1], self.cfg.n_ctx, past=start)
         padding = attention_mask
         if padding is not None and padding.shape != tokens.shape:
@@ -334,7 +364,7 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def forward(
         self,
-        input: str | Sequence[str] | Tensor,
+        input: Any,
         return_type: str | None = "logits",
         loss_per_token: bool = False,
         prepend_bos: bool | None = None,
@@ -349,7 +379,8 @@ class Transformer(HookedRootModule, StackedWeights):
         """Run the network.
 
         Args:
-            input: text, texts, tokens `[batch, pos]` or `[pos]`; with `start_at_layer`, a residual stream.
+            input: text, texts, messages, what a tokenizer gave, tokens `[batch, pos]` or `[pos]`; with `start_at_layer`, a
+                residual stream.
             return_type: "logits" `[batch, pos, d_vocab_out]`, "loss" (mean next-token loss, nats), "both", or None.
             loss_per_token: the loss of each position, `[batch, pos - 1]`, instead of the mean.
             prepend_bos: whether text gets a BOS token; the configuration's default where None.
@@ -371,22 +402,33 @@ class Transformer(HookedRootModule, StackedWeights):
                 f"return_type={return_type!r} is not known{nearest(str(return_type), names)}; there are {names} and None"
             )
         start, stop = self._layers(start_at_layer, stop_at_layer)
-        mask = attention_mask
+        if stop_at_layer is not None and return_type in ("loss", "both"):
+            raise ValueError(f"stop_at_layer gives the residual stream, so there is no {return_type}; leave return_type out")
         if start_at_layer is None:
-            found, padding = self.tokens_and_mask(input, prepend_bos, padding_side)
-            tokens = found
-            mask = padding if mask is None else mask.to(found.device)
-            stream = self.prepare(found, mask, past_kv_cache)
-            resid, stream = self.embed_tokens(found, stream)
+            tokens, padding = self.tokens_and_padding(input, prepend_bos, padding_side)
+            padding, mask = self._given_mask(attention_mask, tokens, padding, past_kv_cache)
+            stream = self.prepare(tokens, mask, past_kv_cache)
+            resid, stream = self.embed_tokens(tokens, stream)
         else:
-            if tokens is not None and mask is None:
-                mask = self.tokens_and_mask(tokens, prepend_bos, padding_side)[1]
+            padding = None if tokens is None else self.tokens_and_padding(tokens, prepend_bos, padding_side)[1]
+            padding, mask = self._given_mask(attention_mask, input, padding, past_kv_cache)
             resid, stream = self._resumed(input, shortformer_pos_embed, mask, past_kv_cache)
         self._here.covered = (start, self.cfg.n_layers + 1 if stop is None else stop)
         resid = self.run_blocks(resid, stream, start, stop)
         if stop_at_layer is not None:
             return resid
-        return self._finished(resid, return_type, tokens, mask, loss_per_token)
+        return self._finished(resid, return_type, tokens, padding, loss_per_token)
+
+    def _given_mask(
+        self, given: Tensor | None, like: Tensor, padding: Tensor | None, kept: KeyValueCache | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What is padding, and the mask that attention needs: the caller's, checked, or as the tokens say."""
+        if given is None:
+            return padding, padding if padding is not None and self._masks(padding) else None
+        given = given.to(like.device)
+        if like.ndim > 1:
+            text.check_mask(given, like[..., 0] if like.ndim == 3 else like, past=kept is not None)
+        return given.long(), given.long()
 
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int | None]:
         n = self.cfg.n_layers
@@ -394,7 +436,10 @@ class Transformer(HookedRootModule, StackedWeights):
             if layer is not None and not -n <= layer <= n:
                 raise ValueError(f"{name}={layer} is outside the {n} layers of the model")
         first = 0 if start is None else start % n if start < 0 else start
-        return first, None if stop is None else stop % n if stop < 0 else stop
+        last = None if stop is None else stop % n if stop < 0 else stop
+        if last is not None and first > last:
+            raise ValueError(f"start_at_layer={start} comes after stop_at_layer={stop}")
+        return first, last
 
     def _resumed(
         self, resid: Any, shortformer: Tensor | None, mask: Tensor | None, kept: KeyValueCache | None

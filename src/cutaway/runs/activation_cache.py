@@ -168,6 +168,7 @@ class ActivationCache(ActivationStore):
 
         The stacks do not need it; it is for `cache["result", layer]`, and as large as it sounds.
         """
+        self._check_weights("compute_head_results")
         results = [get_act_name("result", l) for l in range(self.model.cfg.n_layers)]
         absent = [l for l, name in enumerate(results) if name not in self.cache_dict]
         self._need("compute_head_results", [get_act_name("z", l) for l in absent])
@@ -256,6 +257,7 @@ class ActivationCache(ActivationStore):
             batch_slice: examples to choose, here, from stack and cache; from the cache alone where
                 `has_batch_dim` says that the stack has no batch axis (any more).
         """
+        self._check_weights("apply_ln_to_stack")
         last, batch = self._layer(layer, mlp_input), Slice(batch_slice)
         if has_batch_dim and batch.mode != "identity":
             residual_stack = batch.apply(residual_stack, dim=1)
@@ -292,6 +294,7 @@ class ActivationCache(ActivationStore):
         Raises:
             ShapeError: tokens do not fit each other or the stack.
         """
+        self._check_weights("logit_attrs")
         ids, batch, part = self._token_ids(tokens), Slice(batch_slice), Slice(pos_slice)
         direction = self.model.tokens_to_residual_directions(ids)
         if incorrect_tokens is not None:
@@ -377,6 +380,7 @@ class ActivationCache(ActivationStore):
 
     def _heads(self, asker: str, last: int, part: Slice) -> Labelled:
         """What heads of the layers before `last` write, component first."""
+        self._check_weights(asker)
         kept = [get_act_name("result", l) in self.cache_dict for l in range(last)]
         self._need(asker, [get_act_name("z", l) for l in range(last) if not kept[l]])
         stacks, labels = [], []
@@ -402,6 +406,7 @@ class ActivationCache(ActivationStore):
 
     def _neurons_of(self, asker: str, layer: int, part: Slice, neurons: Slice) -> Stack:
         """What neurons of one layer write, component first; a single neuron keeps that axis."""
+        self._check_weights(asker)
         self._check_dense(asker, [layer])
         self._need(asker, [get_act_name("post", layer)])
         neurons = Slice.unwrap(neurons.slice) if neurons.mode == "int" else neurons

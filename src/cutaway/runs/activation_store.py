@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError, UnknownSite
+from cutaway.errors import MissingActivation, ShapeError, StaleCache, UnknownSite
 from cutaway.model.sites import enabled, resolve, site_names
 from cutaway.model.slices import Slice, SliceInput
 
@@ -32,6 +32,18 @@ class ActivationStore:
         self.has_batch_dim = has_batch_dim
         self.has_embed = "hook_embed" in cache_dict
         self.has_pos_embed = "hook_pos_embed" in cache_dict
+        self._weights: int | None = model.weights_state() if hasattr(model, "weights_state") else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_weights": None}  # of a copy nothing is known
+
+    def _check_weights(self, asker: str) -> None:
+        """Stop where what was kept would be multiplied with other weights than those of its run."""
+        if self._weights is not None and self._weights != self.model.weights_state():
+            raise StaleCache(
+                f"{asker} multiplies kept activations with the model's weights, which were rewritten since the run; "
+                "run again, or do it before the weights change"
+            )
 
     # A dictionary with short names.
 

@@ -7,7 +7,7 @@ Logits are computed where a token is drawn: at the last position only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cutaway import tokens as text
 from cutaway.axes import Tokens
-from cutaway.errors import ConfigError, TokenError, nearest
+from cutaway.errors import ConfigError, NotFinite, TokenError, nearest
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.transformer import Transformer
 
@@ -52,6 +52,19 @@ class Sampling:
             raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1")
         if self.temperature < 0:
             raise ConfigError(f"temperature={self.temperature} must not be negative")
+        if self.freq_penalty < 0:
+            raise ConfigError(f"freq_penalty={self.freq_penalty} must not be negative")
+        greedy = "do_sample=False" if not self.do_sample else "temperature=0" if self.temperature == 0 else None
+        drawing = {"top_k": self.top_k, "top_p": self.top_p, "freq_penalty": self.freq_penalty or None}
+        if not self.do_sample and self.temperature not in (0, 1):
+            drawing["temperature"] = self.temperature
+        without = [f"{name}={value}" for name, value in drawing.items() if value is not None]
+        if greedy and without:
+            raise ConfigError(
+                f"with {greedy} the likeliest token is taken, so {', '.join(without)} can have no effect; leave it out"
+            )
+        if self.top_k is not None and self.top_p is not None:
+            raise ConfigError(f"with top_k={self.top_k}, top_p={self.top_p} can have no effect; give one of them")
 
 
 def sample_logits(
@@ -115,6 +128,8 @@ def stream(
                 logits = model.last_logits(new if kept is not None else so_far, attention_mask, kept)
         finally:
             model.prompt_columns = None
+        if not bool(logits.amax(-1).isfinite().all()):
+            raise NotFinite(f"the logits after {so_far.shape[1]} tokens are NaN or infinite, so there is no next token")
         drawn = _draw(logits, sampling, so_far, real)
         if stop_tokens:
             drawn = drawn.masked_fill(finished, stop_tokens[0])
@@ -137,7 +152,7 @@ def _draw(logits: Float[Tensor, "batch d_vocab_out"], how: Sampling, tokens: Tok
 
 def generate(
     model: Transformer,
-    input: str | list[str] | Tensor,
+    input: Any,
     max_new_tokens: int,
     *,
     stop_at_eos: bool = True,
@@ -152,17 +167,21 @@ def generate(
     """Continue a text, texts (padded on the left) or tokens; gives back the prompt with what was generated.
 
     Args:
-        stop_at_eos: stop a row when it draws `eos_token_id` (the tokenizer's, where None; or any of several).
+        stop_at_eos: stop a row when it draws `eos_token_id` (or any of several; where None, the tokenizer's, and those that the
+            model's `generation_config.json` names).
         return_type: "input" (as the input came), "str", "tokens" (or "tensor"), or "embeds".
         verbose: show progress.
 
     Raises:
-        ConfigError: `return_type` is not known.
+        ConfigError: `return_type` is not known, or an option can have no effect.
+        NotFinite: the model's logits are NaN or infinite.
         TokenError: `stop_at_eos` without an EOS token, or tokens outside the vocabulary.
         ContextTooLong: prompt and new tokens together are more than the model's positions.
     """
     kind = _return_type(input, return_type)
-    tokens, mask = model.tokens_and_mask(input, prepend_bos, padding_side or "left")
+    if eos_token_id is not None and not stop_at_eos:
+        raise ConfigError(f"with stop_at_eos=False, eos_token_id={eos_token_id} can have no effect; leave it out")
+    tokens, mask = _prompts(model, input, prepend_bos, padding_side or "left")
     stops = _stop_tokens(model, eos_token_id) if stop_at_eos else []
     steps = stream(
         model,
@@ -177,8 +196,27 @@ def generate(
     out = torch.cat([tokens, *(column.to(tokens.dtype) for column in columns)], dim=1)
     if kind == "str":
         rows = [_words(model, row, None if mask is None else mask[index]) for index, row in enumerate(out)]
-        return rows if isinstance(input, list) else rows[0] if len(rows) == 1 else rows
+        several = isinstance(input, list) and not text.is_conversation(input)
+        return rows if several else rows[0] if len(rows) == 1 else rows
     return model.embed(out) if kind == "embeds" else out
+
+
+def _prompts(model: Transformer, input: Any, prepend_bos: bool | None, side: str) -> tuple[Tokens, Tokens | None]:
+    """Tokens and mask of prompts that end where generation begins.
+
+    Raises:
+        TokenError: rows end in padding, after which there is nothing to go on with.
+    """
+    tokens, padding = model.tokens_and_padding(input, prepend_bos, side)
+    if padding is None and isinstance(input, Tensor) and len(tokens) > 1:  # padded on the right, and taken for prompts
+        padding = model.tokens_and_padding(input, prepend_bos, "right")[1]
+    if padding is not None and not bool(padding[:, -1].all()):
+        row = int((padding[:, -1] == 0).nonzero()[0])
+        raise TokenError(
+            f"row {row} of the prompts ends in padding, and generation goes on after the last token: pad on the left "
+            "(padding_side='left'), or give the rows as texts"
+        )
+    return tokens, padding
 
 
 def _words(model: Transformer, row: Int[Tensor, "pos"], mask: Int[Tensor, "prompt"] | None) -> str:
@@ -192,7 +230,7 @@ def _return_type(input: Any, return_type: str | None) -> str:
         hint = nearest(str(return_type), RETURN_TYPES)
         raise ConfigError(f"return_type={return_type!r} is not known{hint}; there are {', '.join(RETURN_TYPES)}")
     if return_type in ("input", None):
-        return "tokens" if isinstance(input, Tensor) else "str"
+        return "tokens" if isinstance(input, Tensor | Mapping) else "str"
     return "tokens" if return_type == "tensor" else str(return_type)
 
 
@@ -200,6 +238,8 @@ def _stop_tokens(model: Transformer, given: int | Sequence[int] | None) -> list[
     """The tokens that end a row, the one that fills up finished rows first."""
     own = None if model.tokenizer is None else model.tokenizer.eos_token_id
     if given is None:
+        if model.end_tokens:
+            return list(dict.fromkeys([int(own), *model.end_tokens] if own is not None else model.end_tokens))
         if own is None:
             raise TokenError("stop_at_eos needs an EOS token, and there is none: pass eos_token_id=, or stop_at_eos=False")
         return [int(own)]

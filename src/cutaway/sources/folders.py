@@ -24,7 +24,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 """Files of which a tokenizer has at least one."""
 
-TOKENIZER_PARTS = (*TOKENIZER, "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+TOKENIZER_PARTS = (*TOKENIZER, "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
+                   "generation_config.json")  # fmt: skip
 
 
 def read(folder: str | Path, *, tokenizer: Any = None, with_tokenizer: bool = True, name: str | None = None) -> ForeignCheckpoint:
