@@ -6,6 +6,7 @@ belong here but in `cutaway.analysis`, as a function.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
@@ -286,7 +287,11 @@ class HookedTransformer(Transformer):
 
     def _fold_norms(self, cfg: HookedTransformerConfig) -> None:
         """Replace the norms by those without weights."""
-        self.cfg.normalization_type = cfg.normalization_type
+        old, new = self.cfg, copy.copy(self.cfg)  # another model may have been built from the old one
+        new.normalization_type = cfg.normalization_type
+        for module in self.modules():
+            if getattr(module, "cfg", None) is old:
+                module.cfg = new  # type: ignore[assignment]
         self.ln_final = norm_of(self.cfg, final=True)
         for block in self.blocks:
             for name in ("ln1", "ln2"):
