@@ -44,11 +44,12 @@ _BY_MODULE = {
     "analysis.token_heads": "duplicate_detectors responsible_heads",
     "analysis.weight_circuits": "ov_circuit path_circuit qk_circuit",
     # circuits
+    "programs.compiler": "compile_program",
     "circuits.attribution": "edge_attribution",
     "circuits.circuit": "Circuit",
     "circuits.effects": "edge_effects",
-    "circuits.measuring": "run_circuit",
-    "circuits.scoring": "faithfulness",
+    "circuits.measuring": "CircuitRunner run_circuit",
+    "circuits.scoring": "faithfulness recovery",
     "circuits.searching": "find_circuit",
     "circuits.stable_edges": "stability",
 }

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway.commands import console, learning, questions, shared, steering, sweeps
+from cutaway.commands import circuits, console, learning, questions, shared, steering, sweeps
 from cutaway.errors import CutawayError
 
 TASKS = (
@@ -199,7 +199,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 for question in (*questions.COMMANDS, *sweeps.COMMANDS, steering.steer, learning.notebook):
     app.command()(question)
-for name, group in learning.GROUPS.items():
+for name, group in {**learning.GROUPS, **circuits.GROUPS}.items():
     app.add_typer(group, name=name)
 
 

@@ -14,7 +14,7 @@ from cutaway.circuits.circuit import Circuit, jaccard
 from cutaway.circuits.components import written
 from cutaway.circuits.effects import edge_effects
 from cutaway.circuits.graph import Graph
-from cutaway.circuits.measuring import Runner, run_circuit
+from cutaway.circuits.measuring import CircuitRunner, run_circuit
 from cutaway.circuits.scoring import PERCENTAGES, faithfulness, recovery, roc_area
 from cutaway.circuits.searching import find_circuit
 from cutaway.circuits.stable_edges import stability
@@ -295,7 +295,7 @@ def test_search_finds_a_circuit_that_recovers_what_is_wanted(method: str) -> Non
     model = compiled.model
     clean, corrupted = (inputs_of("sort", compiled.program, seed) for seed in (0, 1))
     metric = metrics.log_probability(torch.tensor([programs.predict(compiled.program, row)[9] for row in clean.tolist()]))
-    runner = Runner(model, clean, corrupted, metric)
+    runner = CircuitRunner(model, clean, corrupted, metric)
     scores = edge_attribution(model, clean, corrupted, metric, steps=4)
     circuit = find_circuit(runner, scores, target=0.8, method=method)
     assert runner.recovered(circuit.edges) >= 0.8
@@ -374,4 +374,4 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(ShapeError, match="nothing to recover"):
         faithfulness(model, CLEAN, CLEAN, METRIC, scores)
     with pytest.raises(ConfigError, match=r"target=1\.5"):
-        find_circuit(Runner(model, CLEAN, CORRUPTED, METRIC), scores, target=1.5)
+        find_circuit(CircuitRunner(model, CLEAN, CORRUPTED, METRIC), scores, target=1.5)

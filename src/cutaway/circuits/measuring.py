@@ -20,7 +20,7 @@ KEPT = 2**28  # numbers of ablated runs that are kept between circuits; more are
 ROOM = 2**25  # numbers that the parts of one batch may take
 
 
-class Runner:
+class CircuitRunner:
     """Runs circuits of one model on one set of prompts.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutaway.circuits.attribution import EdgeScores, largest
 from cutaway.circuits.graph import Edges, Graph
-from cutaway.circuits.measuring import Runner
+from cutaway.circuits.measuring import CircuitRunner
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Metric
@@ -104,11 +104,13 @@ def faithfulness(
         ShapeError: the metric is the same with and without all edges.
         ConfigError: a negative size.
     """
-    runner = Runner(model, clean, corrupted, metric, ablation=ablation, over=over)
+    runner = CircuitRunner(model, clean, corrupted, metric, ablation=ablation, over=over)
     return curve(runner, scores.values.data, sizes=sizes, draws=draws, seed=seed)
 
 
-def curve(runner: Runner, scores: Tensor, *, sizes: Sequence[int] | None = None, draws: int = 3, seed: int = 0) -> Faithfulness:
+def curve(
+    runner: CircuitRunner, scores: Tensor, *, sizes: Sequence[int] | None = None, draws: int = 3, seed: int = 0
+) -> Faithfulness:
     """The same, of a runner."""
     there = runner.graph.mask
     every = runner.graph.size

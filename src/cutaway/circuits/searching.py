@@ -19,7 +19,7 @@ from torch import Tensor
 from cutaway.circuits.attribution import EdgeScores, largest
 from cutaway.circuits.circuit import Circuit
 from cutaway.circuits.graph import Edges
-from cutaway.circuits.measuring import Runner
+from cutaway.circuits.measuring import CircuitRunner
 from cutaway.errors import ConfigError
 from cutaway.runs.written import model_hash
 
@@ -27,7 +27,7 @@ METHODS = ("greedy", "backward", "both")
 
 
 def find_circuit(
-    runner: Runner, scores: EdgeScores, *, target: float = 0.9, size: int | None = None, method: str = "both", checks: int = 60,
+    runner: CircuitRunner, scores: EdgeScores, *, target: float = 0.9, size: int | None = None, method: str = "both", checks: int = 60,
     progress: Callable[[float, float], None] | None = None,
 ) -> Circuit:  # fmt: skip
     """The smallest circuit that recovers `target` of the metric's difference, or the circuit of `size` edges with the largest
@@ -64,11 +64,11 @@ def find_circuit(
     return Circuit(runner.graph, edges, values, model_hash(runner.model), runner.ablation, about)
 
 
-def _used(runner: Runner, edges: Edges) -> Edges:
+def _used(runner: CircuitRunner, edges: Edges) -> Edges:
     return runner.graph.connected(edges) if runner.ablation == "resample" else edges & runner.graph.mask
 
 
-def smallest_greedy(runner: Runner, scores: Tensor, target: float) -> int:
+def smallest_greedy(runner: CircuitRunner, scores: Tensor, target: float) -> int:
     """The smallest number of edges, in the order of their scores, that recovers the target: bisection, then a last check."""
     low, high = 0, 1
     while high < runner.graph.size and runner.recovered(largest(scores, high)) < target:
@@ -83,7 +83,7 @@ def smallest_greedy(runner: Runner, scores: Tensor, target: float) -> int:
 
 
 def eliminated(
-    runner: Runner,
+    runner: CircuitRunner,
     edges: Edges,
     scores: Tensor,
     target: float,

@@ -430,4 +430,4 @@ def _word(network: Any, token: int) -> str:
     return token_name(network, token)
 
 
-COMMANDS = (heads, attribute, lens, predict, neurons, circuit, composition)
+COMMANDS = (heads, attribute, lens, predict, neurons, composition)  # `circuit` is one of the group in circuits.py

@@ -1,0 +1,150 @@
+"""`cutaway circuit find`: the edges that carry a behaviour. Anything else after `circuit` is a path through weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from cutaway.commands.questions import circuit as weights
+from cutaway.commands.shared import Device, Html, Json, Model, Record, lines, load, show
+from cutaway.commands.sweeps import bar
+from cutaway.errors import ConfigError, PromptError
+
+METRICS = ("logit-difference", "log-probability")
+
+
+class PathsToo(TyperGroup):
+    """A group whose first word may also be what its command `weights` takes: a model, or a path."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Send what is no command to `weights`."""
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["weights", *args]
+        return super().parse_args(ctx, args)
+
+
+group = typer.Typer(cls=PathsToo, no_args_is_help=True, help="Circuits: the edges that carry a behaviour; paths through weights.")
+group.command("weights")(weights)
+
+
+@group.callback()
+def circuit() -> None:
+    """Find the circuit of a behaviour (`find`), or show what weights do along a path (`cutaway circuit MODEL PATH`)."""
+
+
+@group.command()
+def find(
+    model: Model,
+    pairs: Annotated[Path | None, typer.Option(help="Pairs, one JSON object a line: clean, corrupted, answer, wrong.")] = None,
+    behaviour: Annotated[str | None, typer.Option(help="Prompts of a behaviour: ioi, greater-than, induction, …")] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="How many prompts of the behaviour.")] = 64,
+    metric: Annotated[str, typer.Option(help="logit-difference or log-probability (of the answer).")] = "logit-difference",
+    size: Annotated[int | None, typer.Option(min=0, help="How many edges; without, as few as recover TARGET.")] = None,
+    target: Annotated[float, typer.Option(help="How much of the difference the circuit has to recover.")] = 0.9,
+    ablation: Annotated[
+        str, typer.Option(help="What other edges carry: resample, mean, mean over positions, zero.")
+    ] = "resample",
+    method: Annotated[str, typer.Option(help="greedy, backward, or both.")] = "both",
+    steps: Annotated[int, typer.Option(min=1, help="Runs that each edge's gradient is a mean over.")] = 5,
+    checks: Annotated[int, typer.Option(min=1, help="How many runs removal may take.")] = 60,
+    seed: Annotated[int, typer.Option(help="Seed of prompts, of random circuits, and of what is drawn again.")] = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+    html: Html = None,
+    record: Record = None,
+) -> None:
+    """Find the edges that carry a behaviour, and say how sure they are.
+
+    Scores every edge by integrated gradients, searches for the smallest circuit, runs it beside random ones, and draws
+    prompts again.
+    """
+    from cutaway.circuits.attribution import edge_attribution
+    from cutaway.circuits.measuring import CircuitRunner
+    from cutaway.circuits.scoring import curve
+    from cutaway.circuits.searching import find_circuit
+    from cutaway.circuits.stable_edges import stability
+    from cutaway.writing import check_folder
+
+    folder = None if record is None else check_folder(record)
+    network = load(model, device)
+    given = _prompts(network, pairs, behaviour, prompts, seed)
+    measure = _metric(metric, given)
+    tokens = given.tokens.to(device)
+    if network.cfg.attention_dir == "bidirectional" and not bool(given.mask.all()):
+        raise PromptError("this model's attention sees all positions, padding too; give prompts of one length")
+    source = None if given.corrupted is None else given.corrupted.tokens.to(device)
+    if source is None and ablation == "resample":
+        raise PromptError("resampling needs corrupted prompts; give pairs with both, or --ablation mean or zero")
+    with bar("scoring edges", as_json) as progress:
+        scores = edge_attribution(network, tokens, source, measure, steps=steps, ablation=ablation, progress=progress)
+    runner = CircuitRunner(network, tokens, source, measure, ablation=ablation)
+    with bar("searching", as_json) as progress:
+        found = find_circuit(runner, scores, target=target, size=size, method=method, checks=checks, progress=progress)
+    controls = curve(runner, scores.values.data, sizes=[found.size], seed=seed)
+    sure = stability(found, scores, seed=seed) if len(tokens) >= 4 else None
+    recovered = runner.recovered(found.edges)
+    numbers = {
+        **found.to_json(), "recovered": recovered, "clean": controls.clean, "ablated": controls.corrupted,
+        **{name: float(controls.values.sel(curve=name).data[0]) for name in ("random", "shuffled", "without")},
+        "prompts": len(tokens), "halves": None if sure is None else list(sure.halves), "seed": seed,
+    }  # fmt: skip
+    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _said(found, numbers, sure)]))
+    figures: list[tuple[str, Any]] = [("The circuit", found.figure())]
+    figures += [] if sure is None else [("How sure its edges are", sure.figure())]
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        found.save(folder / "circuit.json")
+        (folder / "result.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    show(text, numbers, figures, as_json=as_json, html=html, title=f"A circuit of {model}")
+
+
+def _prompts(network: Any, pairs: Path | None, name: str | None, count: int, seed: int) -> Any:
+    """The prompts of a file or of a behaviour.
+
+    Raises:
+        ConfigError: neither, or both.
+    """
+    from cutaway.prompts import Prompts
+    from cutaway.tasks.behaviours import behaviour
+
+    if (pairs is None) == (name is None):
+        raise ConfigError("give either --pairs FILE or --behaviour NAME")
+    if pairs is not None:
+        return Prompts.read(pairs, network.tokenizer, prepend_bos=network.cfg.default_prepend_bos)
+    assert name is not None
+    return behaviour(name).prompts(count, seed, network.tokenizer)
+
+
+def _metric(name: str, given: Any) -> Any:
+    from cutaway.runs import metrics
+
+    if name not in METRICS:
+        raise ConfigError(f"--metric {name!r} is not known; there are {' and '.join(METRICS)}")
+    if name == "log-probability":
+        return metrics.log_probability(given.answers, given.at)
+    if given.wrong_answers is None:
+        raise PromptError("a logit difference needs a wrong answer for each prompt; give them, or --metric log-probability")
+    return metrics.logit_difference(given.answers, given.wrong_answers, given.at)
+
+
+def _said(found: Any, numbers: dict[str, Any], sure: Any) -> str:
+    head = (
+        f"{found.size} of {found.graph.size} edges ({found.share:.2%}) recover {numbers['recovered']:.0%} of the "
+        f"{found.about['metric']}: {numbers['clean']:.3g} in the whole model, {numbers['ablated']:.3g} with all edges ablated "
+        f"({found.ablation}); as many edges drawn at random recover {numbers['random']:.0%}, with shuffled scores "
+        f"{numbers['shuffled']:.0%}"
+    )
+    rows = []
+    for writer, reader in found.pairs()[:15]:
+        place = found.graph.edge(writer, reader)
+        often = "" if sure is None else f"{float(sure.values.data[place]):.0%}"
+        rows.append([f"{writer} → {reader}", float(found.effects[place]), often])
+    nodes = ", ".join(list(found.nodes())[:12])
+    return "\n".join([head, lines(["edge", "score", "chosen"], rows), f"nodes by the size of their edges' scores: {nodes}"])
+
+
+GROUPS = {"circuit": group}
