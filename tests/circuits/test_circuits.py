@@ -375,3 +375,14 @@ def test_what_makes_no_sense_is_refused() -> None:
         faithfulness(model, CLEAN, CLEAN, METRIC, scores)
     with pytest.raises(ConfigError, match=r"target=1\.5"):
         find_circuit(CircuitRunner(model, CLEAN, CORRUPTED, METRIC), scores, target=1.5)
+
+
+def test_the_share_that_is_recovered_has_an_interval() -> None:
+    model = network("attention only")
+    runner = CircuitRunner(model, CLEAN, CORRUPTED, METRIC)
+    values = runner.ablated + 0.5 * (runner.clean - runner.ablated)
+    assert runner.share(values) == pytest.approx(0.5)
+    low, high = runner.interval(values)
+    assert (
+        low == pytest.approx(0.5, abs=1e-3) and high == pytest.approx(0.5, abs=1e-3) or low != low
+    )  # NaN where the whole may be 0

@@ -14,6 +14,7 @@ from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, batches
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
+from cutaway.runs.intervals import interval_of_ratio
 from cutaway.runs.metrics import Metric, Places
 
 KEPT = 2**28  # numbers of ablated runs that are kept between circuits; more are computed each time
@@ -111,6 +112,11 @@ class CircuitRunner:
                 f"the whole model and all edges ablated have the same {self.metric.name}, {whole:g}; there is nothing to recover"
             )
         return (float(values.nanmean()) - none) / (whole - none)
+
+    def interval(self, values: Float[Tensor, "batch"]) -> tuple[float, float]:
+        """The 95% interval of that share over prompts, both of its parts uncertain (Fieller); NaN where nothing can be said."""
+        low, high = interval_of_ratio(values - self.ablated, self.clean - self.ablated).tolist()
+        return low, high
 
 
 @torch.no_grad()

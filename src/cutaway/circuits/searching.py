@@ -27,8 +27,8 @@ METHODS = ("greedy", "backward", "both")
 
 
 def find_circuit(
-    runner: CircuitRunner, scores: EdgeScores, *, target: float = 0.9, size: int | None = None, method: str = "both", checks: int = 60,
-    progress: Callable[[float, float], None] | None = None,
+    runner: CircuitRunner, scores: EdgeScores, *, target: float = 0.9, size: int | None = None, method: str = "both",
+    checks: int = 60, progress: Callable[[float, float], None] | None = None,
 ) -> Circuit:  # fmt: skip
     """The smallest circuit that recovers `target` of the metric's difference, or the circuit of `size` edges with the largest
     scores.

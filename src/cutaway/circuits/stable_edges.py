@@ -15,8 +15,8 @@ from torch import Tensor
 from cutaway.circuits.attribution import EdgeScores
 from cutaway.circuits.circuit import Circuit, jaccard
 from cutaway.circuits.graph import Edges
-from cutaway.circuits.intervals import t_interval
 from cutaway.errors import ConfigError, ShapeError
+from cutaway.runs.intervals import interval_of_mean
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, heat_map
 
@@ -112,7 +112,7 @@ def stability(
         order = torch.randperm(count, generator=generator)
         one, other = (_largest(each[part].mean(0), size) for part in (order[: count // 2], order[count // 2 :]))
         halves.append(jaccard(one.bool(), other.bool()))
-    low, high = t_interval(each)
+    low, high = interval_of_mean(each)
     edges = each.shape[1]
     shared = size * size / edges
     ablations = {

@@ -86,9 +86,10 @@ def find(
         found = find_circuit(runner, scores, target=target, size=size, method=method, checks=checks, progress=progress)
     controls = curve(runner, scores.values.data, sizes=[found.size], seed=seed)
     sure = stability(found, scores, seed=seed) if len(tokens) >= 4 else None
-    recovered = runner.recovered(found.edges)
+    values = runner.values(found.edges)
+    recovered, interval = runner.share(values), runner.interval(values)
     numbers = {
-        **found.to_json(), "recovered": recovered, "clean": controls.clean, "ablated": controls.corrupted,
+        **found.to_json(), "recovered": recovered, "interval": interval, "clean": controls.clean, "ablated": controls.corrupted,
         **{name: float(controls.values.sel(curve=name).data[0]) for name in ("random", "shuffled", "without")},
         "prompts": len(tokens), "halves": None if sure is None else list(sure.halves), "seed": seed,
     }  # fmt: skip
@@ -133,8 +134,8 @@ def _metric(name: str, given: Any) -> Any:
 
 def _said(found: Any, numbers: dict[str, Any], sure: Any) -> str:
     head = (
-        f"{found.size} of {found.graph.size} edges ({found.share:.2%}) recover {numbers['recovered']:.0%} of the "
-        f"{found.about['metric']}: {numbers['clean']:.3g} in the whole model, {numbers['ablated']:.3g} with all edges ablated "
+        f"{found.size} of {found.graph.size} edges ({found.share:.2%}) recover {numbers['recovered']:.0%} (95% interval "
+        f"{numbers['interval'][0]:.0%} to {numbers['interval'][1]:.0%}) of the {found.about['metric']}: {numbers['clean']:.3g} in the whole model, {numbers['ablated']:.3g} with all edges ablated "
         f"({found.ablation}); as many edges drawn at random recover {numbers['random']:.0%}, with shuffled scores "
         f"{numbers['shuffled']:.0%}"
     )
