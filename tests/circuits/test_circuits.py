@@ -384,5 +384,5 @@ def test_the_share_that_is_recovered_has_an_interval() -> None:
     assert runner.share(values) == pytest.approx(0.5)
     low, high = runner.interval(values)
     assert (
-        low == pytest.approx(0.5, abs=1e-3) and high == pytest.approx(0.5, abs=1e-3) or low != low
+        (low == pytest.approx(0.5, abs=1e-3) and high == pytest.approx(0.5, abs=1e-3)) or low != low
     )  # NaN where the whole may be 0

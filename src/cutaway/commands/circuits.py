@@ -133,11 +133,12 @@ def _metric(name: str, given: Any) -> Any:
 
 
 def _said(found: Any, numbers: dict[str, Any], sure: Any) -> str:
+    low, high = numbers["interval"]
     head = (
-        f"{found.size} of {found.graph.size} edges ({found.share:.2%}) recover {numbers['recovered']:.0%} (95% interval "
-        f"{numbers['interval'][0]:.0%} to {numbers['interval'][1]:.0%}) of the {found.about['metric']}: {numbers['clean']:.3g} in the whole model, {numbers['ablated']:.3g} with all edges ablated "
-        f"({found.ablation}); as many edges drawn at random recover {numbers['random']:.0%}, with shuffled scores "
-        f"{numbers['shuffled']:.0%}"
+        f"{found.size} of {found.graph.size} edges ({found.share:.2%}) recover {numbers['recovered']:.0%} of the "
+        f"{found.about['metric']} (95% interval {low:.0%} to {high:.0%}): {numbers['clean']:.3g} in the whole model, "
+        f"{numbers['ablated']:.3g} with all edges ablated ({found.ablation}); as many edges drawn at random recover "
+        f"{numbers['random']:.0%}, with shuffled scores {numbers['shuffled']:.0%}"
     )
     rows = []
     for writer, reader in found.pairs()[:15]:
