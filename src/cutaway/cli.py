@@ -160,9 +160,11 @@ def report(
 
 @app.command()
 def verify(
-    model: Annotated[str, typer.Argument(help="An id or a short name of the Hugging Face hub, or a folder.")],
+    model: Annotated[str, typer.Argument(help="An id or a short name of the Hugging Face hub, a folder, or a GGUF file.")],
     text: Annotated[str | None, typer.Option(help="What both read. By default a few sentences.")] = None,
-    tolerance: Annotated[float, typer.Option(min=0, help="Largest difference allowed, relative to the largest number.")] = 2e-5,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="How many times the float32 error of transformers, against its float64, ours may be.")
+    ] = 2.0,
     device: shared.Device = "cpu",
     as_json: shared.Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from cutaway.errors import ConfigError, UnsupportedArchitecture, WeightsMismatch
@@ -98,6 +99,12 @@ def test_a_value_that_is_not_understood_is_named(changes: dict[str, Any], why: s
 )
 def test_quantised_weights_say_how_to_have_them_in_full(settings: dict[str, Any], why: str) -> None:
     refused({"quantization_config": settings}, why)
+
+
+def test_what_transformers_has_dequantised_loads() -> None:
+    """A model that it has read from GGUF keeps saying that it was quantised."""
+    settings = {"quant_method": transformers.utils.quantization_config.QuantizationMethod.GGUF}
+    assert same(convert(CONFIG | {"quantization_config": settings}, TENSORS, resolved=True)[1], convert(CONFIG, TENSORS)[1])
 
 
 def test_code_of_a_checkpoint_is_never_run() -> None:

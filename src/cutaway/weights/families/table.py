@@ -118,7 +118,7 @@ BASE: dict[str, Field] = (
         "is_causal": only(True),
         "is_encoder_decoder": only(False),
         "per_layer_config": only(None, {}),
-        "quantization_config": only(None),
+        "quantization_config": read(),
         "tie_word_embeddings": into("tie_word_embeddings", False),
         "transformers_weights": only(None),  # another file to take the weights from
     }
