@@ -14,6 +14,7 @@ from cutaway import loading
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError, ConfigError, UnknownModel, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
+from cutaway.model import placement
 from cutaway.sources import files, hub, toys
 from tests.architectures import network
 
@@ -96,8 +97,8 @@ def test_a_toy_and_a_file_of_ours(tmp_path: Path, model: Any, want: Tensor) -> N
 def test_a_checkpoint_of_a_run_asks_for_its_revision(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     asked = []
 
-    def fetch(repo: str, revision: str | None = None) -> Path:
-        asked.append((repo, revision))
+    def fetch(repo: str, access: hub.Access) -> Path:
+        asked.append((repo, access.revision))
         return folder
 
     monkeypatch.setattr(hub, "fetch", fetch)
@@ -148,9 +149,9 @@ def test_what_the_configuration_is_told(folder: Path) -> None:
 
 def test_weights_are_placed_over_several_devices() -> None:
     cfg = HookedTransformerConfig(n_layers=5, d_model=4, n_ctx=4, d_head=2, attn_only=True, d_vocab=3, device="cuda", n_devices=2)
-    places = [loading._device_of(f"blocks.{layer}.attn.W_Q", cfg).index for layer in range(5)]
+    places = [placement.device_of(f"blocks.{layer}.attn.W_Q", cfg, {}).index for layer in range(5)]
     assert places == [0, 0, 0, 1, 1]
-    ends = [loading._device_of(name, cfg).index for name in ("embed.W_E", "pos_embed.W_pos", "ln_final.w", "unembed.W_U")]
+    ends = [placement.device_of(name, cfg, {}).index for name in ("embed.W_E", "pos_embed.W_pos", "ln_final.w", "unembed.W_U")]
     assert ends == [0, 0, 1, 1]
 
 
@@ -214,3 +215,18 @@ def test_weights_are_copied_or_taken_as_they_are():
     assert torch.equal(model.W_U, other.W_U) and model.unembed.W_U.data_ptr() != other.unembed.W_U.data_ptr()
     model.load_state_dict(weights, assign=True)
     assert model.unembed.W_U.data_ptr() == other.unembed.W_U.data_ptr()
+
+
+def test_auto_is_the_precision_of_the_checkpoint(model: Any, tmp_path: Path) -> None:
+    import copy
+
+    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert HookedTransformer.from_pretrained(tmp_path, torch_dtype="auto", device="cpu").cfg.dtype == torch.bfloat16
+    assert HookedTransformer.from_pretrained(tmp_path, dtype="auto", device="cpu").W_E.dtype == torch.bfloat16
+    assert HookedTransformer.from_pretrained("attn-only-2l", dtype="auto", device="cpu").cfg.dtype == torch.float16
+
+
+def test_options_without_effect_are_taken_and_noted(folder: Path) -> None:
+    options = {"attn_implementation": "sdpa", "trust_remote_code": True, "local_files_only": True}
+    found = HookedTransformer.from_pretrained(folder, device="cpu", **options)
+    assert torch.equal(found(TOKENS), HookedTransformer.from_pretrained(folder, device="cpu")(TOKENS))

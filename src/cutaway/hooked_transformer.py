@@ -253,7 +253,7 @@ class HookedTransformer(Transformer):
     ) -> None:
         """Rewrite weights exactly, then load them; norms that were folded away stay with w = 1 and b = 0."""
         processed, _ = processing.process(
-            state_dict,
+            loading.as_today(state_dict, self.cfg),
             self.cfg,
             fold_ln=fold_ln,
             center_writing_weights=center_writing_weights,

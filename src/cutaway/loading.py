@@ -12,6 +12,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,11 +22,12 @@ from torch import Tensor, nn
 
 from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
 from cutaway.errors import CheckpointError, ConfigError, WeightsMismatch
+from cutaway.model import placement
 from cutaway.model.transformer import Transformer
-from cutaway.sources import files, folders, gguf, hub, objects, packages, toys
+from cutaway.sources import adapters, files, folders, gguf, hub, objects, packages, toys, wrapped
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
-from cutaway.weights import canonical, families, processing
+from cutaway.weights import canonical, families, old_layout, processing
 
 Network = TypeVar("Network", bound=Transformer)
 
@@ -61,6 +63,8 @@ def from_pretrained(
     dtype: torch.dtype | str = "float32",
     first_n_layers: int | None = None,
     n_ctx: int | None = None,
+    architecture: str | None = None,
+    device_map: Any = None,
     **hf_kwargs: Any,
 ) -> Network:
     """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
@@ -70,15 +74,19 @@ def from_pretrained(
 
     Args:
         model_name: a bundled model, a model of an installed package (`smollm2-135m-instruct`), an id or a short name of the
-            Hugging Face hub, a folder, a GGUF file, or one of our files.
+            Hugging Face hub, a folder (of a model or an adapter), a GGUF file, or one of our files.
         fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices: see
             `cutaway.weights.processing`. Weights of a network without norms are not centred: nothing there takes out a mean.
         checkpoint_index, checkpoint_value: which checkpoint of a training run: its number, or its step.
-        hf_model: a live `transformers` model to take the weights from; then `model_name` is only a name.
+        hf_model: a live `transformers` model to take the weights from, with or without adapters; `model_name` is only a name.
         n_devices: GPUs to spread the layers over.
         tokenizer: instead of the model's own.
         first_n_layers, n_ctx: a smaller model than the published one.
-        hf_kwargs: `revision`, or `torch_dtype` instead of `dtype`.
+        dtype: a precision, or "auto" for that of the checkpoint.
+        architecture: the class of `transformers` that a model computes like, where its own class is not known.
+        device_map: where layers go, as `transformers` has it: "auto", a device, or a dict of module names (with `accelerate`).
+        hf_kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` as `transformers` has them;
+            `torch_dtype` instead of `dtype`; `attn_implementation` is noted and has no effect.
 
     Raises:
         UnknownModel: nothing has this name; says near names.
@@ -86,21 +94,21 @@ def from_pretrained(
         CheckpointError: its files cannot be fetched, or are damaged.
         ConfigError: options contradict each other or the model, or ask for a device or precision that is not there.
     """
-    dtype = as_dtype(hf_kwargs.pop("torch_dtype", None) or dtype)
+    dtype = hf_kwargs.pop("torch_dtype", None) or dtype
+    dtype = dtype if dtype == "auto" else as_dtype(dtype)
     value = checkpoint_value if checkpoint_value is not None else checkpoint_label
     revision, chosen = _revision(model_name, hf_kwargs.pop("revision", None), checkpoint_index, value)
-    for harmless in ("trust_remote_code", "low_cpu_mem_usage", "use_safetensors"):
-        hf_kwargs.pop(harmless, None)
-    if hf_kwargs:
-        raise TypeError(f"from_pretrained does not know {', '.join(hf_kwargs)}")
-    source = find(model_name, hf_model=hf_model, tokenizer=tokenizer, revision=revision)
-    checkpoint = understand(source, n_ctx=n_ctx, first_n_layers=first_n_layers)
+    access, without_effect = _handed_through(hf_kwargs, revision)
+    source = find(model_name, hf_model=hf_model, tokenizer=tokenizer, access=access)
+    checkpoint = understand(source, n_ctx=n_ctx, first_n_layers=first_n_layers, architecture=architecture)
+    checkpoint = replace(checkpoint, provenance={**checkpoint.provenance, **without_effect})
     cfg = copy.copy(checkpoint.config)
     for field, setting in chosen.items():
         setattr(cfg, field, setting)
     cfg.default_prepend_bos = cfg.default_prepend_bos if default_prepend_bos is None else default_prepend_bos
-    cfg.n_devices, cfg.dtype = n_devices, dtype
+    cfg.n_devices, cfg.dtype = n_devices, own_dtype(source) if dtype == "auto" else as_dtype(dtype)
     cfg.device = (device or ("cuda" if torch.cuda.is_available() else "cpu")) if move_to_device else "cpu"
+    where = placement.of(device_map, cfg) if device_map is not None else {}
     check_device(cfg)
     tokenizer = tokenizer if tokenizer is not None else checkpoint.tokenizer
     if tokenizer is None and cfg.tokenizer_name is not None:
@@ -115,9 +123,10 @@ def from_pretrained(
     weights: Mapping[str, Tensor] = checkpoint.tensors
     with progress(cfg) as shown:
         if any(rewrites.values()) and not checkpoint.processed:
-            weights, cfg = processing.process(_read_once(weights, dtype, shown), cfg, **rewrites)
+            weights, cfg = processing.process(_read_once(weights, cfg.torch_dtype, shown), cfg, **rewrites)
         mine = weights is not checkpoint.tensors
-        model = build(kind, cfg, weights, tokenizer=tokenizer, default_padding_side=default_padding_side, shown=shown, mine=mine)
+        options: dict[str, Any] = {"default_padding_side": default_padding_side, "shown": shown, "mine": mine, "where": where}
+        model = build(kind, cfg, weights, tokenizer=tokenizer, **options)
     model.provenance = dict(checkpoint.provenance)
     model.end_tokens = _end_tokens(source, hf_model)
     return model
@@ -149,19 +158,50 @@ def _revision(model_name: Any, revision: str | None, index: int | None, value: i
     return revision, noted
 
 
-def find(model_name: str | PathLike[str], *, hf_model: Any = None, tokenizer: Any = None, revision: str | None = None) -> Any:
+TRANSFORMERS_ONLY = ("trust_remote_code", "low_cpu_mem_usage", "use_safetensors", "attn_implementation", "offload_folder")
+"""Options of `transformers` that change nothing here."""
+
+
+def _handed_through(options: dict[str, Any], revision: str | None) -> tuple[hub.Access, dict[str, Any]]:
+    """How to reach the hub, and a note of the options that have no effect."""
+    given = {field.name: options.pop(field.name) for field in fields(hub.Access) if field.name in options}
+    idle = {name: options.pop(name) for name in TRANSFORMERS_ONLY if name in options}
+    if options:
+        raise TypeError(f"from_pretrained does not know {', '.join(options)}")
+    return hub.Access(**given).of(revision), {"without_effect": idle} if idle else {}
+
+
+def own_dtype(source: Checkpoint | ForeignCheckpoint) -> torch.dtype:
+    """The precision of a checkpoint: what its config says, else that of its first weight."""
+    config: Mapping[str, Any] = source.config if isinstance(source, ForeignCheckpoint) else {}
+    inner = config["text_config"] if isinstance(config.get("text_config"), Mapping) else config
+    said = inner.get("dtype") or inner.get("torch_dtype")
+    if said is not None and str(said).removeprefix("torch.") in DTYPES:
+        return as_dtype(str(said).removeprefix("torch."))
+    tensors = (source.tensors[name] for name in source.tensors)
+    return next((tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point), torch.float32)
+
+
+def find(
+    model_name: str | PathLike[str], *, hf_model: Any = None, tokenizer: Any = None, access: hub.Access | None = None
+) -> Checkpoint | ForeignCheckpoint:
     """The source that a name, a path or a live model stands for: a `Checkpoint` or a `ForeignCheckpoint`.
 
     A live model, a folder, a file and a bundled model never touch the network.
     """
+    access = access or hub.Access()
     if hf_model is not None:
+        hf_model = objects.unwrapped(hf_model) if not hasattr(hf_model, "v_head") else hf_model
+        hf_model = adapters.merged(hf_model) if adapters.is_adapted(hf_model) else hf_model
         return objects.read(hf_model, tokenizer=tokenizer, name=str(model_name) if model_name else None)
     if model_name in toys.names():
         return toys.find(str(model_name))
     place = Path(model_name).expanduser()
-    packaged = packages.find(str(model_name)) if revision is None and not place.exists() else None
+    packaged = packages.find(str(model_name)) if access.revision is None and not place.exists() else None
     if packaged is not None:
         return gguf.read(packaged, tokenizer=tokenizer, name=hub.official(str(model_name)))
+    if place.is_dir() and adapters.is_adapter(place):
+        return adapters.read(place, tokenizer=tokenizer, access=access)
     if place.is_dir():
         inside = None if folders.has_weights(place) else gguf.in_folder(place)
         return gguf.read(inside, tokenizer=tokenizer) if inside else folders.read(place, tokenizer=tokenizer)
@@ -169,11 +209,19 @@ def find(model_name: str | PathLike[str], *, hf_model: Any = None, tokenizer: An
         return gguf.read(place, tokenizer=tokenizer)
     if place.is_file() or place.suffix in files.SUFFIXES:
         return files.read(place)
-    return hub.read(str(model_name), revision=revision, tokenizer=tokenizer)
+    repo = hub.official(str(model_name))
+    folder = hub.fetch(repo, access)
+    if adapters.is_adapter(folder):
+        return adapters.read(folder, tokenizer=tokenizer, name=repo, access=access)
+    return hub.read(repo, tokenizer=tokenizer, access=access, folder=folder)
 
 
 def understand(
-    source: Checkpoint | ForeignCheckpoint, *, n_ctx: int | None = None, first_n_layers: int | None = None
+    source: Checkpoint | ForeignCheckpoint,
+    *,
+    n_ctx: int | None = None,
+    first_n_layers: int | None = None,
+    architecture: str | None = None,
 ) -> Checkpoint:
     """A checkpoint in our form, whatever form its source has; nothing is read yet.
 
@@ -185,9 +233,10 @@ def understand(
         if n_ctx is not None or first_n_layers is not None:
             raise ConfigError("n_ctx and first_n_layers are for models of transformers; this one is ours, and small already")
         return source
+    config = families.claimed(source.config, name=source.name, architecture=architecture)
     options: dict[str, Any] = {"n_ctx": n_ctx, "first_n_layers": first_n_layers, "resolved": source.resolved}
-    cfg, tensors = families.convert(source.config, source.tensors, **options)
-    ignored = families.ignored_fields(source.config, resolved=source.resolved)
+    cfg, tensors = families.convert(config, source.tensors, **options)
+    ignored = families.ignored_fields(config, resolved=source.resolved)
     provenance = {**source.provenance, "ignored_fields": ignored} if ignored else source.provenance
     cfg.model_name = source.name.rsplit("/", 1)[-1]
     if source.tokenizer is not None:
@@ -219,11 +268,13 @@ def build(
     dtype: torch.dtype | str | None = None,
     shown: Shown | None = None,
     mine: bool = False,
+    where: Mapping[str, torch.device] | None = None,
 ) -> Network:
     """A network of class `kind` with these weights; a dict of them is emptied as they move in.
 
     Args:
         mine: nobody else has these tensors, so that those that fit as they are may become parameters.
+        where: the device of each part (`embed`, `blocks.3`, …), where parts are placed one by one; see `placement`.
 
     Raises:
         WeightsMismatch: the weights do not fit the configuration.
@@ -238,7 +289,7 @@ def build(
     step = (shown or Shown()).steps(len(names), "loading")
     for name in names:
         tensor = weights.pop(name) if isinstance(weights, MutableMapping) else weights[name]
-        _place(model, name, tensor, device=_device_of(name, cfg), dtype=cfg.torch_dtype, mine=mine)
+        _place(model, name, tensor, device=placement.device_of(name, cfg, where or {}), dtype=cfg.torch_dtype, mine=mine)
         step()
     return model.eval() if not model.training else model
 
@@ -292,19 +343,6 @@ def _read_once(weights: Mapping[str, Tensor], dtype: torch.dtype, shown: Shown) 
 
 
 # Devices.
-
-
-def _device_of(name: str, cfg: HookedTransformerConfig) -> torch.device:
-    """Where a parameter lives: layers are spread evenly, embeddings are with the first, the unembedding with the last."""
-    first = torch.device(str(cfg.device))
-    if cfg.n_devices == 1:
-        return first
-    parts = name.split(".")
-    if parts[0] == "blocks":
-        number = int(parts[1]) * cfg.n_devices // cfg.n_layers
-    else:
-        number = cfg.n_devices - 1 if parts[0] in ("ln_final", "unembed") else 0
-    return torch.device(first.type, (first.index or 0) + number)
 
 
 def check_device(cfg: HookedTransformerConfig) -> None:
@@ -365,7 +403,12 @@ def progress(cfg: HookedTransformerConfig) -> Iterator[Shown]:
 # State dicts.
 
 
-def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = True, assign: bool = False) -> Any:
+def as_today(weights: Mapping[str, Any], cfg: HookedTransformerConfig) -> Mapping[str, Tensor]:
+    """A state dict as the network has it: without the words of wrappers, and in today's layout."""
+    return old_layout.modern(wrapped.plain_state_dict(weights), cfg)
+
+
+def fill(model: Transformer, weights: Mapping[str, Any], *, strict: bool = True, assign: bool = False) -> Any:
     """Copy weights into a network that has memory already; what did not fit, as `nn.Module.load_state_dict` returns it.
 
     A network with parts of somebody else's (a wrapped MLP, parameters of a subclass) is filled by its own names.
@@ -376,9 +419,9 @@ def fill(model: Transformer, weights: Mapping[str, Tensor], *, strict: bool = Tr
     Raises:
         WeightsMismatch: with `strict`, when they do not fit exactly.
     """
-    weights = canonical.without_buffers(weights, model.cfg)
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     ordinary = names == set(canonical.shapes(model.cfg))
+    weights = canonical.without_buffers(as_today(weights, model.cfg) if ordinary else weights, model.cfg)
     if strict and ordinary:
         canonical.check(weights, model.cfg)
     for name, tensor in weights.items():

@@ -295,7 +295,7 @@ def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
         (torch.ones(2), "holds a Tensor, not a state dict"),
         ({1: torch.ones(2)}, "holds a dict, not a state dict"),
         ({"w": torch.ones(2), "epoch": 3}, "is not a state dict: 'epoch' is an int; save model.state_dict"),
-        ({"epoch": 3, "model": {"w": torch.ones(2)}}, "'epoch' is an int; its entry 'model' may be one"),
+        ({"epoch": 3, "best": {"w": torch.ones(2)}}, "'epoch' is an int; its entry 'best' may be one"),
     ],
 )
 def test_what_is_no_state_dict_says_what_it_is(tmp_path: Path, held: Any, said: str) -> None:

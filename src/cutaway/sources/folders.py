@@ -11,7 +11,7 @@ from typing import Any
 
 from cutaway import reading
 from cutaway.errors import CheckpointError
-from cutaway.sources import tokenizers
+from cutaway.sources import quantised, tokenizers, wrapped
 from cutaway.sources.checkpoint import LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.sources.tensor_files import pickled, safetensors, sharded
@@ -41,19 +41,21 @@ def read(folder: str | Path, *, tokenizer: Any = None, with_tokenizer: bool = Tr
     """
     place = Path(folder).expanduser()
     config = read_config(place)
-    tensors = read_tensors(place)
+    quantised.refuse(config, called := name or place.resolve().name)
+    tensors, left_out = wrapped.plain(read_tensors(place))
     if tokenizer is None and with_tokenizer:
         tokenizer = read_tokenizer(place)
-    return ForeignCheckpoint(config, tensors, tokenizer, name or place.resolve().name, {"folder": str(place)})
+    provenance = {"folder": str(place), **({"left_out": left_out} if left_out else {})}
+    return ForeignCheckpoint(config, tensors, tokenizer, called, provenance)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` of a folder holds."""
-    file = folder / CONFIG
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """What `config.json` of a folder holds, or its file of another name."""
+    file = folder / name
     if not folder.is_dir():
         raise CheckpointError(f"no folder {folder}")
     if not file.exists():
-        raise CheckpointError(f"no {CONFIG} in {folder}; a model's folder is as save_pretrained writes it")
+        raise CheckpointError(f"no {name} in {folder}; a model's folder is as save_pretrained writes it")
     return reading.decode(reading.read_bytes(file, largest=LARGEST_CONFIG), dict[str, Any], str(file), finite=False)
 
 

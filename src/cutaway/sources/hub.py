@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cutaway.errors import CheckpointError, ConfigError, TokenError, UnknownModel, nearest
-from cutaway.sources import folders, toys
+from cutaway.sources import folders, gguf, packages, toys
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.sources.tensor_files import sharded
 
@@ -88,6 +88,9 @@ def official(name: str) -> str:
     return ALIASES.get(name) or ALIASES.get(name.lower()) or name
 
 
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""The files of an adapter, its config first."""
+
 # Checkpoints of a training run.
 
 PYTHIA_STEPS = (0, *(2**power for power in range(10)), *range(1000, 144000, 1000))
@@ -127,69 +130,110 @@ def checkpoint_revision(repo: str, *, index: int | None = None, value: int | Non
 # Files.
 
 
-def read(name: str, *, revision: str | None = None, tokenizer: Any = None, with_tokenizer: bool = True) -> ForeignCheckpoint:
+@dataclass(frozen=True)
+class Access:
+    """How the hub and its cache are used: the options of that name of `transformers`."""
+
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+    def of(self, revision: str | None) -> Access:
+        """The same for another revision."""
+        return replace(self, revision=revision)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What `huggingface_hub` is told about where; what is left out it takes from the environment."""
+        given = {"cache_dir": self.cache_dir, "token": self.token}
+        return {"revision": self.revision, **{name: value for name, value in given.items() if value is not None}}
+
+
+def read(
+    name: str,
+    *,
+    revision: str | None = None,
+    tokenizer: Any = None,
+    with_tokenizer: bool = True,
+    access: Access | None = None,
+    folder: Path | None = None,
+) -> ForeignCheckpoint:
     """The model of an id or a short name.
+
+    Args:
+        folder: where its files are, where they are fetched already.
 
     Raises:
         UnknownModel: the hub has no such model; says near names.
         CheckpointError: it is not in the cache and cannot be fetched, or its files are damaged.
     """
     repo = official(name)
-    folder = fetch(repo, revision)
+    access = access or Access(revision)
+    folder = folder or fetch(repo, access)
     found = folders.read(folder, tokenizer=tokenizer, with_tokenizer=with_tokenizer, name=repo)
     config = found.config
     if repo.endswith("_old"):  # the first of the dialect's own models, whose configs do not say so themselves
         config = {"architecture": "neel-solu-old", **config}
-    return replace(found, config=config, provenance={"repository": repo, "revision": revision or "main", "folder": str(folder)})
+    where = {"repository": repo, "revision": access.revision or "main"}
+    return replace(found, config=config, provenance={**found.provenance, **where})
 
 
-def fetch(repo: str, revision: str | None = None) -> Path:
-    """The folder with a model's config, weights and tokenizer: from the cache, or fetched into it."""
-    cached = _cached(repo, revision)
+def fetch(repo: str, access: Access | None = None) -> Path:
+    """The folder with a model's config, weights and tokenizer: from the cache, or fetched into it.
+
+    That of an adapter has its config, its weights and a tokenizer, where it brings one.
+    """
+    access = access or Access()
+    cached = None if access.force_download else _cached(repo, access)
     if cached is not None and _complete(cached):
         return cached
-    names = _listing(repo, revision)
+    if access.local_files_only:
+        raise CheckpointError(f"{repo!r} is no folder and not in the cache, and local_files_only=True; fetch it once without")
+    names = _listing(repo, access)
+    if ADAPTER[0] in names:
+        return _download(repo, access, [name for name in (*ADAPTER, *folders.TOKENIZER_PARTS) if name in names])
     if folders.CONFIG not in names and not any(name.endswith(".gguf") for name in names):
         raise CheckpointError(f"{repo} on the hub has no {folders.CONFIG}: it is no model as we know them")
     weights = folders.weight_files(names)
-    gguf = [name for name in names if name.endswith(".gguf")]
-    if weights is None and gguf:
-        raise CheckpointError(f"{repo} on the hub holds GGUF files; download one and give its path: {', '.join(gguf[:4])}")
+    files = [name for name in names if name.endswith(".gguf")]
+    if weights is None and files:
+        raise CheckpointError(f"{repo} on the hub holds GGUF files; download one and give its path: {', '.join(files[:4])}")
     if weights is None:
         raise CheckpointError(
             f"{repo} on the hub has no weights that we read: it should hold one of {', '.join(folders.WEIGHTS)}"
         )
     wanted = [folders.CONFIG, *(name for name in folders.TOKENIZER_PARTS if name in names), weights]
-    folder = _download(repo, revision, wanted)
+    folder = _download(repo, access, wanted)
     if weights.endswith(".index.json"):
-        folder = _download(repo, revision, [*wanted, *(file.name for file in sharded(folder / weights))])
+        folder = _download(repo, access, [*wanted, *(file.name for file in sharded(folder / weights))])
     return folder
 
 
 def read_tokenizer(name: str) -> Any:
-    """The tokenizer of an id, a short name or a folder.
+    """The tokenizer of an id, a short name, a folder or a GGUF file.
 
     Raises:
         UnknownModel: the hub has no such model.
         TokenError: there is no tokenizer.
         CheckpointError: it is not in the cache and cannot be fetched.
     """
-    if Path(name).is_dir():
-        folder = Path(name)
-    else:
+    place = Path(name)
+    if not place.exists():
         repo = official(name)
-        cached = _cached(repo, None)
-        folder = cached if cached is not None and _has_tokenizer(cached) else _tokenizer_only(repo)
-    tokenizer = folders.read_tokenizer(folder)
+        cached = _cached(repo, Access())
+        place = cached if cached is not None and _has_tokenizer(cached) else _tokenizer_only(repo)
+    tokenizer = gguf.read_tokenizer(place) if place.is_file() else folders.read_tokenizer(place)
     if tokenizer is None:
         raise TokenError(f"{name} has no tokenizer that can be read; pass one with tokenizer=…")
     return tokenizer
 
 
 def _tokenizer_only(repo: str) -> Path:
-    names = _listing(repo, None)
+    names = _listing(repo, Access())
     wanted = [name for name in (folders.CONFIG, *folders.TOKENIZER_PARTS) if name in names]
-    return _download(repo, None, wanted)
+    return _download(repo, Access(), wanted)
 
 
 def _has_tokenizer(folder: Path) -> bool:
@@ -199,6 +243,8 @@ def _has_tokenizer(folder: Path) -> bool:
 def _complete(folder: Path) -> bool:
     """Whether config and all weights are there."""
     names = [file.name for file in folder.iterdir()]
+    if ADAPTER[0] in names:
+        return any(name in names for name in ADAPTER[1:])
     weights = folders.weight_files(names)
     if folders.CONFIG not in names or weights is None:
         return False
@@ -206,43 +252,45 @@ def _complete(folder: Path) -> bool:
     return all(file.is_file() for file in files)
 
 
-def _cached(repo: str, revision: str | None) -> Path | None:
+def _cached(repo: str, access: Access) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+        return Path(snapshot_download(repo, **access.place, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
         raise UnknownModel(f"no folder and no model called {repo!r}{_near(repo)}") from error
 
 
-def _listing(repo: str, revision: str | None) -> list[str]:
+def _listing(repo: str, access: Access) -> list[str]:
     """The files of a repository, from the network."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        about = HfApi().model_info(repo, revision=revision, timeout=20)  # (a listing of files retries for half a minute)
+        where = {name: value for name, value in access.place.items() if name != "cache_dir"}
+        about = HfApi().model_info(repo, **where, timeout=20)  # (a listing of files retries for half a minute)
     except GatedRepoError as error:
         raise _gated(repo) from error
     except RepositoryNotFoundError as error:
         hint = _near(repo) or "; if it is private, set HF_TOKEN"
         raise UnknownModel(f"no model called {repo!r} on the Hugging Face hub, and no folder of this name{hint}") from error
     except RevisionNotFoundError as error:
-        raise UnknownModel(f"{repo} has no revision {revision!r}") from error
+        raise UnknownModel(f"{repo} has no revision {access.revision!r}") from error
     except _network_errors() as error:
         raise _unreachable(repo) from error
     return [file.rfilename for file in about.siblings or ()]
 
 
-def _download(repo: str, revision: str | None, names: Iterable[str]) -> Path:
+def _download(repo: str, access: Access, names: Iterable[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
 
+    options: dict[str, Any] = access.place | ({"force_download": True} if access.force_download else {})
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(names)))
+        return Path(snapshot_download(repo, **options, allow_patterns=list(names)))
     except GatedRepoError as error:
         raise _gated(repo) from error
     except _network_errors() as error:
@@ -265,7 +313,9 @@ def _gated(repo: str) -> CheckpointError:
 def _unreachable(repo: str) -> CheckpointError:
     off = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the Hugging Face hub cannot be reached"
     near = _near(repo) if "/" not in repo and repo not in ALIASES.values() else ""
-    return CheckpointError(f"{repo!r} is no folder and not in the cache, and {off}{near or '; give a folder, or fetch it once'}")
+    package = packages.hint(repo.rsplit("/", 1)[-1])
+    try_this = near or "; give a folder, or fetch it once"
+    return CheckpointError(f"{repo!r} is no folder and not in the cache, and {off}{try_this}{package}")
 
 
 def _near(repo: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from cutaway.errors import CheckpointError, UnsupportedArchitecture
+from cutaway.sources import quantised, wrapped
 from cutaway.sources.checkpoint import LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
 
@@ -16,6 +19,8 @@ def read(model: Any, *, tokenizer: Any = None, name: str | None = None) -> Forei
         UnsupportedArchitecture: the object is no model of `transformers`.
         CheckpointError: its parameters have no values (they are on the meta device).
     """
+    left_out = [key for key in model.state_dict() if wrapped.VALUE_HEAD.match(key)] if hasattr(model, "v_head") else []
+    model = unwrapped(model)
     config: Any = getattr(model, "config", None)
     if not hasattr(model, "state_dict") or not hasattr(config, "to_dict"):
         raise UnsupportedArchitecture(f"hf_model must be a model of transformers, not {type(model).__name__}")
@@ -25,7 +30,19 @@ def read(model: Any, *, tokenizer: Any = None, name: str | None = None) -> Forei
         raise CheckpointError(f"{empty!r} of the given model has no values (it is on the meta device); load it first")
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     settings = config.to_dict()
+    quantised.refuse(settings, name or type(model).__name__, tensors)
+    settings.pop("quantization_config", None)  # (of a model that was dequantised)
     settings["architectures"] = [type(model).__name__]
-    lazy = LazyTensors(shapes, lambda key: tensors[key].detach())
+    lazy, _ = wrapped.plain(LazyTensors(shapes, lambda key: tensors[key].detach()))
     called = name or settings.get("_name_or_path") or "custom"
-    return ForeignCheckpoint(settings, lazy, tokenizer, str(called), {"object": type(model).__name__}, resolved=True)
+    provenance = {"object": type(model).__name__, **({"left_out": left_out} if left_out else {})}
+    return ForeignCheckpoint(settings, lazy, tokenizer, str(called), provenance, resolved=True)
+
+
+def unwrapped(model: Any) -> Any:
+    """The model inside what `torch.compile`, `DataParallel` or TRL's value heads put around it."""
+    for name in ("_orig_mod", "module", "pretrained_model"):
+        inner = getattr(model, name, None)
+        if isinstance(inner, nn.Module) and hasattr(inner, "config"):
+            return unwrapped(inner)
+    return model

@@ -178,7 +178,7 @@ def test_tensors_are_read_one_at_a_time() -> None:
 
 def test_packed_tensors_are_read_once() -> None:
     gpt2 = tiny("gpt2")
-    watched = Watched(gpt2.state_dict())
+    watched = Watched({name: tensor for name, tensor in gpt2.state_dict().items() if name != "lm_head.weight"})
     cfg, weights = convert(gpt2.config.to_dict(), watched)
     assert watched.reads == 0
     for letter in "QKV":

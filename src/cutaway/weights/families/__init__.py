@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.weights.families import dialect, schema
+from cutaway.weights.families import claims, dialect, heads, schema
 from cutaway.weights.families.bloom import BLOOM
 from cutaway.weights.families.convert import CanonicalTensors, configure, unknown
 from cutaway.weights.families.falcon import FALCON
@@ -41,7 +41,7 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 """`model_type` of a config → its family."""
 
-__all__ = ["FAMILIES", "CanonicalTensors", "Family", "configuration", "convert", "family_of", "ignored_fields"]
+__all__ = ["FAMILIES", "CanonicalTensors", "Family", "claimed", "configuration", "convert", "family_of", "ignored_fields"]
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
@@ -73,6 +73,11 @@ def _configure(
     found = _understood(config, resolved=resolved)
     family = FAMILIES[found["model_type"]]
     return family, *configure(family, found, n_ctx=n_ctx, first_n_layers=first_n_layers)
+
+
+def claimed(config: Mapping[str, Any], *, name: str, architecture: str | None = None) -> Mapping[str, Any]:
+    """The config, with the class that `architecture` vouches for; stops at classes that are not known (see `claims`)."""
+    return config if dialect.is_own(config) else claims.settled(config, FAMILIES, name=name, architecture=architecture)
 
 
 def configuration(
@@ -116,5 +121,8 @@ def convert(
     if dialect.is_own(config):
         own = dialect.configuration(config, n_ctx=n_ctx, first_n_layers=first_n_layers)
         return own, dialect.tensors(config, tensors, own)
-    family, cfg, hf = _configure(config, n_ctx=n_ctx, first_n_layers=first_n_layers, resolved=resolved)
+    found = _understood(config, resolved=resolved)
+    family = FAMILIES[found["model_type"]]
+    found, tensors = heads.settle(family, found, tensors)
+    cfg, hf = configure(family, found, n_ctx=n_ctx, first_n_layers=first_n_layers)
     return cfg, CanonicalTensors(family, cfg, hf, tensors)
