@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from cutaway import HookedTransformer, attribute, metrics, patch, predict, view
-from cutaway.errors import CheckpointError, PackageNeeded, UnknownModel
+from cutaway import HookedTransformer, attribute, errors, metrics, patch, predict, view
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPTED = "When Mary and John went to the store, Mary gave a drink to"
@@ -84,7 +83,7 @@ def main() -> None:
     given = parser.parse_args()
     try:
         model = HookedTransformer.from_pretrained(given.model, center_writing_weights=False)
-    except (CheckpointError, PackageNeeded, UnknownModel) as error:
+    except errors.CutawayError as error:
         print(f"no page about a real model: {error}")
         return
     with torch.no_grad():
