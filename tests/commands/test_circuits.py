@@ -29,7 +29,7 @@ def pairs(folder: Path) -> Path:
 def test_a_circuit_is_found_written_and_comes_back(tmp_path: Path) -> None:
     folder = tmp_path / "record"
     arguments = ["circuit", "find", "attn-only-2l", "--pairs", str(pairs(tmp_path)), "--html", str(tmp_path / "page.html")]
-    done = CliRunner().invoke(app, [*arguments, "--record", str(folder), "--steps", "4"])
+    done = CliRunner().invoke(app, [*arguments, "--record", str(folder), "--steps", "2", "--checks", "6"])
     assert done.exit_code == 0, done.output
     assert done.output.startswith(("stable", "UNSTABLE"))
     assert "of 257 edges" in done.output and "drawn at random recover" in done.output

@@ -34,7 +34,7 @@ from cutaway.runs.sweep_gradient import weights_held
 from cutaway.view import Figure, heat_map
 
 PATHS = ("inputs", "activations")
-ROOM = 2**27  # numbers that the parts of a batch of examples may take, about
+ROOM = 2**26  # numbers that the parts of a batch of examples may take, about
 
 
 @dataclass(frozen=True, eq=False)
