@@ -21,6 +21,8 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from cutaway.errors import ConfigError
 from cutaway.model import kernel_choices
@@ -29,6 +31,8 @@ from cutaway.model.kernel_choices import Choice
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 HALVES = (torch.bfloat16, torch.float16)
+MEASURED = (torch.float32, *HALVES)  # precisions for which there is more than one kernel
+TORCHS = ("linear", "matmul")  # the kernels that anything of Torch's may watch, transform or compile
 ROWS = (1, 4, 16, 64)  # what stands for up to twice as many rows; more are measured as MANY
 MANY = 128
 WIDEST = 4096  # wider outputs are measured on a part: halved until they are narrower
@@ -96,6 +100,8 @@ def lies(W: Tensor) -> str:
 def _matmul(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     if b is None:
         return x @ W
+    if x.ndim < 2:
+        return F.linear(x, W.T, b)
     return torch.addmm(b, x.flatten(0, -2), W).view(*x.shape[:-1], W.shape[1])
 
 
@@ -154,12 +160,31 @@ def candidates(of: ProductClass) -> list[str]:
 
 
 def kernel_for(x: Tensor, W: Tensor, *, gradient: bool) -> str:
-    """The name of the kernel for `x @ W`, the same from the first call of a process to its last."""
-    exactly = (x.dtype, x.numel(), W.shape, W.stride(), gradient, torch.get_num_threads(), _mkldnn())
+    """The name of the kernel for `x @ W`, the same from the first call of a process to its last.
+
+    Between products Python runs with cold caches, so that the way to an answer that is known is short.
+    """
+    exactly = (x.dtype, x.numel(), W.shape, W.stride(), gradient, torch.get_num_threads())
     if (name := _known.get(exactly)) is None:
-        name = choice(class_of(x, W, gradient=gradient)).kernel if measuring() else "linear"
-        _known[exactly] = name
-    return name
+        if not free(x, W):
+            return "linear"
+        name = _known[exactly] = choice(class_of(x, W, gradient=gradient)).kernel if measuring() else "linear"
+    return name if name != "onednn" or _mkldnn() else "linear"
+
+
+def free(x: Tensor, W: Tensor) -> bool:
+    """Whether any kernel may be used: on the processor, with nobody watching, transforming or compiling Torch's operations."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype is W.dtype
+        and x.dtype in MEASURED
+        and x.ndim > 1
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not is_in_torch_dispatch_mode()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
 
 
 def choice(of: ProductClass) -> Choice:

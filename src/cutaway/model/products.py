@@ -12,25 +12,24 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from cutaway.model.kernels import HALVES, KERNELS, kernel_for
+from cutaway.model.kernels import HALVES, KERNELS, TORCHS, free, kernel_for
 
-MEASURED = (torch.float32, *HALVES)  # precisions for which there is more than one kernel
 MANY_ROWS = 16  # from as many on, looking whether a bias is zero takes less time than adding it
-TORCHS = ("linear", "matmul")  # the kernels that einsum uses as well
 SMALLEST = 2**18  # multiplications below which the call costs more than it saves
 
 
 def linear(x: Float[Tensor, "*rest d_in"], W: Float[Tensor, "d_in d_out"], b: Float[Tensor, "d_out"] | None = None) -> Tensor:
     """`x @ W + b`, `[..., d_out]`."""
-    if x.numel() * W.shape[1] < SMALLEST or not _plain(x, W):
+    size = x.numel()
+    if size * W.shape[1] < SMALLEST:
         return F.linear(x, W.T, b)
     gradient = torch.is_grad_enabled() and (x.requires_grad or W.requires_grad or (b is not None and b.requires_grad))
-    if b is not None and not gradient and x.numel() >= MANY_ROWS * len(W) and not b.any():
+    if b is not None and not gradient and size >= MANY_ROWS * len(W) and free(x, W) and not b.any():
         b = None  # adding zeros takes two passes over what may be a large output; models without biases have zeros
     kernel = kernel_for(x, W, gradient=gradient)
+    if kernel not in TORCHS and not free(x, W):
+        kernel = "linear"
     if gradient and kernel != "linear":
         out: Tensor = _Product.apply(x, W, b, kernel)
         return out
@@ -52,25 +51,10 @@ def outputs_first(dtype: torch.dtype) -> bool:
 
 def linear_by_head(x: Float[Tensor, "*rest head d_in"], W: Float[Tensor, "head d_in d_out"]) -> Float[Tensor, "*rest head d_out"]:
     """`x @ W` of each head by itself."""
-    large = x.numel() * W.shape[2] >= SMALLEST * len(W) and _plain(x, W)
+    large = x.numel() * W.shape[2] >= SMALLEST * len(W) and free(x, W)
     if large and kernel_for(x[..., 0, :], W[0], gradient=False) not in TORCHS:
         return torch.stack([linear(of_head, own) for of_head, own in zip(x.unbind(-2), W, strict=True)], -2)
     return torch.einsum("...hi,hio->...ho", x, W)
-
-
-def _plain(x: Tensor, W: Tensor) -> bool:
-    """Whether kernels may be chosen: on the processor, with nobody watching, transforming or compiling Torch's operations."""
-    return (
-        not torch.compiler.is_compiling()
-        and x.dtype is W.dtype
-        and x.dtype in MEASURED
-        and x.device.type == "cpu"
-        and x.ndim > 1
-        and not torch.is_autocast_enabled("cpu")
-        and not is_in_torch_dispatch_mode()
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
-    )
 
 
 class _Product(torch.autograd.Function):
