@@ -85,7 +85,8 @@ def as_tokens(model: Transformer, tokens: Any) -> Int[Tensor, "batch pos"]:
 def real_tokens(model: Transformer, tokens: Any) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
     """Tokens of a text or texts, and which of them are no padding (None: all)."""
     if isinstance(tokens, Tensor):
-        return (tokens if tokens.ndim == 2 else tokens[None]), None
+        ids, mask = model.tokens_and_padding(tokens, None, None)
+        return ids, None if mask is None else mask.bool()
     if isinstance(tokens, str) or (isinstance(tokens, list | tuple) and tokens and isinstance(tokens[0], str)):
         side, device = model.default_padding_side, model.W_U.device
         bos = model.cfg.default_prepend_bos

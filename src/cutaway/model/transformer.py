@@ -274,6 +274,8 @@ class Transformer(HookedRootModule, StackedWeights):
         else:
             tokens = (input if input.ndim > 1 else input[None]).to(device)
             mask = text.attention_mask(self.tokenizer, tokens, prepend_bos=prepend_bos, padding_side=side)
+            if len(tokens) == 1 and side == "right" and self.cfg.attention_dir != "bidirectional":
+                mask = torch.ones_like(mask)
         if tokens.ndim != 2:
             raise ShapeError(f"tokens are [batch, pos] or [pos], not {tuple(tokens.shape)}")
         text.check_tokens(tokens, self.cfg.d_vocab)

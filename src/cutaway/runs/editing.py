@@ -20,7 +20,7 @@ from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.edits import Edit, Put, mean_axes
-from cutaway.runs.metrics import Metric, as_metric
+from cutaway.runs.metrics import Metric, among_real, as_metric
 from cutaway.runs.places import Places, edits_at, some_values, values_along
 
 
@@ -75,8 +75,10 @@ def run(
         UnknownSite, ShapeError: an edit or a kept site does not fit the network or the tokens.
     """
     found, padding = model.tokens_and_mask(tokens, None, None)
+    real = model.tokens_and_padding(tokens, None, None)[1] if mask is None else mask
     mask = padding if mask is None else mask.to(found.device)
     asked = None if metric is None else as_metric(metric)
+    asked = asked if real is None else among_real(asked, real.bool(), found)
     every = as_edits(model, edits)
     clean_needed = isinstance(asked, Metric) and asked.compares
     taken = [sites.resolve(one.site, model.hook_dict, model.cfg.n_layers) for one in every if _own_values(one)]

@@ -225,6 +225,46 @@ class Labelled(Metric):
         return self.labels.to(at.examples.device)[at.examples, at.positions]
 
 
+def among_real(metric: Any, real: Bool[Tensor, "batch pos"], tokens: Int[Tensor, "batch pos"]) -> Any:
+    """The metric on rows that are padded: it reads no padding, and −1 is a row's own last token.
+
+    Negative positions count back from the last real token of each row, others are columns. Labels at padding do not count, nor
+    do those that are the padding behind a row's last token.
+
+    Raises:
+        ShapeError: a position is padding in some row.
+    """
+    if isinstance(metric, Normalised):
+        return replace(metric, metric=among_real(metric.metric, real, tokens))
+    if isinstance(metric, Labelled) and metric.labels.shape == real.shape:
+        labels, real_there = metric.labels.cpu(), real.cpu()
+        following = torch.cat([tokens.cpu()[:, 1:], torch.full_like(tokens[:, :1].cpu(), -1)], 1)
+        behind = torch.cat([~real_there[:, 1:], torch.zeros_like(real_there[:, :1])], 1) & (labels == following)
+        metric = replace(metric, labels=labels.masked_fill(~real_there | behind, -1))
+    if not hasattr(metric, "positions"):
+        return metric
+    return replace(metric, positions=_among(metric.positions, real.cpu()))
+
+
+def _among(positions: Positions, real: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+    batch, length = real.shape
+    if positions is None or (isinstance(positions, Tensor) and positions.dtype == torch.bool):
+        return _where(positions, batch, length) & real
+    ends = length - real.long().flip(1).argmax(1)  # one behind the last real token
+    if isinstance(positions, Tensor) and positions.ndim == 1:
+        columns = positions.cpu().long()[:, None]
+    else:
+        columns = torch.tensor([positions] if isinstance(positions, int) else [int(one) for one in positions]).expand(batch, -1)
+    _check(columns.flatten().tolist(), length)
+    columns = torch.where(columns < 0, ends[:, None] + columns, columns)
+    chosen = torch.zeros(batch, length + 1, dtype=torch.bool).scatter(1, columns.clamp(-1, length - 1) % (length + 1), True)
+    outside = chosen & ~torch.cat([real, torch.zeros(batch, 1, dtype=torch.bool)], 1)
+    if bool(outside.any()):
+        row, column = outside.nonzero()[0].tolist()
+        raise ShapeError(f"the metric reads column {column} of row {row}, which is padding; -1 is each row's own last token")
+    return chosen[:, :length]
+
+
 class Loss(Labelled):
     """The cross-entropy of the label."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.runs.editing import plainly
-from cutaway.runs.metrics import Function, Metric, as_metric
+from cutaway.runs.metrics import Function, Metric, among_real, as_metric
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep_baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep_baseline import check as check_baseline
@@ -303,6 +303,7 @@ def task_of(
     if skip not in ("all", "layers"):
         raise ConfigError(f"skip={skip!r} is not known; there are 'all' and 'layers'")
     found, padding = model.tokens_and_mask(tokens, None, None)
+    real = model.tokens_and_padding(tokens, None, None)[1] if mask is None else mask
     mask = padding if mask is None else mask.to(found.device)
     cells = at_columns(Cells.of(plainly(model, edits), model.cfg, found.shape[1]), model, found, mask)
     if not cells.edits:
@@ -312,7 +313,7 @@ def task_of(
             "the mean over one example is that example, and changes nothing; run several, or take the mean over positions "
             "too (over=('batch', 'pos')), or over a reference"
         )
-    asked = as_metric(metric)
+    asked = as_metric(metric) if real is None else among_real(as_metric(metric), real.bool(), found)
     if isinstance(asked, Metric):
         asked.check(model.cfg.d_vocab_out)
     return Task(model, found, mask, cells, asked, skip, memory)
