@@ -307,11 +307,11 @@ class HookedTransformer(Transformer):
 
     def center_writing_weights(self, state_dict: StateDict) -> StateDict:
         """A state dict whose weights write nothing along the all-ones direction."""
-        return processing.center_writing_weights(state_dict, self.cfg)
+        return processing.center_writing_weights(state_dict, self.cfg, always=True)
 
     def center_unembed(self, state_dict: StateDict) -> StateDict:
         """A state dict whose logits have mean zero over the vocabulary."""
-        return processing.center_unembed(state_dict, self.cfg)
+        return processing.center_unembed(state_dict, self.cfg, always=True)
 
     def fold_value_biases(self, state_dict: StateDict) -> StateDict:
         """A state dict with value biases folded into the output biases."""
@@ -346,6 +346,33 @@ class HookedTransformer(Transformer):
                 "the norm of this model's keys spans all their heads, so they cannot be computed for each head apart"
             )
         self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention
+
+    # The beginning of a run, in the dialect's steps.
+
+    def input_to_embed(
+        self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None, attention_mask: Tensor | None = None,
+        past_kv_cache: Any = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+        """The residual stream before the first block, the tokens, a shortformer's positions, and attention's mask."""
+        tokens, found = self.tokens_and_mask(input, prepend_bos, padding_side)
+        mask = found if attention_mask is None else attention_mask.to(tokens.device)
+        resid, stream = self.embed_tokens(tokens, self.prepare(tokens, mask, past_kv_cache))
+        return resid, tokens, stream.shortformer, mask
+
+    def get_pos_offset(self, past_kv_cache: Any, batch_size: int) -> int:
+        """How many positions are kept already: where the next token stands."""
+        return 0 if past_kv_cache is None else past_kv_cache.length
+
+    def get_residual(
+        self, embed: Tensor, pos_offset: int, prepend_bos: bool | None = None, attention_mask: Tensor | None = None,
+        tokens: Tensor | None = None, return_shortformer_pos_embed: bool = True, device: Any = None,
+    ) -> Any:  # fmt: skip
+        """The residual stream from token embeddings (and a shortformer's positions, where those are asked for)."""
+        like = torch.zeros(embed.shape[:2], dtype=torch.long, device=embed.device)
+        positions = self.pos_embed(like, pos_offset, attention_mask) if self.has_positions else None
+        shortformer = positions if self.cfg.positional_embedding_type == "shortformer" else None
+        resid = embed if positions is None or shortformer is not None else embed + positions
+        return (resid, shortformer) if return_shortformer_pos_embed else resid
 
     # Circuits.
 

@@ -194,7 +194,7 @@ def find(
         hf_model = objects.unwrapped(hf_model) if not hasattr(hf_model, "v_head") else hf_model
         hf_model = adapters.merged(hf_model) if adapters.is_adapted(hf_model) else hf_model
         return objects.read(hf_model, tokenizer=tokenizer, name=str(model_name) if model_name else None)
-    if model_name in toys.names():
+    if toys.is_bundled(str(model_name)):
         return toys.find(str(model_name))
     place = Path(model_name).expanduser()
     packaged = packages.find(str(model_name)) if access.revision is None and not place.exists() else None

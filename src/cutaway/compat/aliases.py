@@ -17,6 +17,7 @@ from typing import Any
 from cutaway.compat import plotly_titles
 from cutaway.compat.names import ELSEWHERE, IF_ABSENT, MODULES, ROOTS
 from cutaway.errors import CutawayError, nearest
+from cutaway.sources.short_names import LEFT_TO_THE_DIALECT, OURS_TOO
 
 _displaced: dict[str, ModuleType] = {}  # modules of the originals, imported before `install`
 
@@ -32,6 +33,7 @@ def install() -> None:
     for name in [one for one in sys.modules if _root(one) in ROOTS]:
         _displaced[name] = sys.modules.pop(name)
     sys.meta_path.insert(0, _FINDER)
+    LEFT_TO_THE_DIALECT.update(OURS_TOO)
     plotly_titles.allow()
 
 
@@ -40,6 +42,7 @@ def uninstall() -> None:
     if not installed():
         return
     sys.meta_path.remove(_FINDER)
+    LEFT_TO_THE_DIALECT.clear()
     plotly_titles.forbid()
     for name in [one for one, module in sys.modules.items() if isinstance(module, Alias)]:
         del sys.modules[name]

@@ -10,11 +10,13 @@ from cutaway.model.positions import PosEmbed
 from cutaway.model.transformer import Embed, Unembed
 
 AbstractAttention = Attention
+CanBeUsedAsMLP = MLP
 
 __all__ = [
     "MLP",
     "AbstractAttention",
     "Attention",
+    "CanBeUsedAsMLP",
     "Embed",
     "GatedMLP",
     "GroupedQueryAttention",

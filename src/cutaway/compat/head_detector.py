@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,8 @@ from cutaway.errors import ShapeError, UnknownName, nearest
 
 __all__ = [
     "HEAD_NAMES",
+    "ErrorMeasure",
+    "HeadName",
     "compute_head_attention_similarity_score",
     "detect_head",
     "get_duplicate_token_head_detection_pattern",
@@ -26,6 +28,8 @@ logger = logging.getLogger(__name__)
 Square = Float[Tensor, "dest src"]
 HEAD_NAMES = ("previous_token_head", "duplicate_token_head", "induction_head")
 ERROR_MEASURES = ("abs", "mul")
+ErrorMeasure = Literal["abs", "mul"]
+HeadName = Literal["previous_token_head", "duplicate_token_head", "induction_head"]
 
 
 def detect_head(

@@ -27,7 +27,17 @@ _PARTS: dict[str, dict[str, str]] = {
     "ActivationCache": {"ActivationCache": CACHE},
     "FactoredMatrix": {"FactoredMatrix": FACTORED},
     "HookedRootModule": {"HookedRootModule": ROOT_MODULE},
-    "HookedTransformer": {"HookedTransformer": TRANSFORMER, "Output": "cutaway.model.transformer:Output"},
+    "HookedTransformer": {
+        "HookedTransformer": TRANSFORMER,
+        "Output": "cutaway.model.transformer:Output",
+        "HookedRootModule": ROOT_MODULE,
+        "HookedTransformerConfig": CONFIG,
+        "HookPoint": POINT,
+        "ActivationCache": CACHE,
+        "FactoredMatrix": FACTORED,
+        "HookedTransformerKeyValueCache": KEPT,
+        "Loss": "torch:Tensor",
+    },
     "HookedTransformerConfig": {"HookedTransformerConfig": CONFIG},
     "SVDInterpreter": {"SVDInterpreter": SVD},
     "components": COMPONENTS,
@@ -58,7 +68,7 @@ _PARTS: dict[str, dict[str, str]] = {
 _SPLIT = {
     "components": (
         "abstract_attention attention embed grouped_query_attention layer_norm layer_norm_pre mlps mlps.gated_mlp mlps.mlp "
-        "mlps.moe pos_embed rms_norm rms_norm_pre transformer_block unembed"
+        "mlps.can_be_used_as_mlp mlps.moe pos_embed rms_norm rms_norm_pre transformer_block unembed"
     ),
     "utilities": (
         "activation_functions attribute_utils components_utils defaults_utils devices exploratory_utils gpu_utils hf_utils "

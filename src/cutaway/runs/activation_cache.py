@@ -185,10 +185,12 @@ class ActivationCache(ActivationStore):
     ) -> Stack | Labelled:
         """What each head of the layers before `layer` adds to the stream, from `hook_result` or else `hook_z`.
 
+        Results of whole layers stay in the cache, as `cache["result", l]`.
+
         `incl_remainder` appends what is left of the stream. Labels: `L0H0`, …, `remainder`.
         """
         last, part = self._layer(layer), Slice(pos_slice)
-        stack, labels = self._heads("stack_head_results", last, part)
+        stack, labels = self._heads("stack_head_results", last, part, keep=part.mode == "identity")
         return self._finish("stack_head_results", stack, labels, last, part, incl_remainder, apply_ln, return_labels)
 
     # Neurons.
@@ -378,7 +380,7 @@ class ActivationCache(ActivationStore):
             stack = self.apply_ln_to_stack(stack, last, pos_slice=part)
         return (stack, labels) if return_labels else stack
 
-    def _heads(self, asker: str, last: int, part: Slice) -> Labelled:
+    def _heads(self, asker: str, last: int, part: Slice, keep: bool = False) -> Labelled:
         """What heads of the layers before `last` write, component first."""
         self._check_weights(asker)
         kept = [get_act_name("result", l) in self.cache_dict for l in range(last)]
@@ -388,7 +390,10 @@ class ActivationCache(ActivationStore):
             if kept[l]:
                 stack = part.apply(self["result", l], dim=-3).movedim(-2, 0)
             else:
-                stack = linear_by_head(part.apply(self["z", l], dim=-3), self.model.blocks[l].attn.W_O).movedim(-2, 0)
+                result = linear_by_head(part.apply(self["z", l], dim=-3), self.model.blocks[l].attn.W_O)
+                if keep:  # the dialect leaves them behind, and notebooks read them
+                    self.cache_dict[get_act_name("result", l)] = result
+                stack = result.movedim(-2, 0)
             stacks.append(self._after(asker, stack, l, "ln1_post", part))
             labels += [f"L{l}H{head}" for head in range(len(stack))]
         return (torch.cat(stacks) if stacks else self._empty(part)), labels

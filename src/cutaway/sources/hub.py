@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import CheckpointError, ConfigError, TokenError, UnknownModel, nearest
+from cutaway.errors import CheckpointError, ConfigError, TokenError, UnknownModel, UnsupportedArchitecture, nearest
 from cutaway.sources import folders, gguf, packages, toys
 from cutaway.sources.foreign import ForeignCheckpoint
+from cutaway.sources.short_names import ENCODERS, SHORT_NAMES
 from cutaway.sources.tensor_files import sharded
 
 # Names.
@@ -76,7 +77,7 @@ def _aliases() -> dict[str, str]:
         "command-r": "CohereLabs/c4ai-command-r-v01",
     }  # fmt: skip
     tiny = {f"tiny-stories-{size.lower()}": f"roneneldan/TinyStories-{size}" for size in ("1M", "3M", "8M", "28M", "33M")}
-    return known | short | tiny | _OWN
+    return SHORT_NAMES | known | short | tiny | _OWN
 
 
 ALIASES = _aliases()
@@ -167,9 +168,15 @@ def read(
 
     Raises:
         UnknownModel: the hub has no such model; says near names.
+        UnsupportedArchitecture: it is an encoder.
         CheckpointError: it is not in the cache and cannot be fetched, or its files are damaged.
     """
     repo = official(name)
+    if repo in ENCODERS:
+        raise UnsupportedArchitecture(
+            f"{name!r} is {repo}, an encoder (or one with a decoder), and the networks here are decoders; "
+            "transformers loads it with AutoModel"
+        )
     access = access or Access(revision)
     folder = folder or fetch(repo, access)
     found = folders.read(folder, tokenizer=tokenizer, with_tokenizer=with_tokenizer, name=repo)

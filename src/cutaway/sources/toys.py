@@ -10,13 +10,27 @@ from pathlib import Path
 from cutaway.errors import UnknownModel, nearest
 from cutaway.sources import files
 from cutaway.sources.checkpoint import Checkpoint
+from cutaway.sources.short_names import LEFT_TO_THE_DIALECT
 
 FOLDER = Path(__file__).parent / "bundled"
 MODEL, CARD = "model.safetensors", "card.md"
 
 
+OWN = "cutaway-"
+"""Before its name, this means a bundled model at any time."""
+
+
 def names() -> list[str]:
     """The bundled models."""
+    return [f"{OWN}{name}" if name in LEFT_TO_THE_DIALECT else name for name in _folders()]
+
+
+def is_bundled(name: str) -> bool:
+    """Whether this name means a bundled model."""
+    return name in names() or (f"{OWN}{name.removeprefix(OWN)}" == name and name.removeprefix(OWN) in _folders())
+
+
+def _folders() -> list[str]:
     return sorted(folder.parent.name for folder in FOLDER.glob(f"*/{MODEL}"))
 
 
@@ -41,7 +55,7 @@ def card(name: str) -> str:
 
 def _folder(name: str) -> Path:
     known = names()
-    if name not in known:
+    if not is_bundled(name):
         near = nearest(name, known) or (f"; there is {', '.join(known)}" if known else "; none is installed")
         raise UnknownModel(f"no bundled model called {name!r}{near}")
-    return FOLDER / name
+    return FOLDER / name.removeprefix(OWN)

@@ -73,10 +73,10 @@ def fold_layer_norm(
     return weights
 
 
-def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
+def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig, *, always: bool = False) -> StateDict:
     """Take the mean over d_model out of everything that writes to the residual stream.
 
-    Exact where all that reads the stream subtracts the mean first; skipped elsewhere. A shortformer's positions
+    Exact where all that reads the stream subtracts the mean first; skipped elsewhere unless `always`. A shortformer's positions
     are not written to the stream, so they stay. The embedding in front of a norm of its own is centred too
     (that norm subtracts its mean), though what the norm then writes is not.
 
@@ -84,21 +84,21 @@ def center_writing_weights(state_dict: Mapping[str, Tensor], cfg: HookedTransfor
         WeightsMismatch: the weights do not fit the configuration.
     """
     weights = _begin(state_dict, cfg)
-    if _holds("center_writing_weights", cfg):
+    if always or _holds("center_writing_weights", cfg):
         _center_writing_weights(weights, cfg)
     return weights
 
 
-def center_unembed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> StateDict:
+def center_unembed(state_dict: Mapping[str, Tensor], cfg: HookedTransformerConfig, *, always: bool = False) -> StateDict:
     """Take the mean over the vocabulary out of the unembedding: logits change, log-probabilities do not.
 
-    Skipped where the logits have a soft cap, which a shift would bend.
+    Skipped where the logits have a soft cap, which a shift would bend, unless `always`.
 
     Raises:
         WeightsMismatch: the weights do not fit the configuration.
     """
     weights = _begin(state_dict, cfg)
-    if _holds("center_unembed", cfg):
+    if always or _holds("center_unembed", cfg):
         _center_unembed(weights, cfg)
     return weights
 
