@@ -168,6 +168,8 @@ class _Reading:
     def __init__(self, model: Transformer, graph: Graph, tokens: Tensor, now: Written, *, frozen: bool):
         self.model, self.graph, self.now, self.frozen = model, graph, now, frozen
         self.stream = embedded(model, tokens)[1]
+        self._last = now.stream(graph, model.cfg.n_layers)
+        self._mlp: tuple[int, Tensor] = (-1, self._last)  # the stream that one layer's MLP reads
         self._layer, self._projected = -1, [torch.empty(0)] * 3
         self._z = self._resid = torch.empty(0)
 
@@ -179,7 +181,9 @@ class _Reading:
         layer = int(name.split(".")[0])
         block = self.model.blocks[layer]
         if name.endswith(".mlp"):
-            new = mlp_writes(block, self.now.stream(self.graph, layer, mlp=True) + change)
+            if self._mlp[0] != layer:
+                self._mlp = layer, self.now.stream(self.graph, layer, mlp=True)
+            new = mlp_writes(block, self._mlp[1] + change)
             if self.frozen:
                 return self._into_logits(new - self.now.parts[self.graph.mlp(layer)])
             return replace(new).at(f"blocks.{layer}.hook_mlp_out")
@@ -196,7 +200,7 @@ class _Reading:
 
     def _into_logits(self, change: Tensor) -> Edit:
         last = self.model.cfg.n_layers
-        return replace(self.now.stream(self.graph, last) + change).at(f"blocks.{last - 1}.hook_resid_post")
+        return replace(self._last + change).at(f"blocks.{last - 1}.hook_resid_post")
 
     def _enter(self, layer: int) -> None:
         """Queries, keys and values of a layer's heads as they are in the run."""
