@@ -138,7 +138,7 @@ def ours(folder: Path) -> dict[str, Any]:
     from cutaway.runs import metrics
     from cutaway.runs.edits import mean, patch, zero
     from cutaway.runs.sweep import heads, residual, sweep
-    from cutaway.runs.sweep_plan import plan
+    from cutaway.runs.sweep.planning import plan
     from cutaway.tasks import FirstUniqueChar
     from cutaway.tasks.first_unique_char import first_unique
 

@@ -23,7 +23,7 @@ _BY_MODULE = {
     "runs.factored_matrix": "FactoredMatrix",
     "runs.generation": "Sampling",
     "runs.sweep": "sweep",
-    "runs.sweep_plan": "plan",
+    "runs.sweep.planning": "plan",
     "verification": "verify",
     # questions, by their verbs
     "analysis.ablation": "ablate_heads",
@@ -57,7 +57,7 @@ _HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for n
 _MODULES = {
     "edits": "cutaway.runs.edits",
     "errors": "cutaway.errors",
-    "grids": "cutaway.runs.sweep_cells",
+    "grids": "cutaway.runs.sweep.cells",
     "metrics": "cutaway.runs.metrics",
     "patching": "cutaway.analysis.patching",
     "programs": "cutaway.programs",

@@ -30,7 +30,7 @@ from cutaway.errors import CheckpointError, NotReadable, WeightsMismatch
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep import SweepResult, sweep
-from cutaway.runs.sweep_cells import Cells, label_of
+from cutaway.runs.sweep.cells import Cells, label_of
 from cutaway.runs.written import Writer, digest, model_hash, read, sites_of
 from cutaway.writing import check_folder, write_json
 from cutaway.writing import write as write_file

@@ -25,7 +25,7 @@ from cutaway.errors import CutawayError
 from cutaway.exercises.progress import Progress
 from cutaway.runs import edits, metrics
 from cutaway.runs.sweep import heads, residual, sweep
-from cutaway.runs.sweep_saved import ChunkDamaged
+from cutaway.runs.sweep.saved import ChunkDamaged
 from cutaway.sources import files
 from cutaway.sources.tensor_files import safetensors
 from cutaway.tokens import from_saved

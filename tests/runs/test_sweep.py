@@ -15,17 +15,17 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from cutaway.errors import CheckpointError, ConfigError, NotExact, NotFinite, ShapeError, TokenError, UnknownName
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.sites import get_act_name
-from cutaway.runs import edits, metrics, sweep_engine
+from cutaway.runs import edits, metrics
 from cutaway.runs.sweep import Cells, Grid, SweepResult, heads, heads_by_position, neurons, pairs, patterns, residual, sweep
-from cutaway.runs.sweep_engine import Engine
-from cutaway.runs.sweep_plan import plan
-from cutaway.runs.sweep_saved import ChunkDamaged
-from tests.architectures import ALL, network, some_tokens
+from cutaway.runs.sweep import engine as sweep_engine
+from cutaway.runs.sweep.engine import Engine
+from cutaway.runs.sweep.planning import plan
+from cutaway.runs.sweep.saved import ChunkDamaged
+from tests.architectures import ALL, flop_counter, network, some_tokens
 
 BATCH, LENGTH = 3, 9
 MODELS = {name: network(name) for name in ALL}
@@ -267,8 +267,8 @@ def test_where_an_edit_changes_nothing_nothing_runs() -> None:
         model, TOKENS, None, Cells.of([edits.patch(other).at("resid_pre0")], model.cfg, LENGTH), METRICS["loss"]
     )
     engine = Engine(task)
-    block = model.blocks[1]
-    handle = block.register_forward_pre_hook(lambda module, args: passed.append(args[0].shape[1]))
+    norm = model.blocks[1].ln1
+    handle = norm.register_forward_pre_hook(lambda module, args: passed.append(args[0].shape[1]))
     with torch.no_grad():
         engine.run()
     handle.remove()
@@ -320,7 +320,7 @@ def test_estimates_do_not_depend_on_how_examples_are_split_and_leave_the_weights
     try:
         before = [parameter.requires_grad for parameter in model.parameters()]
         whole = sweep(model, TOKENS, grid, METRICS["difference"], method="gradient").values.data
-        monkeypatch.setattr("cutaway.runs.sweep_gradient.GRAPH", 1)
+        monkeypatch.setattr("cutaway.runs.sweep.gradient.GRAPH", 1)
         split = sweep(model, TOKENS, grid, METRICS["difference"], method="gradient").values.data
         assert [parameter.requires_grad for parameter in model.parameters()] == before
     finally:
@@ -368,13 +368,13 @@ def test_a_planted_fault_stops_the_sweep(metric: str, monkeypatch: pytest.Monkey
     model, grid = MODELS["gpt2"], heads(edits.zero())
     right = sweep(model, TOKENS, grid, METRICS[metric], audit=3)
     assert right.audit.difference < 1e-4
-    run_packed = sweep_engine.run_packed
+    run_chunk = sweep_engine.run_chunk
 
     def faulty(*given: Any) -> Any:
         off = torch.linspace(-0.02, 0.02, model.cfg.d_model)
-        return [replace(one, part=one.part.with_value(one.part.value + off)) for one in run_packed(*given)]
+        return [replace(one, value=one.value + off) for one in run_chunk(*given)]
 
-    monkeypatch.setattr(sweep_engine, "run_packed", faulty)
+    monkeypatch.setattr(sweep_engine, "run_chunk", faulty)
     with pytest.raises(NotExact, match=r"3 of 3 audited cells .* 'zero blocks\.\d\.attn\.hook_z head \d' by"):
         sweep(model, TOKENS, grid, METRICS[metric], audit=3)
     unchecked = sweep(model, TOKENS, grid, METRICS[metric], audit=0)
@@ -398,21 +398,33 @@ def test_a_plan_counts_what_edits_reach() -> None:
     assert "16 cells (16 join)" in plan(model, TOKENS, heads(edits.zero()), METRICS["difference"]).summary()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "attention only", "bloom"])
-@pytest.mark.parametrize("metric", ["difference", "loss"])
-def test_a_plan_counts_what_torch_counts(name: str, metric: str) -> None:
-    model = network(name, n_layers=4).requires_grad_(False)
+@pytest.mark.parametrize("name", ["gpt2", "llama", "attention only", "bloom", "gemma", "gpt-j", "mixture", "bidirectional"])
+def test_a_plan_counts_what_torch_counts(name: str) -> None:
+    more = {"gemma": {"attn_types": ["local", "global", "local"]}, "mixture": {"rotary_layers": [True, False, True]}}
+    model = network(name, n_layers=3, **more.get(name, {})).requires_grad_(False)
     several: list[Any] = [
-        [edits.zero().at(("z", layer), heads=head), edits.zero().at(("attn_out", layer))] for layer in range(4) for head in (0, 3)
-    ]
-    alone = [edits.function(lambda x: 2 * x).at(("z", layer)) for layer in range(4)]
-    grids: list[Any] = [heads(), residual(edits.zero()), heads(edits.scale(0.5), "q"), residual(edits.zero(), "attn_out")]
-    for grid in [*grids, several, several[:4], alone]:
-        task = sweep_engine.Task(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), METRICS[metric])
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            Engine(task).run()
-        counted = counter.get_total_flops() / plan(model, TOKENS, grid, METRICS[metric], measure=False).operations
-        assert 0.8 < counted < 1.1, f"{counted:.2f}"
+        [edits.scale(0.5).at(("z", layer), heads=head), edits.scale(0.5).at(("attn_out", layer))]
+        for layer in range(3) for head in (0, 3)
+    ]  # fmt: skip
+    half = edits.scale(0.5)
+    grids: list[Any] = [heads(half), residual(half), heads(half, "q"), residual(half, "attn_out"), heads(half, "pattern")]
+    alone = [edits.function(lambda x: 2 * x).at(("z", layer)) for layer in range(3)]
+    grids += [heads_by_position(half, pos=[2, 8]), several, alone]
+    for metric in ("difference", "loss"):
+        for grid in grids:
+            task = sweep_engine.Task(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), METRICS[metric])
+            planned = plan(model, TOKENS, grid, METRICS[metric], measure=False)
+            with torch.no_grad(), flop_counter() as counter:
+                Engine(task).run()
+            assert counter.get_total_flops() == planned.operations
+
+
+def test_a_plan_is_data() -> None:
+    model = MODELS["gpt2"]
+    planned = plan(model, TOKENS, residual(edits.zero(), layer=[0], pos=[6]), METRICS["difference"], measure=False)
+    found = {(layer, name): region.places.tolist() for _, _, _, layer, name, region in planned.steps()}
+    assert found[0, "hook_resid_pre"] == found[0, "attn.hook_v"] == [6, 7, 8] and found[0, "attn.hook_z"] == [6, 7, 8]
+    assert found[1, "hook_resid_pre"] == [6, 7, 8] and found[1, "hook_resid_mid"] == found[1, "hook_resid_post"] == [8]
 
 
 def test_a_plan_runs_nothing() -> None:
@@ -485,7 +497,8 @@ def test_what_does_not_fit_is_refused(call: Any, error: type[Exception], words: 
 KILLED = """
 import sys, time
 from pathlib import Path
-from cutaway.runs import edits, metrics, sweep_engine
+from cutaway.runs import edits, metrics
+from cutaway.runs.sweep import engine as sweep_engine
 from cutaway.runs.sweep import residual, sweep
 from tests.architectures import network, some_tokens
 

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from cutaway.errors import ConfigError, NotFinite
-from cutaway.runs import edits, metrics, sweep_engine
+from cutaway.runs import edits, metrics
 from cutaway.runs.sweep import Cells, Grid, SweepResult, heads, patterns, residual, sweep
-from cutaway.runs.sweep_baseline import drawn
-from cutaway.runs.sweep_cells import bind
-from cutaway.runs.sweep_plan import plan
+from cutaway.runs.sweep import engine as sweep_engine
+from cutaway.runs.sweep.baseline import drawn
+from cutaway.runs.sweep.cells import bind
+from cutaway.runs.sweep.planning import plan
 from tests.architectures import network, some_tokens
 from tests.runs.test_sweep import CACHES, METRICS, MODELS, TOKENS, in_full
 

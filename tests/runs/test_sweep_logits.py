@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cutaway.runs.sweep_logits import LazyLogits, Wanted
+from cutaway.runs.sweep.logits import LazyLogits, Wanted
 
 LOGITS = torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[3, 4], [5, 6], [1, 3]])

@@ -27,7 +27,7 @@ from cutaway.runs.edits import Edit, replace
 from cutaway.runs.metrics import Function, Metric
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, sweep
-from cutaway.runs.sweep_clean import Clean, run_clean
+from cutaway.runs.sweep.clean import Clean, run_clean
 from cutaway.view import Figure, bar_chart, heat_map
 
 NODE = re.compile(r"(?:(\d+)\.(\d+)(?:\.([qkv]))?|mlp(\d+)|logits)")

@@ -189,8 +189,8 @@ def plan(
     """Count what ablating or patching would cost, without running it."""
     from cutaway.runs import metrics
     from cutaway.runs.edits import zero
-    from cutaway.runs.sweep_cells import Grid
-    from cutaway.runs.sweep_plan import plan as count
+    from cutaway.runs.sweep.cells import Grid
+    from cutaway.runs.sweep.planning import plan as count
 
     network = load(model, device)
     tokens, mask = network.tokens_and_mask(given_text(text, file, "plan"), None, None)

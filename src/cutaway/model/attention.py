@@ -23,7 +23,7 @@ from cutaway.model.hook_points import HookPoint, listening, written
 from cutaway.model.key_values import KeyValues
 from cutaway.model.listeners import HERE
 from cutaway.model.norm import EachHeadNorm, LayerNorm, RMSNorm
-from cutaway.model.positions import Rotary, Stream, alibi_bias, rotaries
+from cutaway.model.positions import Rotary, Stream, alibi_at, rotaries
 from cutaway.model.products import empty_weights, linear, linear_by_head
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
@@ -114,14 +114,19 @@ class Attention(nn.Module):
         stream: Stream,
         kept: KeyValues | None = None,
         additive_attention_mask: Float[Tensor, "batch #head #pos kv_pos"] | None = None,
+        touch: Callable[[str, Tensor], Tensor] | None = None,
     ) -> Heads:
-        """What each head has seen, from queries and keys as attention reads them; of all heads, or of those given."""
+        """What each head has seen, from queries and keys as attention reads them; of all heads, or of those given.
+
+        Args:
+            touch: given (name of the site, scores or pattern), gives what takes their place.
+        """
         if kept is not None:
             k, v = kept.append(k, v)
         visible = self._visible(q, k, stream)
-        if self._fusible(additive_attention_mask):
+        if touch is None and self._fusible(additive_attention_mask):
             return self._fused(q, k, v, visible, causal_only=stream.padding is None and self._all_in_window(k))
-        return self.mixed(self._pattern(q, k, visible, additive_attention_mask), v)
+        return self.mixed(self._pattern(q, k, visible, additive_attention_mask, stream, touch), v)
 
     def mixed(self, pattern: Pattern, v: Keys) -> Heads:
         """What each head has seen, from its pattern and the values."""
@@ -129,7 +134,7 @@ class Attention(nn.Module):
 
     def pattern(self, q: Heads, k: Keys, stream: Stream) -> Pattern:
         """Attention probabilities, from queries and keys as attention reads them."""
-        return self._pattern(q, k, self._visible(q, k, stream), None)
+        return self._pattern(q, k, self._visible(q, k, stream), None, stream)
 
     def _visible(self, q: Tensor, k: Tensor, stream: Stream) -> Tensor | None:
         causal = self.cfg.attention_dir == "causal"
@@ -145,7 +150,7 @@ class Attention(nn.Module):
         if self.cfg.use_qk_norm:
             q, k = self.normed(q, self.q_norm), self.normed(k, self.k_norm)
         if self.rotary is not None:
-            q = self.hook_rot_q(self.rotary.rotate(q, stream.of_queries()))
+            q = self.hook_rot_q(self.rotary.rotate(q, stream))
             k = self.hook_rot_k(self.rotary.rotate(k, stream))
         return q, k, v
 
@@ -155,12 +160,6 @@ class Attention(nn.Module):
         if self.cfg.clip_qkv is not None:
             q, k, v = (x.clamp(-self.cfg.clip_qkv, self.cfg.clip_qkv) for x in (q, k, v))
         return self.hook_q(q), self.hook_k(k), self.hook_v(v)
-
-    def as_read(self, x: Heads | Keys, which: str, stream: Stream) -> Heads | Keys:
-        """Queries ("q") or keys ("k") normalised and rotated as attention reads them; no site is passed."""
-        if self.cfg.use_qk_norm:
-            x = self.normed(x, self.q_norm if which == "q" else self.k_norm)
-        return x if self.rotary is None else self.rotary.rotate(x, stream)
 
     def _weights(self) -> tuple[tuple[Any, Any], ...]:
         """Weights and biases of queries, keys, values, as they are stored."""
@@ -212,7 +211,10 @@ class Attention(nn.Module):
         mask, scale = None if causal else visible, 1 / self.attn_scale
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).transpose(1, 2)
 
-    def _pattern(self, q: Heads, k: Keys, visible: Tensor | None, additive_attention_mask: Tensor | None) -> Pattern:
+    def _pattern(
+        self, q: Heads, k: Keys, visible: Tensor | None, additive_attention_mask: Tensor | None, stream: Stream,
+        touch: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> Pattern:  # fmt: skip
         """Attention probabilities, by way of the scores, after their sites. Scores have float32 precision at least."""
         dtype = q.dtype
         if dtype in (torch.float16, torch.bfloat16):
@@ -221,16 +223,19 @@ class Attention(nn.Module):
         if self.cfg.attn_scores_soft_cap > 0:
             scores = self.cfg.attn_scores_soft_cap * torch.tanh(scores / self.cfg.attn_scores_soft_cap)
         if self.cfg.positional_embedding_type == "alibi":
-            scores = scores + alibi_bias(self.cfg.n_heads, scores.shape[-2], scores.shape[-1], scores.device).to(scores.dtype)
+            back = stream.back(scores.shape[-2], scores.shape[-1], scores.device)
+            scores = scores + alibi_at(self.cfg.n_heads, back).to(scores.dtype)
         if visible is not None:
             scores = scores.masked_fill_(~visible, -torch.inf)  # the product is fresh, and nobody has seen it
         if additive_attention_mask is not None:
             scores = scores + additive_attention_mask
         scores = self.hook_attn_scores(scores)
+        scores = scores if touch is None else touch("attn.hook_attn_scores", scores)
         pattern = scores.softmax(-1)
         if visible is not None and not self.visible_everywhere(visible):
             pattern = pattern.masked_fill(pattern.isnan(), 0)  # the queries of padding see nothing
-        return self.hook_pattern(pattern).to(dtype)
+        pattern = self.hook_pattern(pattern)
+        return (pattern if touch is None else touch("attn.hook_pattern", pattern)).to(dtype)
 
     @staticmethod
     def visible_everywhere(visible: Tensor) -> bool:

@@ -51,14 +51,6 @@ class Stream:
         out: Tensor = attention.attend(q, k, v, self, **given)
         return out
 
-    def asked(self, x: Tensor) -> Tensor:
-        """The positions of `x` that the run goes on with after attention: here all."""
-        return x
-
-    def of_queries(self) -> Stream:
-        """Where those positions stand."""
-        return self
-
     def end(self, length: int) -> int:
         """The position after the last of `length` columns."""
         return self.start + length
@@ -73,6 +65,10 @@ class Stream:
             self._angles[key] = rotary.factors(rows, end, x)
         return self._angles[key]
 
+    def back(self, dest: int, src: int, device: torch.device) -> Int[Tensor, "dest src"]:
+        """How far back each key is from each query; the last query stands at the last key."""
+        return torch.arange(src - dest, src, device=device)[:, None] - torch.arange(src, device=device)
+
     def visible(
         self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device
     ) -> Bool[Tensor, "rows 1 dest src"] | None:
@@ -85,7 +81,7 @@ class Stream:
     def _visible(self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
         seen = None
         if (causal and dest > 1) or (window is not None and (window < src or not causal)):
-            back = (torch.arange(src - dest, src, device=device)[:, None] - torch.arange(src, device=device))[None, None]
+            back = self.back(dest, src, device)[None, None]
             seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
             if window is not None:
                 seen = seen & (back < window)
@@ -226,6 +222,10 @@ def alibi_slopes(n_heads: int, device: torch.device | None = None) -> Float[Tens
 
 
 def alibi_bias(n_heads: int, dest: int, src: int, device: torch.device) -> Float[Tensor, "head dest src"]:
-    """What ALiBi adds to the scores: minus slope times how far back the key is."""
-    back = torch.arange(src - dest, src, device=device)[:, None] - torch.arange(src, device=device)
-    return -alibi_slopes(n_heads, device)[:, None, None] * back.clamp(min=0)
+    """What ALiBi adds to the scores, where the last query stands at the last key."""
+    return alibi_at(n_heads, Stream().back(dest, src, device))
+
+
+def alibi_at(n_heads: int, back: Int[Tensor, "dest src"]) -> Float[Tensor, "head dest src"]:
+    """The same, for queries anywhere: minus slope times how far back the key is."""
+    return -alibi_slopes(n_heads, back.device)[:, None, None] * back.clamp(min=0)

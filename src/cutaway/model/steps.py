@@ -66,9 +66,12 @@ class Step:
     weights: Callable[[Any], Tensor] | None = None
     cost: tuple[int, ...] = (0,)
 
+    names: frozenset[str] = frozenset()  # all that it writes or passes
+
     def __post_init__(self) -> None:
         if not self.spread:
             object.__setattr__(self, "spread", (TOKENWISE,) * len(self.reads))
+        object.__setattr__(self, "names", frozenset((*self.writes, *self.passes)))
 
 
 class Program:
@@ -80,6 +83,7 @@ class Program:
 
     def __init__(self, steps: Sequence[Step], detours: Sequence[Step] = ()):
         self.steps, self.detours = tuple(steps), tuple(detours)
+        self.writes = tuple(name for step in steps for name in step.writes)
         self._slices: dict[tuple[Any, ...], Slice] = {}
 
     def writer(self, value: str) -> Step:
@@ -168,9 +172,9 @@ def program(cfg: HookedTransformerConfig, layer: int, *, modules: bool = False) 
     """
     steps = [Step((FIRST,), (BEFORE,), _resid_pre), *_attention(cfg, layer, modules)]
     if cfg.attn_only:
-        steps.append(Step((LAST,), (FIRST, ATTN_OUT), _resid_post_of_first))
+        steps.append(Step((LAST,), (FIRST, ATTN_OUT), _resid_post))
     elif cfg.parallel_attn_mlp:
-        steps += [*_mlp(cfg, layer, FIRST, modules), Step((LAST,), (FIRST, ATTN_OUT, MLP_OUT), _resid_post_of_first)]
+        steps += [*_mlp(cfg, layer, FIRST, modules), Step((LAST,), (FIRST, ATTN_OUT, MLP_OUT), _resid_post)]
     else:
         steps += [Step((MID,), (FIRST, ATTN_OUT), _resid_mid), *_mlp(cfg, layer, MID, modules)]
         steps.append(Step((LAST,), (MID, MLP_OUT), _resid_post))
@@ -189,7 +193,7 @@ def _attention(cfg: HookedTransformerConfig, layer: int, modules: bool) -> list[
     steps.append(Step((Q, K, V), INPUTS, _project, by_head=True, cost=(width * cfg.n_heads, width * kv, width * kv)))
     q, k = Q, K
     if cfg.use_qk_norm:
-        apart = cfg.qk_norm_over != "full"
+        apart = cfg.qk_norm_over == "head"  # one set of weights for every head
         steps.append(Step(("attn.q_normed",), (q,), _normed_q, passes=_norm("attn.q_norm"), by_head=apart))
         steps.append(Step(("attn.k_normed",), (k,), _normed_k, passes=_norm("attn.k_norm"), by_head=apart))
         q, k = "attn.q_normed", "attn.k_normed"
@@ -215,7 +219,7 @@ def _after(norm: str, reads: str, writes: str, run: Callable[..., Any], cfg: Hoo
 def _mlp(cfg: HookedTransformerConfig, layer: int, reads: str, modules: bool) -> list[Step]:
     normed = cfg.normalization_type is not None and not cfg.post_norm_only
     run: Callable[..., Any]
-    passes, run = ("hook_mlp_in", *(_norm("ln2") if normed else ())), _mlp_input if reads == MID else _mlp_input_of_first
+    passes, run = ("hook_mlp_in", *(_norm("ln2") if normed else ())), _mlp_input
     steps = [Step(("mlp.input",), (reads,), run, passes=passes)]
     written = NEURONS_WRITE if cfg.has_post_norms else MLP_OUT
     run = _neurons_write if cfg.has_post_norms else _mlp_out
@@ -260,8 +264,7 @@ def _resid_pre(block: Any, stream: Any, resid: Tensor) -> Any:
 
 
 def _inputs(block: Any, stream: Any, resid_pre: Tensor) -> Any:
-    query, key, value = block.attention_inputs(resid_pre, stream)
-    return stream.asked(query), key, value
+    return block.attention_inputs(resid_pre, stream)
 
 
 def _project(block: Any, stream: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
@@ -277,7 +280,7 @@ def _normed_k(block: Any, stream: Any, k: Tensor) -> Any:
 
 
 def _rotated_q(block: Any, stream: Any, q: Tensor) -> Any:
-    return block.attn.hook_rot_q(block.attn.rotary.rotate(q, stream.of_queries()))
+    return block.attn.hook_rot_q(block.attn.rotary.rotate(q, stream))
 
 
 def _rotated_k(block: Any, stream: Any, k: Tensor) -> Any:
@@ -314,15 +317,11 @@ def _attn_out_normed(block: Any, stream: Any, written: Tensor) -> Any:
 
 
 def _resid_mid(block: Any, stream: Any, resid_pre: Tensor, attn_out: Tensor) -> Any:
-    return block.hook_resid_mid(stream.asked(resid_pre) + attn_out)
+    return block.hook_resid_mid(resid_pre + attn_out)
 
 
 def _mlp_input(block: Any, stream: Any, resid: Tensor) -> Any:
     return block.ln2(block.hook_mlp_in(resid))
-
-
-def _mlp_input_of_first(block: Any, stream: Any, resid: Tensor) -> Any:
-    return _mlp_input(block, stream, stream.asked(resid))
 
 
 def _pre(block: Any, stream: Any, x: Tensor) -> Any:
@@ -373,10 +372,6 @@ def _resid_post(block: Any, stream: Any, resid: Tensor, *added: Tensor) -> Any:
     for one in added:
         resid = resid + one
     return block.hook_resid_post(resid)
-
-
-def _resid_post_of_first(block: Any, stream: Any, resid: Tensor, *added: Tensor) -> Any:
-    return _resid_post(block, stream, stream.asked(resid), *added)
 
 
 def _of_heads(block: Any) -> Tensor:

@@ -22,7 +22,7 @@ from cutaway.model.sites import resolve, table
 from cutaway.model.transformer import Transformer
 from cutaway.runs import edits, metrics
 from cutaway.runs.places import Places
-from cutaway.runs.sweep_cells import Cells, Grid
+from cutaway.runs.sweep.cells import Cells, Grid
 
 KINDS: dict[str, type] = {
     kind.__name__: kind

@@ -19,8 +19,8 @@ from torch import Tensor
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import AnyMetric, Metric, Places
-from cutaway.runs.sweep_engine import Task
-from cutaway.runs.sweep_packed import Cell
+from cutaway.runs.sweep.cells import Cell
+from cutaway.runs.sweep.engine import Task
 
 GRAPH = 2**23  # numbers that the graph of one backward pass may keep, about
 

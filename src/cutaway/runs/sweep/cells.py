@@ -13,11 +13,11 @@ from torch import Tensor
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
+from cutaway.model.steps import FIRST, LAST, PATTERN, RESULT, SCORES, Program, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Change, Edit, Put, Zero, zero
 from cutaway.runs.places import Places, edits_at
-from cutaway.runs.sweep_join import ENTRIES, needed_sites, short
-from cutaway.runs.sweep_packed import RUNNING, Cell
+from cutaway.runs.sweep.regions import BY_HEAD, Region
 
 EDIT_OF = {"pos": "positions", "dest": "positions", "head": "heads", "src": "sources", "neuron": "neurons"}
 Edits = Edit | Sequence[Edit | Sequence[Edit]]
@@ -158,6 +158,69 @@ def pairs(edits: Iterable[Edit]) -> list[tuple[Edit, Edit]]:
 # From edits to cells that run.
 
 
+def short(site: str) -> str:
+    """The rest of a site's name after its layer."""
+    return site.split(".", 2)[2] if site.startswith("blocks.") else site
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One cell of a sweep: its number, its edits, and where it leaves the clean run.
+
+    Args:
+        layer: the first layer that an edit reaches; -1 before the embedding is done, `n_layers` after the last.
+        start: the first position that an edit can reach.
+        way: "join" (one edit, which enters where it is made), "packed" (several edits, made as the cell passes them), or
+            "alone" (a batch of its own, at full length).
+    """
+
+    number: int
+    bounds: tuple[Bound, ...]
+    layer: int
+    start: int
+    way: str
+
+    def declared(self, first: int, last: int, device: torch.device, *, apart: bool = True) -> dict[tuple[int, str], Region]:
+        """(layer, value) → what the edits can change there of the examples `first` to `last`.
+
+        Args:
+            apart: whether the pattern of some heads can be computed alone.
+        """
+        found: dict[tuple[int, str], Region] = {}
+        alone = len(self.bounds) == 1
+        for bound in self.bounds:
+            local = bound.local(first, last)
+            if local is None or local.layer is None or (alone and held(local)):
+                continue
+            name, places = short(local.site), torch.arange(self.start, local.length, device=device)
+            examples = heads = None
+            if alone and local.positions is not None:
+                places = torch.tensor(sorted(local.positions), device=device)
+            if alone and name != SCORES:
+                examples = None if local.chosen[0] is None else torch.tensor(local.chosen[0], device=device)
+                heads = (local.chosen[-1] if name == "mlp.hook_post" else local.heads) if name in BY_HEAD else None
+                heads = None if name == PATTERN and not apart else heads
+            rows = last - first if examples is None else len(examples)
+            found[local.layer, name] = Region.of_places(examples, rows, places, local.length, heads)
+        return found
+
+    def kept(self, program: Program) -> list[str]:
+        """The values of its first layer that the cell needs of the clean run: where it enters, and what it reads unchanged."""
+        names = {short(bound.site) for bound in self.bounds if bound.layer == self.layer}
+        one = self.bounds[0]
+        apart = self.way == "join" and (one.heads is not None or one.chosen[-1] is not None or RESULT in names)
+        reached: set[str] = set()
+        kept: set[str] = set()
+        for step in program.steps:
+            if reached & set(step.reads) or names & set(step.passes):
+                kept |= set(step.reads) - reached
+                kept |= set(step.writes) if apart and (step.weights is not None or Z in step.writes) else set()
+                reached |= set(step.writes)
+            kept |= names & set(step.writes) - reached
+            reached |= names & set(step.writes)
+        return sorted(name for name in kept - {FIRST, LAST, *program.writer(Z).reads} if "hook_" in name)
+
+
 def bind(
     model: Transformer, cells: Cells, batch: int, length: int, *, skip: str, means: dict[str, Tensor] | None = None
 ) -> list[Cell]:
@@ -175,12 +238,14 @@ def bind(
         start = min(_start(bound) for bound in bounds)
         names = [short(bound.site) for bound in bounds]
         in_blocks = declared and all(bound.layer is not None for bound in bounds)
-        if not alone and in_blocks and len(bounds) == 1 and names[0] in ENTRIES:
-            way = "join"
-        elif not alone and in_blocks and all(name in RUNNING for name in names):
-            way = "packed"
-        else:
-            way = "alone"
+        there: dict[int | None, Program] = {
+            bound.layer: model.blocks[bound.layer].program for bound in bounds if bound.layer is not None
+        }
+        in_blocks = in_blocks and all(
+            name in there[bound.layer].writes or name in (SCORES, PATTERN) or (name == RESULT and len(bounds) == 1)
+            for name, bound in zip(names, bounds, strict=True)
+        )  # fmt: skip
+        way = "alone" if alone or not in_blocks else "join" if len(bounds) == 1 else "packed"
         causal = cfg.attention_dir == "causal" and way != "alone"
         out.append(Cell(number, bounds, layer, start if causal else 0, way))
     return out
@@ -214,17 +279,21 @@ def _layer(site: str, cfg: HookedTransformerConfig) -> int:
 
 def _start(bound: Bound) -> int:
     """The first position that an edit reaches; holding the clean run's own values reaches none by itself."""
-    held = isinstance(bound.change, Put) and bound.change.values is None and not bound.change.mean_over
-    return bound.length - 1 if held else bound.first
+    return bound.length - 1 if held(bound) else bound.first
+
+
+def held(bound: Bound) -> bool:
+    """Whether an edit holds the clean run's own values, and so changes nothing by itself."""
+    return isinstance(bound.change, Put) and bound.change.values is None and not bound.change.mean_over
 
 
 def kept_sites(model: Transformer, cells: Sequence[Cell]) -> list[str]:
     """The sites that the clean run must keep for these cells."""
     names: dict[str, None] = {}
     for cell in cells:
-        if cell.way == "join":
-            names |= dict.fromkeys(needed_sites(model, cell.bounds[0]))
-        else:
+        if cell.way != "alone":
+            names |= dict.fromkeys(f"blocks.{cell.layer}.{name}" for name in cell.kept(model.blocks[cell.layer].program))
+        if cell.way != "join":
             for bound in cell.bounds:
                 if isinstance(bound.change, Put) and bound.source is None:
                     names[bound.site] = None

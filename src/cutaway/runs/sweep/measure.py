@@ -13,10 +13,9 @@ from torch import Tensor
 
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Function, Metric, Places
-from cutaway.runs.sweep_clean import Clean
-from cutaway.runs.sweep_join import Part
-from cutaway.runs.sweep_logits import LazyLogits, NotComputed, Wanted
-from cutaway.runs.sweep_packed import Ended
+from cutaway.runs.sweep.clean import Clean
+from cutaway.runs.sweep.execute import Ended
+from cutaway.runs.sweep.logits import LazyLogits, NotComputed, Wanted
 
 PIECE = 2**23  # numbers in one piece of logits
 KEPT = 2**25  # clean logits up to this many are kept rather than computed again
@@ -51,21 +50,21 @@ class Measure:
     def of_cells(self, ended: Sequence[Ended], count: int, number_of: dict[int, int]) -> Tensor:
         """The metric of each of `count` cells, `[cell, batch]` or `[cell, batch, pos]`; `number_of`: cell → row."""
         grids = self.grid.expand(count, *self.grid.shape).clone()
-        pieces = [self._tokens(number_of[one.cell.number], one.part) for one in ended]
+        pieces = [self._tokens(number_of[one.cell.number], one) for one in ended]
         pieces = [piece for piece in pieces if len(piece[0])]
         if pieces:
             cells, examples, positions, resid = (torch.cat(parts) for parts in zip(*pieces, strict=True))
             grids[cells, examples, positions] = self._measured(resid, examples, positions)
         return self.metric.combine(grids, self.wanted)
 
-    def _tokens(self, cell: int, part: Part) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The wanted tokens of a part: cell, example, position, and their stream."""
-        examples = part.examples
+    def _tokens(self, cell: int, one: Ended) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The wanted tokens of a cell: cell, example, position, and their stream."""
+        examples, places = one.region.examples, one.region.places
         if examples is None:
-            examples = torch.arange(len(part.value), device=part.value.device)
-        rows = examples[:, None].expand(-1, len(part.places)).flatten()
-        positions = part.places.expand(len(examples), -1).flatten()
-        resid = part.value.flatten(0, 1)
+            examples = torch.arange(len(one.value), device=one.value.device)
+        rows = examples[:, None].expand(-1, len(places)).flatten()
+        positions = places.expand(len(examples), -1).flatten()
+        resid = one.value.flatten(0, 1)
         wanted = self.wanted[rows, positions]
         if not bool(wanted.all()):
             rows, positions, resid = rows[wanted], positions[wanted], resid[wanted]
@@ -124,18 +123,14 @@ class Opaque:
             NotComputed: the function looked at other positions than in its trial.
         """
         values = [self.value] * count
-        by_cell: dict[int, list[Part]] = {}
-        for one in ended:
-            by_cell.setdefault(number_of[one.cell.number], []).append(one.part)
         base = self.clean.resid[-1]
         base = base if self.asked is None else base[:, self.asked]
-        for number, parts in by_cell.items():
-            resid = base.clone()
-            for part in parts:
-                places = part.places if self.asked is None else torch.searchsorted(self.asked, part.places)
-                rows = slice(None) if part.examples is None else part.examples[:, None]
-                resid[rows, places] = part.value
-            values[number] = self._of(resid)[0]
+        for one in ended:
+            resid, region = base.clone(), one.region
+            places = region.places if self.asked is None else torch.searchsorted(self.asked, region.places)
+            rows = slice(None) if region.examples is None else region.examples[:, None]
+            resid[rows, places] = one.value
+            values[number_of[one.cell.number]] = self._of(resid)[0]
         return torch.stack(values)
 
     def _of(self, resid: Tensor) -> tuple[Tensor, Wanted]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cutaway.model.hook_points import KeepActivation, NamedHook
 from cutaway.model.positions import Stream, offset_positions
+from cutaway.model.steps import FIRST, LAST, Z
 from cutaway.model.transformer import Transformer
 
 
@@ -62,6 +63,21 @@ class Clean:
         """A kept site of a layer, by the rest of its name: `attn.hook_z`."""
         return self.store[f"blocks.{layer}.{name}"]
 
+    def has(self, layer: int, name: str) -> bool:
+        """Whether a value of a layer was kept."""
+        return name in (FIRST, LAST) or name in self._reads(layer) or f"blocks.{layer}.{name}" in self.store
+
+    def value(self, layer: int, name: str) -> Tensor:
+        """A value of a layer, by its name in `steps`: the stream, what attention reads, or a kept site."""
+        if name in (FIRST, LAST):
+            return self.resid[layer + (name == LAST)]
+        reads = self._reads(layer)
+        return self.read[layer][reads.index(name)] if name in reads else self.site(layer, name)
+
+    def _reads(self, layer: int) -> tuple[str, ...]:
+        reads: tuple[str, ...] = self.model.blocks[layer].program.writer(Z).reads
+        return reads
+
 
 def run_clean(model: Transformer, tokens: Tensor, sites: Collection[str], *, mask: Tensor | None = None, first: int = 0) -> Clean:
     """Run once and keep what a sweep needs.
@@ -99,10 +115,15 @@ class Rows(Stream):
     def end(self, length: int) -> int:
         return super().end(length) if self.at is None else int(self.at[-1]) + 1
 
+    def back(self, dest: int, src: int, device: torch.device) -> Int[Tensor, "dest src"]:
+        if self.at is None:
+            return super().back(dest, src, device)
+        return self.at.to(device)[:, None] - torch.arange(src, device=device)
+
     def _visible(self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
         if self.at is None:
             return super()._visible(dest, src, causal=causal, window=window, device=device)
-        back = (self.at.to(device)[:, None] - torch.arange(src, device=device))[None, None]
+        back = self.back(dest, src, device)[None, None]
         seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
         if window is not None:
             seen = seen & (back < window)
@@ -117,74 +138,3 @@ def rows_of(clean: Clean, examples: Tensor | None, *, start: int = 0, at: Tensor
     if padding is not None and examples is not None:
         padding = padding[examples]
     return Rows(start, padding, at=at)
-
-
-@dataclass(frozen=True)
-class Group:
-    """Rows of a packed run that begin at the same position: those of one or more cells, one below the other."""
-
-    begin: int  # where its tokens begin in the packed run
-    rows: int
-    start: int
-    length: int
-    examples: Tensor | None  # which example each row continues; None: all of them in order, `times` over
-    times: int
-    stream: Stream
-    asked: Tensor | None  # which of its tokens, counted from its start, go on after attention; None: all
-
-    @property
-    def kept(self) -> int:
-        """How many positions of each row go on after attention."""
-        return self.length if self.asked is None else len(self.asked)
-
-
-@dataclass(frozen=True)
-class Packed(Stream):
-    """The stream of a packed run: all tokens of rows of unequal length as one row, `[1, token, …]`.
-
-    Everything but attention works on tokens by themselves; attention goes group by group, against the clean run's keys
-    and values of the positions before each group's start.
-    """
-
-    clean: Any = None
-    groups: tuple[Group, ...] = ()
-    token_positions: Int[Tensor, "1 token"] | None = None
-    token_asked: Int[Tensor, "asked"] | None = None
-    length: int = 0
-    now: list[int] = field(default_factory=lambda: [0], compare=False, repr=False)  # the group that attends now
-
-    def positions(self, length: int) -> Int[Tensor, "1 token"] | None:
-        return self.token_positions
-
-    def end(self, length: int) -> int:
-        return self.length
-
-    def asked(self, x: Tensor) -> Tensor:
-        return x if self.token_asked is None else x[:, self.token_asked]
-
-    def of_queries(self) -> Stream:
-        if self.token_asked is None or self.token_positions is None:
-            return self
-        return Packed(token_positions=self.token_positions[:, self.token_asked], length=self.length)
-
-    def attend(self, attention: Any, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
-        _, keys, values = self.clean.read[attention.layer_id]
-        seen, at = [], 0
-        for number, group in enumerate(self.groups):
-            self.now[0] = number
-            tokens = slice(group.begin, group.begin + group.rows * group.length)
-            own = [x[0, tokens].unflatten(0, (group.rows, group.length)) for x in (k, v)]
-            if group.start:
-                own = [torch.cat([past_of(x, group), mine], 1) for x, mine in zip((keys, values), own, strict=True)]
-            mine = q[0, at : at + group.rows * group.kept].unflatten(0, (group.rows, group.kept))
-            at += group.rows * group.kept
-            seen.append(attention.attend(mine, *own, group.stream).flatten(0, 1))
-        return (seen[0] if len(seen) == 1 else torch.cat(seen))[None]
-
-
-def past_of(x: Tensor, group: Group) -> Tensor:
-    """The clean run's keys or values before a group's start, for each of its rows."""
-    past = x[:, : group.start]
-    if group.examples is not None:
-        return past[group.examples]
-    return past if group.times == 1 else past.repeat(group.times, 1, 1, 1)

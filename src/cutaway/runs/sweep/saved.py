@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cutaway import reading
 from cutaway.errors import CheckpointError
-from cutaway.runs.sweep_engine import Schedule, Task, schedule
+from cutaway.runs.sweep.engine import Schedule, Task, schedule
 from cutaway.runs.written import Writer, digest, model_hash, sites_of
 from cutaway.writing import write, write_json
 

@@ -16,12 +16,12 @@ from torch import Tensor
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, mean_axes
 from cutaway.runs.metrics import AnyMetric, Metric
-from cutaway.runs.sweep_cells import Cells, bind, chunks, kept_sites, own_means, room_for
-from cutaway.runs.sweep_clean import Clean, run_clean
-from cutaway.runs.sweep_join import Part
-from cutaway.runs.sweep_logits import NotComputed
-from cutaway.runs.sweep_packed import Cell, Ended, run_packed
-from cutaway.runs.sweep_values import Measure, Opaque
+from cutaway.runs.sweep.cells import Cell, Cells, bind, chunks, kept_sites, own_means, room_for
+from cutaway.runs.sweep.clean import Clean, run_clean
+from cutaway.runs.sweep.execute import Ended, run_chunk
+from cutaway.runs.sweep.logits import NotComputed
+from cutaway.runs.sweep.measure import Measure, Opaque
+from cutaway.runs.sweep.regions import Region, Rules
 
 Progress = Callable[[float, float], None]
 ROOM = 5 * 2**16  # numbers in one layer's stream that run at once, where nobody says how much memory there is
@@ -178,6 +178,7 @@ class _OneBatch:
 
     def __init__(self, task: Task, cells: list[Cell], first: int, last: int):
         self.task = task
+        self.rules: Rules | None = None
         tokens, mask = task.rows(first, last)
         self.clean = run_clean(task.model, tokens, kept_sites(task.model, cells), mask=mask, first=first)
         self.measure: Measure | Opaque
@@ -206,7 +207,13 @@ class _OneBatch:
     def _ended(self, chunk: Sequence[Cell]) -> list[Ended]:
         if self.asked is not None and not len(self.asked):
             return []
-        return run_packed(self.task.model, self.clean, chunk, self.asked)
+        return run_chunk(self.task.model, self.clean, self._rules(), chunk)
+
+    def _rules(self) -> Rules:
+        if self.rules is None or self.rules.asked is not self.asked:
+            programs = [block.program for block in self.task.model.blocks]
+            self.rules = Rules.of(self.task.model.cfg, self.task.length, self.asked, programs)
+        return self.rules
 
     def _alone(self, cell: Cell) -> Tensor:
         """A cell in a batch of its own, at full length, from the layer of its first edit."""
@@ -219,8 +226,8 @@ class _OneBatch:
             logits = model.logits_of(resid) if whole else None
         if logits is None:
             assert isinstance(self.measure, Measure)
-            every = torch.arange(task.length, device=resid.device)
-            return self.measure.of_cells([Ended(cell, Part(None, every, resid))], 1, {cell.number: 0})[0]
+            every = Region.of_places(None, len(resid), torch.arange(task.length, device=resid.device), task.length)
+            return self.measure.of_cells([Ended(cell, every, resid)], 1, {cell.number: 0})[0]
         if not isinstance(task.metric, Metric):
             return task.metric(logits)
         clean = model.logits_of(self.clean.resid[-1]) if task.metric.compares else None

@@ -1,7 +1,4 @@
-"""Sweeps: the same run many times with one thing changed, recomputing only what each change reaches.
-
-    result = sweep(model, tokens, heads(zero()), metrics.loss(tokens))
-    result.mean().summary()
+"""The public call of a sweep, its result, and its audit.
 
 Every result is audited: cells drawn at random run again as plain full forward passes, and the largest difference
 is part of the result. How it works is in docs/design/sweeps.md.
@@ -25,32 +22,22 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.editing import plainly
 from cutaway.runs.metrics import Function, Metric, among_real, as_metric
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.sweep_baseline import Baseline, baseline_of, share
-from cutaway.runs.sweep_baseline import check as check_baseline
-from cutaway.runs.sweep_baseline import run as run_baseline
-from cutaway.runs.sweep_cells import (
+from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
+from cutaway.runs.sweep.baseline import check as check_baseline
+from cutaway.runs.sweep.baseline import run as run_baseline
+from cutaway.runs.sweep.cells import (
     Cells,
     Edits,
     Grid,
     at_columns,
-    heads,
-    heads_by_position,
     label_of,
-    neurons,
     own_means,
-    pairs,
-    patterns,
-    residual,
 )
-from cutaway.runs.sweep_engine import Engine, Progress, Task, plain_values
-from cutaway.runs.sweep_gradient import estimate
-from cutaway.runs.sweep_saved import Saved
+from cutaway.runs.sweep.engine import Engine, Progress, Task, plain_values
+from cutaway.runs.sweep.gradient import estimate
+from cutaway.runs.sweep.saved import Saved
 from cutaway.view import Figure, bar_chart, sweep_grid
 
-__all__ = [
-    "Audit", "Baseline", "Cells", "Grid", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns", "residual",
-    "sweep",
-]  # fmt: skip
 BOUNDS = {  # the largest difference from a full forward pass, relative to the largest value, that rounding may make
     torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 3e-1,
 }  # fmt: skip

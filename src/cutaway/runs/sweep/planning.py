@@ -1,0 +1,259 @@
+"""What a sweep will cost, before it runs: floating-point operations, memory, time, and how much is saved.
+
+Only matrix products are counted, as 2 operations per multiplication. The audit is left out.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.model.products import linear
+from cutaway.model.steps import FROM_KEYS, LAST
+from cutaway.model.transformer import Transformer
+from cutaway.runs.metrics import Function, Metric
+from cutaway.runs.sweep.baseline import check as check_baseline
+from cutaway.runs.sweep.baseline import drawn
+from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, bind, bytes_per_token, kept_sites, own_means
+from cutaway.runs.sweep.engine import Schedule, Task, schedule
+from cutaway.runs.sweep.measure import KEPT
+from cutaway.runs.sweep.regions import Region, Rules, Way, cost_of, way_from, way_of
+from cutaway.runs.sweep.sweeping import task_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cost of a sweep.
+
+    Args:
+        cells: how many.
+        ways: how many of them join the running batch in the middle of a layer, run packed, or run alone.
+        operations: floating-point operations of the sweep and its baseline, their clean runs included.
+        full_operations: of a full forward pass for each cell and each random change.
+        memory: bytes at the largest, about: what clean runs keep, and running tokens.
+        batches: into how many batches the examples are split.
+        chunks: how many passes over the layers there are.
+        rate: operations per second of a matrix product on this machine, measured; 0: not measured.
+        baseline: how many random changes run beside the cells.
+    """
+
+    cells: int
+    ways: dict[str, int]
+    operations: float
+    full_operations: float
+    memory: int
+    batches: int
+    chunks: int
+    rate: float = 0.0
+    baseline: int = 0
+    schedule: Schedule | None = field(default=None, repr=False)
+    rules: Sequence[Rules] = field(default=(), repr=False)
+
+    def steps(self) -> Iterator[tuple[int, int, Cell, int, str, Region]]:
+        """The plan as data: (batch, pass, cell, layer, value, region) of every value that a cell changes and somebody needs.
+
+        Cells that run alone have no regions; those of a baseline are not listed.
+        """
+        assert self.schedule is not None
+        for number, (rows, rules) in enumerate(zip(self.schedule.batches, self.rules, strict=True)):
+            for turn, chunk in enumerate(self.schedule.chunks[number]):
+                for cell in chunk:
+                    way = None if cell.way == "alone" else declared_way(cell, *rows, rules)
+                    for layer, regions in enumerate(way.layers if way else (), way.start if way else 0):
+                        yield from ((number, turn, cell, layer, name, region) for name, region in regions.items())
+
+    @property
+    def saved(self) -> float:
+        """How many times fewer operations than full forward passes."""
+        return self.full_operations / self.operations
+
+    @property
+    def seconds(self) -> float | None:
+        """The least time that the operations take at the measured rate; sweeps take a fifth to a third more."""
+        return self.operations / self.rate if self.rate else None
+
+    def to_json(self) -> dict[str, Any]:
+        """All numbers."""
+        shown = {name: value for name, value in self.__dict__.items() if name not in ("schedule", "rules")}
+        return {**shown, "saved": self.saved, "seconds": self.seconds}
+
+    def summary(self) -> str:
+        """In words."""
+        ways = ", ".join(f"{count} {way}" for way, count in self.ways.items() if count)
+        random = f" and {self.baseline} random change{'s' * (self.baseline != 1)}" if self.baseline else ""
+        lines = [
+            f"{self.cells} cell{'s' * (self.cells != 1)} ({ways}){random} in {self.chunks} pass{'es' * (self.chunks != 1)} over "
+            f"{self.batches} batch{'es' * (self.batches != 1)}",
+            f"{self.operations:.3g} operations, {self.saved:.1f} times fewer than the {self.full_operations:.3g} of full passes",
+            f"about {self.memory / 2**20:.0f} MiB beside the weights",
+        ]
+        if self.seconds is not None:
+            lines.append(f"at least {self.seconds:.1f} s at {self.rate / 1e9:.0f} GFLOP/s, the matrix products of this machine")
+        return "\n".join(lines)
+
+
+def plan(
+    model: Transformer,
+    tokens: Any,
+    edits: Grid | Edits | Cells,
+    metric: Metric | Function | Callable[[Tensor], Any],
+    *,
+    mask: Tensor | None = None,
+    skip: str = "all",
+    memory: int | None = None,
+    baseline: int = 0,
+    seed: int = 0,
+    measure: bool = True,
+) -> Plan:
+    """Count what `sweep` with the same arguments would cost, without running anything.
+
+    A metric that is a plain function is taken to look at all logits; the sweep finds out whether it looks at fewer.
+
+    Args:
+        measure: time a matrix product for the estimate in seconds.
+    """
+    task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
+    check_baseline(task.cells, baseline)
+    speed = rate(model) if measure else 0.0
+    own = plan_of(task, schedule(task), speed)
+    if not baseline:
+        return own
+    beside = _baseline_of(task, baseline, seed)
+    more = plan_of(beside, schedule(beside), speed)
+    return replace(
+        own, operations=own.operations + more.operations, full_operations=own.full_operations + more.full_operations,
+        memory=max(own.memory, more.memory), chunks=own.chunks + more.chunks, baseline=baseline,
+    )  # fmt: skip
+
+
+def _baseline_of(task: Task, count: int, seed: int) -> Task:
+    """The random changes that would run beside a sweep; means over its examples, which nobody knows yet, are taken for 0."""
+    means = {site: torch.zeros(()) for site in own_means(task.cells, task.model.cfg)}
+    settled = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
+    return replace(task, cells=drawn(task.cells, settled, count, seed))
+
+
+def plan_of(task: Task, settled: Schedule, speed: float) -> Plan:
+    """The cost of a schedule: the sum of what its steps cost."""
+    costs, cells, cfg = _Costs(task, settled), settled.cells, task.model.cfg
+    most = max(last - first for first, last in settled.batches)
+    running = max(sum(most * (task.length - cell.start) for cell in chunk) for chunk in settled.chunks[0])
+    kept = (cfg.n_layers + 1) * cfg.d_model + cfg.n_layers * 3 * cfg.n_heads * cfg.d_head
+    kept += len(kept_sites(task.model, cells)) * cfg.d_model
+    memory = most * task.length * kept * cfg.torch_dtype.itemsize + running * bytes_per_token(cfg)
+    ways = {way: sum(cell.way == way for cell in cells) for way in ("join", "packed", "alone")}
+    whole = task.batch * (costs.forward(task.length) + task.length * costs.column)
+    return Plan(
+        len(cells), ways, costs.clean() + sum(costs.cells()), whole * len(cells), memory, len(settled.batches), settled.steps,
+        speed, schedule=settled, rules=costs.rules,
+    )  # fmt: skip
+
+
+class _Costs:
+    """Operations of a schedule, as Torch counts them: every query meets every key."""
+
+    def __init__(self, task: Task, settled: Schedule):
+        self.task, self.settled, self.cfg = task, settled, task.model.cfg
+        self.column = 2 * self.cfg.d_model * self.cfg.d_vocab_out
+        self.read, self.wanted = self.column, torch.ones(task.batch, task.length, dtype=torch.bool)
+        self.again = 1  # how many times logits are computed for a cell's token: twice where the clean run's are not kept
+        if isinstance(task.metric, Metric):
+            columns = task.metric.columns()
+            self.wanted = task.metric.wanted(task.batch, task.length)
+            self.read = self.column if columns is None else 2 * self.cfg.d_model * len(columns)
+            width = self.cfg.d_vocab_out if columns is None else len(columns)
+            most = max(int(self.wanted[first:last].sum()) for first, last in settled.batches)
+            self.again += task.metric.compares and most * width > KEPT
+        programs = [block.program for block in task.model.blocks]
+        self.rules = [Rules.of(self.cfg, task.length, self._asked(*rows), programs) for rows in settled.batches]
+
+    def _asked(self, first: int, last: int) -> Tensor | None:
+        asked = self.wanted[first:last].any(0).nonzero().flatten()
+        return None if len(asked) == self.task.length else asked
+
+    def forward(self, length: int, start: int = 0) -> int:
+        """The layers from one on, for one example."""
+        total = 0
+        for block in list(self.task.model.blocks)[start:]:
+            for step in block.program.steps:
+                total += sum(step.cost) * (length**2 if FROM_KEYS in step.spread else length)
+        return total
+
+    def clean(self) -> int:
+        """Clean runs, with the logits that the metric reads; and once more, where edits take means of these examples."""
+        task, read = self.task, int(self.wanted.sum()) * self.read
+        compares = isinstance(task.metric, Metric) and task.metric.compares
+        runs = 1 + bool(own_means(task.cells, self.cfg))
+        return runs * task.batch * self.forward(task.length) + read * (2 if compares else 1)
+
+    def cells(self) -> Iterator[int]:
+        """Each cell, in each batch."""
+        known: dict[tuple[int, int], int] = {}
+        for (first, last), rules in zip(self.settled.batches, self.rules, strict=True):
+            for cell in self.settled.cells:
+                if cell.way == "alone":
+                    yield self._alone(cell, first, last)
+                    continue
+                same = cell.number, last - first
+                if any(bound.chosen[0] is not None for bound in cell.bounds) or same not in known:
+                    known[same] = self._cell(cell, first, last, rules)
+                yield known[same] + self._metric(cell, first, last, rules)
+
+    def _cell(self, cell: Cell, first: int, last: int, rules: Rules) -> int:
+        way = declared_way(cell, first, last, rules)
+        return 0 if way is None else cost_of(rules, way)
+
+    def _metric(self, cell: Cell, first: int, last: int, rules: Rules) -> int:
+        """The logits that the metric reads of a cell."""
+        way = declared_way(cell, first, last, rules)
+        if way is None or LAST not in way.layers[-1]:
+            return 0
+        region = way.layers[-1][LAST]
+        rows = self.wanted[first:last] if region.examples is None else self.wanted[first:last][region.examples.cpu()]
+        return int(rows[:, region.places.cpu()].sum()) * self.read * self.again
+
+    def _alone(self, cell: Cell, first: int, last: int) -> int:
+        task, rows = self.task, last - first
+        layers = rows * self.forward(task.length, min(max(cell.layer, 0), self.cfg.n_layers))
+        if task.skip == "layers" or not isinstance(task.metric, Metric) or cell.layer == self.cfg.n_layers:
+            compares = isinstance(task.metric, Metric) and task.metric.compares
+            return layers + rows * task.length * self.column * (2 if compares else 1)
+        return layers + int(self.wanted[first:last].sum()) * self.read * self.again
+
+
+def declared_way(cell: Cell, first: int, last: int, rules: Rules) -> Way | None:
+    """Where a cell goes for some examples, by what its edits declare; None: nobody reads what it changes."""
+    entered = cell.declared(first, last, torch.device("cpu"), apart=rules.cfg.positional_embedding_type != "alibi")
+    if len(entered) == 1 and cell.way == "join":
+        (((layer, name), region),) = entered.items()
+        return way_from(rules, layer, name, region)
+    return way_of(rules, entered) if entered else None
+
+
+def rate(model: Transformer, seconds: float = 0.05) -> float:
+    """Operations per second of a matrix product of the network's width on its device."""
+    weight = model.unembed.W_U
+    width, device = model.cfg.d_model, weight.device
+    x, w = (
+        torch.ones(1024, width, device=device, dtype=weight.dtype),
+        torch.ones(width, 4 * width, device=device, dtype=weight.dtype),
+    )
+
+    def once() -> float:
+        start = time.perf_counter()
+        linear(x, w)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    with torch.no_grad():
+        once()
+        times = [once()]
+        while sum(times) < seconds:
+            times.append(once())
+    return 2 * 1024 * width * 4 * width / min(times)
