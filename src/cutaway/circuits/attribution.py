@@ -30,7 +30,7 @@ from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Metric, Places
 from cutaway.runs.results import Labelled, Result
-from cutaway.runs.sweep_gradient import weights_held
+from cutaway.runs.sweep.gradient import weights_held
 from cutaway.view import Figure, heat_map
 
 PATHS = ("inputs", "activations")

@@ -161,6 +161,12 @@ class Attention(nn.Module):
             q, k, v = (x.clamp(-self.cfg.clip_qkv, self.cfg.clip_qkv) for x in (q, k, v))
         return self.hook_q(q), self.hook_k(k), self.hook_v(v)
 
+    def as_read(self, x: Heads | Keys, which: str, stream: Stream) -> Heads | Keys:
+        """Queries ("q") or keys ("k") normalised and rotated as attention reads them; no site is passed."""
+        if self.cfg.use_qk_norm:
+            x = self.normed(x, self.q_norm if which == "q" else self.k_norm)
+        return x if self.rotary is None else self.rotary.rotate(x, stream)
+
     def _weights(self) -> tuple[tuple[Any, Any], ...]:
         """Weights and biases of queries, keys, values, as they are stored."""
         return (self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V)
