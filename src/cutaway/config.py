@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pprint
 import random
 from dataclasses import dataclass
 from typing import Any
@@ -253,6 +254,12 @@ class HookedTransformerConfig:
                     self.n_params += self.d_model * (width * matrices + 1) * self.num_experts
                 else:
                     self.n_params += self.d_model * self.d_mlp * matrices
+
+    def __str__(self) -> str:
+        """The dialect's fields, one a line, as notebooks print them."""
+        names = [field.name for field in dataclasses.fields(self)]
+        shown = {name: getattr(self, name) for name in names[: names.index("rotary_base_local")]}
+        return f"{type(self).__name__}:\n{pprint.pformat(shown)}"
 
     # What the rest of the code asks.
 

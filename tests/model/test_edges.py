@@ -305,3 +305,9 @@ def test_every_end_token_of_the_generation_config_ends_a_row(where: str, tmp_pat
     with model.hooks([("ln_final.hook_normalized", say_five)]):
         out = model.generate(torch.tensor([[0, 3]]), 8, **GREEDY)
     assert out.tolist() == [[0, 3, 5]]
+
+
+def test_a_configuration_prints_one_field_a_line() -> None:
+    lines = str(network("gpt2").cfg).splitlines()
+    assert lines[0] == "HookedTransformerConfig:" and len(lines) > 50
+    assert any("'d_model': 24," in line for line in lines) and not any("rotary_base_local" in line for line in lines)
