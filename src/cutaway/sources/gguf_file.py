@@ -23,7 +23,7 @@ MAGIC = b"GGUF"
 SUFFIX = ".gguf"
 VERSIONS = (2, 3)
 LARGEST_RANK = 8
-SLICE = 1 << 24  # bytes of a tensor that are dequantised at once
+SLICE = 1 << 16  # weights that are dequantised at once: the package makes several copies of them
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -81,7 +81,7 @@ def read_rows(entry: Entry, first: int = 0, count: int | None = None) -> Tensor:
     count = prod(entry.shape[:-1]) - first if count is None else count
     out = torch.empty(count, columns)
     room, kind = out.numpy(), _types()(entry.kind)
-    step = max(1, SLICE // entry.row_bytes)
+    step = max(1, SLICE // columns)
     try:
         with entry.file.open("rb", buffering=0) as opened:
             opened.seek(entry.start + first * entry.row_bytes)
@@ -160,6 +160,10 @@ class _Reader:
     def array(self, kind: int, count: int) -> list[Any]:
         if count > self.size - self.done:  # an element takes a byte at least
             raise self.damaged("its header does not fit into it")
+        if kind == _STRING:  # a vocabulary, which the tokenizer reads by itself: passed over
+            for _ in range(count):
+                self.take(self.number("Q"))
+            return []
         if kind not in _NUMBERS:
             return [self.value(kind) for _ in range(count)]
         code = f"{count}{_NUMBERS[kind]}"
