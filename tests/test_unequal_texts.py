@@ -167,3 +167,11 @@ def test_generation_goes_on_at_the_end_of_each_text() -> None:
         assert out[row, -4:].tolist() == alone[0, -4:].tolist()
     with pytest.raises(cutaway.errors.TokenError, match="pad on the left"):
         model.generate(padded(model, LONG, "right")[0], max_new_tokens=4, verbose=False)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_analysis_counts_the_real_targets(side: str) -> None:
+    model = model_for("gpt2", side)
+    tokens, _ = padded(model, TEXTS, side)
+    found = cutaway.predict(model, tokens)
+    assert int(found.counted.sum()) == sum(len(model.to_tokens(text)[0]) - 1 for text in TEXTS)

@@ -58,6 +58,17 @@ def test_a_planted_pair_comes_out_on_top() -> None:
     assert found.figure().meta["panels"][1]["name"] == "K-composition"
 
 
+def test_where_every_pair_composes_the_baseline_does_not() -> None:
+    """A planted effect everywhere: a baseline that knew of the pairs would call all of it ordinary."""
+    model = network("attention only", n_heads=4)
+    with torch.no_grad():
+        for head in range(4):
+            model.blocks[0].attn.W_O[head] = model.blocks[0].attn.W_O[0]
+            model.blocks[1].attn.W_K[head] = model.blocks[0].attn.W_O[0].T
+    found = composition(model, "K")
+    assert float(found.excess.data.nanmean()) > 1
+
+
 def test_modes_must_be_known_and_layers_two() -> None:
     with pytest.raises(UnknownName, match="not 'QX'"):
         composition(network("gpt2"), "QX")
