@@ -14,7 +14,7 @@ from cutaway import metrics
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs import edits
 from cutaway.runs.editing import run
-from cutaway.runs.sweep_cells import heads
+from cutaway.runs.sweep.cells import heads
 from cutaway.tokens import CharTokenizer
 from tests.architectures import network
 

@@ -567,7 +567,7 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
         sweep(model, CLEAN, heads(), METRICS["loss"], resume=tmp_path)
     with pytest.raises(CheckpointError, match="other edits and metric"):
         sweep(model, TOKENS, heads(edits.scale(2.0)), METRICS["loss"], resume=tmp_path)
-    for written, words in (("{", "cannot be read as the plan"), ("[]", "is not the plan of a sweep")):
+    for written, words in (("{", "it is not JSON"), ("[]", "plan of a sweep")):
         (tmp_path / "plan.json").write_text(written)
         with pytest.raises(CheckpointError, match=words):
             sweep(model, TOKENS, heads(), METRICS["loss"], resume=tmp_path)
