@@ -9,7 +9,7 @@ import torch
 
 from cutaway import ActivationCache, CharTokenizer
 from cutaway.analysis.attribution import attribute, attribute_all_tokens, sites
-from cutaway.errors import MissingActivation, ShapeError, TokenError
+from cutaway.errors import MissingActivation, ShapeError, TokenError, UnknownName
 from tests.analysis.conftest import Published
 from tests.architectures import ALL, network, some_tokens
 
@@ -36,10 +36,9 @@ def test_components_sum_with_neurons(name: str) -> None:
     model, tokens = double(name), some_tokens()
     whole, split = attribute(model, tokens, targets=3), attribute(model, tokens, targets=3, neurons=[1])
     assert float(split.remainder.data.abs().max()) < 1e-9
-    neurons = [label for label in split.values.names("component") if label.startswith("1.mlp.")]
-    assert len(neurons) == model.cfg.d_mlp and "0.mlp" in split.values.names("component")
-    bias = split.values.sel(component="bias").data - whole.values.sel(component="bias").data
-    assert torch.allclose(split.select(neurons).data.sum(0) + bias, whole.values.sel(component="1.mlp").data, atol=1e-9)
+    parts = [label for label in split.values.names("component") if label.startswith("1.mlp.")]
+    assert len(parts) == model.cfg.d_mlp + 1 and parts[-1] == "1.mlp.bias" and "0.mlp" in split.values.names("component")
+    assert torch.allclose(split.select(parts).data.sum(0), whole.values.sel(component="1.mlp").data, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["LN", "LNPre", "RMS"])
@@ -154,7 +153,7 @@ def test_positions_and_components_out_of_range_are_refused() -> None:
     model, tokens = network("gpt2"), some_tokens()
     with pytest.raises(ShapeError, match="no position 9; the run has 9"):
         attribute_all_tokens(model, tokens, positions=[9])
-    with pytest.raises(ShapeError, match=r"no component '5.0'; there are embed"):
+    with pytest.raises(UnknownName, match=r"no component '5.0' in this network: it has 2 layers of 4 heads"):
         attribute_all_tokens(model, tokens, components=["5.0"])
 
 
@@ -201,5 +200,5 @@ def test_a_summary_says_whose_logit() -> None:
         ({"targets": torch.tensor([[-1, -1, 2, -1]])}, "logit of each position's target (logits), mean over 1 position"),
     ):
         found = attribute(model, "abc", **options).summary().splitlines()
-        assert found[0] == f"effect on the {said}" and "largest left over by the sum of all: " in found[-1]
+        assert found[0] == f"effect on the {said}" and "largest left over by their sum: " in found[-1]
     assert attribute(model, "").summary() == "no position has a target"

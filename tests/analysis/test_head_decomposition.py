@@ -53,7 +53,7 @@ def test_scores_sum_to_those_of_the_network(model: Transformer, tokens: torch.Te
 def test_outputs_sum_to_what_attention_writes(model: Transformer, tokens: torch.Tensor):
     for layer in (0, 1):
         parts, labels = head_decomposition.outputs_by_component(model, layer, tokens)
-        assert labels[-1] == "bias" and parts.shape[:2] == (len(labels), 3)
+        assert labels[-1] == "constant" and parts.shape[:2] == (len(labels), 3)
         name = f"blocks.{layer}.hook_attn_out"
         with torch.no_grad():
             written = model.run_with_cache(tokens, names_filter=name)[1][name]

@@ -69,7 +69,7 @@ def test_groups_of_components() -> None:
     assert lens(model, tokens, middle=True).values.names("row") == ("0_pre", "0_mid", "1_pre", "1_mid", "final")
     with pytest.raises(UnknownName, match="no mlp_out"):
         lens(network("attention only"), tokens, of="mlp_out")
-    with pytest.raises(UnknownName, match=r"lens knows no '7.9'"):
+    with pytest.raises(UnknownName, match=r"no component '7.9'"):
         lens(model, tokens, of=["7.9"])
 
 

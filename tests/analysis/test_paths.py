@@ -54,12 +54,12 @@ def by_hand(model: Any, sender: tuple[int, int | None], receiver: str) -> torch.
 @pytest.mark.parametrize("name", PLAIN)
 def test_a_path_is_what_freezing_everything_else_leaves(name: str) -> None:
     model = network(name)
-    senders = ["0.1", "0.3"] + ([] if model.cfg.attn_only else ["mlp0"])
+    senders = ["0.1", "0.3"] + ([] if model.cfg.attn_only else ["0.mlp"])
     receivers = ["1.0.q", "1.2.k", "1.3.v", "logits"]
     found = path_patch(model, TOKENS, SOURCE, METRIC, senders=senders, receivers=receivers)
     clean = METRIC(model(TOKENS))
     for sender in senders:
-        place = (0, None) if sender == "mlp0" else (0, int(sender[-1]))
+        place = (0, None) if sender == "0.mlp" else (0, int(sender[-1]))
         for receiver in receivers:
             expected = by_hand(model, place, receiver) - clean
             mine = found.values.sel(sender=sender, receiver=receiver).data
@@ -69,8 +69,8 @@ def test_a_path_is_what_freezing_everything_else_leaves(name: str) -> None:
 
 def test_paths_into_an_mlp_and_at_some_positions() -> None:
     model = network("gpt2")
-    found = path_patch(model, TOKENS, SOURCE, METRIC, senders=["0.2", "1.1", "mlp1"], receivers=["mlp1"])
-    assert found.values.sel(sender="mlp1").data.isnan().all()
+    found = path_patch(model, TOKENS, SOURCE, METRIC, senders=["0.2", "1.1", "1.mlp"], receivers=["1.mlp"])
+    assert found.values.sel(sender="1.mlp").data.isnan().all()
     own, other = (model.run_with_cache(tokens)[1] for tokens in (TOKENS, SOURCE))
     for layer, head in ((0, 2), (1, 1)):
         delta = (other["z", layer] - own["z", layer])[:, :, head] @ model.W_O[layer, head]
@@ -78,7 +78,7 @@ def test_paths_into_an_mlp_and_at_some_positions() -> None:
         logits = model.run_with_hooks(TOKENS, fwd_hooks=[("blocks.1.hook_mlp_out", lambda x, hook, value=value: value)])
         expected = METRIC(logits) - METRIC(model(TOKENS))
         torch.testing.assert_close(
-            found.values.sel(sender=f"{layer}.{head}", receiver="mlp1").data, expected, rtol=1e-3, atol=1e-5
+            found.values.sel(sender=f"{layer}.{head}", receiver="1.mlp").data, expected, rtol=1e-3, atol=1e-5
         )
     last = path_patch(model, TOKENS, SOURCE, METRIC, senders=["0.2"], positions=[8])
     early = path_patch(model, TOKENS, SOURCE, METRIC, senders=["0.2"], positions=[3])
@@ -89,13 +89,13 @@ def test_paths_into_an_mlp_and_at_some_positions() -> None:
 def test_what_is_no_path_is_refused() -> None:
     model = network("gpt2")
     for senders, receivers, error, words in (
-        (["0.9"], ["logits"], UnknownName, "no node '0.9' in a network of 2 layers of 4 heads"),
-        (["head 3"], ["logits"], UnknownName, "write a head as"),
-        (["0.1"], ["1.2"], ShapeError, "'1.2.q', '1.2.k' or '1.2.v'"),
+        (["0.9"], ["logits"], UnknownName, "no component '0.9' in this network: it has 2 layers of 4 heads"),
+        (["head 3"], ["logits"], UnknownName, "no component is called 'head 3'; write a head as"),
+        (["0.1"], ["1.2"], UnknownName, "'1.2.q', '1.2.k' or '1.2.v'"),
         (["1.1"], ["0.2.q"], ShapeError, "comes after any of the senders"),
-        (["logits"], ["1.2.q"], ShapeError, "sends nothing"),
+        (["logits"], ["1.2.q"], UnknownName, "writes nothing"),
     ):
         with pytest.raises(error, match=words):
             path_patch(model, TOKENS, SOURCE, METRIC, senders=senders, receivers=receivers)
-    with pytest.raises(ShapeError, match="one shape"):
+    with pytest.raises(ShapeError, match="9 tokens in the clean prompt and 4 in the corrupted one"):
         path_patch(model, TOKENS, SOURCE[:, :4], METRIC)

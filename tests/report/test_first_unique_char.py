@@ -184,7 +184,7 @@ def test_parts_of_layer_1_sum_to_its_input(study: Study):
     from cutaway.analysis import head_decomposition
 
     written, labels = head_decomposition.outputs_by_component(study.few, 0)
-    whole = whole + written[labels.index("bias")].sum(0)
+    whole = whole + written[labels.index("constant")].sum(0)
     name = "blocks.1.hook_resid_pre"
     with torch.no_grad():
         stream = study.model.run_with_cache(study.toks, names_filter=name)[1][name]

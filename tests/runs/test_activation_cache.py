@@ -396,7 +396,7 @@ def test_the_call_in_the_message_keeps_what_was_missing(plain: tuple[HookedTrans
     with pytest.raises(MissingActivation) as caught:
         little.get_full_resid_decomposition()
     call = str(caught.value).partition("model.run_with_cache")[2]
-    assert len(eval(f"model.run_with_cache{call}", {"model": model, "tokens": tokens})[1]) == 3
+    assert len(eval(f"model.run_with_cache{call}", {"model": model, "tokens": tokens})[1]) == 7
     with pytest.raises(MissingActivation) as caught:
         little.accumulated_resid(incl_mid=True)
     call = str(caught.value).partition("model.run_with_cache")[2]

@@ -7,7 +7,7 @@ before any soft cap; what is left over is shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.scales import FINAL, back_through, into_norm, norm_module, norms_of
 from cutaway.analysis.shared import (
+    KeptSites,
     Subject,
-    head_names,
     kept,
     network,
     real_tokens,
@@ -29,9 +28,13 @@ from cutaway.analysis.shared import (
     vocabulary,
 )
 from cutaway.errors import ShapeError
-from cutaway.model.products import linear, linear_by_head
+from cutaway.model.components import BIASES, Component, gathered, parse_writers, writers
+from cutaway.model.components import sites as sites_of
+from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
+from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.decompose import along, written
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.view import Figure
 from cutaway.view import attribution as draw
@@ -43,9 +46,9 @@ Directions = Float[Tensor, "batch pos d_model"]
 class Attribution(Result):
     """What each component adds to the logit of each position's target, `[component, batch, pos]`.
 
-    Components are `embed`, `pos_embed`, heads (`0.1`), `0.mlp` (or neurons, `0.mlp.17`, and the rest in `bias`), and
-    `bias`: output biases, the final norm's and the unembedding's. `logit` is what they should add up to, and `of` says
-    in words whose it is. Positions without a target (`counted` is false) hold NaN.
+    Components are `embed`, `pos_embed`, heads (`0.1`), `0.mlp` (or neurons, `0.mlp.17`, and `0.mlp.bias`), and `bias`: the
+    output biases of attention, the final norm's and the unembedding's. `logit` is what they should add up to, and `of`
+    says in words whose it is. Positions without a target (`counted` is false) hold NaN.
     """
 
     values: Labelled
@@ -112,7 +115,7 @@ class Attribution(Result):
         whole = "logit difference" if self.values.what.endswith("difference") else "logit"
         lines = [f"effect on the {whole} of {self.of} ({self.values.unit}), mean over {count} position{'s' * (count != 1)}"]
         lines += [f"{names[i]}: {float(mean.data[i]):+.3f}" for i in order]
-        return "\n".join([*lines, f"{whole}: {self.logit.mean().item():+.3f}; largest left over by the sum of all: {left:.2g}"])
+        return "\n".join([*lines, f"{whole}: {self.logit.mean().item():+.3f}; largest left over by their sum: {left:.2g}"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,21 +145,15 @@ class TokenAttribution(Result):
         return "mean size of what components add to all logits: " + ", ".join(f"{names[i]} {float(size[i]):.3g}" for i in order)
 
 
-def sites(model: Transformer, *, neurons: bool | Sequence[int] = False) -> list[str]:
+def sites(model: Transformer, *, neurons: bool | Sequence[int] = False, components: Sequence[str] | None = None) -> list[str]:
     """The sites that `attribute` reads: `model.run_with_cache(tokens, names_filter=sites(model))`."""
     cfg = model.cfg
-    names = ["hook_embed"] + (["hook_pos_embed"] if cfg.positional_embedding_type == "standard" else [])
-    asked = _neuron_layers(model, neurons)
-    for l in range(cfg.n_layers):
-        names.append(f"blocks.{l}.attn.hook_z")
-        names += [f"blocks.{l}.ln1_post.hook_scale"] if f"{l}.ln1_post" in norms_of(cfg) else []
-        if not cfg.attn_only:
-            names += [f"blocks.{l}.mlp.hook_post"] if l in asked else [f"blocks.{l}.hook_mlp_out"]
-            names += [f"blocks.{l}.ln2_post.hook_scale"] if l in asked and f"{l}.ln2_post" in norms_of(cfg) else []
-    names += [f"blocks.{cfg.n_layers - 1}.hook_resid_post"] if cfg.n_layers else []
-    return names + (["ln_final.hook_scale"] if norms_of(cfg) else [])
+    resid = f"blocks.{cfg.n_layers - 1}.hook_resid_post" if cfg.n_layers else "hook_embed"
+    final = ["ln_final.hook_scale"] if norms_of(cfg) else []
+    return list(dict.fromkeys([*sites_of(cfg, _chosen(model, neurons, components)), resid, *final]))
 
 
+@torch.no_grad()
 def attribute(
     subject: Subject,
     tokens: Any = None,
@@ -164,6 +161,7 @@ def attribute(
     targets: Any = None,
     minus: Any = None,
     neurons: bool | Sequence[int] = False,
+    components: Sequence[str] | None = None,
     vocab: Sequence[str] | None = None,
 ) -> Attribution:
     """Direct logit attribution to a target at every position.
@@ -175,15 +173,18 @@ def attribute(
             example `[batch]`, or one per position `[batch, pos]`, negative for none.
         minus: the same kind of thing: attribute the difference of the two logits.
         neurons: split MLPs into neurons: of all layers, or of those listed.
+        components: only these (`embed`, `0.3`, `0.attn`, `0.mlp`, `0.mlp.17`, `bias`); None: those that sum to the logit.
         vocab: what tokens are called, for targets given as text where there is no tokenizer.
 
     Raises:
         MissingActivation: the cache lacks a site; says which call keeps them.
         TokenError: a target that is no single token, or outside the vocabulary.
         ShapeError: targets do not fit the positions.
+        UnknownName: a component that the network does not have, or that writes nothing.
     """
     model = network(subject)
-    cache = run_for(subject, tokens, sites(model, neurons=neurons), "attribute")
+    chosen = _chosen(model, neurons, components)
+    cache = run_for(subject, tokens, sites(model, neurons=neurons, components=components), "attribute")
     resid = _final_resid(cache)
     shape = resid.shape[:2]
     given, real = (None, None) if tokens is None else real_tokens(model, tokens)
@@ -198,28 +199,25 @@ def attribute(
         directions = directions - _rows(model.unembed.W_U, others.clamp(min=0), resid.dtype)
         bias = bias - model.unembed.b_U.detach().to(resid.dtype)[others.clamp(min=0)]
         what = "effect on the logit difference"
-    own = getattr(norm_module(model, FINAL), "b", None)
-    if own is not None:
-        bias = bias + directions @ own.detach().to(resid.dtype)
-    scale = scale_of(cache, "ln_final.hook_scale") if norms_of(model.cfg) else None
-    back = back_through(model, FINAL, directions, scale)
+    norm = frozen_norm(model, FINAL, scale_of(cache, "ln_final.hook_scale") if norms_of(model.cfg) else None)
+    if norm.bias is not None:
+        bias = bias + directions @ norm.bias.to(resid.dtype)
+    back = norm.transposed(directions)
     logit = _dot(resid, back) + bias
-    parts, labels = [], []
-    for names, found in _components(cache, back, neurons):
-        if names == ["bias"]:
-            bias = bias + found[0]
-        else:
-            parts.append(found)
-            labels += names
-    data = torch.cat([*parts, bias[None]]).masked_fill(~counted, torch.nan)
+    data = along(model, KeptSites(cache), chosen, back)
+    for number, one in enumerate(chosen):
+        if one == BIASES:
+            data[number] += bias
+    data = data.masked_fill(~counted, torch.nan)
     logit = logit.masked_fill(~counted, torch.nan)
-    values = Labelled(data, ("component", "batch", "pos"), {"component": [*labels, "bias"]}, what, "logits")
+    values = Labelled(data, ("component", "batch", "pos"), {"component": list(map(str, chosen))}, what, "logits")
     said = _called(model, targets, vocab)
     said = said if minus is None else f"{said} minus {_called(model, minus, vocab)}"
     whole = Labelled(logit, ("batch", "pos"), {}, "logit", "logits")
     return Attribution(values, whole, ids.masked_fill(~counted, -1), counted, said)
 
 
+@torch.no_grad()
 def attribute_all_tokens(
     subject: Subject,
     tokens: Any = None,
@@ -236,46 +234,38 @@ def attribute_all_tokens(
 
     Raises:
         ShapeError: an example or position that is not there, or more than 100 million numbers asked for.
+        UnknownName: a component that the network does not have, or that writes nothing.
     """
     model = network(subject)
     cfg = model.cfg
-    cache = run_for(subject, tokens, sites(model), "attribute_all_tokens")
+    parts = _chosen(model, False, components)
+    cache = run_for(subject, tokens, sites(model, components=components), "attribute_all_tokens")
     resid = _final_resid(cache)
     batch, length = resid.shape[:2]
     chosen = list(range(length)) if positions is None else [int(position) for position in positions]
     for name, asked, count in (("example", examples, batch), ("position", chosen, length)):
         if wrong := [one for one in asked if not -count <= one < count]:
             raise ShapeError(f"there is no {name} {wrong[0]}; the run has {count}")
-    size = (cfg.n_layers * (cfg.n_heads + 1) + 3) * len(examples) * len(chosen) * cfg.d_vocab_out
-    if size > 10**8 and components is None:
+    size = len(parts) * len(examples) * len(chosen) * cfg.d_vocab_out
+    if size > 10**8:
         raise ShapeError(f"that would be {size:,} numbers; choose fewer examples, positions or components")
 
     def at(x: Tensor) -> Tensor:
         return x[list(examples)][:, chosen]
 
-    stack, labels = _written(cache, at)
-    if components is not None:
-        if wrong_names := [name for name in components if name not in labels]:
-            raise ShapeError(f"there is no component {wrong_names[0]!r}; there are {', '.join(labels)}")
-        stack, labels = stack[[labels.index(name) for name in components]], list(components)
-    W_U, norm = model.unembed.W_U.detach().to(resid.dtype), norm_module(model, FINAL)
-    scale = at(scale_of(cache, "ln_final.hook_scale")) if norms_of(cfg) else None
-    logits = model.unembed.b_U.detach().to(resid.dtype)
-    own = getattr(norm, "b", None)
-    if own is not None:
-        logits = logits + own.detach().to(resid.dtype) @ W_U
-
-    def read(x: Tensor) -> Tensor:
-        x = into_norm(model, FINAL, x)
-        return linear(x if scale is None else x / scale, W_U)
-
-    data = read(stack)
-    if "bias" in labels:
-        data[labels.index("bias")] += logits
-    total = read(at(resid)) + logits
+    W_U = model.unembed.W_U.to(resid.dtype)
+    norm = frozen_norm(model, FINAL, at(scale_of(cache, "ln_final.hook_scale")) if norms_of(cfg) else None)
+    constant = model.unembed.b_U.to(resid.dtype)
+    constant = constant if norm.bias is None else constant + norm.bias.to(resid.dtype) @ W_U
+    data = linear(norm(written(model, KeptSites(cache, at), parts, (len(examples), len(chosen)))), W_U)
+    for number, one in enumerate(parts):
+        if one == BIASES:
+            data[number] += constant
+    total = linear(norm(at(resid)), W_U) + constant
     names = vocabulary(model, vocab, cfg.d_vocab_out)
     where = {"batch": list(map(str, examples)), "pos": list(map(str, chosen)), "token": names}
-    values = Labelled(data, ("component", "batch", "pos", "token"), {"component": labels} | where, "effect on logits", "logits")
+    labels = {"component": list(map(str, parts))} | where
+    values = Labelled(data, ("component", "batch", "pos", "token"), labels, "effect on logits", "logits")
     return TokenAttribution(values, Labelled(total, ("batch", "pos", "token"), where, "logits", "logits"))
 
 
@@ -294,67 +284,10 @@ def _called(model: Transformer, targets: Any, vocab: Sequence[str] | None) -> st
     return "each position's target"
 
 
-def _components(cache: ActivationCache, back: Directions, neurons: bool | Sequence[int]) -> Iterator[tuple[list[str], Tensor]]:
-    """Labels and values `[component, batch, pos]`, a few components at a time; `bias` may come several times."""
-    model: Transformer = cache.model
-    cfg, asked = model.cfg, _neuron_layers(model, neurons)
-    yield ["embed"], _dot(kept(cache, "hook_embed"), back)[None]
-    if cfg.positional_embedding_type == "standard":
-        yield ["pos_embed"], _dot(kept(cache, "hook_pos_embed"), back)[None]
-    for l, block in enumerate(model.blocks):
-        after = f"{l}.ln1_post"
-        read = back
-        if after in norms_of(cfg):
-            read = back_through(model, after, back, scale_of(cache, f"blocks.{l}.ln1_post.hook_scale"))
-            own = getattr(block.ln1_post, "b", None)
-            if own is not None:
-                yield ["bias"], (back @ own.detach().to(back.dtype))[None]
-        z, W_O = kept(cache, f"blocks.{l}.attn.hook_z"), block.attn.W_O.detach().to(back.dtype)
-        meets = linear(read, W_O.flatten(0, 1).T).view(z.shape)
-        yield head_names(cfg, [l]), (meets * z).sum(-1).movedim(-1, 0)
-        yield ["bias"], (read @ block.attn.b_O.detach().to(back.dtype))[None]
-        if cfg.attn_only:
-            continue
-        if l not in asked:
-            yield [f"{l}.mlp"], _dot(kept(cache, f"blocks.{l}.hook_mlp_out"), back)[None]
-            continue
-        read = back
-        if f"{l}.ln2_post" in norms_of(cfg):
-            read = back_through(model, f"{l}.ln2_post", back, scale_of(cache, f"blocks.{l}.ln2_post.hook_scale"))
-            own = getattr(block.ln2_post, "b", None)
-            if own is not None:
-                yield ["bias"], (back @ own.detach().to(back.dtype))[None]
-        post = kept(cache, f"blocks.{l}.mlp.hook_post")
-        found = linear(read, block.mlp.W_out.detach().to(back.dtype).T) * post
-        yield [f"{l}.mlp.{neuron}" for neuron in range(post.shape[-1])], found.movedim(-1, 0)
-        yield ["bias"], (read @ block.mlp.b_out.detach().to(back.dtype))[None]
-
-
-def _written(cache: ActivationCache, at: Any) -> tuple[Float[Tensor, "component batch pos d_model"], list[str]]:
-    """What each component writes at chosen examples and positions; one component `bias` for all biases."""
-    model: Transformer = cache.model
-    cfg = model.cfg
-    stack, labels = [at(kept(cache, "hook_embed"))], ["embed"]
-    if cfg.positional_embedding_type == "standard":
-        stack.append(at(kept(cache, "hook_pos_embed")))
-        labels.append("pos_embed")
-    bias = torch.zeros_like(stack[0])
-    for l, block in enumerate(model.blocks):
-        z = at(kept(cache, f"blocks.{l}.attn.hook_z"))
-        heads = linear_by_head(z, block.attn.W_O.detach().to(z.dtype)).movedim(2, 0)
-        own: Tensor = block.attn.b_O.detach().to(z.dtype)
-        if f"{l}.ln1_post" in norms_of(cfg):
-            scale = at(scale_of(cache, f"blocks.{l}.ln1_post.hook_scale"))
-            heads, own = (into_norm(model, f"{l}.ln1_post", x) / scale for x in (heads, own.expand_as(bias)))
-            extra = getattr(block.ln1_post, "b", None)
-            own = own if extra is None else own + extra.detach()
-        stack += list(heads)
-        labels += head_names(cfg, [l])
-        bias = bias + own
-        if not cfg.attn_only:
-            stack.append(at(kept(cache, f"blocks.{l}.hook_mlp_out")))
-            labels.append(f"{l}.mlp")
-    return torch.stack([*stack, bias]), [*labels, "bias"]
+def _chosen(model: Transformer, neurons: bool | Sequence[int], components: Sequence[str] | None) -> list[Component]:
+    if components is not None:
+        return parse_writers(components, model.cfg)
+    return gathered(writers(model.cfg, neurons=_neuron_layers(model, neurons)))
 
 
 def _neuron_layers(model: Transformer, neurons: bool | Sequence[int]) -> list[int]:

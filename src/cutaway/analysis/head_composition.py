@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.analysis.scales import FINAL, into_norm
 from cutaway.analysis.shared import head_names
 from cutaway.errors import ShapeError, UnknownName
+from cutaway.model.components import Component, head, norm_after, norm_before
+from cutaway.model.frozen_norm import FINAL, frozen_norm
 from cutaway.model.transformer import Transformer
 from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.runs.results import Labelled, Result
@@ -189,6 +190,7 @@ class Copying(Result):
         )
 
 
+@torch.no_grad()
 def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:
     """The eigenvalue copying score of every head's path `embed → head → logits`.
 
@@ -229,7 +231,8 @@ def _copying(
     W_O: Float[Tensor, "some d_head d_model"],
 ) -> Float[Tensor, "some"]:
     """Σ Re λ / Σ |λ| of embed → head → logits, for each head."""
-    written = into_norm(model, FINAL, into_norm(model, f"{layer}.ln1_post", W_O))
-    around = written @ into_norm(model, f"{layer}.ln1", between) @ W_V
+    after, before = norm_after(model.cfg, head(layer, 0)), norm_before(model.cfg, Component("reads", layer, 0, "v"))
+    written = frozen_norm(model, FINAL)(frozen_norm(model, after)(W_O))
+    around = written @ frozen_norm(model, before)(between) @ W_V
     eigenvalues = torch.linalg.eigvals(around)
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)

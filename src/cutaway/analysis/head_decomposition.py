@@ -2,7 +2,7 @@
 
 Three exact splits of one layer, for a given run: its keys by component of the stream (`scores_by_key`), what it
 writes by component of the values it moved (`outputs_by_component`), and its effect on a logit by source and
-component (`moved`). Scales of norms and attention patterns are those of the run.
+component (`logits_by_source`). Scales of norms and attention patterns are those of the run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.scales import FINAL, back_through, norms_of
 from cutaway.analysis.score_pathways import (
     components_into,
     components_looked_up,
@@ -22,8 +21,11 @@ from cutaway.analysis.score_pathways import (
     sites_into,
     visible_only,
 )
-from cutaway.analysis.shared import Subject, head_of, kept, network, run_for, scale_of
+from cutaway.analysis.shared import Subject, kept, network, run_for, scale_of
 from cutaway.errors import ConfigError, ShapeError
+from cutaway.model.components import head as head_at
+from cutaway.model.components import norm_after, parse_head
+from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
 from cutaway.model.products import linear, linear_by_head
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
@@ -40,6 +42,7 @@ def sites(model: Transformer, layer: int) -> list[str]:
     return [*sites_into(model, layer), f"{attn}.hook_q", f"{attn}.hook_pattern", *final]
 
 
+@torch.no_grad()
 def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
     """What each component of the keys adds to a head's scores, with the queries of the run, `[component, batch, dest, src]`.
 
@@ -51,7 +54,7 @@ def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
         ConfigError: keys are rotated or normalised, so that they are no sum over components here.
     """
     model = network(subject)
-    layer, one = head_of(model, head)
+    layer, one = parse_head(head, model.cfg)
     if model.cfg.use_qk_norm or model.blocks[layer].attn.rotary is not None:
         raise ConfigError("keys that are rotated or normalised are not split by component; use pathways or measured patterns")
     cache = run_for(subject, tokens, sites(model, layer), "scores_by_key")
@@ -64,12 +67,13 @@ def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
     return Labelled(scores, ("component", "batch", "dest", "src"), {"component": labels}, "part of the attention score")
 
 
+@torch.no_grad()
 def outputs_by_component(
     subject: Subject, layer: int, tokens: Any = None
 ) -> tuple[Float[Tensor, "component head batch pos d_model"], list[str]]:
     """What each head of a layer writes, split by the components of what it moved; and their labels.
 
-    The last component is `bias`: what values hold whatever the input. With the output bias, all sum to what attention
+    The last component is `constant`: what values hold whatever the input. With the output bias, all sum to what attention
     writes, before any norm that follows.
     """
     model = network(subject)
@@ -82,6 +86,7 @@ def outputs_by_component(
     return linear_by_head(mixed, W_O).movedim(3, 1), labels
 
 
+@torch.no_grad()
 def logits_by_source(
     subject: Subject,
     head: str,
@@ -101,8 +106,8 @@ def logits_by_source(
         ConfigError: a norm follows the head before it reaches the stream.
     """
     model = network(subject)
-    layer, one = head_of(model, head)
-    if f"{layer}.ln1_post" in norms_of(model.cfg):
+    layer, one = parse_head(head, model.cfg)
+    if norm_after(model.cfg, head_at(layer, one)) is not None:
         raise ConfigError("a norm follows this head before the stream; its sources are not split here")
     cache = run_for(subject, tokens, sites(model, layer), "logits_by_source")
     values, labels = _values(cache, layer)
@@ -116,7 +121,7 @@ def logits_by_source(
         directions = linear(targets.to(values.dtype), W_U.T)
     else:
         directions = W_U.T[targets.clamp(min=0)] * (targets >= 0)[..., None]
-    back = back_through(model, FINAL, directions, scale)
+    back = frozen_norm(model, FINAL, scale).transposed(directions)
     read = linear(back, model.blocks[layer].attn.W_O.detach().to(values.dtype)[one].T)
     pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")[:, one]
     data = torch.einsum("bdh,cbsh->cbds", read, values[:, :, :, one]) * pattern
@@ -142,7 +147,7 @@ def _values(cache: ActivationCache, layer: int) -> tuple[Float[Tensor, "componen
     parts, labels = components_into(cache, layer)
     values = projected(model, layer, parts, "v")
     bias = constant(model, layer, "v").to(values.dtype)
-    return torch.cat([values, bias.expand(1, *values.shape[1:])]), [*labels, "bias"]
+    return torch.cat([values, bias.expand(1, *values.shape[1:])]), [*labels, "constant"]
 
 
 def _in_range(model: Transformer, layer: int) -> None:

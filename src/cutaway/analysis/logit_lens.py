@@ -17,12 +17,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.scales import FINAL, into_norm, norms_of
-from cutaway.analysis.shared import Subject, head_names, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
+from cutaway.analysis.shared import KeptSites, Subject, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
 from cutaway.errors import UnknownName
+from cutaway.model.components import Component, parse_writers, sites, writers
+from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
 from cutaway.model.products import linear
+from cutaway.model.sites import table
 from cutaway.model.transformer import Transformer
-from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.view import Figure, lens_grid, line_chart
 
@@ -97,6 +99,7 @@ class Lens(Result):
         return "\n".join(lines)
 
 
+@torch.no_grad()
 def lens(
     subject: Subject,
     tokens: Any = None,
@@ -111,8 +114,8 @@ def lens(
 
     Args:
         subject: a network, to be run on `tokens`, or a cache.
-        of: the stream before each layer (`resid`), or what was written: `attn_out`, `mlp_out`, `heads`, or names of
-            components (`embed`, `0.1`, `1.attn`, `1.mlp`).
+        of: the stream before each layer (`resid`), or what was written: `attn_out`, `mlp_out`, `heads`, or labels of
+            components (`embed`, `0.1`, `1.attn`, `1.mlp`, `1.mlp.17`).
         targets: as for `attribute`: the next token where None.
         k: how many of the likeliest tokens to keep.
         middle: also the streams between attention and MLP.
@@ -122,16 +125,24 @@ def lens(
         UnknownName: there is no such component.
     """
     model = network(subject)
-    rows = _rows(model, of, middle)
-    needed = list(dict.fromkeys([*rows.values(), *_final_sites(model, of)]))
+    streams = _streams(model, middle) if of == "resid" else {}
+    parts = [] if of == "resid" else _components(model, of)
+    rows = list(streams) or list(map(str, parts))
+    own_scale, normed = of == "resid", bool(norms_of(model.cfg))
+    needed = [*streams.values(), *sites(model.cfg, parts), _final_site(model)]
+    needed += [] if own_scale or not normed else ["ln_final.hook_scale"]
     ids, real = (None, None) if tokens is None else real_tokens(model, tokens)
-    cache = run_for(subject, tokens, needed, "lens")
-    final = kept(cache, _final_sites(model, of)[0])
+    cache = run_for(subject, tokens, list(dict.fromkeys(needed)), "lens")
+    final = kept(cache, _final_site(model))
     batch, length = final.shape[:2]
     wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, asker="lens", real=real, optional=True)
-    own_scale = of == "resid"
-    frozen = None if own_scale or not norms_of(model.cfg) else scale_of(cache, "ln_final.hook_scale")
+    frozen = None if own_scale or not normed else scale_of(cache, "ln_final.hook_scale")
     k = min(k, model.cfg.d_vocab_out)
+    run = KeptSites(cache)
+
+    def vectors_of(number: int) -> Float[Tensor, "batch pos d_model"]:
+        return run[streams[rows[number]]] if own_scale else written(model, run, [parts[number]], (batch, length))[0]
+
     found: dict[str, list[Tensor]] = {name: [] for name in ("probability", "rank", "kl", "entropy", "top", "top_probability")}
     answers: list[Tensor] = []
     step = max(1, ENTRIES // model.cfg.d_vocab_out)
@@ -141,15 +152,15 @@ def lens(
             end = model.logits_of(final.flatten(0, 1)[None, part].to(model.W_U.dtype))[0].float().log_softmax(-1)
             answers.append(end.argmax(-1))
             lines: dict[str, list[Tensor]] = {name: [] for name in found}
-            for name, site in rows.items():
-                vectors = _vectors(cache, name, site).flatten(0, 1)[None, part]
+            for number in range(len(rows)):
+                vectors = vectors_of(number).flatten(0, 1)[None, part]
                 scale = None if frozen is None else frozen.flatten(0, 1)[None, part]
                 logits = _read(model, vectors, scale, own_scale)[0].float()
                 for key, value in _facts(logits.log_softmax(-1), end, wanted.flatten()[part], k).items():
                     lines[key].append(value)
-            for key, parts in lines.items():
-                found[key].append(torch.stack(parts))
-    return _result(model, found, list(rows), torch.cat(answers).view(batch, length), wanted, vocab, real)
+            for key, columns in lines.items():
+                found[key].append(torch.stack(columns))
+    return _result(model, found, rows, torch.cat(answers).view(batch, length), wanted, vocab, real)
 
 
 def _result(
@@ -204,55 +215,37 @@ def _read(model: Transformer, vectors: Tensor, scale: Tensor | None, own_scale: 
     """The logits of streams, or of components with the scale of the whole stream (no biases, no cap)."""
     if own_scale:
         return model.logits_of(vectors.to(model.W_U.dtype))
-    vectors = into_norm(model, FINAL, vectors)
-    return linear(vectors if scale is None else vectors / scale, model.W_U.detach().to(vectors.dtype))
+    vectors = frozen_norm(model, FINAL, scale)(vectors)
+    return linear(vectors, model.W_U.to(vectors.dtype))
 
 
 # Which rows there are, and where each is read.
 
 
-def _rows(model: Transformer, of: str | Sequence[str], middle: bool) -> dict[str, str]:
-    """Name of each row → the site that it needs."""
-    cfg = model.cfg
-    layers = range(cfg.n_layers)
-    if of == "resid":
-        rows = {}
-        for l in layers:
-            rows[f"{l}_pre"] = f"blocks.{l}.hook_resid_pre"
-            if middle and not cfg.attn_only and not cfg.parallel_attn_mlp:
-                rows[f"{l}_mid"] = f"blocks.{l}.hook_resid_mid"
-        last = f"blocks.{cfg.n_layers - 1}.hook_resid_post" if cfg.n_layers else "hook_embed"
-        return rows | {"final": last}
-    every = {"embed": "hook_embed"}
-    if cfg.positional_embedding_type == "standard":
-        every["pos_embed"] = "hook_pos_embed"
-    every |= {f"{l}.attn": f"blocks.{l}.hook_attn_out" for l in layers}
-    every |= {} if cfg.attn_only else {f"{l}.mlp": f"blocks.{l}.hook_mlp_out" for l in layers}
-    every |= {} if cfg.has_post_norms else {head: f"blocks.{head.split('.')[0]}.attn.hook_z" for head in head_names(cfg)}
-    if isinstance(of, str) and of in STREAMS:
-        kinds = {"attn_out": lambda name: name.endswith(".attn"), "mlp_out": lambda name: name.endswith(".mlp")}
-        chosen = kinds.get(of, lambda name: name in set(head_names(cfg)))
-        rows = {name: site for name, site in every.items() if chosen(name)}
-        if not rows:
+def _streams(model: Transformer, middle: bool) -> dict[str, str]:
+    """Name of each stream → its site: before each layer, between attention and MLP where there is such a place, at the end."""
+    cfg, known = model.cfg, table(model.cfg)
+    rows = {}
+    for l in range(cfg.n_layers):
+        rows[f"{l}_pre"] = f"blocks.{l}.hook_resid_pre"
+        if middle and f"blocks.{l}.hook_resid_mid" in known:
+            rows[f"{l}_mid"] = f"blocks.{l}.hook_resid_mid"
+    return rows | {"final": _final_site(model)}
+
+
+def _components(model: Transformer, of: str | Sequence[str]) -> list[Component]:
+    """The components that `of` names: a kind of them, or labels."""
+    kinds = {"attn_out": "attn", "mlp_out": "mlp", "heads": "head"}
+    if isinstance(of, str) and of in kinds:
+        whole = [one for one in writers(model.cfg, by_head=of == "heads") if one.kind == kinds[of]]
+        if not whole:
             raise UnknownName(f"this network has no {of} to look at one by one")
-        return rows
-    names = [of] if isinstance(of, str) else list(of)
-    if absent := [name for name in names if name not in every]:
-        raise UnknownName(
-            f"lens knows no {absent[0]!r}; it takes {', '.join(STREAMS)}, or some of {', '.join(list(every)[:8])}, …"
-        )
-    return {name: every[name] for name in names}
+        return whole
+    try:
+        return parse_writers([of] if isinstance(of, str) else of, model.cfg)
+    except UnknownName as error:
+        raise UnknownName(f"lens takes {', '.join(STREAMS)}, or labels of components. {error}") from None
 
 
-def _final_sites(model: Transformer, of: str | Sequence[str]) -> list[str]:
-    layers = model.cfg.n_layers
-    last = f"blocks.{layers - 1}.hook_resid_post" if layers else "hook_embed"
-    return [last] + ([] if of == "resid" or not norms_of(model.cfg) else ["ln_final.hook_scale"])
-
-
-def _vectors(cache: ActivationCache, name: str, site: str) -> Float[Tensor, "batch pos d_model"]:
-    if not site.endswith("hook_z"):
-        return kept(cache, site)
-    layer, head = (int(part) for part in name.split("."))
-    z = kept(cache, site)[:, :, head]
-    return linear(z, cache.model.blocks[layer].attn.W_O.detach()[head].to(z.dtype))
+def _final_site(model: Transformer) -> str:
+    return f"blocks.{model.cfg.n_layers - 1}.hook_resid_post" if model.cfg.n_layers else "hook_embed"

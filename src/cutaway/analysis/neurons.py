@@ -7,8 +7,7 @@ count for each token, and sums.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.analysis.shared import token_name, tokens_of_text
-from cutaway.errors import ConfigError, ShapeError, UnknownName
-from cutaway.model.products import linear
+from cutaway.errors import ShapeError
+from cutaway.model.components import Component, parse_writers, sites
 from cutaway.model.sites import axes, resolve
 from cutaway.model.transformer import Transformer
+from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, bar_chart, table, top_samples
 
@@ -137,67 +137,53 @@ class MaxActivatingTexts(Result):
 # Features.
 
 
-def feature_site(model: Transformer, feature: str | Direction) -> tuple[str, str, int | None]:
-    """Name of a feature, the site it is read at, and which entry (None: a direction).
+@dataclass(frozen=True, eq=False)
+class _Feature:
+    """One feature: a component, or a direction at a site."""
 
-    Features are `0.mlp.17` (a neuron), `0.1` (the size of what a head writes), or (site, direction).
+    name: str
+    component: Component | None
+    site: str = ""
+    direction: Float[Tensor, "d"] | None = None
+
+
+def _feature(model: Transformer, feature: str | Direction) -> _Feature:
+    """A feature by its label, or (site, direction).
 
     Raises:
-        UnknownName: the network has no such neuron or head.
-        ConfigError: a neuron of an attention-only network or of a mixture.
+        UnknownName: the network has no such component.
+        ShapeError: a direction that does not fit its site.
     """
     cfg = model.cfg
-    if not isinstance(feature, str):
-        site, direction = feature
-        full = resolve(site, model.hook_dict, cfg.n_layers)
-        if axes(full, cfg)[:2] != ("batch", "pos") or len(axes(full, cfg)) != 3 or direction.ndim != 1:
-            raise ShapeError(f"a direction is a vector for a site with one entry per position; {full!r} has {axes(full, cfg)}")
-        return full, full, None
-    neuron, head = re.fullmatch(r"(\d+)\.mlp\.(\d+)", feature), re.fullmatch(r"(\d+)\.(\d+)", feature)
-    found = neuron or head
-    if not found:
-        raise UnknownName(f"{feature!r} is no feature; write a neuron as '0.mlp.17', a head as '0.1', or give (site, direction)")
-    layer, entry = int(found[1]), int(found[2])
-    if neuron and (cfg.attn_only or (layer < cfg.n_layers and cfg.is_moe(layer))):
-        raise ConfigError(
-            f"{feature!r}: this network keeps no neurons there ({'attention only' if cfg.attn_only else 'a mixture of experts'})"
-        )
-    size = (cfg.d_mlp or 0) if neuron else cfg.n_heads
-    if layer >= cfg.n_layers or entry >= size:
-        raise UnknownName(f"{feature!r} is outside the {cfg.n_layers} layers of {size} {'neurons' if neuron else 'heads'}")
-    return feature, f"blocks.{layer}.mlp.hook_post" if neuron else f"blocks.{layer}.attn.hook_z", entry
+    if isinstance(feature, str):
+        component = parse_writers([feature], cfg)[0]
+        return _Feature(str(component), component)
+    site, direction = feature
+    full = resolve(site, model.hook_dict, cfg.n_layers)
+    if axes(full, cfg)[:2] != ("batch", "pos") or len(axes(full, cfg)) != 3 or direction.ndim != 1:
+        raise ShapeError(f"a direction is a vector for a site with one entry per position; {full!r} has {axes(full, cfg)}")
+    return _Feature(full, None, full, direction)
 
 
-class _Reader:
-    """Reads features as their sites come by, and keeps one number per position."""
+def _sites(model: Transformer, features: Sequence[_Feature]) -> list[str]:
+    named = sites(model.cfg, [one.component for one in features if one.component is not None])
+    return list(dict.fromkeys([*named, *(one.site for one in features if one.component is None)]))
 
-    reads = True
 
-    def __init__(self, model: Transformer, features: Sequence[str | Direction]) -> None:
-        self.model = model
-        self.plan = [(*feature_site(model, feature), feature) for feature in features]
-        self.found: dict[int, Float[Tensor, "batch pos"]] = {}
-
-    @property
-    def sites(self) -> list[str]:
-        return list(dict.fromkeys(site for _, site, _, _ in self.plan))
-
-    def __call__(self, tensor: Tensor, hook: Any) -> None:
-        for number, (_, site, entry, feature) in enumerate(self.plan):
-            if site != hook.name:
-                continue
-            x = tensor.detach()
-            if not isinstance(feature, str):
-                self.found[number] = x.float() @ feature[1].to(x.device).float()
-            elif x.ndim == 4:
-                W_O = self.model.blocks[hook.layer()].attn.W_O.detach()[entry].float()
-                self.found[number] = torch.linalg.vector_norm(linear(x[:, :, entry].float(), W_O), dim=-1)
-            else:
-                self.found[number] = x[..., entry].float()
-
-    def take(self) -> Float[Tensor, "feature batch pos"]:
-        """What one run gave."""
-        return torch.stack([self.found[number] for number in range(len(self.plan))])
+def _values(
+    model: Transformer, features: Sequence[_Feature], run: Mapping[str, Tensor], shape: Sequence[int]
+) -> Float[Tensor, "feature batch pos"]:
+    """A neuron's activation, the size of what another component writes, or the product with a direction."""
+    found = []
+    for one in features:
+        if one.component is None:
+            assert one.direction is not None
+            found.append(run[one.site].float() @ one.direction.to(run[one.site].device).float())
+        elif one.component.kind == "neuron":
+            found.append(run[sites(model.cfg, [one.component])[0]][..., int(one.component.index or 0)].float())
+        else:
+            found.append(torch.linalg.vector_norm(written(model, run, [one.component], shape)[0].float(), dim=-1))
+    return torch.stack(found)
 
 
 class _Extremes:
@@ -265,7 +251,8 @@ def max_activating_texts(
     """The texts and tokens that most and least activate some features.
 
     Args:
-        features: neurons (`0.mlp.17`), heads (`0.1`), or (site, direction).
+        features: neurons (`0.mlp.17`), by their activation; other components (`0.1`, `0.mlp`, `embed`), by the size of what
+            they write; or (site, direction).
         texts: one text, any iterable of texts or of token batches, or tokens. A text longer than the context is read
             in windows, each of which is an example.
         k: how many extremes to keep, at most one per example.
@@ -276,8 +263,8 @@ def max_activating_texts(
     """
     if not features:
         raise ShapeError("max_activating_texts needs at least one feature, such as '0.mlp.17', '0.1' or (site, direction)")
-    reader = _Reader(model, features)
-    names = [name for name, _, _, _ in reader.plan]
+    plan = [_feature(model, feature) for feature in features]
+    names = [one.name for one in plan]
     names = [name if names.count(name) == 1 else f"{name} {number}" for number, name in enumerate(names)]
     most, least = _Extremes(len(names), k, around, 1.0), _Extremes(len(names), k, around, -1.0)
     size = model.cfg.d_vocab
@@ -286,9 +273,10 @@ def max_activating_texts(
     examples = 0
     for tokens, real in _batches(model, texts, batch_size):
         mask = None if bool(real.all()) else real.long()
-        with torch.no_grad(), model.hooks(fwd_hooks=[(site, reader) for site in reader.sites]):
-            model(tokens, return_type=None, attention_mask=mask)
-        found, tokens, real = reader.take().cpu(), tokens.cpu(), real.cpu()
+        with torch.no_grad():
+            _, run = model.run_with_cache(tokens, names_filter=_sites(model, plan), return_type=None, attention_mask=mask)
+            found = _values(model, plan, getattr(run, "cache_dict", run), tokens.shape)
+        found, tokens, real = found.cpu(), tokens.cpu(), real.cpu()
         most.add(found, tokens, real, examples)
         least.add(found, tokens, real, examples)
         values, seen = found[:, real].double(), tokens[real]

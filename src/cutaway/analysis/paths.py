@@ -1,73 +1,48 @@
 """Path patching: what reaches a receiver from a sender directly, everything in between held still.
 
-A sender is a head or an MLP; a receiver is a head's queries, keys or values, an MLP, or the logits. With everything else
-frozen, what a sender adds to the residual stream reaches the receiver unchanged, so its new input is known at once:
-the frozen stream plus the difference. Each path is then one cell of a sweep that replaces the receiver's reading.
+A sender is anything that writes to the residual stream; a receiver is a head's queries, keys or values, an MLP, or the
+logits. With everything else frozen, what a sender adds to the stream reaches the receiver unchanged, so its new input is
+known at once: the frozen stream plus the difference. Each path is then one cell of a sweep that replaces the receiver's
+reading.
 
 Source: Wang et al. 2022 (https://arxiv.org/abs/2211.00593), Goldowsky-Dill et al. 2023 (https://arxiv.org/abs/2304.05969).
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
-from cutaway.analysis.shared import as_tokens
-from cutaway.errors import ShapeError, UnknownName
-from cutaway.model.attention import project
+from cutaway.analysis.shared import Pair, aligned
+from cutaway.errors import ShapeError
+from cutaway.indices import indices
+from cutaway.model.components import (
+    LOGITS,
+    Component,
+    group_size,
+    heads,
+    norm_after,
+    norm_before,
+    parse_readers,
+    parse_writers,
+    reaches,
+    sites,
+    stream_site,
+)
+from cutaway.model.frozen_norm import norm_module
 from cutaway.model.products import linear
-from cutaway.model.steps import ATTN_OUT, BEFORE, MLP_OUT
 from cutaway.model.transformer import Transformer
+from cutaway.runs.decompose import written
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.metrics import Function, Metric
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, sweep
-from cutaway.runs.sweep.clean import Clean, run_clean
 from cutaway.view import Figure, bar_chart, heat_map
-
-NODE = re.compile(r"(?:(\d+)\.(\d+)(?:\.([qkv]))?|mlp(\d+)|logits)")
-
-
-@dataclass(frozen=True, order=True)
-class Node:
-    """A head (with `reads`, its queries, keys or values), an MLP (`head` None), or the logits (`layer` = `n_layers`)."""
-
-    layer: int
-    head: int | None = None
-    reads: str | None = None
-    logits: bool = False
-
-    def __str__(self) -> str:
-        if self.logits:
-            return "logits"
-        if self.head is None:
-            return f"mlp{self.layer}"
-        return f"{self.layer}.{self.head}" + (f".{self.reads}" if self.reads else "")
-
-
-def node(text: str, model: Transformer) -> Node:
-    """`0.3` (head 3 of layer 0), `1.4.k` (its keys), `mlp2`, `logits`.
-
-    Raises:
-        UnknownName: the text is none of these, or the network has no such part.
-    """
-    found = NODE.fullmatch(text)
-    if found is None:
-        raise UnknownName(f"no node called {text!r}; write a head as '0.3', its keys as '0.3.k', an MLP as 'mlp2', or 'logits'")
-    layer, head, reads, mlp = found.groups()
-    cfg = model.cfg
-    if text == "logits":
-        return Node(cfg.n_layers, logits=True)
-    made = Node(int(layer), int(head), reads) if mlp is None else Node(int(mlp))
-    if made.layer >= cfg.n_layers or (made.head or 0) >= cfg.n_heads or (mlp is not None and cfg.attn_only):
-        parts = f"{cfg.n_layers} layers of {cfg.n_heads} heads, {'without' if cfg.attn_only else 'with'} MLPs"
-        raise UnknownName(f"no node {text!r} in a network of {parts}")
-    return made
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,11 +54,13 @@ class PathResult(Result):
             NaN where the receiver does not come after the sender.
         clean: the metric of the run that is changed, `[batch]`.
         audit: how far cells are from plain full forward passes.
+        note: what a reader must know of the receivers: keys and values that heads share.
     """
 
     values: Labelled
     clean: Labelled
     audit: Audit
+    note: str = ""
 
     def averages(self) -> Labelled:
         """Means over examples, `[sender, receiver]`."""
@@ -111,9 +88,10 @@ class PathResult(Result):
         unit = f" {self.values.unit}" if self.values.unit else ""
         lines = [f"direct paths, {self.values.what}; {float(self.clean.data.nanmean()):.4g}{unit} without"]
         lines += [f"  {sender} → {receiver}: {value:+.4g}{unit}" for sender, receiver, value in self.top(8)]
-        return "\n".join([*lines, str(self.audit)])
+        return "\n".join([*lines, *([self.note] if self.note else []), str(self.audit)])
 
 
+@torch.no_grad()
 def path_patch(
     model: Transformer,
     tokens: Any,
@@ -132,82 +110,111 @@ def path_patch(
 
     Args:
         tokens: the run that is changed.
-        source: the run that the senders' activations come from; text or tokens of the same shape.
-        senders: heads ("0.3") and MLPs ("mlp1"); None: every head.
-        receivers: heads' queries, keys or values ("1.4.k"), MLPs, or "logits".
+        source: the run that the senders' activations come from: prompts of as many tokens, row by row.
+        senders: heads ("0.3"), MLPs ("1.mlp"), neurons ("1.mlp.17"), "embed", …; None: every head.
+        receivers: heads' queries, keys or values ("1.4.k"), MLPs ("1.mlp"), or "logits". Where heads share keys and values,
+            a head's stand for those of its group.
         positions: where the senders' outputs are changed; None: everywhere.
         audit, seed, memory, progress: as `sweep` takes them.
 
     Raises:
         UnknownName: no such sender or receiver.
-        ShapeError: prompts of different shapes, or a receiver head without q, k or v.
+        ShapeError: prompts that do not align, a position outside, or no receiver that comes after a sender.
     """
-    tokens, source = as_tokens(model, tokens), as_tokens(model, source)
-    if tokens.shape != source.shape:
-        raise ShapeError(f"both runs need tokens of one shape, not {tuple(tokens.shape)} and {tuple(source.shape)}")
+    pair = aligned(model, tokens, source)
     cfg = model.cfg
-    names = [f"{layer}.{head}" for layer in range(cfg.n_layers) for head in range(cfg.n_heads)] if senders is None else senders
-    froms, tos = [node(name, model) for name in names], [node(name, model) for name in receivers]
-    _check(froms, tos)
-    with torch.no_grad():
-        sites = sorted({site for one in froms for site in _sites(one)})
-        target = run_clean(model, tokens, sites)
-        other = run_clean(model, source, sites)
-        edits, places = [], []
-        for row, one in enumerate(froms):
-            difference = _difference(model, target, other, one, positions)
-            for column, to in enumerate(tos):
-                if _follows(model, one, to):
-                    edits.append(_received(model, target, difference, to))
-                    places.append((row, column))
+    froms = heads(cfg) if senders is None else parse_writers(senders, cfg)
+    tos = parse_readers(receivers, cfg)
+    places = None if positions is None else indices(positions, pair.clean.shape[1], "position")
+    own, other = (_kept(model, one, pair, [*sites(cfg, froms), *_whole_sites(cfg, froms), *_read_sites(cfg, tos)])
+                  for one in (pair.clean, pair.corrupted))  # fmt: skip
+    edits, cells = [], []
+    for row, sender in enumerate(froms):
+        following = [(column, to) for column, to in enumerate(tos) if reaches(cfg, sender, to)]
+        difference = _difference(model, own, other, sender, places) if following else None
+        for column, to in following:
+            assert difference is not None
+            edits.append(_received(model, own, difference, to))
+            cells.append((row, column))
     if not edits:
         raise ShapeError(f"none of the receivers {', '.join(map(str, tos))} comes after any of the senders")
-    found = sweep(model, tokens, edits, metric, audit=audit, seed=seed, memory=memory, progress=progress)
+    found = sweep(model, pair.clean, edits, metric, mask=pair.mask, audit=audit, seed=seed, memory=memory, progress=progress)
     changes = found.effects
     values = changes.data.new_full((len(froms), len(tos), *changes.data.shape[1:]), torch.nan)
-    for (row, column), change in zip(places, changes.data, strict=True):
+    for (row, column), change in zip(cells, changes.data, strict=True):
         values[row, column] = change
-    labels = {"sender": [str(one) for one in froms], "receiver": [str(one) for one in tos]}
+    labels = {"sender": list(map(str, froms)), "receiver": list(map(str, tos))}
     axes = ("sender", "receiver", *changes.axes[1:])
-    return PathResult(Labelled(values, axes, labels, changes.what, changes.unit), found.clean, found.audit)
+    return PathResult(Labelled(values, axes, labels, changes.what, changes.unit), found.clean, found.audit, _note(model, tos))
 
 
-def _check(senders: Sequence[Node], receivers: Sequence[Node]) -> None:
-    for one in senders:
-        if one.logits or one.reads:
-            raise ShapeError(f"{one} sends nothing; senders are heads, as '0.3', and MLPs, as 'mlp1'")
-    for one in receivers:
-        if one.head is not None and one.reads is None:
-            raise ShapeError(f"a receiver head says what it reads with: '{one}.q', '{one}.k' or '{one}.v'")
+def _note(model: Transformer, receivers: Sequence[Component]) -> str:
+    """What a receiver on shared keys or values stands for."""
+    cfg = model.cfg
+    shared = [one for one in receivers if one.reads in ("k", "v")]
+    size = group_size(cfg)
+    if not shared or size == 1:
+        return ""
+    first = int(shared[0].index or 0) // size * size
+    group = ", ".join(f"{shared[0].layer}.{head}" for head in range(first, first + size))
+    return f"heads share keys and values in groups of {size}: {shared[0]} is patched for its whole group, {group}"
 
 
-def _follows(model: Transformer, sender: Node, receiver: Node) -> bool:
-    """Whether the receiver reads the stream after the sender has written to it."""
-    if receiver.logits or receiver.layer > sender.layer:
-        return True
-    same = receiver.layer == sender.layer
-    in_layer = model.blocks[sender.layer].program.reaches(ATTN_OUT, MLP_OUT)
-    return same and sender.head is not None and receiver.head is None and in_layer
+class Difference(Mapping[str, Tensor]):
+    """Activations of one run minus those of another, by site."""
+
+    def __init__(self, run: Mapping[str, Tensor], less: Mapping[str, Tensor]) -> None:
+        self.run, self.less = run, less
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.run[name] - self.less[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.run)
+
+    def __len__(self) -> int:
+        return len(self.run)
 
 
-def _sites(sender: Node) -> list[str]:
-    block = f"blocks.{sender.layer}."
-    return [f"{block}hook_mlp_out"] if sender.head is None else [f"{block}attn.hook_z", f"{block}hook_attn_out"]
+def _kept(model: Transformer, tokens: Tensor, pair: Pair, names: Sequence[str]) -> Mapping[str, Tensor]:
+    _, store = model.run_with_cache(tokens, names_filter=list(dict.fromkeys(names)), return_type=None, attention_mask=pair.mask)
+    kept: Mapping[str, Tensor] = getattr(store, "cache_dict", store)
+    return kept
 
 
-def _difference(model: Transformer, target: Clean, other: Clean, sender: Node, positions: Sequence[int] | None) -> Tensor:
-    """What the sender adds to the stream in the other run beyond what it adds in this one, `[batch, pos, d_model]`."""
-    if sender.head is None:
-        change = other.site(sender.layer, "hook_mlp_out") - target.site(sender.layer, "hook_mlp_out")
-    else:
-        block, head = model.blocks[sender.layer], sender.head
-        mine, theirs = (run.site(sender.layer, "attn.hook_z") for run in (target, other))
-        if isinstance(block.ln1_post, nn.Identity):
-            change = linear(theirs[:, :, head] - mine[:, :, head], block.attn.W_O[head])
+def _whole_sites(cfg: Any, senders: Sequence[Component]) -> list[str]:
+    """Where a norm follows a part of an output, the sites that the whole output is made of."""
+    parts = [one for one in senders if one.kind in ("head", "neuron") and norm_after(cfg, one) is not None]
+    return sites(cfg, parts)
+
+
+def _read_sites(cfg: Any, receivers: Sequence[Component]) -> list[str]:
+    """The streams that receivers read."""
+    beside = ["hook_pos_embed"] if cfg.positional_embedding_type == "shortformer" else []
+    return [*(stream_site(cfg, one) for one in receivers), *beside]
+
+
+def _difference(
+    model: Transformer, own: Mapping[str, Tensor], other: Mapping[str, Tensor], sender: Component, positions: Sequence[int] | None
+) -> Float[Tensor, "batch pos d_model"]:
+    """What a sender adds to the stream in the other run beyond what it adds in this one."""
+    shape = next(iter(own.values())).shape[:2]
+    apart = Difference(other, own)
+    if sender.constant:
+        change = model.W_U.new_zeros(*shape, model.cfg.d_model)
+    elif (norm := norm_after(model.cfg, sender)) is None or sender.kind not in ("head", "neuron"):
+        change = written(model, apart, [sender], shape)[0]
+    else:  # a norm follows: exchange the part within the whole output, and pass the norm with a scale of its own
+        block, index = model.blocks[int(sender.layer or 0)], int(sender.index or 0)
+        if sender.kind == "head":
+            z = f"blocks.{sender.layer}.attn.hook_z"
+            whole, part = block.attn.output(own[z]), linear(apart[z][:, :, index], block.attn.W_O[index])
         else:
-            patched = mine.clone()
-            patched[:, :, head] = theirs[:, :, head]
-            change = block.ln1_post(block.attn.output(patched)) - target.site(sender.layer, "hook_attn_out")
+            post = f"blocks.{sender.layer}.mlp.hook_post"
+            whole = linear(own[post], block.mlp.W_out, block.mlp.b_out)
+            part = apart[post][..., index, None] * block.mlp.W_out[index]
+        module = norm_module(model, norm)
+        change = module(whole + part) - module(whole)
     if positions is None:
         return change
     kept = torch.zeros_like(change)
@@ -215,22 +222,29 @@ def _difference(model: Transformer, target: Clean, other: Clean, sender: Node, p
     return kept
 
 
-def _received(model: Transformer, target: Clean, difference: Tensor, receiver: Node) -> Edit:
+def _received(model: Transformer, own: Mapping[str, Tensor], difference: Tensor, receiver: Component) -> Edit:
     """The edit that lets a receiver read the frozen stream plus the difference."""
     cfg = model.cfg
-    if receiver.logits:
-        return replace(target.resid[-1] + difference).at(f"blocks.{cfg.n_layers - 1}.hook_resid_post")
-    block, layer = model.blocks[receiver.layer], receiver.layer
-    if receiver.head is None:
-        (site,) = block.program.writer("mlp.input").reads
-        stream = block.compute(site, {BEFORE: target.resid[layer]}, target.stream)
-        return replace(block.compute(MLP_OUT, {site: stream + difference}, target.stream)).at(f"blocks.{layer}.hook_mlp_out")
-    assert receiver.reads is not None
-    which = "qkv".index(receiver.reads)
-    resid = block.attention_inputs(target.resid[layer] + difference, target.stream)[which]
-    weight, bias = block.attn._weights()[which]
-    own = receiver.head * len(weight) // cfg.n_heads  # heads in a group share keys and values
-    value = project(resid, weight[own : own + 1], bias[own : own + 1])
+    if receiver == LOGITS:
+        return replace(own[stream_site(cfg, receiver)] + difference).at(stream_site(cfg, receiver))
+    layer = int(receiver.layer or 0)
+    block, before = model.blocks[layer], norm_before(cfg, receiver)
+    if receiver.kind == "mlp":
+        x = own[stream_site(cfg, receiver)] + difference
+        x = x if before is None else norm_module(model, before)(x)
+        after = norm_after(cfg, receiver)
+        out = block.mlp(x)
+        return replace(out if after is None else norm_module(model, after)(out)).at(f"blocks.{layer}.hook_mlp_out")
+    reads, head = str(receiver.reads), int(receiver.index or 0)
+    x = own[stream_site(cfg, receiver)] + difference
+    x = x if before is None else norm_module(model, before)(x)
+    if cfg.positional_embedding_type == "shortformer" and reads != "v":
+        x = x + own["hook_pos_embed"]
+    weight, bias = {
+        "q": (block.attn.W_Q, block.attn.b_Q), "k": (block.attn.W_K, block.attn.b_K), "v": (block.attn.W_V, block.attn.b_V)
+    }[reads]  # fmt: skip
+    value = linear(x, weight[head], bias[head])[:, :, None]
     if cfg.clip_qkv is not None:
         value = value.clamp(-cfg.clip_qkv, cfg.clip_qkv)
-    return replace(value).at(f"blocks.{layer}.attn.hook_{receiver.reads}", heads=own)
+    entry = head if reads == "q" else head // group_size(cfg)
+    return replace(value).at(f"blocks.{layer}.attn.hook_{reads}", heads=entry)

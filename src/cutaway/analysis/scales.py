@@ -11,28 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from cutaway.analysis.shared import Subject, network, real_tokens, run_for, scale_of
-from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError, UnknownName
+from cutaway.model.frozen_norm import norms_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, line_chart
-
-FINAL = "ln_final"
-
-
-def norms_of(cfg: HookedTransformerConfig) -> dict[str, str]:
-    """Each norm of the residual stream by name (`0.ln1`, `0.ln2`, …, `ln_final`), with the site of its scale."""
-    if cfg.normalization_type is None:
-        return {}
-    parts = [] if cfg.post_norm_only else ["ln1"] if cfg.attn_only else ["ln1", "ln2"]
-    if cfg.has_post_norms:
-        parts = [*parts, "ln1_post"] + ([] if cfg.attn_only else ["ln2_post"])
-    named = {f"{l}.{part}": f"blocks.{l}.{part}.hook_scale" for l in range(cfg.n_layers) for part in parts}
-    return named | {FINAL: "ln_final.hook_scale"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,43 +92,3 @@ def divisor(model: Transformer, scales: NormScales | None, norm: str) -> float:
         raise UnknownName(f"the measured scales lack {norm!r}; measure them on this network: norm_scales(model, tokens)")
     value = scales.of(norm)
     return value if math.isfinite(value) else 1.0
-
-
-def norm_module(model: Transformer, norm: str) -> nn.Module:
-    """The norm of that name; an identity where the network has none there."""
-    if norm == FINAL:
-        return model.ln_final
-    layer, part = norm.split(".")
-    module: nn.Module = getattr(model.blocks[int(layer)], part, nn.Identity())
-    return module
-
-
-def centres(model: Transformer, norm: str) -> bool:
-    """Whether a norm subtracts the mean (LayerNorm), apart from dividing."""
-    kind = model.cfg.normalization_type
-    if norm not in norms_of(model.cfg) or kind is None:
-        return False
-    return kind.startswith("LN") and not (norm == FINAL and model.cfg.final_rms)
-
-
-def into_norm(model: Transformer, norm: str, vectors: Float[Tensor, "*any d_model"]) -> Float[Tensor, "*any d_model"]:
-    """What vectors of the stream become in a norm, but for its scale and its bias: centred, times its weight."""
-    if centres(model, norm):
-        vectors = vectors - vectors.mean(-1, keepdim=True)
-    weight = getattr(norm_module(model, norm), "w", None)
-    return vectors if weight is None else vectors * weight.detach()
-
-
-def back_through(
-    model: Transformer, norm: str, directions: Float[Tensor, "*any d_model"], scale: Tensor | None
-) -> Float[Tensor, "*any d_model"]:
-    """The directions before a norm that read what `directions` read after it, its scale frozen.
-
-    Products with them give what each term of the stream adds, without the norm's bias.
-    """
-    weight = getattr(norm_module(model, norm), "w", None)
-    if weight is not None:
-        directions = directions * weight.detach()
-    if centres(model, norm):
-        directions = directions - directions.mean(-1, keepdim=True)
-    return directions if scale is None else directions / scale

@@ -14,14 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.analysis.scales import into_norm, norm_module, norms_of
-from cutaway.analysis.shared import Subject, head_names, kept, network, run_for, scale_of
-from cutaway.errors import ConfigError, ShapeError
+from cutaway.analysis.shared import KeptSites, Subject, head_names, kept, network, run_for
+from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.model.attention import project
+from cutaway.model.components import POS_EMBED, Component, norm_before, parse_writers, reaches, sites, writers
+from cutaway.model.frozen_norm import frozen_norm, norms_of
 from cutaway.model.positions import Stream
-from cutaway.model.products import linear_by_head
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, Panel, line_chart, small_multiples
 
@@ -71,59 +72,53 @@ class Pathways(Result):
 
 
 def components_into(
-    cache: ActivationCache, layer: int, *, by_head: bool = True
+    cache: ActivationCache, layer: int, components: Sequence[Component] | None = None
 ) -> tuple[Float[Tensor, "component batch pos d_model"], list[str]]:
-    """What each component gives the normalised input of a layer's attention, its scale frozen; and their labels.
+    """What each component gives the normalised input of a layer's attention, its scale held; and their labels.
+
+    Without `components`, those that sum to that input, less the norm's bias.
 
     Raises:
-        MissingActivation: the cache lacks embeddings, heads, MLPs or the scale.
+        MissingActivation: the cache lacks embeddings, heads, MLPs or a scale.
     """
-    model = cache.model
-    stack, labels = [], []
-    names = {"embed": "hook_embed"}
-    if model.cfg.positional_embedding_type == "standard":
-        names["pos_embed"] = "hook_pos_embed"
-    for label, site in names.items():
-        stack.append(kept(cache, site))
-        labels.append(label)
-    for l in range(layer):
-        block = model.blocks[l]
-        if by_head and not model.cfg.has_post_norms:
-            z = kept(cache, f"blocks.{l}.attn.hook_z")
-            stack += linear_by_head(z, block.attn.W_O.detach().to(z.dtype)).unbind(2)
-            stack.append(block.attn.b_O.detach().to(z.dtype).expand_as(stack[0]))
-            labels += [*head_names(model.cfg, [l]), f"{l}.bias"]
-        else:
-            stack.append(kept(cache, f"blocks.{l}.hook_attn_out"))
-            labels.append(f"{l}.attn")
-        if not model.cfg.attn_only:
-            stack.append(kept(cache, f"blocks.{l}.hook_mlp_out"))
-            labels.append(f"{l}.mlp")
-    parts = torch.stack(stack)
-    norm = f"{layer}.ln1"
-    if norm in norms_of(model.cfg):
-        parts = into_norm(model, norm, parts) / scale_of(cache, f"blocks.{layer}.ln1.hook_scale")
-    return parts, labels
+    model, reader = cache.model, _reader(layer)
+    chosen = writers(model.cfg, reader) if components is None else list(components)
+    run = KeptSites(cache)
+    norm = norm_before(model.cfg, reader)
+    frozen = frozen_norm(model, norm, None if norm is None else run[norms_of(model.cfg)[norm]])
+    shape = kept(cache, "hook_embed").shape[:2] if "hook_embed" in run else ()
+    return frozen(written(model, run, chosen, shape)), list(map(str, chosen))
 
 
-def components_looked_up(cache: ActivationCache, layer: int) -> tuple[Float[Tensor, "component batch pos d_model"], list[str]]:
-    """The same for queries and keys alone: those of a shortformer read its positions beside the stream."""
-    parts, labels = components_into(cache, layer)
+def components_looked_up(
+    cache: ActivationCache, layer: int, components: Sequence[Component] | None = None
+) -> tuple[Float[Tensor, "component batch pos d_model"], list[str]]:
+    """Like `components_into`, for queries and keys: with position embeddings where the model (shortformer) adds them there."""
+    parts, labels = components_into(cache, layer, components)
     if cache.model.cfg.positional_embedding_type == "shortformer":
-        return torch.cat([parts, kept(cache, "hook_pos_embed")[None]]), [*labels, "pos_embed"]
+        positions = kept(cache, "hook_pos_embed")
+        if components is None:
+            return torch.cat([parts, positions[None]]), [*labels, str(POS_EMBED)]
+        if POS_EMBED in components:
+            parts[list(components).index(POS_EMBED)] = positions
     return parts, labels
 
 
-def sites_into(model: Transformer, layer: int) -> list[str]:
+def _reader(layer: int) -> Component:
+    """What stands for queries, keys and values of a layer: they read one stream."""
+    return Component("reads", layer, 0, "q")
+
+
+def sites_into(model: Transformer, layer: int, components: Sequence[Component] | None = None) -> list[str]:
     """The sites that `components_into` and `components_looked_up` read."""
     cfg = model.cfg
-    names = ["hook_embed"] + (["hook_pos_embed"] if model.has_positions else [])
-    for l in range(layer):
-        names.append(f"blocks.{l}.hook_attn_out" if cfg.has_post_norms else f"blocks.{l}.attn.hook_z")
-        names += [] if cfg.attn_only else [f"blocks.{l}.hook_mlp_out"]
-    return names + ([f"blocks.{layer}.ln1.hook_scale"] if f"{layer}.ln1" in norms_of(cfg) else [])
+    names = ["hook_embed", *sites(cfg, writers(cfg, _reader(layer)) if components is None else components)]
+    names += ["hook_pos_embed"] if model.has_positions else []
+    norm = norm_before(cfg, _reader(layer))
+    return list(dict.fromkeys(names + ([] if norm is None else [norms_of(cfg)[norm]])))
 
 
+@torch.no_grad()
 def pathways(
     subject: Subject,
     tokens: Any = None,
@@ -139,8 +134,8 @@ def pathways(
     sees (all keys with `causal=False`).
 
     Args:
-        components: which to pair (labels such as `embed`, `pos_embed`, `0.1`, `0.mlp`); all where None.
-        biases: pair the biases of queries and keys too, as `bias`; then all pairs sum to the scores.
+        components: which to pair (labels such as `embed`, `pos_embed`, `0.1`, `0.bias`, `0.mlp`); all where None.
+        biases: pair what queries and keys hold whatever the input too, as `constant`; then all pairs sum to the scores.
     """
     model = network(subject)
     cfg = model.cfg
@@ -148,16 +143,12 @@ def pathways(
         raise ShapeError(f"layer={layer} is not one of the {cfg.n_layers} layers")
     if cfg.use_qk_norm:
         raise ConfigError("this network normalises queries and keys, so its scores are no sum over components")
-    cache = run_for(subject, tokens, sites_into(model, layer), "pathways")
-    parts, labels = components_looked_up(cache, layer)
-    if components is not None:
-        chosen = [labels.index(name) if name in labels else -1 for name in components]
-        if -1 in chosen:
-            raise ShapeError(f"there is no component {components[chosen.index(-1)]!r}; there are {', '.join(labels)}")
-        parts, labels = parts[chosen], list(components)
+    chosen = None if components is None else _before(model, layer, components)
+    cache = run_for(subject, tokens, sites_into(model, layer, chosen), "pathways")
+    parts, labels = components_looked_up(cache, layer, chosen)
     q, k = (projected(model, layer, parts, which) for which in "qk")
     if biases:
-        labels = [*labels, "bias"]
+        labels = [*labels, "constant"]
         q, k = (torch.cat([x, constant(model, layer, which).to(x.dtype).expand(1, *x.shape[1:])])
                 for x, which in ((q, "q"), (k, "k")))  # fmt: skip
     attn = model.blocks[layer].attn
@@ -176,6 +167,15 @@ def pathways(
     return Pathways(values, Labelled(total.norm(dim=-1), ("head", "batch", "pos"), heads, "norm of all scores"))
 
 
+def _before(model: Transformer, layer: int, components: Sequence[str]) -> list[Component]:
+    """Components by their labels; those that a layer's attention reads."""
+    chosen = parse_writers(components, model.cfg)
+    for one in chosen:
+        if not reaches(model.cfg, one, _reader(layer)):
+            raise UnknownName(f"{str(one)!r} writes after attention of layer {layer} has read the stream")
+    return chosen
+
+
 def projected(
     model: Transformer, layer: int, parts: Float[Tensor, "component batch pos d_model"], which: str
 ) -> Float[Tensor, "component batch pos head d_head"]:
@@ -188,7 +188,7 @@ def constant(model: Transformer, layer: int, which: str) -> Float[Tensor, "head 
     """What queries, keys or values hold whatever the input: their bias, and what they read of a norm's own."""
     attn = model.blocks[layer].attn
     bias: Tensor = {"q": attn.b_Q, "k": attn.b_K, "v": attn.b_V}[which].detach()
-    own = getattr(norm_module(model, f"{layer}.ln1"), "b", None)  # of a norm whose weights were not folded
+    own = frozen_norm(model, norm_before(model.cfg, _reader(layer))).bias
     return bias if own is None else bias + torch.einsum("m,hmd->hd", own.detach(), _weights(model, layer, which))
 
 

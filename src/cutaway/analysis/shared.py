@@ -1,11 +1,12 @@
-"""What an analysis asks of a model or a cache: the sites it needs, with a batch axis, and names to call things by.
+"""Shared helpers of analyses: run a model for the sites they need, resolve target tokens, name heads and tokens.
 
 Analyses take a network (and tokens, which it then runs on, keeping no more than needed) or a cache of a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError, TokenError, UnknownName
+from cutaway.errors import MissingActivation, ShapeError, TokenError
+from cutaway.model.components import heads
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
-from cutaway.tokens import encode, to_single_token
+from cutaway.runs.metrics import Metric
+from cutaway.tokens import check_length, encode, to_single_token
 
 Subject = Transformer | ActivationCache
 ARROW = " → "
@@ -83,17 +86,95 @@ def as_tokens(model: Transformer, tokens: Any) -> Int[Tensor, "batch pos"]:
 
 
 def real_tokens(model: Transformer, tokens: Any) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
-    """Tokens of a text or texts, and which of them are no padding (None: all)."""
-    if isinstance(tokens, Tensor):
-        ids, mask = model.tokens_and_padding(tokens, None, None)
-        return ids, None if mask is None else mask.bool()
-    if isinstance(tokens, str) or (isinstance(tokens, list | tuple) and tokens and isinstance(tokens[0], str)):
-        side, device = model.default_padding_side, model.W_U.device
-        bos = model.cfg.default_prepend_bos
-        ids, mask = encode(model.tokenizer, tokens, prepend_bos=bos, padding_side=side, n_ctx=model.cfg.n_ctx, device=device)
-        real = mask.bool()
-        return ids, None if bool(real.all()) else real
-    return real_tokens(model, torch.as_tensor(tokens))
+    """Tokens of a text, texts or token ids, and which of them are no padding (None: all).
+
+    Of token ids, padding is what the model takes for it.
+
+    Raises:
+        ContextTooLong: more tokens than the model has positions.
+        TokenError: no whole numbers, or tokens outside the vocabulary.
+    """
+    side, device, cfg = model.default_padding_side, model.W_U.device, model.cfg
+    if is_text(tokens):
+        ids, mask = encode(
+            model.tokenizer, tokens, prepend_bos=cfg.default_prepend_bos, padding_side=side, truncate=False, device=device
+        )
+    else:
+        ids, mask = model.tokens_and_padding(torch.as_tensor(tokens), None, None)
+    check_length(ids.shape[1], cfg.n_ctx)
+    real = None if mask is None else mask.bool()
+    return ids, None if real is None or bool(real.all()) else real
+
+
+def is_text(tokens: Any) -> bool:
+    """Whether this is a text or texts, not token ids."""
+    return isinstance(tokens, str) or (isinstance(tokens, list | tuple) and bool(tokens) and isinstance(tokens[0], str))
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Clean and corrupted prompts, row by row of as many tokens, with the same padding.
+
+    Args:
+        mask: 1 for tokens and 0 for padding; None: no padding.
+    """
+
+    clean: Int[Tensor, "batch pos"]
+    corrupted: Int[Tensor, "batch pos"]
+    mask: Int[Tensor, "batch pos"] | None
+
+
+def aligned(model: Transformer, clean: Any, corrupted: Any) -> Pair:
+    """Two prompts (or batches of them) that are compared position by position.
+
+    Raises:
+        ShapeError: they do not pair up, or one row has more tokens than its partner; says which, and where they differ.
+    """
+    (one, real), (other, other_real) = real_tokens(model, clean), real_tokens(model, corrupted)
+    if len(one) != len(other):
+        raise ShapeError(f"there are {len(one)} clean prompts and {len(other)} corrupted ones; give one for each")
+    lengths = [row_lengths(ids, mask) for ids, mask in ((one, real), (other, other_real))]
+    for row, (mine, theirs) in enumerate(zip(*lengths, strict=True)):
+        if mine != theirs:
+            texts = [_words(model, ids[row], mask) for ids, mask in ((one, _row(real, row)), (other, _row(other_real, row)))]
+            at = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+            raise ShapeError(
+                f"pair {row} has {mine} tokens in the clean prompt and {theirs} in the corrupted one; pairs are compared "
+                f"position by position. They differ from position {at} on: {texts[0][at : at + 4]} and "
+                f"{texts[1][at : at + 4]}; choose words of as many tokens"
+            )
+    if one.shape != other.shape:  # token ids, one batch padded further than the other
+        raise ShapeError(f"clean and corrupted tokens are {tuple(one.shape)} and {tuple(other.shape)}; pad both to one length")
+    return Pair(one, other, None if real is None else real.long())
+
+
+def row_lengths(ids: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> list[int]:
+    """How many tokens each row has, padding left out."""
+    lengths: list[int] = [ids.shape[1]] * len(ids) if real is None else real.sum(-1).tolist()
+    return lengths
+
+
+def plain_metric(metric: Any, asker: str) -> None:
+    """Refuse what an analysis cannot measure two runs by.
+
+    Raises:
+        ShapeError: a function, or a metric that compares each run with a clean one.
+    """
+    if not isinstance(metric, Metric):
+        raise ShapeError(f"{asker} takes one of cutaway.metrics, such as metrics.logit_difference(…), not {metric!r}")
+    if metric.compares:
+        raise ShapeError(
+            f"{asker} measures two runs by one scale, and {metric.name} compares a run with a clean one; take a metric of one "
+            "run, such as metrics.logit_difference(…)"
+        )
+
+
+def _row(real: Bool[Tensor, "batch pos"] | None, row: int) -> Bool[Tensor, "pos"] | None:
+    return None if real is None else real[row]
+
+
+def _words(model: Transformer, row: Int[Tensor, "pos"], real: Bool[Tensor, "pos"] | None) -> list[str]:
+    return [token_name(model, token) for token in (row if real is None else row[real]).tolist()]
 
 
 def tokens_of_text(model: Transformer, text: Any) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
@@ -120,22 +201,33 @@ def tokens_of_text(model: Transformer, text: Any) -> tuple[Int[Tensor, "batch po
     return padded.to(model.W_U.device), None if bool(real.all()) else real.to(model.W_U.device)
 
 
+class KeptSites(Mapping[str, Tensor]):
+    """The activations of a cache as analyses read them: with a batch axis, in float32 at least, at chosen places.
+
+    Args:
+        at: picks examples and positions of `[batch, pos, …]`; None: all.
+    """
+
+    def __init__(self, cache: ActivationCache, at: Callable[[Tensor], Tensor] | None = None) -> None:
+        self.cache, self.at = cache, at
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = scale_of(self.cache, name) if name.endswith("hook_scale") else kept(self.cache, name)
+        return tensor if self.at is None else self.at(tensor)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.cache.cache_dict
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache.cache_dict)
+
+    def __len__(self) -> int:
+        return len(self.cache.cache_dict)
+
+
 def head_names(cfg: HookedTransformerConfig, layers: Iterable[int] | None = None) -> list[str]:
     """`0.0`, `0.1`, …: layer and head."""
-    return [f"{layer}.{head}" for layer in (range(cfg.n_layers) if layers is None else layers) for head in range(cfg.n_heads)]
-
-
-def head_of(model: Transformer, head: str) -> tuple[int, int]:
-    """Layer and head of `1.2`.
-
-    Raises:
-        UnknownName: the network has no such head.
-    """
-    names = head_names(model.cfg)
-    if head not in names:
-        layers = f"{model.cfg.n_layers} layers of {model.cfg.n_heads} heads"
-        raise UnknownName(f"{head!r} is no head; write layer.head, as in '0.1' ({layers})")
-    return divmod(names.index(head), model.cfg.n_heads)
+    return list(map(str, heads(cfg, layers)))
 
 
 def vocabulary(model: Transformer, vocab: Sequence[str] | None = None, size: int | None = None) -> list[str]:

@@ -21,9 +21,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.analysis.scales import FINAL, NormScales, divisor, into_norm, norms_of
-from cutaway.analysis.shared import ARROW, Subject, head_of, kept, network, run_for, vocabulary
+from cutaway.analysis.scales import NormScales, divisor
+from cutaway.analysis.shared import ARROW, Subject, kept, network, run_for, vocabulary
 from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.model.components import parse_head
+from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.runs.factored_matrix import FactoredMatrix
@@ -359,7 +361,7 @@ class Weights:
         """Pass a norm, its scale taken as a constant."""
         if norm not in norms_of(self.model.cfg):
             return
-        self.factors[-1] = into_norm(self.model, norm, self.factors[-1])
+        self.factors[-1] = frozen_norm(self.model, norm)(self.factors[-1]).detach()
         mean = divisor(self.model, self.scales, norm)
         self.scale /= mean
         if self.scales is not None:
@@ -466,7 +468,7 @@ def qk_circuit(
     Raises:
         ConfigError: the network normalises its queries and keys, so that no product of weights gives scores.
     """
-    layer, one = head_of(model, head)
+    layer, one = parse_head(head, model.cfg)
     attn = model.blocks[layer].attn
     if model.cfg.use_qk_norm:
         raise ConfigError(
@@ -517,7 +519,7 @@ def _rotation(model: Transformer, layer: int, distance: int) -> Float[Tensor, "d
 def mean_queries(subject: Subject, head: str, tokens: Any = None) -> Float[Tensor, "pos d_head"]:
     """The mean query of a head at each position over the examples, before any rotation."""
     model = network(subject)
-    layer, one = head_of(model, head)
+    layer, one = parse_head(head, model.cfg)
     site = f"blocks.{layer}.attn.hook_q"
     cache = run_for(subject, tokens, [site], "mean_queries")
     return kept(cache, site)[:, :, one].mean(0)

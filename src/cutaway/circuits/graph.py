@@ -15,7 +15,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import UnknownName, nearest
+from cutaway.errors import UnknownName
+from cutaway.model import components
+from cutaway.model.components import Component
 
 READS = ("q", "k", "v")
 Edges = Bool[Tensor, "writer reader"]
@@ -40,20 +42,16 @@ class Graph:
     @cached_property
     def writers(self) -> tuple[str, ...]:
         """`embed`, `pos_embed`, `0.0`, …, `0.mlp`, `1.0`, …"""
-        names = ["embed", "pos_embed"][: self.embeddings]
-        for layer in range(self.cfg.n_layers):
-            names += [f"{layer}.{head}" for head in range(self.cfg.n_heads)]
-            names += [] if self.cfg.attn_only else [f"{layer}.mlp"]
-        return tuple(names)
+        return tuple(map(str, self._writers))
+
+    @cached_property
+    def _writers(self) -> list[Component]:
+        return [one for one in components.writers(self.cfg) if not one.constant]
 
     @cached_property
     def readers(self) -> tuple[str, ...]:
         """`0.0.q`, `0.1.q`, …, `0.0.k`, …, `0.0.v`, …, `0.mlp`, `1.0.q`, …, `logits`"""
-        names = []
-        for layer in range(self.cfg.n_layers):
-            names += [f"{layer}.{head}.{reads}" for reads in READS for head in range(self.cfg.n_heads)]
-            names += [] if self.cfg.attn_only else [f"{layer}.mlp"]
-        return (*names, "logits")
+        return tuple(map(str, components.readers(self.cfg)))
 
     def heads(self, layer: int) -> slice:
         """The heads of a layer among the writers."""
@@ -76,18 +74,15 @@ class Graph:
 
     def before(self, layer: int, *, mlp: bool = False) -> int:
         """How many writers come before what a layer's heads, or its MLP, read."""
-        return self.embeddings + layer * self.each + (self.cfg.n_heads if mlp and not self.cfg.parallel_attn_mlp else 0)
+        if layer == self.cfg.n_layers:
+            return len(self.writers)
+        column = self.mlp_reading(layer) if mlp else self.reading(layer, "q").start
+        return int(self.mask[:, column].sum())
 
     @cached_property
     def mask(self) -> Edges:
         """Which edges there are."""
-        there = torch.zeros(len(self.writers), len(self.readers), dtype=torch.bool)
-        for layer in range(self.cfg.n_layers):
-            there[: self.before(layer), self.reading(layer, "q").start : self.reading(layer, "v").stop] = True
-            if not self.cfg.attn_only:
-                there[: self.before(layer, mlp=True), self.mlp_reading(layer)] = True
-        there[:, -1] = True
-        return there
+        return components.reach_mask(self.cfg, self._writers, components.readers(self.cfg))
 
     @property
     def size(self) -> int:
@@ -102,9 +97,8 @@ class Graph:
         """
         for name, names, what in ((writer, self.writers, "writer"), (reader, self.readers, "reader")):
             if name not in names:
-                raise UnknownName(
-                    f"no {what} called {name!r}{nearest(name, names)}; there are {', '.join(names[:5])}, … {names[-1]}"
-                )
+                found = str(components.parse(name, self.cfg))  # or says how labels are written
+                raise UnknownName(f"{found} is no {what} of this graph; there are {', '.join(names[:5])}, … {names[-1]}")
         place = self.writers.index(writer), self.readers.index(reader)
         if not self.mask[place]:
             raise UnknownName(f"there is no edge {writer} → {reader}: {reader} reads before {writer} has written")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,16 +26,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.model.components import LOGITS, Component, heads, norm_before, sites, writers
+from cutaway.model.frozen_norm import frozen_norm, norm_module, norms_of
 from cutaway.model.products import linear_by_head
 from cutaway.model.sites import RESID, axes, get_act_name, site_names
 from cutaway.model.slices import Slice
 from cutaway.runs.activation_store import ActivationStore, Part, missing
-from cutaway.runs.frozen_norms import check_direction, check_scale, dot, through_frozen
+from cutaway.runs.decompose import written
 
 logger = logging.getLogger(__name__)
 
 Stack = Float[Tensor, "... d_model"]  # component, batch, pos, d_model; batch and pos as far as they were kept
-Labelled = tuple[Stack, list[str]]
+LabelledStack = tuple[Stack, list[str]]
 
 
 class ActivationCache(ActivationStore):
@@ -65,7 +67,7 @@ class ActivationCache(ActivationStore):
         pos_slice: Part = None,
         mlp_input: bool = False,
         return_labels: bool = False,
-    ) -> Stack | Labelled:
+    ) -> Stack | LabelledStack:
         """The stream before each layer up to `layer`: what a logit lens reads.
 
         `incl_mid` adds the stream between attention and MLP, `mlp_input` only that of the last layer. With
@@ -100,7 +102,7 @@ class ActivationCache(ActivationStore):
         pos_slice: Part = None,
         incl_embeds: bool = True,
         return_labels: bool = False,
-    ) -> Stack | Labelled:
+    ) -> Stack | LabelledStack:
         """What embeddings, attention layers and MLPs wrote, up to the input of `layer`; they sum to that input.
 
         `mode` leaves out one kind of layer: `all`, `attn`, `mlp`. Labels: `embed`, `pos_embed`,
@@ -108,21 +110,14 @@ class ActivationCache(ActivationStore):
         """
         if mode not in ("all", "mlp", "attn"):
             raise UnknownName(f"decompose_resid has no mode {mode!r}{nearest(mode, ['all', 'mlp', 'attn'])}; all, mlp or attn")
-        cfg, last, part = self.model.cfg, self._layer(layer, mlp_input), Slice(pos_slice)
-        sites = self._embeddings() if incl_embeds else {}
-        for l in range(last):
-            if mode != "mlp":
-                sites[f"{l}_attn_out"] = get_act_name("attn_out", l)
-            if mode != "attn" and not cfg.attn_only:
-                sites[f"{l}_mlp_out"] = get_act_name("mlp_out", l)
-        if mode != "mlp" and mlp_input and not cfg.parallel_attn_mlp:
-            sites[f"{last}_attn_out"] = get_act_name("attn_out", last)
-        self._need("decompose_resid", sites.values(), "; or leave embeddings out with incl_embeds=False" if incl_embeds else "")
-        parts = [part.apply(self[name], dim=-2) for name in sites.values()]
-        stack = torch.stack(parts) if parts else self._empty(part)
+        last, part = self._layer(layer, mlp_input), Slice(pos_slice)
+        left_out = {"all": (), "mlp": ("attn",), "attn": ("mlp",)}[mode] + (() if incl_embeds else ("embed", "pos_embed"))
+        parts = [one for one in writers(self.model.cfg, self._reader(last, mlp_input), by_head=False) if one.kind not in left_out]
+        otherwise = "; or leave embeddings out with incl_embeds=False" if incl_embeds else ""
+        stack, labels = self._stack("decompose_resid", parts, part, otherwise)
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, last, pos_slice=part, mlp_input=mlp_input)
-        return (stack, list(sites)) if return_labels else stack
+        return (stack, labels) if return_labels else stack
 
     def get_full_resid_decomposition(
         self,
@@ -132,31 +127,21 @@ class ActivationCache(ActivationStore):
         apply_ln: bool = False,
         pos_slice: Part = None,
         return_labels: bool = False,
-    ) -> Stack | Labelled:
+    ) -> Stack | LabelledStack:
         """The input of `layer` by heads, neurons (or whole MLPs), embeddings and the sum of all biases.
 
         With neurons this takes n_layers · d_mlp components, so choose few positions. Labels: `L0H0`, …, `L0N0`, …
         (or `0_mlp_out`, …), `embed`, `pos_embed`, `bias`.
         """
-        last, part = self._layer(layer, mlp_input), Slice(pos_slice)
-        attended = last + (mlp_input and not self.model.cfg.parallel_attn_mlp)
-        stack, labels = self._heads("get_full_resid_decomposition", attended, part)
-        stacks = [stack]
-        if not self.model.cfg.attn_only and last:
-            if expand_neurons:
-                stack, names = self._neurons("get_full_resid_decomposition", last, part, Slice())
-            else:
-                sites = {f"{l}_mlp_out": get_act_name("mlp_out", l) for l in range(last)}
-                self._need("get_full_resid_decomposition", sites.values())
-                stack, names = torch.stack([part.apply(self[name], dim=-2) for name in sites.values()]), list(sites)
-            stacks, labels = [*stacks, stack], [*labels, *names]
-        embeddings = self._embeddings()
-        self._need("get_full_resid_decomposition", embeddings.values())
-        stacks += [part.apply(self[name], dim=-2)[None] for name in embeddings.values()]
-        bias = self._biases(attended, last if expand_neurons else 0, part)
-        stacks.append(bias.expand(1, *stacks[0].shape[1:]))
-        labels += [*embeddings, "bias"]
-        full = torch.cat(stacks)
+        asker = "get_full_resid_decomposition"
+        last, part, cfg = self._layer(layer, mlp_input), Slice(pos_slice), self.model.cfg
+        expanded = range(last) if expand_neurons and not cfg.attn_only else ()
+        self._check_dense(asker, expanded)
+        every = writers(cfg, self._reader(last, mlp_input), neurons=expanded)
+        kinds = (("head",), ("neuron", "mlp"), ("embed", "pos_embed"))
+        stack, labels = self._stack(asker, [one for some in kinds for one in every if one.kind in some], part)
+        biases = self._stack(asker, [one for one in every if one.constant], part, like=stack.shape[1:-1])[0]
+        full, labels = torch.cat([stack, biases.sum(0, keepdim=True)]), [*labels, "bias"]
         if apply_ln:
             full = self.apply_ln_to_stack(full, last, pos_slice=part, mlp_input=mlp_input)
         return (full, labels) if return_labels else full
@@ -182,7 +167,7 @@ class ActivationCache(ActivationStore):
         incl_remainder: bool = False,
         pos_slice: Part = None,
         apply_ln: bool = False,
-    ) -> Stack | Labelled:
+    ) -> Stack | LabelledStack:
         """What each head of the layers before `layer` adds to the stream, from `hook_result` or else `hook_z`.
 
         Results of whole layers stay in the cache, as `cache["result", l]`.
@@ -201,8 +186,10 @@ class ActivationCache(ActivationStore):
         """What each neuron of one layer adds to the stream, `[batch, pos, neuron, d_model]`; a negative layer counts back."""
         layer = operator.index(layer)
         layer += self.model.cfg.n_layers if layer < 0 else 0
-        neurons = Slice(neuron_slice)
-        stack = self._neurons_of("get_neuron_results", layer, Slice(pos_slice), neurons)
+        neurons, asker = Slice(neuron_slice), "get_neuron_results"
+        self._check_dense(asker, [layer])
+        numbers = (neurons.indices(self.model.cfg.d_mlp) % self.model.cfg.d_mlp).tolist()
+        stack, _ = self._stack(asker, [Component("neuron", layer, number) for number in numbers], Slice(pos_slice))
         return stack[0] if neurons.mode == "int" else stack.movedim(0, -2)
 
     def stack_neuron_results(
@@ -213,7 +200,7 @@ class ActivationCache(ActivationStore):
         return_labels: bool = False,
         incl_remainder: bool = False,
         apply_ln: bool = False,
-    ) -> Stack | Labelled:
+    ) -> Stack | LabelledStack:
         """What each neuron of the layers before `layer` adds to the stream.
 
         `incl_remainder` appends what is left of the stream. Labels: `L0N0`, …, `remainder`.
@@ -266,12 +253,12 @@ class ActivationCache(ActivationStore):
         norm = self._norm_before(last, mlp_input)
         if norm is None:
             return residual_stack
-        site, module, centred = norm
         if recompute_ln:
-            return module(residual_stack)
-        scale = self._scale("apply_ln_to_stack", site, Slice(pos_slice), batch)
+            normed: Tensor = norm_module(self.model, norm)(residual_stack)
+            return normed
+        scale = self._scale("apply_ln_to_stack", norms_of(self.model.cfg)[norm], Slice(pos_slice), batch)
         check_scale(residual_stack, scale, has_batch_dim)
-        return through_frozen(residual_stack, scale, module, centred)
+        return frozen_norm(self.model, norm, scale)(residual_stack)
 
     def logit_attrs(
         self,
@@ -315,14 +302,9 @@ class ActivationCache(ActivationStore):
         norm = self._norm_before(self.model.cfg.n_layers, mlp_input=False)
         if norm is None:
             return dot(residual_stack, direction)
-        site, module, centred = norm
-        scale = self._scale("logit_attrs", site, part, batch)
+        scale = self._scale("logit_attrs", norms_of(self.model.cfg)[norm], part, batch)
         check_scale(residual_stack, scale, has_batch_dim)
-        if (weight := getattr(module, "w", None)) is not None:
-            direction = direction * weight
-        if centred:  # centring the direction instead of each component
-            direction = direction - direction.mean(-1, keepdim=True)
-        return dot(residual_stack, direction) / scale.squeeze(-1)
+        return dot(residual_stack, frozen_norm(self.model, norm).transposed(direction)) / scale.squeeze(-1)
 
     def _token_ids(self, tokens: Any) -> Tensor:
         """Text, numbers, lists or arrays of them as a tensor."""
@@ -347,10 +329,23 @@ class ActivationCache(ActivationStore):
             raise ShapeError(f"mlp_input=True asks for the input of an MLP, and {where}")
         return last
 
-    def _embeddings(self) -> dict[str, str]:
-        """Which embeddings are terms of the stream: label → site."""
-        has_pos = self.model.cfg.positional_embedding_type == "standard"
-        return {"embed": "hook_embed"} | ({"pos_embed": "hook_pos_embed"} if has_pos else {})
+    def _reader(self, layer: int, mlp_input: bool) -> Component:
+        """What reads the stream that is meant: the final norm, or attention or the MLP of a layer."""
+        if layer == self.model.cfg.n_layers:
+            return LOGITS
+        return Component("mlp", layer) if mlp_input else Component("reads", layer, 0, "q")
+
+    def _stack(
+        self, asker: str, components: Sequence[Component], part: Slice, otherwise: str = "", like: Sequence[int] = ()
+    ) -> LabelledStack:
+        """What components write, component first, with the dialect's labels."""
+        if any(one.kind not in ("embed", "pos_embed", "attn", "mlp") for one in components):
+            self._check_weights(asker)
+        run = _ChosenPositions(self, part)
+        absent = [name for name in sites(self.model.cfg, components) if name not in run]
+        self._need(asker, [name for name in absent if name.replace("hook_z", "hook_result") not in run], otherwise)
+        labels = [one.dialect for one in components]
+        return (written(self.model, run, components, like) if components else self._empty(part)), labels
 
     def _stream(self, layer: int) -> str:
         """A site of the stream that enters `layer`, one that is kept if there is one."""
@@ -370,7 +365,7 @@ class ActivationCache(ActivationStore):
     def _finish(
         self, asker: str, stack: Stack, labels: list[str], last: int, part: Slice,
         incl_remainder: bool, apply_ln: bool, return_labels: bool,
-    ) -> Stack | Labelled:  # fmt: skip
+    ) -> Stack | LabelledStack:  # fmt: skip
         """Append the rest of the stream, apply the norm, add labels: what was asked of these."""
         if incl_remainder:
             self._need(asker, [self._stream(last)], "; or incl_remainder=False")
@@ -380,45 +375,23 @@ class ActivationCache(ActivationStore):
             stack = self.apply_ln_to_stack(stack, last, pos_slice=part)
         return (stack, labels) if return_labels else stack
 
-    def _heads(self, asker: str, last: int, part: Slice, keep: bool = False) -> Labelled:
+    def _heads(self, asker: str, last: int, part: Slice, keep: bool = False) -> LabelledStack:
         """What heads of the layers before `last` write, component first."""
-        self._check_weights(asker)
-        kept = [get_act_name("result", l) in self.cache_dict for l in range(last)]
-        self._need(asker, [get_act_name("z", l) for l in range(last) if not kept[l]])
-        stacks, labels = [], []
-        for l in range(last):
-            if kept[l]:
-                stack = part.apply(self["result", l], dim=-3).movedim(-2, 0)
-            else:
-                result = linear_by_head(part.apply(self["z", l], dim=-3), self.model.blocks[l].attn.W_O)
-                if keep:  # the dialect leaves them behind, and notebooks read them
-                    self.cache_dict[get_act_name("result", l)] = result
-                stack = result.movedim(-2, 0)
-            stacks.append(self._after(asker, stack, l, "ln1_post", part))
-            labels += [f"L{l}H{head}" for head in range(len(stack))]
-        return (torch.cat(stacks) if stacks else self._empty(part)), labels
+        if keep:  # the dialect leaves results of whole layers behind, and notebooks read them
+            absent = [l for l in range(last) if get_act_name("result", l) not in self.cache_dict]
+            self._need(asker, [get_act_name("z", l) for l in absent])
+            self._check_weights(asker)
+            for l in absent:
+                self.cache_dict[get_act_name("result", l)] = linear_by_head(self["z", l], self.model.blocks[l].attn.W_O)
+        return self._stack(asker, heads(self.model.cfg, range(last)), part)
 
-    def _neurons(self, asker: str, last: int, part: Slice, neurons: Slice) -> Labelled:
+    def _neurons(self, asker: str, last: int, part: Slice, neurons: Slice) -> LabelledStack:
         """What neurons of the layers before `last` write, component first."""
         if self.model.cfg.attn_only:
             raise ShapeError(f"{asker} asks for neurons, and a network of attention only has none")
         self._check_dense(asker, range(last))
-        self._need(asker, [get_act_name("post", l) for l in range(last)])
-        numbers = neurons.indices(self.model.cfg.d_mlp)
-        stacks = [self._neurons_of(asker, l, part, neurons) for l in range(last)]
-        labels = [f"L{l}N{neuron}" for l in range(last) for neuron in numbers % self.model.cfg.d_mlp]
-        return (torch.cat(stacks) if stacks else self._empty(part)), labels
-
-    def _neurons_of(self, asker: str, layer: int, part: Slice, neurons: Slice) -> Stack:
-        """What neurons of one layer write, component first; a single neuron keeps that axis."""
-        self._check_weights(asker)
-        self._check_dense(asker, [layer])
-        self._need(asker, [get_act_name("post", layer)])
-        neurons = Slice.unwrap(neurons.slice) if neurons.mode == "int" else neurons
-        acts = neurons.apply(part.apply(self["post", layer], dim=-2), dim=-1)
-        written = neurons.apply(self.model.blocks[layer].mlp.W_out)
-        stack = torch.einsum("...n,nm->n...m", acts, written)
-        return self._after(asker, stack, layer, "ln2_post", part)
+        numbers = (neurons.indices(self.model.cfg.d_mlp) % self.model.cfg.d_mlp).tolist()
+        return self._stack(asker, [Component("neuron", l, number) for l in range(last) for number in numbers], part)
 
     def _check_dense(self, asker: str, layers: Iterable[int]) -> None:
         for layer in layers:
@@ -428,38 +401,9 @@ class ActivationCache(ActivationStore):
                     "take whole MLPs (decompose_resid, or expand_neurons=False)"
                 )
 
-    def _biases(self, attended: int, neurons: int, part: Slice) -> Tensor:
-        """The sum of the biases of `attended` attention layers and `neurons` MLPs, as they reach the stream."""
-        model, asker = self.model, "get_full_resid_decomposition"
-        total = torch.zeros(model.cfg.d_model, device=model.W_U.device, dtype=model.W_U.dtype)
-        for l in range(attended):
-            total = total + self._after(asker, model.blocks[l].attn.b_O, l, "ln1_post", part, bias=True)
-        for l in range(neurons if not model.cfg.attn_only else 0):
-            total = total + self._after(asker, model.blocks[l].mlp.b_out, l, "ln2_post", part, bias=True)
-        return total
-
-    def _after(self, asker: str, parts: Tensor, layer: int, norm: str, part: Slice, bias: bool = False) -> Tensor:
-        """What reaches the stream of `parts` of an output: the same, but where blocks normalise what they write."""
-        if not self.model.cfg.has_post_norms:
-            return parts
-        module = getattr(self.model.blocks[layer], norm)
-        scale = self._scale(asker, f"blocks.{layer}.{norm}.hook_scale", part, Slice())
-        written = through_frozen(parts, scale, module, self.model.cfg.normalization_type.startswith("LN"))
-        own = getattr(module, "b", None)
-        return written + own if bias and own is not None else written
-
-    def _norm_before(self, layer: int, mlp_input: bool) -> tuple[str, Callable[[Tensor], Tensor], bool] | None:
-        """The norm at the input of `layer`: its scale's site, the module, and whether it centres; None: no norm."""
-        cfg = self.model.cfg
-        if cfg.normalization_type is None:
-            return None
-        layer_norm = cfg.normalization_type.startswith("LN")
-        if layer == cfg.n_layers:
-            return "ln_final.hook_scale", self.model.ln_final, layer_norm and not cfg.final_rms
-        if cfg.post_norm_only:
-            return None
-        name = "ln2" if mlp_input else "ln1"
-        return f"blocks.{layer}.{name}.hook_scale", getattr(self.model.blocks[layer], name), layer_norm
+    def _norm_before(self, layer: int, mlp_input: bool) -> str | None:
+        """The norm at the input of `layer`; None: there is none."""
+        return norm_before(self.model.cfg, self._reader(layer, mlp_input))
 
     def _scale(self, asker: str, site: str, part: Slice, batch: Slice) -> Float[Tensor, "*batch_pos 1"]:
         """A kept scale for some examples and positions."""
@@ -471,3 +415,58 @@ class ActivationCache(ActivationStore):
             scale = scale[..., 0, :]
         scale = part.apply(scale, dim=-2)
         return batch.apply(scale) if self.has_batch_dim else scale
+
+
+class _ChosenPositions(Mapping[str, Tensor]):
+    """A cache's activations at some positions, whatever axes follow the position."""
+
+    def __init__(self, cache: ActivationCache, part: Slice) -> None:
+        self.cache, self.part = cache, part
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name.endswith("hook_scale"):
+            return self.cache._scale("a norm", name, self.part, Slice())
+        tensor = self.cache.cache_dict[name]
+        return self.part.apply(tensor, dim=-3 if {"head", "kv"} & set(axes(name, self.cache.model.cfg)) else -2)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.cache.cache_dict
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cache.cache_dict)
+
+    def __len__(self) -> int:
+        return len(self.cache.cache_dict)
+
+
+def dot(stack: Tensor, direction: Tensor) -> Tensor:
+    """Each component's product with the direction of its example and position."""
+    dtype = torch.promote_types(stack.dtype, direction.dtype)
+    return torch.einsum("...d,...d->...", stack.to(dtype), direction.to(dtype))
+
+
+def check_scale(stack: Tensor, scale: Tensor, has_batch_dim: bool) -> None:
+    """Refuse a scale that would multiply the stack's axes, or meet its components instead of its examples."""
+    fits = scale.ndim <= stack.ndim and all(
+        mine in (1, theirs) for mine, theirs in zip(reversed(scale.shape[:-1]), reversed(stack.shape[:-1]), strict=False)
+    )
+    if not has_batch_dim and scale.ndim == stack.ndim > 2 and scale.shape[0] > 1:
+        fits = False
+    if not fits:
+        raise ShapeError(
+            f"a stack of shape {tuple(stack.shape)} does not fit the kept scale of shape {tuple(scale.shape)}; "
+            "say which positions and examples the stack holds (pos_slice, batch_slice, has_batch_dim)"
+        )
+
+
+def check_direction(stack: Tensor, direction: Tensor, ids: Tensor) -> None:
+    """Refuse directions (of the tokens `ids`) that would multiply the stack's axes."""
+    try:
+        fits = torch.broadcast_shapes(stack.shape, direction.shape) == stack.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ShapeError(
+            f"tokens of shape {tuple(ids.shape)} do not fit a stack of shape {tuple(stack.shape)}; give one token, "
+            "one for each example that the stack holds, or one for each of its positions as well"
+        )

@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.analysis import attribution, head_decomposition
-from cutaway.analysis.scales import into_norm
 from cutaway.analysis.shared import scale_of
+from cutaway.model.frozen_norm import frozen_norm
 from cutaway.report.first_unique_char.study import FEW, Study
 from cutaway.report.parts import Part
 from cutaway.report.words import correlation, largest, listed, mean_of, num, percent, signed, slope
@@ -462,7 +462,7 @@ def _position_parts(study: Study) -> dict[str, Float[Tensor, "batch pos d_model"
 def _loss_without(study: Study, part: Float[Tensor, "batch pos d_model"], which: str) -> float:
     """The loss when a part of the stream reaches the keys (or values) of layer 1 only by its mean over positions and examples."""
     model, attn = study.model, study.model.blocks[1].attn
-    normed = into_norm(model, "1.ln1", part) / scale_of(study.few, "blocks.1.ln1.hook_scale")
+    normed = frozen_norm(model, "1.ln1", scale_of(study.few, "blocks.1.ln1.hook_scale"))(part)
     weights = attn.W_K if which == "keys" else attn.W_V
     given = torch.einsum("bpm,hme->bphe", normed, weights)
     change = given.mean((0, 1), keepdim=True) - given

@@ -19,6 +19,7 @@ from cutaway.analysis import attribution, head_decomposition, scales, token_head
 from cutaway.analysis.shared import head_names
 from cutaway.axes import Logits, Tokens
 from cutaway.errors import ConfigError, WeightsMismatch
+from cutaway.model.frozen_norm import norms_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Means
@@ -200,7 +201,7 @@ class Study:
     @torch.no_grad()
     def run(self, tokens: Tokens) -> tuple[Logits, ActivationCache]:
         """Logits, and a cache of what the analyses read."""
-        wanted = {*attribution.sites(self.model), *scales.norms_of(self.model.cfg).values()}
+        wanted = {*attribution.sites(self.model), *norms_of(self.model.cfg).values()}
         for layer in range(self.model.cfg.n_layers):
             wanted |= {*head_decomposition.sites(self.model, layer), *(f"blocks.{layer}.attn.hook_{part}" for part in "qkv")}
         logits, store = self.model.run_with_cache(tokens, names_filter=sorted(wanted))

@@ -1,0 +1,93 @@
+"""Indices from outside, read strictly: whole numbers, each once, all of them there.
+
+A bool is no 0 or 1, 5.9 is no 5, "12" is not 1 and 2, a duplicate would count twice, an empty list would change nothing: each
+is refused with a sentence that says what was asked and what there is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from cutaway.errors import ShapeError
+
+
+def index(given: Any, size: int, what: str) -> int:
+    """One index, counted from 0; a negative one counts back from the end.
+
+    Args:
+        what: what is counted, in the singular: "head", "layer", "position".
+
+    Raises:
+        ShapeError: it is no whole number, or outside.
+    """
+    number = whole(given, f"a {what}")
+    if not -size <= number < size:
+        last = f", 0 to {size - 1}" if size else ""
+        raise ShapeError(f"there is no {what} {number}; there are {size}{last}")
+    return number % size
+
+
+def indices(given: Any, size: int, what: str) -> list[int]:
+    """One or several indices, counted from 0, in the order given; negative ones count back from the end.
+
+    Args:
+        given: a whole number, or a sequence, range, or one-dimensional array of them.
+
+    Raises:
+        ShapeError: one is no whole number or outside, one comes twice, or there are none.
+    """
+    if isinstance(given, str | bytes) or not _several(given):
+        return [index(given, size, what)]
+    found = [index(one, size, what) for one in given]
+    if not found:
+        raise ShapeError(f"an empty list of {what}s means nothing; leave it out for all of them")
+    if len(set(found)) < len(found):
+        twice = next(one for one in found if found.count(one) > 1)
+        raise ShapeError(f"{what} {twice} is given twice; give each once")
+    return found
+
+
+def whole(given: Any, what: str) -> int:
+    """A whole number.
+
+    Raises:
+        ShapeError: it is a bool, a float, a text or anything else.
+    """
+    if type(given).__name__ in ("bool", "bool_") or (getattr(given, "dtype", None) is not None and "bool" in str(given.dtype)):
+        raise ShapeError(f"{what} is a whole number, not {given!r}; a mask of bools is no list of numbers")
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise ShapeError(f"{what} is a whole number, not {given!r}") from None
+
+
+def at_least(given: Any, least: int, what: str) -> int:
+    """A whole number that counts something: how many steps, draws, examples.
+
+    Raises:
+        ShapeError: it is no whole number, or less than `least`.
+    """
+    number = whole(given, what)
+    if number < least:
+        raise ShapeError(f"{what} is at least {least}, not {number}")
+    return number
+
+
+def one_of(given: Any, known: Sequence[str], what: str) -> str:
+    """A word among those that are known.
+
+    Raises:
+        UnknownName: it is none of them; says the nearest.
+    """
+    from cutaway.errors import UnknownName, nearest
+
+    if given not in known:
+        near = nearest(given, known) if isinstance(given, str) else ""
+        raise UnknownName(f"{what} {given!r} is not known{near}; there are {', '.join(known)}")
+    return str(given)
+
+
+def _several(given: Any) -> bool:
+    return getattr(given, "ndim", 1) > 0 and hasattr(given, "__iter__")
