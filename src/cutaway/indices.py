@@ -10,7 +10,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-from cutaway.errors import ShapeError
+from cutaway.errors import ShapeError, UnknownName, nearest
 
 
 def index(given: Any, size: int, what: str) -> int:
@@ -81,12 +81,25 @@ def one_of(given: Any, known: Sequence[str], what: str) -> str:
     Raises:
         UnknownName: it is none of them; says the nearest.
     """
-    from cutaway.errors import UnknownName, nearest
-
     if given not in known:
         near = nearest(given, known) if isinstance(given, str) else ""
         raise UnknownName(f"{what} {given!r} is not known{near}; there are {', '.join(known)}")
     return str(given)
+
+
+def some_of(given: Any, known: Sequence[str], what: str) -> list[str]:
+    """Some of the words that are known, each once; one word stands for itself alone.
+
+    Raises:
+        UnknownName: a word that is none of them.
+        ShapeError: there are none, or one comes twice.
+    """
+    found = [one_of(one, known, what) for one in ([given] if isinstance(given, str) else list(given))]
+    if not found:
+        raise ShapeError(f"an empty list of {what}s means nothing; there are {', '.join(known)}")
+    if len(set(found)) < len(found):
+        raise ShapeError(f"a {what} is given twice: {', '.join(found)}")
+    return found
 
 
 def _several(given: Any) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cutaway.analysis.shared import as_tokens, head_names
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import UnknownName, nearest
+from cutaway.indices import some_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, mean, zero
@@ -119,10 +119,7 @@ def ablate_heads(
     Raises:
         UnknownName: no such kind or site.
     """
-    for given, known in ((kinds, KINDS), (sites, SITES)):
-        for name in given:
-            if name not in known:
-                raise UnknownName(f"no ablation called {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    kinds, sites = some_of(kinds, KINDS, "kind of ablation"), some_of(sites, SITES, "site to ablate")
     cfg, found = model.cfg, as_tokens(model, tokens)
     if metric is None or isinstance(metric, Tensor):
         metric = metrics.loss(found, metric, mask=mask, by_position=True)

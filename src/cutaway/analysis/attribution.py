@@ -28,6 +28,7 @@ from cutaway.analysis.shared import (
     vocabulary,
 )
 from cutaway.errors import ShapeError
+from cutaway.indices import indices
 from cutaway.model.components import BIASES, Component, gathered, parse_writers, writers
 from cutaway.model.components import sites as sites_of
 from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
@@ -242,10 +243,8 @@ def attribute_all_tokens(
     cache = run_for(subject, tokens, sites(model, components=components), "attribute_all_tokens")
     resid = _final_resid(cache)
     batch, length = resid.shape[:2]
-    chosen = list(range(length)) if positions is None else [int(position) for position in positions]
-    for name, asked, count in (("example", examples, batch), ("position", chosen, length)):
-        if wrong := [one for one in asked if not -count <= one < count]:
-            raise ShapeError(f"there is no {name} {wrong[0]}; the run has {count}")
+    examples = indices(examples, batch, "example")
+    chosen = list(range(length)) if positions is None else indices(positions, length, "position")
     size = len(parts) * len(examples) * len(chosen) * cfg.d_vocab_out
     if size > 10**8:
         raise ShapeError(f"that would be {size:,} numbers; choose fewer examples, positions or components")
@@ -296,10 +295,8 @@ def _neuron_layers(model: Transformer, neurons: bool | Sequence[int]) -> list[in
         return []
     if cfg.attn_only:
         raise ShapeError("this network is attention only and has no neurons; leave neurons=False")
-    layers = list(range(cfg.n_layers)) if neurons is True else [int(layer) for layer in neurons]
+    layers = list(range(cfg.n_layers)) if neurons is True else indices(neurons, cfg.n_layers, "layer")
     for layer in layers:
-        if not 0 <= layer < cfg.n_layers:
-            raise ShapeError(f"neurons of layer {layer}: the network has {cfg.n_layers} layers")
         if cfg.is_moe(layer):
             raise ShapeError(f"layer {layer} is a mixture of experts, whose neurons are not kept; take its whole MLP")
     return layers

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cutaway.analysis.shared import head_names
 from cutaway.errors import ShapeError, UnknownName
+from cutaway.indices import at_least
 from cutaway.model.components import Component, head, norm_after, norm_before
 from cutaway.model.frozen_norm import FINAL, frozen_norm
 from cutaway.model.transformer import Transformer
@@ -98,6 +99,7 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, see
         UnknownName: a mode that is none.
         ShapeError: fewer than two layers, so that nothing composes.
     """
+    draws = at_least(draws, 2, "draws")
     if not modes or set(modes) - set(MODES):
         raise UnknownName(f"composition goes by Q, K or V (or several, as 'QK'), not {modes!r}")
     cfg = model.cfg
@@ -200,7 +202,7 @@ def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:
     Raises:
         ShapeError: the network's input and output vocabularies differ in size.
     """
-    cfg = model.cfg
+    cfg, draws = model.cfg, at_least(draws, 2, "draws")
     if cfg.d_vocab != cfg.d_vocab_out:
         raise ShapeError(
             f"copying needs one vocabulary, and this network reads {cfg.d_vocab} tokens and answers {cfg.d_vocab_out}"

@@ -23,6 +23,7 @@ from cutaway.analysis.score_pathways import (
 )
 from cutaway.analysis.shared import Subject, kept, network, run_for, scale_of
 from cutaway.errors import ConfigError, ShapeError
+from cutaway.indices import index
 from cutaway.model.components import head as head_at
 from cutaway.model.components import norm_after, parse_head
 from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
@@ -77,7 +78,7 @@ def outputs_by_component(
     writes, before any norm that follows.
     """
     model = network(subject)
-    _in_range(model, layer)
+    layer = index(layer, model.cfg.n_layers, "layer")
     cache = run_for(subject, tokens, sites(model, layer), "outputs_by_component")
     values, labels = _values(cache, layer)
     pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")
@@ -148,8 +149,3 @@ def _values(cache: ActivationCache, layer: int) -> tuple[Float[Tensor, "componen
     values = projected(model, layer, parts, "v")
     bias = constant(model, layer, "v").to(values.dtype)
     return torch.cat([values, bias.expand(1, *values.shape[1:])]), [*labels, "constant"]
-
-
-def _in_range(model: Transformer, layer: int) -> None:
-    if not 0 <= layer < model.cfg.n_layers:
-        raise ShapeError(f"layer={layer} is not one of the {model.cfg.n_layers} layers")

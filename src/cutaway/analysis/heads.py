@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cutaway.analysis.shared import Subject, head_names, network, real_tokens, run_for
 from cutaway.errors import ShapeError, TokenError, UnknownName, nearest
+from cutaway.indices import at_least, whole
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled, Means, Result
@@ -213,6 +214,11 @@ def head_scores(
         MissingActivation: the cache lacks patterns.
         TokenError: a kind was asked for by name that needs repeated tokens, and there are none.
     """
+    batch_size = at_least(batch_size, 1, "batch_size")
+    if isinstance(kinds, str):
+        kinds = [kinds]
+    if kinds is not None and not kinds:
+        raise ShapeError(f"an empty list of kinds scores nothing; there are {', '.join(KINDS)}")
     asked = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(KINDS if kinds is None else kinds)
     model = network(subject)
     causal = model.cfg.attention_dir == "causal"
@@ -323,10 +329,10 @@ def random_repeats(
 
     No token comes twice within a half, where the vocabulary is large enough; special tokens are left out.
     """
-    cfg = model.cfg
+    cfg, examples = model.cfg, at_least(examples, 1, "examples")
     bos = getattr(model.tokenizer, "bos_token_id", None) if cfg.default_prepend_bos and model.tokenizer is not None else None
     room = (cfg.n_ctx - (bos is not None)) // 2
-    length = min(50, room) if length is None else length
+    length = min(50, room) if length is None else whole(length, "length")
     if not 1 <= length <= room:
         raise ShapeError(f"length={length}: twice that must fit into {cfg.n_ctx} positions, so give 1 to {room}")
     special = set(getattr(model.tokenizer, "all_special_ids", None) or ([] if bos is None else [bos]))

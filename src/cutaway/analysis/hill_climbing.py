@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.errors import ShapeError
+from cutaway.indices import at_least, indices
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, line_chart
 
@@ -88,7 +89,8 @@ def hill_climb(
     Raises:
         ShapeError: no chains, no tokens to put in, or nowhere to put them.
     """
-    places = list(range(start.shape[1])) if positions is None else list(positions)
+    rounds, neighbours = at_least(rounds, 0, "rounds"), at_least(neighbours, 1, "neighbours")
+    places = list(range(start.shape[1])) if positions is None else indices(positions, start.shape[1], "position")
     if not len(start) or not places or not len(alphabet):
         raise ShapeError("a search needs at least one sequence, one position and one token to put there")
     device, generator = start.device, torch.Generator().manual_seed(seed)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cutaway.analysis.shared import KeptSites, Subject, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
 from cutaway.errors import UnknownName
+from cutaway.indices import at_least
 from cutaway.model.components import Component, parse_writers, sites, writers
 from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
 from cutaway.model.products import linear
@@ -137,7 +138,7 @@ def lens(
     batch, length = final.shape[:2]
     wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, asker="lens", real=real, optional=True)
     frozen = None if own_scale or not normed else scale_of(cache, "ln_final.hook_scale")
-    k = min(k, model.cfg.d_vocab_out)
+    k = min(at_least(k, 1, "k"), model.cfg.d_vocab_out)
     run = KeptSites(cache)
 
     def vectors_of(number: int) -> Float[Tensor, "batch pos d_model"]:

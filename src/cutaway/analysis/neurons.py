@@ -17,6 +17,7 @@ from torch import Tensor
 
 from cutaway.analysis.shared import token_name, tokens_of_text
 from cutaway.errors import ShapeError
+from cutaway.indices import at_least
 from cutaway.model.components import Component, parse_writers, sites
 from cutaway.model.sites import axes, resolve
 from cutaway.model.transformer import Transformer
@@ -261,6 +262,7 @@ def max_activating_texts(
     Raises:
         ShapeError: no features, or nothing to read.
     """
+    k, around, batch_size = at_least(k, 1, "k"), at_least(around, 0, "around"), at_least(batch_size, 1, "batch_size")
     if not features:
         raise ShapeError("max_activating_texts needs at least one feature, such as '0.mlp.17', '0.1' or (site, direction)")
     plan = [_feature(model, feature) for feature in features]

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.analysis.shared import as_tokens
+from cutaway.analysis.shared import aligned, as_tokens, plain_metric
 from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
+from cutaway.indices import one_of, some_of
 from cutaway.model.sites import get_act_name, table
 from cutaway.model.transformer import Transformer
 from cutaway.runs import metrics
@@ -396,26 +397,25 @@ def patch(
     """Patch everything, one place at a time, between a clean and a corrupted prompt (or several pairs).
 
     Args:
-        clean, corrupted: text, texts or tokens `[batch, pos]`, of equal lengths.
+        clean, corrupted: text, texts or tokens `[batch, pos]`, of as many tokens row by row.
         metric: one of `cutaway.runs.metrics`, such as the logit difference of answer and wrong answer.
         kinds: what to patch: resid_pre, resid_mid, attn_out, mlp_out (layer × position); z, q, k, v, pattern (layer × head).
         direction: "denoising" (clean into corrupted) or "noising" (corrupted into clean).
         audit, seed, memory, progress, baseline: as `sweep` takes them.
 
     Raises:
-        ShapeError: prompts of different lengths, or clean and corrupted runs with the same metric.
+        ShapeError: prompts that do not align, a metric that compares with a clean run, or one that is the same for both.
         UnknownName: no such kind or direction, or only kinds that the network lacks.
     """
-    for given, known in ((kinds, tuple(GRIDS)), ((direction,), DIRECTIONS)):
-        for name in given:
-            if name not in known:
-                raise UnknownName(f"patching knows no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    pair = as_tokens(model, clean), as_tokens(model, corrupted)
-    _check_pair(model, *pair)
+    kinds = some_of(kinds, tuple(GRIDS), "kind of patch")
+    one_of(direction, DIRECTIONS, "direction")
+    plain_metric(metric, "patch")
+    both = aligned(model, clean, corrupted)
+    pair = both.clean, both.corrupted
     source, target = pair if direction == "denoising" else pair[::-1]
     there = [kind for kind in GRIDS if get_act_name(kind, 0) in model.hook_dict]
     if not set(kinds) & set(there):
-        raise UnknownName(f"this network has none of {', '.join(kinds) or 'no kinds'} to patch; it has {', '.join(there)}")
+        raise UnknownName(f"this network has none of {', '.join(kinds)} to patch; it has {', '.join(there)}")
     kinds = [kind for kind in kinds if kind in there]
     names = [get_act_name(kind, layer) for kind in kinds for layer in range(model.cfg.n_layers)]
     means: list[float] = []
@@ -424,7 +424,7 @@ def patch(
         cache: dict[str, Tensor] = {}
         for tokens in pair:
             keep = names if tokens is source else []
-            logits, store = model.run_with_cache(tokens, names_filter=keep)
+            logits, store = model.run_with_cache(tokens, names_filter=keep, attention_mask=both.mask)
             each = metric(logits).double().cpu()
             by_example.append(each if each.ndim == 1 else each.nanmean(1) if each.ndim else each[None])
             means.append(float(each.nanmean()))
@@ -436,7 +436,9 @@ def patch(
     for number, kind in enumerate(kinds):
         step = None if progress is None else _share(progress, number, len(kinds))
         grid = Grid(put_in(cache), kind, GRIDS[kind])
-        sweeps[kind] = sweep(model, target, grid, metric, audit=audit, seed=seed, memory=memory, progress=step, baseline=baseline)
+        sweeps[kind] = sweep(
+            model, target, grid, metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step, baseline=baseline
+        )
     first = sweeps[kinds[0]].averages()
     scaled = (first.data - means[1]) / (means[0] - means[1])
     shown = _texts(model, pair[0][0]), _texts(model, pair[1][0])
@@ -460,16 +462,3 @@ def _texts(model: Transformer, tokens: Tensor) -> tuple[str, ...]:
     if model.tokenizer is None:
         return tuple(map(str, tokens.tolist()))
     return tuple(str(model.tokenizer.decode([token])) for token in tokens.tolist())
-
-
-def _check_pair(model: Transformer, clean: Tensor, corrupted: Tensor) -> None:
-    """Refuse prompts of different lengths; say where they begin to differ."""
-    if clean.shape == corrupted.shape:
-        return
-    one, other = _texts(model, clean[0]), _texts(model, corrupted[0])
-    at = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    raise ShapeError(
-        f"the clean prompts are {len(clean)} of {clean.shape[1]} tokens and the corrupted ones {len(corrupted)} of "
-        f"{corrupted.shape[1]}; patching pairs them position by position. The first pair differs from position {at} on: "
-        f"{list(one[at : at + 4])} and {list(other[at : at + 4])}; choose words of as many tokens"
-    )

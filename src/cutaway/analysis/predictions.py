@@ -14,7 +14,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.analysis.shared import target_ids, token_name, tokens_of_text, vocabulary
-from cutaway.errors import ShapeError, TokenError
+from cutaway.errors import TokenError
+from cutaway.indices import at_least, index
 from cutaway.model.transformer import Transformer
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.tokens import check_length
@@ -150,8 +151,8 @@ class Predictions(Result):
         ]
         lines += [self.split] if self.split else []
         worst = self.values.data.nan_to_num(-1).flatten().topk(min(5, count)).indices.tolist()
-        for index in worst:
-            at = divmod(index, self.values.shape[1])
+        for number in worst:
+            at = divmod(number, self.values.shape[1])
             target, predicted = self.words[int(self.targets[at])], self.words[int(self.predicted[at])]
             lines.append(
                 f"example {at[0]}, position {at[1]}: {target!r} cost {float(self.values.data[at]):.2f}; expected {predicted!r}"
@@ -176,6 +177,7 @@ def predict(
     Raises:
         TokenError: nothing to predict.
     """
+    batch_size = at_least(batch_size, 1, "batch_size")
     tokens, real = tokens_of_text(model, text)
     device = model.W_U.device
     tokens = tokens.to(device)
@@ -236,13 +238,13 @@ def likeliest_tokens(
         ShapeError: the text has no such position.
     """
     tokens, real = tokens_of_text(model, text)
-    length = tokens.shape[1]
-    if not -length <= position < length:
-        raise ShapeError(f"there is no position {position}: the text has {length} token{'s' * (length != 1)}")
+    k, example = at_least(k, 1, "k"), index(example, len(tokens), "example")
+    own = range(tokens.shape[1]) if real is None else real[example].nonzero()[:, 0].tolist()  # a row's own tokens
+    place = own[index(position, len(own), "position")]
     with torch.no_grad():
         mask = None if real is None else real.long()
         resid = model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
-        probability = model.logits_of(resid[example : example + 1, position % length][None])[0, 0].float().softmax(-1)
+        probability = model.logits_of(resid[example : example + 1, place][None])[0, 0].float().softmax(-1)
     top = probability.topk(min(k, len(probability)))
     names = vocabulary(model, vocab, model.cfg.d_vocab_out) if vocab is not None else None
     return [(token_name(model, i, names), value) for i, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)]

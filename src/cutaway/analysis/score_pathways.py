@@ -15,7 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.analysis.shared import KeptSites, Subject, head_names, kept, network, run_for
-from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.errors import ConfigError, UnknownName
+from cutaway.indices import index
 from cutaway.model.attention import project
 from cutaway.model.components import POS_EMBED, Component, norm_before, parse_writers, reaches, sites, writers
 from cutaway.model.frozen_norm import frozen_norm, norms_of
@@ -139,8 +140,7 @@ def pathways(
     """
     model = network(subject)
     cfg = model.cfg
-    if not 0 <= layer < cfg.n_layers:
-        raise ShapeError(f"layer={layer} is not one of the {cfg.n_layers} layers")
+    layer = index(layer, cfg.n_layers, "layer")
     if cfg.use_qk_norm:
         raise ConfigError("this network normalises queries and keys, so its scores are no sum over components")
     chosen = None if components is None else _before(model, layer, components)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import MissingActivation, ShapeError, TokenError
+from cutaway.indices import whole
 from cutaway.model.components import heads
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
@@ -38,6 +39,7 @@ def run_for(subject: Subject, tokens: Any, sites: Sequence[str], asker: str) -> 
         ShapeError: a network without tokens.
     """
     if isinstance(subject, ActivationCache):
+        subject._check_weights(asker)
         if absent := [name for name in sites if name not in subject.cache_dict]:
             shown = ", ".join(map(repr, absent[:3])) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
             raise MissingActivation(
@@ -261,7 +263,7 @@ def single_token(model: Transformer, token: str | int, vocab: Sequence[str] | No
         TokenError: the text is no single token, or there is no tokenizer to ask.
     """
     if not isinstance(token, str):
-        return int(token)
+        return whole(token, "a token")
     if vocab is not None and token in vocab:
         return list(vocab).index(token)
     return to_single_token(model.tokenizer, token)
@@ -308,7 +310,7 @@ def target_ids(
     elif isinstance(targets, list | tuple) and targets and isinstance(targets[0], str):
         targets = [single_token(model, one, vocab) for one in targets]
     ids = torch.as_tensor(targets, device=device)
-    if ids.is_floating_point() or ids.ndim > 2:
+    if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim > 2:
         raise ShapeError(
             f"targets are whole numbers, one, one per example or one per position; not {ids.dtype} {tuple(ids.shape)}"
         )

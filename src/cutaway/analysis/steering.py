@@ -24,6 +24,7 @@ from torch import Tensor
 from cutaway import reading
 from cutaway import tokens as text
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
+from cutaway.indices import index, whole
 from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
@@ -206,6 +207,7 @@ def activations(
 
     Raises:
         TokenError: there are no prompts, or one is shorter than `position`.
+        ContextTooLong: a prompt is longer than the model's context.
     """
     if not prompts:
         raise TokenError("there are no prompts; give at least one")
@@ -214,7 +216,8 @@ def activations(
     for start in range(0, len(prompts), batch):
         bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
         some = list(prompts[start : start + batch])
-        tokens, mask = text.encode(model.tokenizer, some, prepend_bos=bos, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+        tokens, mask = text.encode(model.tokenizer, some, prepend_bos=bos, truncate=False, device=model.W_E.device)
+        text.check_length(tokens.shape[1], model.cfg.n_ctx)
         _, store = Transformer.run_with_cache(
             model, tokens, names_filter=names, attention_mask=mask, return_type=None, stop_at_layer=_stop(model, names)
         )
@@ -226,8 +229,7 @@ def activations(
         if position == "mean":
             rows.append((kept * mask[..., None]).sum(2) / mask.sum(1)[:, None])
             continue
-        if not isinstance(position, int):
-            raise ShapeError(f"position={position!r} must be a number or 'mean'")
+        position = whole(position, "position, if not 'mean',")
         lengths = mask.sum(1)
         where = position + lengths if position < 0 else torch.full_like(lengths, position)
         if bool((where < 0).any() | (where >= lengths).any()):
@@ -257,6 +259,7 @@ def activation_addition(
         text.to_tokens(model.tokenizer, prompt, prepend_bos=bos, device=model.W_E.device) for prompt in (positive, negative)
     ]
     longest = max(tokens.shape[1] for tokens in encoded)
+    text.check_length(longest, model.cfg.n_ctx)
     apart = encoded[0].shape != encoded[1].shape
     pad = _space(model) if apart else 0
     name = sites.resolve((site, layer_of(model, layer)), model.sites, model.cfg.n_layers)
@@ -293,10 +296,7 @@ def layer_of(model: Transformer, layer: int) -> int:
     Raises:
         ShapeError: the model has no such layer.
     """
-    n = model.cfg.n_layers
-    if not -n <= layer < n:
-        raise ShapeError(f"layer {layer} is outside the {n} layers of the model, 0 to {n - 1}")
-    return layer % n
+    return index(layer, model.cfg.n_layers, "layer")
 
 
 def contrast_vectors(

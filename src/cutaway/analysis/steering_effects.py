@@ -17,6 +17,7 @@ from torch import Tensor
 from cutaway import tokens as text
 from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steer
 from cutaway.errors import NotFinite, ShapeError, TokenError
+from cutaway.indices import at_least
 from cutaway.model.transformer import Transformer
 from cutaway.runs import metrics
 from cutaway.runs.generation import Sampling, generate
@@ -179,6 +180,7 @@ def dose_response(
     for vector in chosen.values():
         vector.check(model)
     strengths = [float(one) for one in strengths]
+    random, shuffled = at_least(random, 0, "random"), at_least(shuffled, 0, "shuffled")
     tokens, mask = _encoded(model, prompts, prepend_bos)
     controls = {
         "random": _random(chosen, random, seed),
@@ -208,7 +210,9 @@ def _encoded(model: Transformer, prompts: Sequence[str], prepend_bos: bool | Non
     if not prompts:
         raise TokenError("there are no prompts; give at least one")
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-    return text.encode(model.tokenizer, list(prompts), prepend_bos=bos, n_ctx=model.cfg.n_ctx, device=model.W_E.device)
+    found = text.encode(model.tokenizer, list(prompts), prepend_bos=bos, truncate=False, device=model.W_E.device)
+    text.check_length(found[0].shape[1], model.cfg.n_ctx)
+    return found
 
 
 def _cells(families: Sequence[Mapping[int, SteeringVector]], strengths: Sequence[float], length: int) -> Cells:
@@ -427,7 +431,7 @@ def held_out_accuracy(
 ) -> Float[Tensor, "layer"]:
     """How often held-out activations fall on their side of the midpoint along the other folds' difference of means."""
     draw = torch.Generator().manual_seed(seed)
-    folds = min(folds, plus.shape[1], minus.shape[1])
+    folds = min(at_least(folds, 2, "folds"), plus.shape[1], minus.shape[1])
     sizes = (plus.shape[1], minus.shape[1])
     groups = [torch.randperm(n, generator=draw) % folds for n in sizes]
     if sizes[0] == sizes[1]:  # pairs are held out together; else one half of a pair is judged by the other

@@ -130,7 +130,7 @@ def mlp_writes(block: Any, resid: Tensor) -> Tensor:
 
 def embedded(model: Transformer, tokens: Tensor) -> tuple[list[Tensor], Stream]:
     """What the embeddings add to the stream, and where it stands."""
-    stream = model.prepare(tokens)
+    stream = model.prepare(tokens, model.tokens_and_mask(tokens, None, None)[1])  # padding on the left is seen in the tokens
     whole, stream = model.embed_tokens(tokens, stream)
     if model.cfg.positional_embedding_type != "standard":
         return [whole], stream

@@ -67,8 +67,9 @@ class CircuitRunner:
             yield one
 
     def _last(self, rows: slice) -> tuple[slice, Tensor]:
-        stream = self.model.prepare(self.tokens[rows])
-        resid = self.model.run_blocks(*self.model.embed_tokens(self.tokens[rows], stream))
+        tokens = self.tokens[rows]
+        stream = self.model.prepare(tokens, self.model.tokens_and_mask(tokens, None, None)[1])
+        resid = self.model.run_blocks(*self.model.embed_tokens(tokens, stream))
         return rows, self._picked(rows, resid)
 
     def _picked(self, rows: slice, resid: Tensor) -> Float[Tensor, "token column"]:

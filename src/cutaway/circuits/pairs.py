@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.analysis.shared import as_tokens
+from cutaway.analysis.shared import aligned, as_tokens
 from cutaway.circuits.components import Written, written
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model.transformer import Transformer
@@ -25,26 +25,12 @@ def as_pair(model: Transformer, clean: Any, corrupted: Any, ablation: str = "res
     """
     if ablation not in ABLATIONS:
         raise ConfigError(f"ablation={ablation!r} is not known{nearest(ablation, ABLATIONS)}; there are {', '.join(ABLATIONS)}")
-    tokens = as_tokens(model, clean)
     if corrupted is None:
         if ablation == "resample":
             raise ShapeError("resampling needs corrupted prompts; give them, or ablate by 'mean' or 'zero'")
-        return tokens, None
-    source = as_tokens(model, corrupted)
-    if tokens.shape != source.shape:
-        raise ShapeError(f"clean and corrupted prompts need one shape, not {tuple(tokens.shape)} and {tuple(source.shape)}")
-    _check_lengths(model, clean, corrupted)
-    return tokens, source
-
-
-def _check_lengths(model: Transformer, clean: Any, corrupted: Any) -> None:
-    """Texts of a pair have as many tokens as each other, also where padding makes their shapes agree."""
-    if isinstance(clean, Tensor) or isinstance(corrupted, Tensor) or isinstance(clean, str) or isinstance(corrupted, str):
-        return
-    for row, pair in enumerate(zip(clean, corrupted, strict=True)):
-        lengths = [as_tokens(model, text).shape[1] for text in pair]
-        if lengths[0] != lengths[1]:
-            raise ShapeError(f"pair {row} does not align: {lengths[0]} and {lengths[1]} tokens, {pair[0]!r} and {pair[1]!r}")
+        return as_tokens(model, clean), None
+    pair = aligned(model, clean, corrupted)
+    return pair.clean, pair.corrupted
 
 
 def ablated(model: Transformer, ablation: str, tokens: Tensor, source: Tensor | None, over: Tensor) -> Written:

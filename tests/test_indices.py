@@ -1,0 +1,168 @@
+"""Indices and options from outside: what is no whole number, comes twice, is outside or empty is refused, everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import cutaway
+from cutaway import metrics
+from cutaway.errors import ContextTooLong, CutawayError, ShapeError, UnknownName
+from cutaway.indices import at_least, index, indices, some_of
+from cutaway.tokens import CharTokenizer
+from tests.architectures import network, some_tokens
+
+TOKENS, OTHER = some_tokens(seed=2), some_tokens(seed=1)
+METRIC = metrics.logit_difference([1, 2, 3], [4, 5, 6])
+
+
+def test_whole_numbers_of_every_kind_are_read() -> None:
+    assert indices(range(3), 5, "head") == [0, 1, 2] and indices(-1, 5, "head") == [4] and index(np.int64(2), 5, "head") == 2
+    assert indices(torch.tensor([3, 0]), 5, "head") == [3, 0] and indices(np.array([1, -1]), 5, "head") == [1, 4]
+    assert indices(torch.tensor(3), 5, "head") == [3] and indices((4,), 5, "head") == [4] and at_least(0, 0, "draws") == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (True, "whole number, not True"), ([True, False], "mask of bools"), (torch.tensor([True, False]), "mask of bools"),
+        (np.array([True]), "mask of bools"), (5.9, "not 5.9"), ([1.0], "not 1.0"),
+        (torch.tensor([1.5]), "not tensor"),
+        ("12", "not '12'"), (["1"], "not '1'"), (None, "not None"), ([[0, 1]], "whole number"),
+        ([0, 0], "head 0 is given twice"),
+        ([4, -1], "head 4 is given twice"), ([], "empty list of heads"), (5, "no head 5; there are 5, 0 to 4"),
+        ([-6], "no head -6"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_indices_is_refused(given: Any, words: str) -> None:
+    with pytest.raises(ShapeError, match=words):
+        indices(given, 5, "head")
+
+
+def test_words_are_taken_once() -> None:
+    assert some_of("z", ("z", "q"), "site") == ["z"] and some_of(["q", "z"], ("z", "q"), "site") == ["q", "z"]
+    for given, error in ((["x"], UnknownName), ([], ShapeError), (["z", "z"], ShapeError)):
+        with pytest.raises(error):
+            some_of(given, ("z", "q"), "site")
+
+
+MODEL = network("gpt2")
+REFUSED: dict[str, Callable[[], Any]] = {
+    "attribute_all_tokens, an example twice": lambda: cutaway.attribute_all_tokens(MODEL, TOKENS, examples=[0, 0]),
+    "attribute_all_tokens, bools": lambda: cutaway.attribute_all_tokens(MODEL, TOKENS, positions=[True, False]),
+    "attribute_all_tokens, nothing": lambda: cutaway.attribute_all_tokens(MODEL, TOKENS, positions=[]),
+    "attribute, layers as bools": lambda: cutaway.attribute(MODEL, TOKENS, neurons=[True]),
+    "attribute, bools as targets": lambda: cutaway.attribute(MODEL, TOKENS, targets=torch.ones(3, 9, dtype=torch.bool)),
+    "attribute, a float as target": lambda: cutaway.attribute(MODEL, TOKENS, targets=torch.tensor(2.0)),
+    "lens, no tokens kept": lambda: cutaway.lens(MODEL, TOKENS, k=0),
+    "pathways, layer True": lambda: cutaway.pathways(MODEL, TOKENS, layer=True),
+    "outputs_by_component, layer 2": lambda: cutaway.outputs_by_component(MODEL, 2, TOKENS),
+    "path_patch, a position twice": lambda: cutaway.path_patch(MODEL, TOKENS, OTHER, METRIC, positions=[3, 3]),
+    "path_patch, a position outside": lambda: cutaway.path_patch(MODEL, TOKENS, OTHER, METRIC, positions=[9]),
+    "patch, kl": lambda: cutaway.patch(MODEL, TOKENS, OTHER, metrics.kl()),
+    "patch, no kinds": lambda: cutaway.patch(MODEL, TOKENS, OTHER, METRIC, kinds=[]),
+    "patch, a kind twice": lambda: cutaway.patch(MODEL, TOKENS, OTHER, METRIC, kinds=["z", "z"]),
+    "edge_attribution, no steps": lambda: cutaway.edge_attribution(MODEL, TOKENS, OTHER, METRIC, steps=0),
+    "ablate_heads, no sites": lambda: cutaway.ablate_heads(MODEL, TOKENS, METRIC, sites=[]),
+    "composition, no draws": lambda: cutaway.composition(MODEL, draws=0),
+    "copying, no draws": lambda: cutaway.copying(MODEL, draws=0),
+    "head_scores, batches of nothing": lambda: cutaway.head_scores(MODEL, TOKENS, batch_size=0),
+    "head_scores, no kinds": lambda: cutaway.head_scores(MODEL, TOKENS, kinds=[]),
+    "random_repeats, no examples": lambda: cutaway.random_repeats(MODEL, examples=0),
+    "max_activating_texts, none kept": lambda: cutaway.max_activating_texts(MODEL, ["0.1"], TOKENS, k=0),
+    "predict, batches of nothing": lambda: cutaway.predict(MODEL, TOKENS, batch_size=0),
+    "likeliest_tokens, a position outside": lambda: cutaway.likeliest_tokens(MODEL, TOKENS, position=9),
+    "likeliest_tokens, an example outside": lambda: cutaway.likeliest_tokens(MODEL, TOKENS, example=3),
+    "hill_climb, a position twice": lambda: cutaway.hill_climb(lambda x: x.sum(-1).float(), TOKENS, [1, 2], positions=[0, 0]),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_options_that_mean_nothing_are_refused_in_one_sentence(what: str) -> None:
+    with pytest.raises(CutawayError) as caught:
+        REFUSED[what]()
+    assert len(str(caught.value)) > 20 and "\n" not in str(caught.value)
+
+
+def spoken(**given: Any) -> Any:
+    model = network("gpt2", **given)
+    model.set_tokenizer(CharTokenizer(list("abcdefghijk?_"), bos_token="?", pad_token="_"))
+    return model
+
+
+@pytest.mark.parametrize("analysis", ["patch", "path_patch", "edge_attribution"])
+def test_pairs_align_by_the_tokens_of_each_row(analysis: str) -> None:
+    """Texts of 5 and 3 letters beside texts of 3 and 5 have one padded shape, and do not pair up."""
+    model, call = spoken(), getattr(cutaway, analysis)
+    metric = metrics.logit_difference([1, 2], [3, 4])
+    with pytest.raises(ShapeError, match="pair 0"):
+        call(model, ["abcde", "abc"], ["abc", "abcde"], metric)
+    for clean, corrupted in (
+        (["abcde", "abc"], ["abcde"]),
+        (torch.ones(2, 3, dtype=torch.long), torch.ones(2, 4, dtype=torch.long)),
+    ):
+        with pytest.raises(ShapeError):
+            call(model, clean, corrupted, metric)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bloom", "no norm, shortformer"])
+def test_left_padding_moves_no_path(name: str) -> None:
+    model = network(name)
+    model.set_tokenizer(CharTokenizer(list("abcdefghijk?_"), bos_token="?", pad_token="_"))
+    model.default_padding_side = "left"
+    clean, corrupted = ["abcdefg", "kab"], ["abxdefg".replace("x", "h"), "kcb"]
+    receivers = ["1.0.q", "1.2.k", "1.3.v", "logits"]
+    both = cutaway.path_patch(model, clean, corrupted, metrics.logit_difference([1, 2], [3, 4]), receivers=receivers)
+    assert both.audit.difference < 1e-4
+    for row in range(2):
+        metric = metrics.logit_difference([1 + row], [3 + row])
+        alone = cutaway.path_patch(model, clean[row], corrupted[row], metric, receivers=receivers)
+        torch.testing.assert_close(both.values.data[..., row], alone.values.data[..., 0], rtol=1e-3, atol=1e-5, equal_nan=True)
+    together = (
+        cutaway.patch(model, clean, corrupted, metrics.logit_difference([1, 2], [3, 4]), kinds=["z"]).sweeps["z"].values.data
+    )
+    one = cutaway.patch(model, clean[1], corrupted[1], metrics.logit_difference([2], [4]), kinds=["z"]).sweeps["z"].values.data
+    torch.testing.assert_close(together[..., 1], one[..., 0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma"])
+def test_left_padding_moves_no_edge(name: str) -> None:
+    model = network(name)
+    model.set_tokenizer(CharTokenizer(list("abcdefghijk?_"), bos_token="?", pad_token="_"))
+    model.default_padding_side = "left"
+    clean, corrupted = ["abcdefg", "kab"], ["abhdefg", "kcb"]
+    both = cutaway.edge_attribution(model, clean, corrupted, metrics.logit_difference([1, 2], [3, 4]), steps=2)
+    found = both.circuit(12)
+    logits = cutaway.run_circuit(model, clean, corrupted, found)
+    for row in range(2):
+        metric = metrics.logit_difference([1 + row], [3 + row])
+        alone = cutaway.edge_attribution(model, clean[row], corrupted[row], metric, steps=2)
+        torch.testing.assert_close(both.each[row], alone.each[0], rtol=1e-3, atol=1e-5, equal_nan=True)
+        own = cutaway.run_circuit(model, clean[row], corrupted[row], found)
+        torch.testing.assert_close(logits[row, -1], own[0, -1], rtol=1e-3, atol=1e-4)
+
+
+LONG = "abcdefghij" * 3  # the context has 20 positions
+CUT: dict[str, Callable[[Any], Any]] = {
+    "attribute": lambda model: cutaway.attribute(model, LONG),
+    "lens": lambda model: cutaway.lens(model, LONG),
+    "head_scores": lambda model: cutaway.head_scores(model, LONG),
+    "patch": lambda model: cutaway.patch(model, LONG, LONG[::-1], METRIC),
+    "path_patch": lambda model: cutaway.path_patch(model, LONG, LONG[::-1], METRIC),
+    "ablate_heads": lambda model: cutaway.ablate_heads(model, LONG),
+    "norm_scales": lambda model: cutaway.norm_scales(model, LONG),
+    "activation_addition": lambda model: cutaway.activation_addition(model, LONG, LONG + "k", 1),
+    "contrast_vectors": lambda model: cutaway.contrast_vectors(model, [LONG + "a"], [LONG + "b"]),
+    "a list of texts": lambda model: cutaway.predict(model, [LONG, "abc"]),
+}
+
+
+@pytest.mark.parametrize("what", CUT)
+def test_long_texts_are_refused_and_not_cut(what: str) -> None:
+    with pytest.raises(ContextTooLong, match="20 positions"):
+        CUT[what](spoken())
+    assert cutaway.predict(spoken(), LONG).windows == 2  # what reads token by token reads windows
