@@ -151,7 +151,7 @@ def test_neurons_of_networks_that_keep_none_are_refused() -> None:
 
 def test_positions_and_components_out_of_range_are_refused() -> None:
     model, tokens = network("gpt2"), some_tokens()
-    with pytest.raises(ShapeError, match="no position 9; the run has 9"):
+    with pytest.raises(ShapeError, match="no position 9; there are 9"):
         attribute_all_tokens(model, tokens, positions=[9])
     with pytest.raises(UnknownName, match=r"no component '5.0' in this network: it has 2 layers of 4 heads"):
         attribute_all_tokens(model, tokens, components=["5.0"])

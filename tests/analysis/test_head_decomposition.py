@@ -96,7 +96,7 @@ def test_errors(tokens: torch.Tensor):
     model = toy()
     with pytest.raises(UnknownName, match=r"'2\.0' is no head"):
         head_decomposition.scores_by_key(model, "2.0", tokens)
-    with pytest.raises(ShapeError, match="layer=2"):
+    with pytest.raises(ShapeError, match="no layer 2; there are 2"):
         head_decomposition.outputs_by_component(model, 2, tokens)
     with pytest.raises(ShapeError, match=r"targets must be \(4, 7\)"):
         head_decomposition.logits_by_source(model, "1.0", tokens[:2], tokens)

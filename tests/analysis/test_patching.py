@@ -122,11 +122,11 @@ def test_the_whole_experiment(direction: str) -> None:
 def test_prompts_of_different_lengths_are_refused() -> None:
     model = network("gpt2")
     longer = torch.cat([CLEAN[:, :5], CLEAN[:, 4:]], 1)
-    with pytest.raises(ShapeError, match=r"3 of 9 tokens .* 3 of 10.*differs from position 5 on"):
+    with pytest.raises(ShapeError, match=r"pair 0 has 9 tokens .* 10 .*differ from position 5 on"):
         patching.patch(model, CLEAN, longer, metrics.logit_difference(RIGHT, WRONG))
     with pytest.raises(ShapeError, match="of 10 positions and the corrupted tokens of 9"):
         patching.get_act_patch_resid_pre(model, CORRUPTED, model.run_with_cache(longer)[1], metric)
-    with pytest.raises(UnknownName, match="patching knows no 'rezid_pre'; did you mean 'resid_pre'"):
+    with pytest.raises(UnknownName, match="kind of patch 'rezid_pre' is not known; did you mean 'resid_pre'"):
         patching.patch(model, CLEAN, CORRUPTED, metrics.logit_difference(RIGHT, WRONG), kinds=["rezid_pre"])
     with pytest.raises(UnknownName, match="has none of mlp_out to patch; it has resid_pre, attn_out, z"):
         lacking = network("attention only")

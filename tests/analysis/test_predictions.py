@@ -102,7 +102,7 @@ def test_likeliest_tokens() -> None:
     top = probability.topk(2)
     assert [word for word, _ in found] == [model.to_single_str_token(int(i)) for i in top.indices]
     assert [value for _, value in found] == pytest.approx(top.values.tolist(), abs=1e-6)
-    with pytest.raises(ShapeError, match="no position 4: the text has 4 tokens"):
+    with pytest.raises(ShapeError, match="no position 4; there are 4"):
         likeliest_tokens(model, "abc", position=4)
 
 

@@ -164,7 +164,7 @@ def test_pathways_that_are_none_are_refused() -> None:
         pathways(network("gemma"), some_tokens())
     with pytest.raises(UnknownName, match="no component is called 'mlp'"):
         pathways(network("gpt2"), some_tokens(), components=["mlp"])
-    with pytest.raises(ShapeError, match="not one of the 2 layers"):
+    with pytest.raises(ShapeError, match="no layer 2; there are 2"):
         pathways(network("gpt2"), some_tokens(), layer=2)
 
 

@@ -228,7 +228,7 @@ def test_pages_need_nothing_else(words: list[str], tmp_path: Path) -> None:
         (["attribute", TOY, "--text", TEXT, "--position", "50"], "no position 50: the text has 20 tokens"),
         (["attribute", LANGUAGE, "--text", "the cat", "--position", "-1"], "position -1 has no next token; give --target"),
         (["lens", TOY, "--text", TEXT, "--position", "50"], "no position 50"),
-        (["lens", TOY, "--text", TEXT, "--of", "4.1"], "lens knows no '4.1'"),
+        (["lens", TOY, "--text", TEXT, "--of", "4.1"], "no component '4.1'"),
         (["circuit", TOY, "embed -> 1.0 -> 0.1"], "layers must rise"),
         (["circuit", TOY], "needs a path after"),
         (["circuit", TOY, "qk 7.1"], "'7.1' is no head"),

@@ -106,7 +106,7 @@ def test_line_breaks_in_files(tmp_path: Path) -> None:
         ([*SETS, "--prompt", "empty"], "the file empty has no text in it"),
         ([*SETS, "--prompt", "bytes"], "bytes is not UTF-8 text"),
         ([*SETS, "--prompt", "XY"], "not in the vocabulary"),
-        ([*SETS, "--prompt", "a", "--layer", "2"], "layer 2 is outside the 2 layers"),
+        ([*SETS, "--prompt", "a", "--layer", "2"], "no layer 2; there are 2"),
         ([*SETS, "--prompt", "a", "--strength", "nan"], "strength=nan"),
         ([*SETS, "--prompt", "a", "--strength", "1e39"], "a strength of 1e+39 is too much"),
         ([*SETS, "--prompt", "a", "--strength", "0"], "give another --strength"),
