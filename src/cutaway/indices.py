@@ -83,7 +83,7 @@ def one_of(given: Any, known: Sequence[str], what: str) -> str:
     """
     if given not in known:
         near = nearest(given, known) if isinstance(given, str) else ""
-        raise UnknownName(f"{what} {given!r} is not known{near}; there are {', '.join(known)}")
+        raise UnknownName(f"no {what} is called {given!r}{near}; there are {', '.join(known)}")
     return str(given)
 
 

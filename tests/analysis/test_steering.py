@@ -352,7 +352,7 @@ def test_bad_input_is_refused_in_words(model: HookedTransformer, vectors: dict[i
         contrast_vectors(model, POSITIVE, NEGATIVE, site="z")
     with pytest.raises(ShapeError, match="how='subtract'"):
         vectors[1].edit(how="subtract")
-    with pytest.raises(ShapeError, match="layer 7 is outside"):
+    with pytest.raises(ShapeError, match="there is no layer 7"):
         contrast_vectors(model, POSITIVE, NEGATIVE, 7)
     with pytest.raises(ShapeError, match="'pca' needs pairs"):
         contrast_vectors(model, POSITIVE[:3], NEGATIVE, method="pca")

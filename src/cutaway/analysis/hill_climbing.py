@@ -90,9 +90,9 @@ def hill_climb(
         ShapeError: no chains, no tokens to put in, or nowhere to put them.
     """
     rounds, neighbours = at_least(rounds, 0, "rounds"), at_least(neighbours, 1, "neighbours")
-    places = list(range(start.shape[1])) if positions is None else indices(positions, start.shape[1], "position")
-    if not len(start) or not places or not len(alphabet):
+    if not len(start) or not start.shape[1] or not len(alphabet) or (positions is not None and not len(positions)):
         raise ShapeError("a search needs at least one sequence, one position and one token to put there")
+    places = list(range(start.shape[1])) if positions is None else indices(positions, start.shape[1], "position")
     device, generator = start.device, torch.Generator().manual_seed(seed)
     pairs = torch.cartesian_prod(torch.tensor(places), torch.tensor(list(alphabet))).view(-1, 2)
     sampled = len(pairs) > neighbours
