@@ -24,7 +24,7 @@ FRONT = {**cutaway._HOME, **cutaway._MODULES}
 
 # Imports point only to lower rows; neighbours in a row do not import each other; a room's own files may.
 ROWS = [
-    {"axes", "config", "errors", "indices", "tokens", "prompts", "reading", "writing"},
+    {"axes", "config", "errors", "numbers_given", "tokens", "prompts", "reading", "writing"},
     {"sources", "weights", "model", "view"},
     {"loading", "runs"},
     {"hooked_transformer", "analysis", "tasks", "programs"},

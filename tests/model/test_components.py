@@ -8,7 +8,7 @@ import torch
 from cutaway.errors import UnknownName
 from cutaway.model import components
 from cutaway.model.components import Component, parse
-from cutaway.model.frozen_norm import FINAL, frozen_norm, norm_module, norms_of
+from cutaway.model.frozen_norms import FINAL, frozen_norm, norm_module, norms_of
 from cutaway.runs.decompose import along, written
 from tests.architectures import ALL, CAUSAL, network, some_tokens
 

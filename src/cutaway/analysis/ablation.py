@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cutaway.analysis.shared import as_tokens, head_names
 from cutaway.config import HookedTransformerConfig
-from cutaway.indices import some_of
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import some_of
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, mean, zero
 from cutaway.runs.results import Labelled, Means, Result

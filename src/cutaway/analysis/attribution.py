@@ -28,12 +28,12 @@ from cutaway.analysis.shared import (
     vocabulary,
 )
 from cutaway.errors import ShapeError
-from cutaway.indices import indices
 from cutaway.model.components import BIASES, Component, gathered, parse_writers, writers
 from cutaway.model.components import sites as sites_of
-from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
+from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import indices
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import along, written
 from cutaway.runs.results import Labelled, Means, Result, grouped

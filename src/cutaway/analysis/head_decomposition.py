@@ -23,12 +23,12 @@ from cutaway.analysis.score_pathways import (
 )
 from cutaway.analysis.shared import Subject, kept, network, run_for, scale_of
 from cutaway.errors import ConfigError, ShapeError
-from cutaway.indices import index
 from cutaway.model.components import head as head_at
 from cutaway.model.components import norm_after, parse_head
-from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
+from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.products import linear, linear_by_head
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import index
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from cutaway.analysis.shared import Subject, head_names, network, real_tokens, run_for
 from cutaway.errors import ShapeError, TokenError, UnknownName, nearest
-from cutaway.indices import at_least, whole
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import at_least, whole
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, head_types

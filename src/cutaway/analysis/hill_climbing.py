@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.errors import ShapeError
-from cutaway.indices import at_least, indices
+from cutaway.numbers_given import at_least, indices
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, line_chart
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from cutaway.analysis.shared import KeptSites, Subject, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
 from cutaway.errors import UnknownName
-from cutaway.indices import at_least
 from cutaway.model.components import Component, parse_writers, sites, writers
-from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
+from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.products import linear
 from cutaway.model.sites import table
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import at_least
 from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.view import Figure, lens_grid, line_chart

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cutaway.analysis.shared import token_name, tokens_of_text
 from cutaway.errors import ShapeError
-from cutaway.indices import at_least
 from cutaway.model.components import Component, parse_writers, sites
 from cutaway.model.sites import axes, resolve
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import at_least
 from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, bar_chart, table, top_samples

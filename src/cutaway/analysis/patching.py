@@ -20,9 +20,9 @@ from torch import Tensor
 
 from cutaway.analysis.shared import aligned, as_tokens, plain_metric
 from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
-from cutaway.indices import one_of, some_of
 from cutaway.model.sites import get_act_name, table
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import one_of, some_of
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, function
 from cutaway.runs.edits import patch as put_in

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from cutaway.analysis.shared import Pair, aligned
 from cutaway.errors import ShapeError
-from cutaway.indices import indices
 from cutaway.model.components import (
     LOGITS,
     Component,
@@ -34,9 +33,10 @@ from cutaway.model.components import (
     sites,
     stream_site,
 )
-from cutaway.model.frozen_norm import norm_module
+from cutaway.model.frozen_norms import norm_module
 from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import indices
 from cutaway.runs.decompose import written
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.metrics import Function, Metric

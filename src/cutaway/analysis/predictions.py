@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cutaway.analysis.shared import target_ids, token_name, tokens_of_text, vocabulary
 from cutaway.errors import TokenError
-from cutaway.indices import at_least, index
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import at_least, index
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.tokens import check_length
 from cutaway.view import Figure, colored_tokens, line_chart

@@ -14,7 +14,7 @@ import torch
 
 from cutaway.analysis.shared import Subject, network, real_tokens, run_for, scale_of
 from cutaway.errors import ShapeError, UnknownName
-from cutaway.model.frozen_norm import norms_of
+from cutaway.model.frozen_norms import norms_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, line_chart

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from cutaway.analysis.shared import KeptSites, Subject, head_names, kept, network, run_for
 from cutaway.errors import ConfigError, UnknownName
-from cutaway.indices import index
 from cutaway.model.attention import project
 from cutaway.model.components import POS_EMBED, Component, norm_before, parse_writers, reaches, sites, writers
-from cutaway.model.frozen_norm import frozen_norm, norms_of
+from cutaway.model.frozen_norms import frozen_norm, norms_of
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import index
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Means, Result

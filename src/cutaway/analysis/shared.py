@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import MissingActivation, ShapeError, TokenError
-from cutaway.indices import whole
 from cutaway.model.components import heads
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import whole
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.metrics import Metric
 from cutaway.tokens import check_length, encode, to_single_token

@@ -24,10 +24,10 @@ from torch import Tensor
 from cutaway import reading
 from cutaway import tokens as text
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
-from cutaway.indices import index, whole
 from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import index, whole
 from cutaway.runs import edits
 from cutaway.runs.editing import hooks_of
 from cutaway.runs.places import Places

@@ -17,8 +17,8 @@ from torch import Tensor
 from cutaway import tokens as text
 from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steer
 from cutaway.errors import NotFinite, ShapeError, TokenError
-from cutaway.indices import at_least
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import at_least
 from cutaway.runs import metrics
 from cutaway.runs.generation import Sampling, generate
 from cutaway.runs.intervals import interval_of_mean

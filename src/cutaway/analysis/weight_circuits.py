@@ -25,7 +25,7 @@ from cutaway.analysis.scales import NormScales, divisor
 from cutaway.analysis.shared import ARROW, Subject, kept, network, run_for, vocabulary
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.model.components import parse_head
-from cutaway.model.frozen_norm import FINAL, frozen_norm, norms_of
+from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.runs.factored_matrix import FactoredMatrix

@@ -337,7 +337,7 @@ def circuit(
     """Show what weights do along a path: the largest entries, and how much inputs raise themselves."""
     from cutaway.analysis import weight_circuits
     from cutaway.analysis.scales import norm_scales
-    from cutaway.model.frozen_norm import norms_of
+    from cutaway.model.frozen_norms import norms_of
 
     starts = re.match(r"(embed|pos|qk|ov)\b", words[0])
     model, path = (DEFAULT, " ".join(words)) if starts else (words[0], " ".join(words[1:]))

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownName
-from cutaway.model.frozen_norm import FINAL, norms_of
+from cutaway.model.frozen_norms import FINAL, norms_of
 
 LABEL = re.compile(
     r"(?P<whole>embed|pos_embed|bias|logits)"

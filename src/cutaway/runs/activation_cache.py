@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownName, nearest
 from cutaway.model.components import LOGITS, Component, heads, norm_before, sites, writers
-from cutaway.model.frozen_norm import frozen_norm, norm_module, norms_of
+from cutaway.model.frozen_norms import frozen_norm, norm_module, norms_of
 from cutaway.model.products import linear_by_head
 from cutaway.model.sites import RESID, axes, get_act_name, site_names
 from cutaway.model.slices import Slice

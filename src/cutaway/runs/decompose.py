@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.model.components import Component, norm_after
-from cutaway.model.frozen_norm import FrozenNorm, frozen_norm, norms_of
+from cutaway.model.frozen_norms import FrozenNorm, frozen_norm, norms_of
 from cutaway.model.products import linear, linear_by_head
 
 Sites = Mapping[str, Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cutaway.model.frozen_norm import norms_of
+from cutaway.model.frozen_norms import norms_of
 from cutaway.report.first_unique_char.study import Study
 from cutaway.report.parts import Part
 from cutaway.report.words import count, fixed, listed, mean_of, num, percent

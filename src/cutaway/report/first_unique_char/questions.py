@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cutaway.analysis import attribution, head_decomposition
 from cutaway.analysis.shared import scale_of
-from cutaway.model.frozen_norm import frozen_norm
+from cutaway.model.frozen_norms import frozen_norm
 from cutaway.report.first_unique_char.study import FEW, Study
 from cutaway.report.parts import Part
 from cutaway.report.words import correlation, largest, listed, mean_of, num, percent, signed, slope

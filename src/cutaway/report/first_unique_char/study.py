@@ -19,7 +19,7 @@ from cutaway.analysis import attribution, head_decomposition, scales, token_head
 from cutaway.analysis.shared import head_names
 from cutaway.axes import Logits, Tokens
 from cutaway.errors import ConfigError, WeightsMismatch
-from cutaway.model.frozen_norm import norms_of
+from cutaway.model.frozen_norms import norms_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Means

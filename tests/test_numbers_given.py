@@ -12,7 +12,7 @@ import torch
 import cutaway
 from cutaway import metrics
 from cutaway.errors import ContextTooLong, CutawayError, ShapeError, UnknownName
-from cutaway.indices import at_least, index, indices, some_of
+from cutaway.numbers_given import at_least, index, indices, some_of
 from cutaway.tokens import CharTokenizer
 from tests.architectures import network, some_tokens
 
