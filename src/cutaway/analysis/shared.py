@@ -97,6 +97,7 @@ def real_tokens(model: Transformer, tokens: Any) -> tuple[Int[Tensor, "batch pos
         TokenError: no whole numbers, or tokens outside the vocabulary.
     """
     side, device, cfg = model.default_padding_side, model.W_U.device, model.cfg
+    mask: Tensor | None
     if is_text(tokens):
         ids, mask = encode(
             model.tokenizer, tokens, prepend_bos=cfg.default_prepend_bos, padding_side=side, truncate=False, device=device
