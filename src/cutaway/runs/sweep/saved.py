@@ -19,8 +19,8 @@ from torch import Tensor
 
 from cutaway import reading
 from cutaway.errors import CheckpointError
+from cutaway.runs import written  # the module, since it imports this package itself
 from cutaway.runs.sweep.engine import Schedule, Task, schedule
-from cutaway.runs.written import Writer, digest, model_hash, sites_of
 from cutaway.writing import write, write_json
 
 PLAN = "plan.json"
@@ -101,7 +101,7 @@ class Saved:
 
     def _digest(self, batch: int, chunk: int, values: Tensor) -> str:
         """Ties values to this sweep, and to their place in it."""
-        return digest([self.mark, batch, chunk, values])
+        return written.digest([self.mark, batch, chunk, values])
 
 
 class _Plan(msgspec.Struct):
@@ -119,12 +119,12 @@ def _read(path: Path) -> _Plan:
 
 def _mark(task: Task) -> dict[str, str]:
     """What makes a sweep this sweep."""
-    writer = Writer(sites_of(task.model, task.cells))
+    writer = written.Writer(written.sites_of(task.model, task.cells))
     cells, metric = writer.write(task.cells), writer.write(task.metric)
     parts: list[Any] = [task.tokens] if task.mask is None else [task.tokens, task.mask]
     return {
-        "model": model_hash(task.model),
-        "tokens": digest(parts),
-        "edits and metric": digest([cells, writer.changes, metric, task.skip, *writer.tensors.values()]),
+        "model": written.model_hash(task.model),
+        "tokens": written.digest(parts),
+        "edits and metric": written.digest([cells, writer.changes, metric, task.skip, *writer.tensors.values()]),
         "versions": f"torch {torch.__version__}, {task.model.cfg.torch_dtype}",
     }
