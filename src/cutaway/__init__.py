@@ -18,6 +18,8 @@ _BY_MODULE = {
     "tokens": "CharTokenizer",
     "model.hook_points": "HookPoint",
     "model.hooked_root": "HookedRootModule",
+    "prompts": "Prompts",
+    "tasks": "behaviour behaviour_names",
     # runs
     "runs.activation_cache": "ActivationCache",
     "runs.factored_matrix": "FactoredMatrix",
