@@ -124,6 +124,10 @@ class ShapeError(CutawayError, ValueError):
     """Arrays or axes that do not fit each other."""
 
 
+class ExplainError(CutawayError, ValueError):
+    """Something that cannot be explained: too large, without answers, or answered in an unknown way."""
+
+
 class ProgramError(CutawayError, ValueError):
     """A program that contradicts itself, or that cannot be compiled; says which line and why."""
 

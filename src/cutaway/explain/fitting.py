@@ -1,0 +1,183 @@
+"""From a subject to a program: proposals are evaluated on its inputs, a tree is fitted to its answers and written as lines."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cutaway.explain.batched import Batch
+from cutaway.explain.proposals import Proposal, Setting, proposals
+from cutaway.explain.subject import Part, Subject
+from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leaves, pruned, tests, tree_bits
+from cutaway.programs.language import Bucket, Kind, Line, Map, Program, ReadOut, Table
+
+DIGITS = 9  # numbers that agree to so many places are equal
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted tree, and the program that it is."""
+
+    setting: Setting
+    proposals: list[Proposal]
+    tree: Tree
+    program: Program
+    bits: float
+
+
+def setting_of(subject: Subject, part: Part) -> Setting:
+    """What proposals for these inputs depend on."""
+    prompts, cfg = part.prompts, subject.cfg
+    lengths = prompts.lengths.unique()
+    there = set(prompts.tokens[prompts.mask].tolist())
+    said = {token for number in part.answers[part.counted].unique().tolist() for token in subject.sets[number]}
+    return Setting(
+        d_vocab=cfg.d_vocab,
+        d_answers=cfg.d_vocab_out,
+        length=int(lengths[0]) if len(lengths) == 1 else None,
+        longest=int(lengths.max()),
+        n_ctx=cfg.n_ctx,
+        content=tuple(sorted(there & said)) or tuple(sorted(there)),
+        causal=cfg.attention_dir == "causal",
+    )
+
+
+def batch_of(setting: Setting, part: Part) -> Batch:
+    """The inputs, for evaluating lines on them."""
+    prompts = part.prompts
+    return Batch(prompts.tokens, prompts.mask, n_ctx=setting.n_ctx, d_vocab=setting.d_vocab, causal=setting.causal)
+
+
+def kinds_of(setting: Setting, lines: tuple[Line, ...]) -> dict[str, Kind]:
+    """The kinds of the variables that lines make."""
+    names = tuple(map(str, range(setting.d_vocab)))
+    return Program("lines", names, setting.n_ctx, lines, ReadOut((), (0.0,) * setting.d_vocab), causal=setting.causal).kinds
+
+
+def values(batch: Batch, setting: Setting, one: Proposal) -> Tensor:
+    """The values of a proposal at every position, `[batch, pos]`."""
+    batch.add(one.lines, kinds_of(setting, one.lines))
+    found = batch.values[one.name]
+    return found[..., 0].mul(10.0**DIGITS).round().div(10.0**DIGITS) if found.ndim == 3 else found
+
+
+def fit(subject: Subject, part: Part, name: str = "explanation") -> Fit:
+    """The shortest tree found for the model's answers on these inputs, as a program."""
+    setting = setting_of(subject, part)
+    batch, counted = batch_of(setting, part), part.counted
+    proposed = proposals(setting)
+    columns: dict[str, Int[Tensor, "item"]] = {one.name: values(batch, setting, one)[counted] for one in proposed}
+    tree = pruned(Grower(proposed, columns, part.answers[counted], len(subject.sets)).grow())
+    program = program_of(tree, subject, setting, part, name)
+    return Fit(setting, proposed, tree, program, tree_bits(tree))
+
+
+def tree_answers(fitted: Fit, part: Part) -> Int[Tensor, "item"]:
+    """What a tree answers where something is to be answered."""
+    batch = batch_of(fitted.setting, part)
+    used = {one.name: one for one in variables(fitted.tree)}
+    columns = {name: values(batch, fitted.setting, one)[part.counted] for name, one in used.items()}
+    return answers(fitted.tree, columns, int(part.counted.sum()))
+
+
+def variables(tree: Tree) -> list[Proposal]:
+    """The proposals that a tree uses."""
+    used = [test.variable for test in tests(tree)] + [leaf.variable for leaf in leaves(tree) if leaf.variable is not None]
+    return list({one.name: one for one in used}.values())
+
+
+# The program of a tree.
+
+
+def program_of(tree: Tree, subject: Subject, setting: Setting, part: Part, name: str) -> Program:
+    """The tree as a program: a boolean for each test, one code for the leaf, and for each leaf what it answers."""
+    lines: dict[str, Line] = {line.name: line for one in variables(tree) for line in one.lines}
+    asked = list(dict.fromkeys(tests(tree)))
+    booleans = {test: _boolean(test, setting, lines) for test in asked}
+    ends = leaves(tree)
+    width = setting.d_answers
+    terms: list[tuple[str, Table]] = []
+    if len(ends) > 1:
+        where = _leaf_map(tree, ends, asked, booleans)
+        lines[where.name] = where
+        constant = tuple(_row(subject, leaf, width) for leaf in ends)
+        if any(any(row) for row in constant):
+            terms.append((where.name, constant))
+    for number, leaf in enumerate(ends):
+        if leaf.variable is not None:
+            terms.append(_answering(leaf.variable, number, len(ends), setting, lines))
+    bias = _row(subject, ends[0], width) if len(ends) == 1 else (0.0,) * width
+    read = ReadOut(tuple(terms), bias, kind="above" if subject.several else "most likely", at=_places(part))
+    names = tuple(map(str, range(setting.d_vocab)))
+    outputs = None if width == setting.d_vocab else tuple(map(str, range(width)))
+    return Program(name, names, setting.n_ctx, tuple(lines.values()), read, outputs=outputs, causal=setting.causal)
+
+
+def _boolean(test: Test, setting: Setting, lines: dict[str, Line]) -> str:
+    """The name of the boolean of a test; its line is added where it is not the variable itself."""
+    of = test.variable
+    if of.numeric:
+        name = _free(f"{of.name}_reaches", lines)
+        lines[name] = Bucket(name, of.name, (test.value,), max(test.gap, 1e-9))
+        return name
+    size = kinds_of(setting, of.lines)[of.name].size
+    if size == 2 and test.value == 1:
+        return of.name
+    name = _free(f"{of.name}_is_{int(test.value)}", lines)
+    lines[name] = Map(name, (of.name,), tuple(int(value == int(test.value)) for value in range(size)), 2)
+    return name
+
+
+def _free(name: str, lines: dict[str, Line]) -> str:
+    name = re.sub(r"\W", "_", name)
+    return next(one for one in (name, *(f"{name}_{n}" for n in range(2, 99))) if one not in lines)
+
+
+def _leaf_map(tree: Tree, ends: list[Leaf], asked: list[Test], booleans: dict[Test, str]) -> Map:
+    """Which leaf the booleans lead to."""
+    numbers = {id(leaf): number for number, leaf in enumerate(ends)}
+
+    def walk(node: Tree, held: dict[Test, int]) -> int:
+        return numbers[id(node)] if isinstance(node, Leaf) else walk(node.yes if held[node.test] else node.no, held)
+
+    table = []
+    for code in range(2 ** len(asked)):
+        held = {test: code >> (len(asked) - 1 - place) & 1 for place, test in enumerate(asked)}
+        table.append(walk(tree, held))
+    return Map("case", tuple(booleans[test] for test in asked), tuple(table), len(ends))
+
+
+def _row(subject: Subject, leaf: Leaf, width: int) -> tuple[float, ...]:
+    """The logits of a leaf that answers a constant."""
+    if leaf.constant is None:
+        return (0.0,) * width
+    chosen, off = subject.sets[leaf.constant], -1.0 if subject.several else 0.0
+    return tuple(1.0 if token in chosen else off for token in range(width))
+
+
+def _answering(of: Proposal, number: int, count: int, setting: Setting, lines: dict[str, Line]) -> tuple[str, Table]:
+    """A term of the read-out that says a variable's value in its leaf."""
+    size = kinds_of(setting, of.lines)[of.name].size
+    table = tuple(tuple(float(token == value) for token in range(setting.d_answers)) for value in range(size))
+    if count == 1:
+        return of.name, table
+    name = _free(f"then_{of.name}", lines)
+    there = tuple(value if case == number else size for case in range(count) for value in range(size))
+    lines[name] = Map(name, ("case", of.name), there, size + 1)
+    return name, (*table, (0.0,) * setting.d_answers)
+
+
+def _places(part: Part) -> str | tuple[int, ...] | None:
+    """Where a program answers: at the end, at some tokens, or everywhere."""
+    counted, prompts = part.counted, part.prompts
+    if bool((counted.sum(1) == 1).all()) and torch.equal(counted.long().argmax(1), prompts.lengths - 1):
+        return "last"
+    inside, outside = (set(prompts.tokens[where].tolist()) for where in (counted, prompts.mask & ~counted))
+    return tuple(sorted(inside)) if outside and not inside & outside else None
+
+
+__all__ = ["Fit", "Split", "fit", "program_of", "setting_of", "tree_answers", "variables"]

@@ -1,0 +1,246 @@
+"""Proposals: variables that attention heads and MLPs of small transformers are known to make, as lines of programs.
+
+They are kinds of mechanisms, not tasks: what stood before, at a fixed place or at the mirrored one; the extreme key, also
+beyond the query's own value; the successor of an earlier same token; counts, differences of counts and their signs; position
+in its period; comparisons of two codes; sums of two codes modulo the number of answers. Each comes with its description
+length in bits, and is evaluated on data when it is looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from cutaway.programs.language import (
+    Attend,
+    Line,
+    Map,
+    Multiply,
+    Selector,
+    Term,
+    Weigh,
+)
+
+CHOICE = 6.0  # bits for one of the kinds of lines and terms
+SMALL = 8  # a vocabulary whose tokens can be counted one by one
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A variable: the lines that make it, what the last of them makes, and how long it takes to say.
+
+    Args:
+        answers: whether its values are tokens, so that it can be an answer itself.
+    """
+
+    lines: tuple[Line, ...]
+    bits: float
+    answers: bool = False
+    numeric: bool = False
+
+    @property
+    def name(self) -> str:
+        """The variable's name."""
+        return self.lines[-1].name if self.lines else "tokens"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What proposals depend on.
+
+    Args:
+        d_vocab, d_answers: how many tokens go in and how many answers there are.
+        length: the length of all inputs, where it is one; None where it varies.
+        longest: the longest input.
+        content: the tokens that also are answers; the others (separators) are said one by one.
+        causal: keys after the query are not visible.
+    """
+
+    d_vocab: int
+    d_answers: int
+    length: int | None
+    longest: int
+    n_ctx: int
+    content: tuple[int, ...]
+    causal: bool
+
+    @property
+    def token_bits(self) -> float:
+        """Bits to name a token."""
+        return math.log2(self.d_vocab)
+
+
+TOKENS = Proposal((), 0.0, answers=True)
+
+
+def proposals(setting: Setting) -> list[Proposal]:
+    """All proposals, shortest first; each name once."""
+    codes = [TOKENS, *copies(setting)]
+    found = [
+        *codes,
+        *periods(setting),
+        *successors(setting, codes),
+        *sums(setting, codes),
+        *comparisons(setting, codes),
+        *counts(setting),
+        *existences(setting),
+    ]
+    named: dict[str, Proposal] = {}
+    for one in sorted(found, key=lambda one: one.bits):
+        named.setdefault(one.name, one)
+    return list(named.values())
+
+
+def _attend(name: str, *terms: Term, of: str = "tokens", bits: float = 0.0, before: Sequence[Line] = ()) -> Proposal:
+    lines = (*before, Attend(name, Selector(terms), of))
+    return Proposal(lines, CHOICE * (1 + len(terms)) + bits, answers=True)
+
+
+LATEST, EARLIEST = Term("largest", "positions"), Term("smallest", "positions")
+
+
+def copies(setting: Setting) -> Iterator[Proposal]:
+    """Tokens that a head copies from one key."""
+    if setting.longest < 2:
+        return
+    for back in range(1, 4 if setting.causal else 2):
+        yield _attend(f"back_{back}" if back > 1 else "previous", Term("offset", constant=back), bits=back)
+    fixed = setting.length if setting.length is not None and setting.length <= 16 else min(setting.longest, 3)
+    for place in range(1, fixed):
+        yield _attend(f"at_{place}", Term("among", "positions", values=(place,)), LATEST, bits=math.log2(fixed + 1))
+    if setting.length is not None and not setting.causal:
+        yield _attend("mirrored", Term("mirror", constant=setting.length - 1), LATEST, bits=4.0)
+    content = Term("among", "tokens", values=setting.content)
+    some = setting.d_vocab - len(setting.content) > 0 and len(setting.content) > 1
+    for only in (False, True) if some else (False,):
+        terms, which = ((content,), "_content") if only else ((), "")
+        more = setting.d_vocab - len(setting.content) if only else 0.0
+        for relation in ("largest", "smallest"):
+            yield _attend(f"{relation}{which}", *terms, Term(relation, "tokens"), LATEST, bits=more)
+        for name, table, order in beyond(setting.d_vocab):
+            score = Term("table", "tokens", "tokens", table=table)
+            yield _attend(f"{name}{which}", *terms, score, Term(order, "tokens"), LATEST, bits=more + 2)
+    yield from induced(setting)
+
+
+def beyond(size: int) -> Iterator[tuple[str, tuple[tuple[float, ...], ...], str]]:
+    """Keys beyond the query's own value, and which of them is nearest."""
+    numbers = range(size)
+    larger = tuple(tuple(float(key > query) for key in numbers) for query in numbers)
+    smaller = tuple(tuple(float(key < query) for key in numbers) for query in numbers)
+    yield "next_larger", larger, "smallest"
+    yield "next_smaller", smaller, "largest"
+
+
+def induced(setting: Setting) -> Iterator[Proposal]:
+    """What followed (or preceded) an earlier token that was the same."""
+    if not setting.causal:
+        return
+    previous = Attend("previous", Selector((Term("offset", constant=1),)), "tokens")
+    match = Term("equal", "previous", "tokens")
+    for name, order in (("followed_last", LATEST), ("followed_first", EARLIEST)):
+        yield _attend(name, match, order, before=(previous,), bits=2 * CHOICE)
+    same = Term("equal", "tokens", "tokens")
+    yield _attend("preceded_first", same, EARLIEST, of="previous", before=(previous,), bits=2 * CHOICE)
+
+
+def periods(setting: Setting) -> Iterator[Proposal]:
+    """The position, modulo small numbers and as a number."""
+    for period in (2, 3, 4, 5):
+        if period < setting.longest:
+            table = tuple(place % period for place in range(setting.n_ctx))
+            yield Proposal((Map(f"position_mod_{period}", ("positions",), table, period),), CHOICE + 3.0)
+    yield Proposal((numbered(setting),), CHOICE, numeric=True)
+
+
+def numbered(setting: Setting) -> Line:
+    """The position as a number, counted from 1."""
+    return Weigh("place", (("positions", tuple((float(place + 1),) for place in range(setting.n_ctx))),), (0.0,))
+
+
+def successors(setting: Setting, codes: Sequence[Proposal]) -> Iterator[Proposal]:
+    """A code plus or minus one, where that is a token."""
+    size = setting.d_vocab
+    for code in codes[:6]:
+        for name, step in (("after", 1), ("before", -1)):
+            table = tuple((value + step) % size for value in range(size))
+            yield Proposal((*code.lines, Map(f"{name}_{code.name}", (code.name,), table, size)), code.bits + CHOICE, answers=True)
+
+
+def sums(setting: Setting, codes: Sequence[Proposal]) -> Iterator[Proposal]:
+    """Sums and differences of two codes of fixed places, modulo the number of values."""
+    if setting.length is None or setting.length > 16:
+        return
+    fixed = [code for code in codes if code.name.startswith("at_") or code.name == "tokens"]
+    first = Attend("at_0", Selector((Term("among", "positions", values=(0,)),)), "tokens")
+    places = [Proposal((first,), CHOICE * 2, answers=True), *fixed]
+    values = len(setting.content)
+    if values < 2 or values > 2**8 or setting.content != tuple(range(values)):
+        return
+    inside = range(setting.d_vocab)
+    for one, other in itertools.combinations(places, 2):
+        for name, sign in (("plus", 1), ("minus", -1)):
+            table = tuple((a + sign * b) % values for a in inside for b in inside)
+            lines = _joined(one.lines, other.lines)
+            made = Map(f"{one.name}_{name}_{other.name}", (one.name, other.name), table, values)
+            yield Proposal((*lines, made), one.bits + other.bits + CHOICE + math.log2(values), answers=True)
+
+
+def comparisons(setting: Setting, codes: Sequence[Proposal]) -> Iterator[Proposal]:
+    """Whether two codes are equal, or one is larger."""
+    size = setting.d_vocab
+    for one, other in itertools.combinations(codes, 2):
+        both = _joined(one.lines, other.lines)
+        for name, table in (
+            ("is", tuple(int(a == b) for a in range(size) for b in range(size))),
+            ("below", tuple(int(a < b) for a in range(size) for b in range(size))),
+        ):
+            made = Map(f"{one.name}_{name}_{other.name}", (one.name, other.name), table, 2)
+            yield Proposal((*both, made), one.bits + other.bits + CHOICE + 1)
+
+
+def counts(setting: Setting) -> Iterator[Proposal]:
+    """Counts of tokens so far, and differences of two of them: the mean of a table, times the position."""
+    if setting.d_vocab > SMALL:
+        return
+    numbers = range(setting.d_vocab)
+    place = numbered(setting) if setting.causal else None
+    tables = {f"count_{token}": {token: 1.0} for token in numbers}
+    tables |= {f"count_{a}_minus_{b}": {a: 1.0, b: -1.0} for a, b in itertools.combinations(numbers, 2)}
+    for name, weights in tables.items():
+        rows = tuple((weights.get(token, 0.0),) for token in numbers)
+        bits = CHOICE + len(weights) * setting.token_bits
+        if place is None:
+            yield Proposal((Attend(name, Selector(()), "tokens", "mean", rows),), bits, numeric=True)
+            continue
+        share = Attend(f"share_{name}", Selector(()), "tokens", "mean", rows)
+        yield Proposal((share,), bits, numeric=True)
+        yield Proposal((share, place, Multiply(name, share.name, place.name)), bits + 2 * CHOICE, numeric=True)
+
+
+def existences(setting: Setting) -> Iterator[Proposal]:
+    """Whether a token was there; in both directions, whether some place differs from its mirror."""
+    if setting.d_vocab <= SMALL:
+        for token in range(setting.d_vocab):
+            seen = Attend(f"seen_{token}", Selector((Term("among", "tokens", values=(token,)),)), "tokens", "exists")
+            yield Proposal((seen,), CHOICE + setting.token_bits)
+    if setting.length is not None and not setting.causal:
+        mirrored = Attend("mirrored", Selector((Term("mirror", constant=setting.length - 1), LATEST)), "tokens")
+        size = setting.d_vocab
+        ends = {0, setting.length - 1}
+        differs = tuple(int(a != b) for a in range(size) for b in range(size))
+        inner = Map("inside", ("positions",), tuple(int(place not in ends) for place in range(setting.n_ctx)), 2)
+        apart = Map("apart", ("tokens", "mirrored"), differs, 2)
+        both = Map("differs_inside", ("apart", "inside"), (0, 0, 0, 1), 2)
+        some = Attend("some_differs", Selector((Term("among", "differs_inside", values=(1,)),)), "tokens", "exists")
+        yield Proposal((mirrored, inner, apart, both, some), 5 * CHOICE + 8)
+        share = Attend("share_differing", Selector(()), "differs_inside", "mean", ((0.0,), (1.0,)))
+        yield Proposal((mirrored, inner, apart, both, share), 5 * CHOICE + 8, numeric=True)
+
+
+def _joined(*parts: Sequence[Line]) -> tuple[Line, ...]:
+    """Lines of several variables, each once."""
+    named = {line.name: line for part in parts for line in part}
+    return tuple(named.values())

@@ -1,0 +1,105 @@
+"""What is explained: a model on the inputs of its task, and its own answers to them.
+
+An explanation is of what the model does, not of what it should do: programs are fitted to the model's answers. The
+examples' answers say at which positions it answers, and whether it does the task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from cutaway.errors import ExplainError
+from cutaway.prompts import Prompts
+
+LARGEST = 5_000_000  # parameters; beyond, a report on a behaviour says more
+AT_ONCE = 2**14  # tokens
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some inputs with the model's answers.
+
+    Args:
+        prompts: the inputs and their own right answers.
+        answers: `[batch, pos]`, the number of the model's answer: a token, or (read-out "above") a set of tokens.
+    """
+
+    prompts: Prompts
+    answers: Int[Tensor, "batch pos"]
+
+    @property
+    def counted(self) -> Bool[Tensor, "batch pos"]:
+        """Where there is something to answer."""
+        return self.prompts.answered
+
+
+class Subject:
+    """A model, its read-out, and its answers.
+
+    Args:
+        several: whether all tokens with a logit above 0 are the answer; else the likeliest token is.
+
+    Raises:
+        ExplainError: the model is too large, or the examples have no answers.
+    """
+
+    def __init__(self, model: Any, prompts: Prompts, *, several: bool | None = None) -> None:
+        self.model, self.cfg = model, model.cfg
+        count = sum(parameter.numel() for parameter in model.parameters())
+        if count > LARGEST:
+            raise ExplainError(
+                f"the model has {count:,} parameters, and explanations are for at most {LARGEST:,}; "
+                "`cutaway report` says how larger ones do a behaviour"
+            )
+        if not prompts.right or not bool(prompts.answered.any()):
+            raise ExplainError("the examples have no answers: each line needs 'answers': {position: token or [tokens]}")
+        largest = max((token for row in prompts.right for tokens in row.values() for token in tokens), default=0)
+        if largest >= self.cfg.d_vocab_out:
+            raise ExplainError(f"the examples answer {largest}, and the model's answers are 0 to {self.cfg.d_vocab_out - 1}")
+        self.several = prompts.several if several is None else several
+        self.sets: list[tuple[int, ...]] = [] if self.several else [(token,) for token in range(self.cfg.d_vocab_out)]
+        self._number: dict[tuple[int, ...], int] = {tokens: number for number, tokens in enumerate(self.sets)}
+        self.bits = 32 * count
+
+    def answered(self, prompts: Prompts) -> Part:
+        """Inputs with the model's answers."""
+        return Part(prompts, self.read(self.logits(prompts.tokens)))
+
+    @torch.no_grad()
+    def logits(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
+        """The model's logits."""
+        size = max(1, AT_ONCE // tokens.shape[1])
+        return torch.cat([self.model(tokens[at : at + size]) for at in range(0, len(tokens), size)])
+
+    def read(self, logits: Tensor) -> Int[Tensor, "batch pos"]:
+        """The number of the answer that logits stand for."""
+        if not self.several:
+            return logits.argmax(-1)
+        chosen, inverse = torch.unique((logits > 0).flatten(0, -2), dim=0, return_inverse=True)
+        numbers = [self.number(tuple(row.nonzero().flatten().tolist())) for row in chosen]
+        return torch.tensor(numbers)[inverse].view(logits.shape[:-1])
+
+    def number(self, tokens: tuple[int, ...]) -> int:
+        """The number of a set of tokens."""
+        if tokens not in self._number:
+            self._number[tokens] = len(self.sets)
+            self.sets.append(tokens)
+        return self._number[tokens]
+
+    def right(self, prompts: Prompts) -> Int[Tensor, "batch pos"]:
+        """The numbers of the examples' own answers; -1 where none counts."""
+        grid = torch.full_like(prompts.tokens, -1)
+        for row, at in enumerate(prompts.right):
+            for position, tokens in at.items():
+                grid[row, position] = self.number(tuple(sorted(tokens)))
+        return grid
+
+    def accuracy(self, part: Part) -> float:
+        """How often the model gives the examples' answers."""
+        right = self.right(part.prompts)
+        return float((right == part.answers)[part.counted].double().mean())

@@ -1,0 +1,232 @@
+"""Tests of an explanation inside the model: activations are exchanged among inputs that the program calls equal.
+
+Nodes are the heads of every layer and the MLPs. A node's class at a position is what the program knows there: the values of
+the variables that attention has made up to this layer (numbers by the tests that are made of them), and after the last layer
+the answer. If the program is what the model does, exchanging within classes changes nothing (causal scrubbing); exchanging
+among all inputs, the baseline, destroys the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.explain.fitting import Fit, batch_of, kinds_of, tree_answers, values, variables
+from cutaway.explain.proposals import Proposal
+from cutaway.explain.subject import Part, Subject
+from cutaway.explain.tree import tests
+from cutaway.programs.language import Attend, reads
+
+Node = tuple[int, int | None]  # layer, and a head or None for the MLP
+Matches = dict[Node, Int[Tensor, "item"]]
+
+
+def name_of(node: Node) -> str:
+    """A node's label: `0.3` for a head, `0.mlp`."""
+    return f"{node[0]}.{'mlp' if node[1] is None else node[1]}"
+
+
+@dataclass(frozen=True, eq=False)
+class Scrubbed:
+    """Losses of the model's own answers, for each sequence: as it is, exchanged within classes, and exchanged at random.
+
+    Args:
+        tested: node → the share of positions whose partner had other inputs.
+    """
+
+    clean: Float[Tensor, "batch"]
+    within: Float[Tensor, "batch"]
+    at_random: Float[Tensor, "batch"]
+    tested: dict[Node, float]
+
+    def recovered(self, rows: Tensor | None = None) -> float:
+        """The share of the loss that exchanging within classes keeps."""
+        clean, within, at_random = (x if rows is None else x[rows] for x in (self.clean, self.within, self.at_random))
+        whole = float((at_random - clean).mean())
+        return 1 - float((within - clean).mean()) / whole if whole > 1e-6 else 0.0
+
+
+class Exchange:
+    """Runs a model with activations of nodes replaced by those of other positions.
+
+    Args:
+        subject: the model.
+        part: inputs, on which the model's answers are known.
+    """
+
+    def __init__(self, subject: Subject, part: Part, seed: int = 0) -> None:
+        self.subject, self.part = subject, part
+        cfg = subject.cfg
+        self.nodes: list[Node] = [(layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
+        if not cfg.attn_only:
+            self.nodes += [(layer, None) for layer in range(cfg.n_layers)]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.flat = part.prompts.mask.flatten().nonzero().flatten()  # every position that holds a token
+        with torch.no_grad():
+            _, cache = subject.model.run_with_cache(part.prompts.tokens, names_filter=[self.site(node) for node in self.nodes])
+        self.kept = {node: self._of(cache[self.site(node)], node) for node in self.nodes}
+
+    @staticmethod
+    def site(node: Node) -> str:
+        """Where a node writes."""
+        layer, head = node
+        return f"blocks.{layer}.hook_mlp_out" if head is None else f"blocks.{layer}.attn.hook_z"
+
+    @staticmethod
+    def _of(x: Tensor, node: Node) -> Tensor:
+        return (x if node[1] is None else x[:, :, node[1]]).flatten(0, 1).clone()
+
+    def run(self, chosen: dict[Node, Int[Tensor, "place"]]) -> Float[Tensor, "batch"]:
+        """The loss of each sequence where nodes hold what they had at `chosen` (flat places, one for each)."""
+        shape = self.part.prompts.tokens.shape
+
+        def put(node: Node, source: Tensor) -> tuple[str, Callable[..., Tensor]]:
+            def hook(x: Tensor, hook: Any) -> Tensor:
+                new = self.kept[node][source].view(*shape, -1)
+                if node[1] is None:
+                    return new
+                x[:, :, node[1]] = new
+                return x
+
+            return self.site(node), hook
+
+        with torch.no_grad():
+            hooks = [put(node, source) for node, source in chosen.items()]
+            return self.loss(self.subject.model.run_with_hooks(self.part.prompts.tokens, fwd_hooks=hooks) if hooks else
+                             self.subject.model(self.part.prompts.tokens))  # fmt: skip
+
+    def loss(self, logits: Float[Tensor, "batch pos token"]) -> Float[Tensor, "batch"]:
+        """The mean loss of the model's own answers in each sequence."""
+        counted, answers = self.part.counted, self.part.answers
+        if self.subject.several:
+            sets = torch.zeros(len(self.subject.sets), logits.shape[-1])
+            for number, tokens in enumerate(self.subject.sets):
+                sets[number, list(tokens)] = 1.0
+            each = F.binary_cross_entropy_with_logits(logits, sets[answers], reduction="none").mean(-1)
+        else:
+            each = F.cross_entropy(logits.transpose(1, 2), answers, reduction="none")
+        return (each * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+    def shuffled(self) -> Int[Tensor, "place"]:
+        """A random partner for every place that holds a token; others stay."""
+        out = torch.arange(self.part.prompts.tokens.numel())
+        out[self.flat] = self.flat[torch.randperm(len(self.flat), generator=self.generator)]
+        return out
+
+    def within(self, keys: Int[Tensor, "place key"]) -> tuple[Int[Tensor, "place"], float]:
+        """A partner of equal key for every place, and the share of places whose partner is in another sequence."""
+        _, classes = torch.unique(keys[self.flat], dim=0, return_inverse=True)
+        order = torch.rand(len(classes), generator=self.generator).argsort()
+        order = order[classes[order].argsort(stable=True)]  # classes together, each in random order
+        sorted_classes = classes[order]
+        following = torch.arange(len(order)) + 1
+        first = torch.ones(len(order), dtype=torch.bool)
+        first[1:] = sorted_classes[1:] != sorted_classes[:-1]
+        starts = torch.where(first, torch.arange(len(order)), 0).cummax(0).values
+        ends = torch.cat([first[1:], torch.tensor([True])])
+        following[ends] = starts[ends]  # the last of a class takes the first
+        partner = torch.empty_like(order)
+        partner[order] = order[following]
+        out = torch.arange(keys.shape[0])
+        out[self.flat] = self.flat[partner]
+        width = self.part.prompts.tokens.shape[1]
+        return out, float(((out // width) != (torch.arange(len(out)) // width))[self.flat].double().mean())
+
+
+def classes(fitted: Fit, subject: Subject, part: Part, exchange: Exchange) -> dict[Node, Int[Tensor, "place key"]]:
+    """What the program knows at every place, for each node."""
+    setting, batch = fitted.setting, batch_of(fitted.setting, part)
+    used = variables(fitted.tree)
+    asked = tests(fitted.tree)
+    whole: dict[str, Tensor] = {}
+    depths: dict[str, int] = {}
+    for one in used:
+        values(batch, setting, one)
+        for line in one.lines:
+            below = max((depths.get(name, 0) for name in reads(line)), default=0)
+            depths[line.name] = below + isinstance(line, Attend)
+            kind = kinds_of(setting, one.lines)[line.name]
+            if isinstance(line, Attend) and not kind.numeric:
+                whole[line.name] = batch.values[line.name]
+    outcomes = [test.holds({test.variable.name: values(batch, setting, test.variable)}).long() for test in asked]
+    answer = _answer_everywhere(fitted, part)
+    last = subject.cfg.n_layers - 1
+    found = {}
+    for node in exchange.nodes:
+        layer, head = node
+        known = [codes for name, codes in whole.items() if depths[name] <= layer + 1]
+        parts = [answer] if head is None and layer == last else known + outcomes if layer == last else known
+        parts = parts or [torch.zeros_like(part.prompts.tokens)]
+        found[node] = torch.stack([x.flatten() for x in parts], 1)
+    return found
+
+
+def _answer_everywhere(fitted: Fit, part: Part) -> Int[Tensor, "batch pos"]:
+    """The program's answer at every position of an input; -1 where none is asked for."""
+    grid = torch.full_like(part.prompts.tokens, -1)
+    grid[part.counted] = tree_answers(fitted, part)
+    return grid
+
+
+def scrub(fitted: Fit, subject: Subject, part: Part, nodes: Sequence[Node], exchange: Exchange) -> Scrubbed:
+    """Exchange the activations of these nodes within the program's classes, and at random."""
+    keys = classes(fitted, subject, part, exchange)
+    chosen, tested = {}, {}
+    for node in nodes:
+        chosen[node], tested[node] = exchange.within(keys[node])
+    random = {node: exchange.shuffled() for node in nodes}
+    return Scrubbed(exchange.run({}), exchange.run(chosen), exchange.run(random), tested)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The nodes that carry the answers.
+
+    Args:
+        effects: node → how much the loss rises when it alone is exchanged at random.
+        inside: the nodes kept; the others are exchanged at random without much loss.
+        clean, without, destroyed: losses of each sequence as it is, with everything outside exchanged, with everything exchanged.
+    """
+
+    effects: dict[Node, float]
+    inside: tuple[Node, ...]
+    clean: Float[Tensor, "batch"]
+    without: Float[Tensor, "batch"]
+    destroyed: Float[Tensor, "batch"]
+
+    def share(self, rows: Tensor | None = None) -> float:
+        """The share of the exact effect that lies inside."""
+        clean, without, destroyed = (x if rows is None else x[rows] for x in (self.clean, self.without, self.destroyed))
+        whole = float((destroyed - clean).mean())
+        return 1 - float((without - clean).mean()) / whole if whole > 1e-6 else 0.0
+
+
+def localise(exchange: Exchange, *, keep: float = 0.99, size: int | None = None) -> Graph:
+    """The smallest set of nodes, largest effects first, outside of which exchanging costs at most `1 - keep` of the effect.
+
+    With `size`, a random set of so many nodes in its place.
+    """
+    clean = exchange.run({})
+    effects = {node: float((exchange.run({node: exchange.shuffled()}) - clean).mean()) for node in exchange.nodes}
+    destroyed = exchange.run({node: exchange.shuffled() for node in exchange.nodes})
+    ordered = sorted(exchange.nodes, key=lambda node: -effects[node])
+    if size is not None:
+        ordered = [exchange.nodes[n] for n in torch.randperm(len(exchange.nodes), generator=exchange.generator).tolist()]
+    for count in range(1, len(ordered) + 1) if size is None else [size]:
+        inside = tuple(ordered[:count])
+        without = exchange.run({node: exchange.shuffled() for node in exchange.nodes if node not in inside})
+        found = Graph(effects, inside, clean, without, destroyed)
+        if size is not None or found.share() >= keep:
+            return found
+    return found
+
+
+def made_of(one: Proposal) -> list[str]:
+    """The heads' lines of a variable."""
+    return [line.name for line in one.lines if isinstance(line, Attend)]

@@ -1,0 +1,187 @@
+"""Decision trees over proposed variables: tests choose a leaf, and a leaf answers a constant or a variable's own value.
+
+The tree grows where it answers wrongly, one test at a time, each time the test (with its leaves) that saves the most bits:
+what is left over costs `log2` of the choices for each wrong answer, what is said costs its description.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from cutaway.explain.proposals import Proposal
+
+DEEPEST = 5
+MOST_VALUES = 12  # values of a code that are tried as tests, the most frequent first
+MOST_EDGES = 24  # thresholds of a number that are tried
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An answer: a constant, or the value of a variable."""
+
+    constant: int | None = None
+    variable: Proposal | None = None
+    bits: float = 0.0
+
+    def answers(self, columns: dict[str, Tensor], count: int) -> Int[Tensor, "item"]:
+        """The answer for each item."""
+        if self.variable is not None:
+            return columns[self.variable.name]
+        assert self.constant is not None
+        return torch.full((count,), self.constant)
+
+
+@dataclass(frozen=True)
+class Test:
+    """A question: does a code have this value, or does a number reach this edge? `gap` is how far from it numbers keep."""
+
+    variable: Proposal
+    value: float
+    gap: float = 0.0
+    bits: float = 0.0
+
+    def holds(self, columns: dict[str, Tensor]) -> Bool[Tensor, "item"]:
+        """Whether it holds for each item."""
+        column = columns[self.variable.name]
+        return column >= self.value if self.variable.numeric else column == int(self.value)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A test, and what is answered where it holds and where it does not."""
+
+    test: Test
+    yes: Tree
+    no: Tree
+
+
+Tree = Leaf | Split
+
+
+def tree_bits(tree: Tree, seen: frozenset[str] = frozenset()) -> float:
+    """The description length of a tree; a variable that is used twice is described once."""
+    return _bits(tree, set())
+
+
+def _bits(tree: Tree, known: set[str]) -> float:
+    def variable(one: Proposal | None) -> float:
+        if one is None:
+            return 0.0
+        new = one.name not in known
+        known.add(one.name)
+        return one.bits if new else 2.0
+
+    if isinstance(tree, Leaf):
+        return tree.bits + variable(tree.variable)
+    return tree.test.bits + variable(tree.test.variable) + _bits(tree.yes, known) + _bits(tree.no, known)
+
+
+def answers(tree: Tree, columns: dict[str, Tensor], count: int) -> Int[Tensor, "item"]:
+    """What a tree answers to each item."""
+    if isinstance(tree, Leaf):
+        return tree.answers(columns, count)
+    return torch.where(tree.test.holds(columns), answers(tree.yes, columns, count), answers(tree.no, columns, count))
+
+
+def leaves(tree: Tree) -> list[Leaf]:
+    """The leaves, from left to right."""
+    return [tree] if isinstance(tree, Leaf) else [*leaves(tree.yes), *leaves(tree.no)]
+
+
+def tests(tree: Tree) -> list[Test]:
+    """The tests, from the root down."""
+    return [] if isinstance(tree, Leaf) else [tree.test, *tests(tree.yes), *tests(tree.no)]
+
+
+class Grower:
+    """Fits trees to answers.
+
+    Args:
+        proposals: the variables, with `columns[name]` their values at each item.
+        target: the answers, `[item]`.
+        sets: how many answers there are.
+    """
+
+    def __init__(self, proposals: list[Proposal], columns: dict[str, Tensor], target: Int[Tensor, "item"], sets: int) -> None:
+        self.columns, self.target, self.sets = columns, target, sets
+        self.proposals = proposals
+        self.sources = [one for one in proposals if one.answers and not one.numeric]
+        self.per_error = math.log2(max(sets, 2)) + math.log2(max(len(target), 2))
+        self.matches = {one.name: columns[one.name] == target for one in self.sources}
+        self.tests = [test for one in proposals for test in self._tests(one)]
+
+    def grow(self) -> Tree:
+        """The tree."""
+        return self._grow(torch.arange(len(self.target)), DEEPEST)
+
+    def _tests(self, one: Proposal) -> list[Test]:
+        """The tests of one variable that are worth trying."""
+        values, counts = self.columns[one.name].unique(return_counts=True)
+        if len(values) < 2:
+            return []
+        if one.numeric:
+            middles = (values[1:] + values[:-1]) / 2
+            gaps = (values[1:] - values[:-1]) / 2
+            kept = torch.linspace(0, len(middles) - 1, min(MOST_EDGES, len(middles))).round().long().unique()
+            if len(middles) > MOST_EDGES:  # thresholds near zero matter most to differences
+                kept = torch.cat([kept, middles.abs().argsort()[:6]]).unique()
+            bits = 2.0 + math.log2(len(middles) + 1)
+            return [Test(one, float(middles[i]), float(gaps[i]), bits) for i in kept.tolist()]
+        if len(values) == 2:
+            return [Test(one, float(values[1]), bits=1.0)]
+        frequent = values[counts.argsort(descending=True)[:MOST_VALUES]]
+        rare = values[-4:]  # separators tend to have the largest numbers
+        return [Test(one, float(value), bits=math.log2(len(values)) + 1) for value in torch.cat([frequent, rare]).unique().tolist()]
+
+    def leaf(self, items: Int[Tensor, "some"]) -> tuple[Leaf, int]:
+        """The best answer for some items, and how many of them it gets wrong."""
+        target = self.target[items]
+        if not len(items):
+            return Leaf(0), 0
+        best = int(target.mode().values)
+        wrong = int((target != best).sum())
+        found, cost = Leaf(best, bits=math.log2(max(self.sets, 2))), wrong * self.per_error + math.log2(max(self.sets, 2))
+        for one in self.sources:
+            missed = len(items) - int(self.matches[one.name][items].sum())
+            price = missed * self.per_error + one.bits + 3.0
+            if price < cost:
+                found, cost, wrong = Leaf(variable=one, bits=3.0), price, missed
+        return found, wrong
+
+    def _grow(self, items: Int[Tensor, "some"], depth: int) -> Tree:
+        leaf, wrong = self.leaf(items)
+        if not wrong or not depth or len(items) < 4:
+            return leaf
+        best: tuple[float, Test] | None = None
+        now = wrong * self.per_error + tree_bits(leaf)
+        sample = items if len(items) <= 4000 else items[torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:4000]]
+        scale = len(items) / len(sample)
+        for test in self.tests:
+            holds = test.holds({test.variable.name: self.columns[test.variable.name][sample]})
+            yes = int(holds.sum())
+            if not 0 < yes < len(sample):
+                continue
+            (one, missed), (other, also) = self.leaf(sample[holds]), self.leaf(sample[~holds])
+            said = tree_bits(Split(test, one, other))
+            price = (missed + also) * scale * self.per_error + said
+            if best is None or price < best[0]:
+                best = price, test
+        if best is None or best[0] >= now:
+            return leaf
+        holds = best[1].holds({best[1].variable.name: self.columns[best[1].variable.name][items]})
+        return Split(best[1], self._grow(items[holds], depth - 1), self._grow(items[~holds], depth - 1))
+
+
+def pruned(tree: Tree) -> Tree:
+    """The tree without splits whose sides answer the same."""
+    if isinstance(tree, Leaf):
+        return tree
+    yes, no = pruned(tree.yes), pruned(tree.no)
+    if isinstance(yes, Leaf) and isinstance(no, Leaf) and (yes.constant, yes.variable) == (no.constant, no.variable):
+        return yes
+    return replace(tree, yes=yes, no=no)
