@@ -35,6 +35,8 @@ def setting_of(subject: Subject, part: Part) -> Setting:
     lengths = prompts.lengths.unique()
     there = set(prompts.tokens[prompts.mask].tolist())
     said = {token for number in part.answers[part.counted].unique().tolist() for token in subject.sets[number]}
+    everywhere = {token for token in there if bool(((prompts.tokens == token) & prompts.mask).any(1).all())}
+    said |= there - everywhere  # separators stand in every input
     return Setting(
         d_vocab=cfg.d_vocab,
         d_answers=cfg.d_vocab_out,
@@ -104,9 +106,12 @@ def program_of(tree: Tree, subject: Subject, setting: Setting, part: Part, name:
     if len(ends) > 1:
         where = _leaf_map(tree, ends, asked, booleans)
         lines[where.name] = where
-        constant = tuple(_row(subject, leaf, width) for leaf in ends)
-        if any(any(row) for row in constant):
-            terms.append((where.name, constant))
+        if subject.several:
+            terms.append((where.name, tuple(_row(subject, leaf, width) for leaf in ends)))
+        elif any(leaf.constant is not None for leaf in ends):
+            said = tuple(width if leaf.constant is None else leaf.constant for leaf in ends)
+            lines["otherwise"] = Map("otherwise", (where.name,), said, width + 1)
+            terms.append(("otherwise", _tokens(width + 1, width)))
     for number, leaf in enumerate(ends):
         if leaf.variable is not None:
             terms.append(_answering(leaf.variable, number, len(ends), setting, lines))
@@ -161,14 +166,18 @@ def _row(subject: Subject, leaf: Leaf, width: int) -> tuple[float, ...]:
 
 def _answering(of: Proposal, number: int, count: int, setting: Setting, lines: dict[str, Line]) -> tuple[str, Table]:
     """A term of the read-out that says a variable's value in its leaf."""
-    size = kinds_of(setting, of.lines)[of.name].size
-    table = tuple(tuple(float(token == value) for token in range(setting.d_answers)) for value in range(size))
+    size, width = kinds_of(setting, of.lines)[of.name].size, setting.d_answers
     if count == 1:
-        return of.name, table
+        return of.name, _tokens(size, width)
     name = _free(f"then_{of.name}", lines)
-    there = tuple(value if case == number else size for case in range(count) for value in range(size))
-    lines[name] = Map(name, ("case", of.name), there, size + 1)
-    return name, (*table, (0.0,) * setting.d_answers)
+    there = tuple(min(value, width) if case == number else width for case in range(count) for value in range(size))
+    lines[name] = Map(name, ("case", of.name), there, width + 1)
+    return name, _tokens(width + 1, width)
+
+
+def _tokens(size: int, width: int) -> Table:
+    """A table that gives each value below `width` its token."""
+    return tuple(tuple(float(token == value) for token in range(width)) for value in range(size))
 
 
 def _places(part: Part) -> str | tuple[int, ...] | None:

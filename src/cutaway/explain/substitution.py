@@ -1,8 +1,7 @@
 """Tests of an explanation inside the model: activations are exchanged among inputs that the program calls equal.
 
-Nodes are the heads of every layer and the MLPs. A node's class at a position is what the program knows there: the values of
-the variables that attention has made up to this layer (numbers by the tests that are made of them), and after the last layer
-the answer. If the program is what the model does, exchanging within classes changes nothing (causal scrubbing); exchanging
+Nodes are the heads of every layer and the MLPs. A node's class at a position is what the program knows there: the token, the values of
+the variables that attention has made up to this layer, and for the last MLP the answer. If the program is what the model does, exchanging within classes changes nothing (causal scrubbing); exchanging
 among all inputs, the baseline, destroys the answers.
 """
 
@@ -18,9 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.explain.fitting import Fit, batch_of, kinds_of, tree_answers, values, variables
-from cutaway.explain.proposals import Proposal
 from cutaway.explain.subject import Part, Subject
-from cutaway.explain.tree import tests
+from cutaway.explain.tree import Leaf, Tree
 from cutaway.programs.language import Attend, reads
 
 Node = tuple[int, int | None]  # layer, and a head or None for the MLP
@@ -139,32 +137,63 @@ class Exchange:
         return out, float(((out // width) != (torch.arange(len(out)) // width))[self.flat].double().mean())
 
 
-def classes(fitted: Fit, subject: Subject, part: Part, exchange: Exchange) -> dict[Node, Int[Tensor, "place key"]]:
-    """What the program knows at every place, for each node."""
+def classes(fitted: Fit, subject: Subject, part: Part, exchange: Exchange, *, tokens: bool) -> dict[Node, Int[Tensor, "place key"]]:
+    """What the program knows at every place, for each node: in the last layer what it reads there, before it what later lines read.
+
+    With `tokens`, the place's own token too.
+    """
     setting, batch = fitted.setting, batch_of(fitted.setting, part)
-    used = variables(fitted.tree)
-    asked = tests(fitted.tree)
-    whole: dict[str, Tensor] = {}
     depths: dict[str, int] = {}
-    for one in used:
+    feeding: set[str] = set()
+    attended: dict[str, Tensor] = {}
+    for one in variables(fitted.tree):
         values(batch, setting, one)
         for line in one.lines:
             below = max((depths.get(name, 0) for name in reads(line)), default=0)
             depths[line.name] = below + isinstance(line, Attend)
-            kind = kinds_of(setting, one.lines)[line.name]
-            if isinstance(line, Attend) and not kind.numeric:
-                whole[line.name] = batch.values[line.name]
-    outcomes = [test.holds({test.variable.name: values(batch, setting, test.variable)}).long() for test in asked]
+            if isinstance(line, Attend):
+                attended[line.name] = _coded(batch.values[line.name])
+                feeding |= {name for name in reads(line) if name in attended}
+    read = _read_at(fitted, part, attended)
+    own = [part.prompts.tokens] if tokens else []
     answer = _answer_everywhere(fitted, part)
     last = subject.cfg.n_layers - 1
     found = {}
-    for node in exchange.nodes:
-        layer, head = node
-        known = [codes for name, codes in whole.items() if depths[name] <= layer + 1]
-        parts = [answer] if head is None and layer == last else known + outcomes if layer == last else known
-        parts = parts or [torch.zeros_like(part.prompts.tokens)]
-        found[node] = torch.stack([x.flatten() for x in parts], 1)
+    for layer, head in exchange.nodes:
+        if layer == last:
+            parts = [part.counted.long(), answer] if head is None else [part.counted.long(), *read]
+        else:
+            parts = [codes for name, codes in attended.items() if depths[name] <= layer + 1 and name in feeding]
+        parts = [*own, *parts] or [torch.zeros_like(part.prompts.tokens)]
+        found[(layer, head)] = torch.stack([x.flatten() for x in parts], 1)
     return found
+
+
+def _read_at(fitted: Fit, part: Part, attended: dict[str, Tensor]) -> list[Int[Tensor, "batch pos"]]:
+    """Which leaf each place is in, and the heads' values that the way to it and the leaf itself read."""
+    batch = batch_of(fitted.setting, part)
+    leaf = torch.full_like(part.prompts.tokens, -1)
+    used = {name: torch.zeros_like(part.prompts.mask) for name in attended}
+
+    def walk(node: Tree, where: Tensor, way: frozenset[str], number: int) -> int:
+        if isinstance(node, Leaf):
+            here = way | ({line.name for line in node.variable.lines} if node.variable is not None else set())
+            leaf[where] = number
+            for name in here & set(used):
+                used[name] |= where
+            return number + 1
+        of = node.test.variable
+        holds = node.test.holds({of.name: values(batch, fitted.setting, of)})
+        way = way | {line.name for line in of.lines}
+        return walk(node.no, where & ~holds, way, walk(node.yes, where & holds, way, number))
+
+    walk(fitted.tree, part.counted, frozenset(), 0)
+    return [leaf, *(codes.where(used[name], torch.tensor(-1)) for name, codes in attended.items())]
+
+
+def _coded(x: Tensor) -> Int[Tensor, "batch pos"]:
+    """Values as whole numbers; numbers are equal where they agree to six places."""
+    return x if x.ndim == 2 else x.mul(1e6).round().long().sum(-1)
 
 
 def _answer_everywhere(fitted: Fit, part: Part) -> Int[Tensor, "batch pos"]:
@@ -174,12 +203,24 @@ def _answer_everywhere(fitted: Fit, part: Part) -> Int[Tensor, "batch pos"]:
     return grid
 
 
-def scrub(fitted: Fit, subject: Subject, part: Part, nodes: Sequence[Node], exchange: Exchange) -> Scrubbed:
-    """Exchange the activations of these nodes within the program's classes, and at random."""
-    keys = classes(fitted, subject, part, exchange)
+def scrub(
+    fitted: Fit, subject: Subject, part: Part, nodes: Sequence[Node], exchange: Exchange, *, together: bool = False, tokens: bool = False
+) -> Scrubbed:
+    """Exchange the activations of these nodes within the program's classes, and at random.
+
+    With `together`, the heads of one layer have one partner: a variable is then held by all of them jointly. With `tokens`,
+    partners also have the same token at that place.
+    """
+    keys = classes(fitted, subject, part, exchange, tokens=tokens)
     chosen, tested = {}, {}
+    of_layer: dict[int, tuple[Tensor, float]] = {}
     for node in nodes:
-        chosen[node], tested[node] = exchange.within(keys[node])
+        layer, head = node
+        if together and head is not None:
+            of_layer.setdefault(layer, exchange.within(keys[node]))
+            chosen[node], tested[node] = of_layer[layer]
+        else:
+            chosen[node], tested[node] = exchange.within(keys[node])
     random = {node: exchange.shuffled() for node in nodes}
     return Scrubbed(exchange.run({}), exchange.run(chosen), exchange.run(random), tested)
 
@@ -225,8 +266,3 @@ def localise(exchange: Exchange, *, keep: float = 0.99, size: int | None = None)
         if size is not None or found.share() >= keep:
             return found
     return found
-
-
-def made_of(one: Proposal) -> list[str]:
-    """The heads' lines of a variable."""
-    return [line.name for line in one.lines if isinstance(line, Attend)]

@@ -248,7 +248,27 @@ def _mapped(program: Program, line: Map, tables: dict[str, Any]) -> str:
     ones = [place for place in range(len(line.table)) if line.table[place]]
     if len(sizes) == 1 and line.size == 2 and len(ones) <= 3:
         return f"int({inputs[0]} in {tuple(ones)!r})" if len(ones) != 1 else f"int({inputs[0]} == {ones[0]})"
+    cases = _cases(sizes, line.table)
+    if cases is not None:
+        said = [inputs[1] if case is None else str(case) for case in cases]
+        ahead = [f"{text} if {inputs[0]} == {number} else " for number, text in enumerate(said[:-1]) if text != said[-1]]
+        return "".join(ahead) + said[-1]
     return _named(line.name, _nested(line.table, sizes), tables) + "".join(f"[{one}]" for one in inputs)
+
+
+def _cases(sizes: Sequence[int], table: Sequence[int]) -> list[int | None] | None:
+    """Of a map whose first input chooses: for each of its values a constant, or None for the second input as it is."""
+    if len(sizes) == 1:
+        return list(table) if len(table) <= 6 else None
+    if len(sizes) != 2:
+        return None
+    found: list[int | None] = []
+    for first in range(sizes[0]):
+        row = list(table[first * sizes[1] : (first + 1) * sizes[1]])
+        if row != list(range(sizes[1])) and len(set(row)) > 1:
+            return None
+        found.append(None if row == list(range(sizes[1])) else row[0])
+    return found
 
 
 def _nested(flat: Sequence[int], sizes: Sequence[int]) -> Any:
@@ -278,12 +298,31 @@ def _read_out(program: Program, read: ReadOut, tables: dict[str, Any]) -> list[s
     simple = _simple(program, read)
     if simple is not None:
         return [f"return {{q: {at(simple, 'q')} for q in {places}{where}}}"]
+    several = _one_of(program, read)
+    if several is not None:
+        chosen = f"min({', '.join(at(name, 'q') for name in several)}) % {len(program.answers)}"
+        return [f"return {{q: {chosen} for q in {places}{where}}}"]
     logits = f"logits = [{_sum(program, read.terms, read.bias, 'logits', tables)} for q in range(n)]"
     if read.kind == "above":
         answer = "[t for t, x in enumerate(logits[q]) if x > 0]"
     else:
         answer = "max(range(len(logits[q])), key=logits[q].__getitem__)"
     return [logits, f"return {{q: {answer} for q in {places}{where}}}"]
+
+
+def _one_of(program: Program, read: ReadOut) -> list[str] | None:
+    """The variables of which one is the answer and the others hold one more than the last token, where it is that simple.
+
+    The likeliest token is then the smallest of them: equal logits give the first token, and no token at all gives token 0.
+    """
+    width = len(program.answers)
+    if read.kind != "most likely" or any(read.bias) or len(read.terms) < 2:
+        return None
+    for name, table in read.terms:
+        codes = program.kinds[name].size == width + 1 and not program.kinds[name].numeric
+        if not codes or any(x != (i == j) for i, row in enumerate(table) for j, x in enumerate(row)):
+            return None
+    return [name for name, _ in read.terms]
 
 
 def _simple(program: Program, read: ReadOut) -> str | None:
