@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway.commands import circuits, console, learning, questions, scripts, shared, steering, sweeps
+from cutaway.commands import circuits, console, explaining, learning, questions, scripts, shared, steering, sweeps
 from cutaway.errors import CutawayError
 
 TASKS = (
@@ -199,7 +199,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         console.echo(f"  {name:<28} {repo}")
 
 
-for question in (*questions.COMMANDS, *sweeps.COMMANDS, steering.steer, learning.notebook):
+for question in (*questions.COMMANDS, *sweeps.COMMANDS, steering.steer, explaining.explain, learning.notebook):
     app.command()(question)
 app.command(context_settings={"ignore_unknown_options": True})(scripts.run)
 app.add_typer(scripts.stand_in, name="stand-in")

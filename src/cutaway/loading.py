@@ -203,6 +203,8 @@ def find(
     if place.is_dir() and adapters.is_adapter(place):
         return adapters.read(place, tokenizer=tokenizer, access=access)
     if place.is_dir():
+        if (own := folders.own_model(place)) is not None:
+            return files.read(own[0], own[1])
         inside = None if folders.has_weights(place) else gguf.in_folder(place)
         return gguf.read(inside, tokenizer=tokenizer) if inside else folders.read(place, tokenizer=tokenizer)
     if gguf.is_gguf(place):

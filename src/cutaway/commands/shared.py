@@ -45,7 +45,7 @@ Record = Annotated[Path | None, typer.Option(help="Write a record to this folder
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
 
 
-def load(name: str, device: str) -> Any:
+def load(name: str, device: str, **options: Any) -> Any:
     """The network of that name, its weights rewritten as usual. A folder may also be one that `cutaway train` wrote."""
     from cutaway import loading
     from cutaway.model.transformer import Transformer
@@ -53,7 +53,7 @@ def load(name: str, device: str) -> Any:
 
     trained = Path(name) / MODEL
     name = str(trained) if trained.is_file() and not (Path(name) / "config.json").exists() else name
-    return loading.from_pretrained(Transformer, name, device=device)
+    return loading.from_pretrained(Transformer, name, device=device, **options)
 
 
 def given_text(text: str | None, file: Path | None, what: str = "this command") -> str:

@@ -1,1 +1,15 @@
-"""Explain: a trained model goes in, a program comes out that runs instead of it, with the tests that it stood."""
+"""Explain: a trained model goes in, a program comes out that runs instead of it, with the tests that it stood.
+
+from cutaway.explain import explain, save
+
+explanation = explain(model, Prompts.read("train.jsonl"), Prompts.read("test.jsonl"))
+print(explanation.verdict.verdict, explanation.program)
+"""
+
+from __future__ import annotations
+
+from cutaway.explain.explaining import Explanation, explain
+from cutaway.explain.pages import numbers, save, summary
+from cutaway.explain.verdict import Verdict
+
+__all__ = ["Explanation", "Verdict", "explain", "numbers", "save", "summary"]

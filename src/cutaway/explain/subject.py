@@ -91,6 +91,15 @@ class Subject:
             self.sets.append(tokens)
         return self._number[tokens]
 
+    def set_table(self) -> Bool[Tensor, "answer token"] | None:
+        """Which tokens each answer holds, where answers are sets."""
+        if not self.several:
+            return None
+        table = torch.zeros(len(self.sets), self.cfg.d_vocab_out, dtype=torch.bool)
+        for number, tokens in enumerate(self.sets):
+            table[number, list(tokens)] = True
+        return table
+
     def right(self, prompts: Prompts) -> Int[Tensor, "batch pos"]:
         """The numbers of the examples' own answers; -1 where none counts."""
         grid = torch.full_like(prompts.tokens, -1)

@@ -1,8 +1,9 @@
 """Tests of an explanation inside the model: activations are exchanged among inputs that the program calls equal.
 
-Nodes are the heads of every layer and the MLPs. A node's class at a position is what the program knows there: the token, the values of
-the variables that attention has made up to this layer, and for the last MLP the answer. If the program is what the model does, exchanging within classes changes nothing (causal scrubbing); exchanging
-among all inputs, the baseline, destroys the answers.
+Nodes are the heads of every layer and the MLPs. A node's class at a place is what the program knows there: in the last
+layer the variables that the program reads at this place, for the last MLP the answer, in earlier layers the variables that
+later lines read. If the program is what the model does, exchanging within classes changes nothing (causal scrubbing);
+exchanging among all places, the baseline, destroys the answers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.explain.fitting import Fit, batch_of, kinds_of, tree_answers, values, variables
+from cutaway.explain.fitting import Fit, batch_of, tree_answers, values, variables
 from cutaway.explain.subject import Part, Subject
 from cutaway.explain.tree import Leaf, Tree
 from cutaway.programs.language import Attend, reads
@@ -137,11 +138,10 @@ class Exchange:
         return out, float(((out // width) != (torch.arange(len(out)) // width))[self.flat].double().mean())
 
 
-def classes(fitted: Fit, subject: Subject, part: Part, exchange: Exchange, *, tokens: bool) -> dict[Node, Int[Tensor, "place key"]]:
-    """What the program knows at every place, for each node: in the last layer what it reads there, before it what later lines read.
-
-    With `tokens`, the place's own token too.
-    """
+def classes(
+    fitted: Fit, subject: Subject, part: Part, exchange: Exchange, *, tokens: bool
+) -> dict[Node, Int[Tensor, "place key"]]:
+    """What the program knows at every place, for each node; with `tokens`, the place's own token too."""
     setting, batch = fitted.setting, batch_of(fitted.setting, part)
     depths: dict[str, int] = {}
     feeding: set[str] = set()
@@ -204,7 +204,14 @@ def _answer_everywhere(fitted: Fit, part: Part) -> Int[Tensor, "batch pos"]:
 
 
 def scrub(
-    fitted: Fit, subject: Subject, part: Part, nodes: Sequence[Node], exchange: Exchange, *, together: bool = False, tokens: bool = False
+    fitted: Fit,
+    subject: Subject,
+    part: Part,
+    nodes: Sequence[Node],
+    exchange: Exchange,
+    *,
+    together: bool = False,
+    tokens: bool = False,
 ) -> Scrubbed:
     """Exchange the activations of these nodes within the program's classes, and at random.
 

@@ -136,7 +136,9 @@ class Grower:
             return [Test(one, float(values[1]), bits=1.0)]
         frequent = values[counts.argsort(descending=True)[:MOST_VALUES]]
         rare = values[-4:]  # separators tend to have the largest numbers
-        return [Test(one, float(value), bits=math.log2(len(values)) + 1) for value in torch.cat([frequent, rare]).unique().tolist()]
+        return [
+            Test(one, float(value), bits=math.log2(len(values)) + 1) for value in torch.cat([frequent, rare]).unique().tolist()
+        ]
 
     def leaf(self, items: Int[Tensor, "some"]) -> tuple[Leaf, int]:
         """The best answer for some items, and how many of them it gets wrong."""
@@ -159,7 +161,9 @@ class Grower:
             return leaf
         best: tuple[float, Test] | None = None
         now = wrong * self.per_error + tree_bits(leaf)
-        sample = items if len(items) <= 4000 else items[torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:4000]]
+        sample = (
+            items if len(items) <= 4000 else items[torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:4000]]
+        )
         scale = len(items) / len(sample)
         for test in self.tests:
             holds = test.holds({test.variable.name: self.columns[test.variable.name][sample]})

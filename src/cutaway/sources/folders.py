@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway import reading
+from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError
 from cutaway.sources import quantised, tokenizers, wrapped
 from cutaway.sources.checkpoint import LazyTensors
@@ -20,6 +21,8 @@ CONFIG = "config.json"
 LARGEST_CONFIG = 2**24  # bytes
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where weights may be, best first."""
+
+OWN_WEIGHTS = ("model.pt", "model.pth", "model.safetensors")
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model", "spiece.model", "vocab.txt")
 """Files of which a tokenizer has at least one."""
@@ -57,6 +60,24 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
     if not file.exists():
         raise CheckpointError(f"no {name} in {folder}; a model's folder is as save_pretrained writes it")
     return reading.decode(reading.read_bytes(file, largest=LARGEST_CONFIG), dict[str, Any], str(file), finite=False)
+
+
+def own_model(folder: Path) -> tuple[Path, HookedTransformerConfig] | None:
+    """The weights and the configuration of a folder in the dialect's own form: `config.json` has the fields of
+    `HookedTransformerConfig`, and `model.pt` (or `.pth`, `.safetensors`) the dialect's keys. None of any other folder.
+
+    Raises:
+        CheckpointError: it has such a configuration and no weights.
+    """
+    if not (folder / CONFIG).is_file():
+        return None
+    fields = read_config(folder)
+    if "model_type" in fields or "architectures" in fields or not {"n_layers", "d_model", "n_ctx"} <= set(fields):
+        return None
+    found = next((folder / name for name in OWN_WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{folder} has a configuration of HookedTransformer and none of {', '.join(OWN_WEIGHTS)}")
+    return found, HookedTransformerConfig.from_dict({"model_name": folder.name, **fields})
 
 
 def weight_files(names: Iterable[str]) -> str | None:

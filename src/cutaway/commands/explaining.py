@@ -1,0 +1,84 @@
+"""The command `cutaway explain`: a trained model as a program, tested inside the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cutaway.commands import console
+from cutaway.commands.shared import Device, Json
+from cutaway.errors import ExplainError
+
+READ_OUTS = ("most-likely", "above")
+
+
+def explain(
+    model: Annotated[str, typer.Argument(help="A small trained model: a bundled one, a folder or a file.")],
+    examples: Annotated[Path, typer.Option(help='JSON lines: {"tokens": […], "answers": {position: token or [tokens]}}.')],
+    out: Annotated[Path, typer.Option(help="Folder for program.py, explanation.json and explanation.html.")],
+    test: Annotated[Path | None, typer.Option(help="Examples to test on. By default a quarter of the others.")] = None,
+    enumerate_all: Annotated[
+        bool, typer.Option("--enumerate", help="Test on all inputs of the examples' form, at most 200,000.")
+    ] = False,
+    read_out: Annotated[
+        str | None, typer.Option(help="most-likely: one token; above: all with a logit above 0. By default as the answers are.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Say how a small trained model computes its answers, as a program that is tested against the model.
+
+    Prints the verdict with its scores, and writes the program (it runs alone), the evidence, and a page.
+    """
+    from cutaway import explain as room
+    from cutaway.explain.ranging import enumerated
+    from cutaway.prompts import Prompts
+    from cutaway.writing import check_folder
+
+    if read_out is not None and read_out not in READ_OUTS:
+        raise ExplainError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")
+    check_folder(out)
+    network = load(model, device)
+    given = Prompts.read(examples, network.tokenizer)
+    unseen = None if test is None else Prompts.read(test, network.tokenizer)
+    if enumerate_all:
+        unseen = enumerated(given)
+        if unseen is None:
+            raise ExplainError("--enumerate needs examples of one length and at most 200,000 inputs of their form; leave it out")
+    several = None if read_out is None else read_out == "above"
+    with status(as_json) as say:
+        found = room.explain(network, given, unseen, name=Path(model).name, seed=seed, several=several, progress=say)
+    written = room.save(found, out)
+    if as_json:
+        console.echo(json.dumps(room.numbers(found), indent=2, ensure_ascii=False))
+    else:
+        console.echo(room.summary(found) + "\n\n" + "\n".join(map(str, written)))
+
+
+def load(model: str, device: str) -> Any:
+    """The network with its logits as they are: centring the unembedding shifts them, and a threshold would read others."""
+    from cutaway.commands import shared
+
+    return shared.load(model, device, center_unembed=False)
+
+
+def status(quiet: bool) -> Any:
+    """What is being done, on stderr, where that is a terminal."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+
+    @contextmanager
+    def shown() -> Any:
+        shown_on = Console(stderr=True)
+        if quiet or not shown_on.is_terminal:
+            yield lambda what: None
+            return
+        with shown_on.status("reading") as line:
+            yield line.update
+
+    return shown()

@@ -1,0 +1,255 @@
+"""From a trained model and examples of its task to a program, its tests, and a verdict."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.errors import ExplainError
+from cutaway.explain.fitting import Fit, batch_of, fit, tree_answers, values, variables
+from cutaway.explain.proposals import Proposal
+from cutaway.explain.ranging import Far, far_inputs
+from cutaway.explain.spectrum import Spectrum, spectrum_of
+from cutaway.explain.subject import Part, Subject
+from cutaway.explain.substitution import Exchange, Graph, Scrubbed, localise, name_of, scrub
+from cutaway.explain.tree import Leaf, Split, Tree
+from cutaway.explain.verdict import LEAST, Verdict, agreement, interval, judge
+from cutaway.programs.language import Program
+from cutaway.prompts import Prompts
+
+FITTED, SUBSTITUTED = 800, 300  # sequences
+DRAWS = 400
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """A program, what it stands for in the model, its tests, and the verdict.
+
+    Args:
+        program: what the model does.
+        graph: the nodes that carry the answers.
+        scrubbed: what exchanging activations did.
+        scrubbing: how activations were exchanged: which nodes together, and whether among places with the same token.
+        far: how program and model agree on longer and rarer inputs.
+        spectrum: of sums modulo a number, the frequencies that carry them.
+    """
+
+    name: str
+    fitted: Fit
+    graph: Graph
+    scrubbed: Scrubbed
+    scrubbing: str
+    verdict: Verdict
+    far: Far | None
+    spectrum: Spectrum | None
+
+    @property
+    def program(self) -> Program:
+        """The program."""
+        return self.fitted.program
+
+
+def explain(
+    model: Any, examples: Prompts, test: Prompts | None = None, *, name: str = "explanation", seed: int = 0,
+    several: bool | None = None, progress: Progress = lambda _: None,
+) -> Explanation:  # fmt: skip
+    """Explain what a small trained model does on the inputs of its task, as a program that is tested inside the model.
+
+    Args:
+        model: a network; where answers are all tokens above 0, load it with `center_unembed=False`, which shifts logits.
+        examples: inputs with their right answers. A quarter of them is kept for testing where there is no `test`.
+        several: read all tokens with a logit above 0 as the answer; by default as the examples' answers are.
+        progress: called with what is being done.
+
+    Raises:
+        ExplainError: too large a model, examples without answers, or too few of them.
+    """
+    if len(examples) < 20:
+        raise ExplainError(f"{len(examples)} examples are too few to fit and to test a program; give at least 20")
+    subject = Subject(model, examples, several=several)
+    examples, test = _split(examples, test, seed)
+    progress("running the model")
+    known, unseen = subject.answered(examples[:FITTED]), subject.answered(test)
+    progress("fitting a program")
+    fitted = fit(subject, known, name)
+    part = subject.answered(test[:SUBSTITUTED])
+    exchange = Exchange(subject, part, seed)
+    progress("finding the nodes that carry the answers")
+    graph = localise(exchange)
+    progress("exchanging activations")
+    scrubbed, scrubbing = best_scrub(fitted, subject, part, graph, exchange)
+    progress("controls")
+    controls = controls_of(fitted, subject, unseen, exchange, graph, seed)
+    progress("other inputs")
+    far = far_inputs(fitted, subject, examples, seed)
+    verdict = verdict_of(fitted, subject, known, unseen, graph, scrubbed, controls, seed, _notes(subject, scrubbing, scrubbed, far))
+    return Explanation(name, fitted, graph, scrubbed, scrubbing, verdict, far, spectrum_of(fitted, subject))
+
+
+def _split(examples: Prompts, test: Prompts | None, seed: int) -> tuple[Prompts, Prompts]:
+    """Examples in random order, and those for testing."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
+    if test is not None:
+        return examples[order], test
+    cut = max(len(order) // 4, 5)
+    return examples[order[cut:]], examples[order[:cut]]
+
+
+def best_scrub(fitted: Fit, subject: Subject, part: Part, graph: Graph, exchange: Exchange) -> tuple[Scrubbed, str]:
+    """The strictest way of exchanging that keeps the answers, or the best of them; and its description.
+
+    Strictest first: each head by itself, among all places that the program calls equal; then among places that also hold
+    the same token; then the heads of a layer together.
+    """
+    ways = {
+        "each node by itself": (False, False),
+        "each node by itself, among places with the same token": (False, True),
+        "the heads of a layer together": (True, False),
+        "the heads of a layer together, among places with the same token": (True, True),
+    }
+    found = []
+    for said, (together, tokens) in ways.items():
+        scrubbed = scrub(fitted, subject, part, graph.inside, exchange, together=together, tokens=tokens)
+        if scrubbed.recovered() >= LEAST + 0.02:
+            return scrubbed, said
+        found.append((scrubbed.recovered(), said, scrubbed))
+    _, said, scrubbed = max(found, key=lambda one: one[0])
+    return scrubbed, said
+
+
+def verdict_of(
+    fitted: Fit, subject: Subject, known: Part, unseen: Part, graph: Graph, scrubbed: Scrubbed, controls: dict[str, float], seed: int,
+    notes: tuple[str, ...],
+) -> Verdict:  # fmt: skip
+    """The three scores with intervals over sequences, and what they allow to be said."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    said, counted = tree_answers(fitted, unseen), unseen.counted
+    model_says, sets = unseen.answers[counted], subject.set_table()
+    rows = counted.nonzero()[:, 0]
+    places = [(rows == row).nonzero().flatten() for row in range(len(counted))]
+
+    def drawn(count: int) -> Tensor:
+        return torch.randint(0, count, (count,), generator=generator)
+
+    matches = []
+    for _ in range(DRAWS // 4):
+        items = torch.cat([places[row] for row in drawn(len(places)).tolist()])
+        matches.append(agreement(model_says[items], said[items], sets))
+    size = len(scrubbed.clean)
+    several = [drawn(size) for _ in range(DRAWS)]
+    match = interval(agreement(model_says, said, sets), torch.tensor(matches, dtype=torch.float64), len(places))
+    held = interval(
+        min(scrubbed.recovered(), 1.0),
+        torch.tensor([min(scrubbed.recovered(one), 1.0) for one in several], dtype=torch.float64),
+        size,
+    )
+    inside = interval(
+        min(graph.share(), 1.0), torch.tensor([min(graph.share(one), 1.0) for one in several], dtype=torch.float64), size
+    )
+    return judge(match, held, inside, controls, fitted.bits, float(subject.bits), subject.accuracy(known), notes=notes)
+
+
+# Controls.
+
+
+def controls_of(
+    fitted: Fit, subject: Subject, unseen: Part, exchange: Exchange, graph: Graph, seed: int
+) -> dict[str, float]:  # fmt: skip
+    """How well the same tests come out where they should not: each at most 0.2 if the tests mean something."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    says = unseen.answers[unseen.counted]
+    sets = subject.set_table()
+    found = {}
+    shuffled = [agreement(says, _shuffled(tree_answers(fitted, unseen), subject, generator), sets) for _ in range(10)]
+    found["shuffled tables"] = sorted(shuffled)[len(shuffled) // 2]
+    others = [agreement(says, tree_answers(_other(fitted, subject, unseen, generator), unseen), sets) for _ in range(21)]
+    found["another program"] = sorted(others)[len(others) // 2]
+    if 2 * len(graph.inside) <= len(exchange.nodes):  # of most of the nodes, random sets are the graph
+        drawn = [localise_at_random(exchange, graph, len(graph.inside)) for _ in range(5)]
+        found["random graph"] = max(0.0, sorted(drawn)[len(drawn) // 2])
+    found["shuffled weights"] = max(0.0, _on_shuffled_weights(fitted, subject, unseen, generator))
+    return found
+
+
+def localise_at_random(exchange: Exchange, graph: Graph, size: int) -> float:
+    """The share of the effect inside a random set of nodes that is not the graph's own."""
+    for _ in range(8):
+        found = localise(exchange, size=size)
+        if set(found.inside) != set(graph.inside):
+            return found.share()
+    return 0.0
+
+
+def _shuffled(answers: Tensor, subject: Subject, generator: torch.Generator) -> Tensor:
+    """Answers with their meanings permuted, none of those given keeping its own."""
+    there = answers.unique()
+    count = len(subject.sets)
+    if count < 2:
+        return answers
+    shift = 1 + int(torch.randint(0, count - 1, (), generator=generator))
+    order = torch.randperm(count, generator=generator)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(count)
+    meaning = order[(place[there] + shift) % count]
+    return meaning[torch.searchsorted(there, answers)]
+
+
+def _other(fitted: Fit, subject: Subject, part: Part, generator: torch.Generator) -> Fit:
+    """A program of the same form that reads other variables, drawn from the proposals."""
+    used = {one.name for one in variables(fitted.tree)}
+    sources = [one for one in fitted.proposals if one.answers and not one.numeric and one.name not in used]
+    askable = [one for one in fitted.proposals if not one.answers and one.name not in used]
+    batch = batch_of(fitted.setting, part)
+
+    def pick(options: list[Proposal]) -> Proposal:
+        return options[int(torch.randint(0, len(options), (), generator=generator))]
+
+    def swapped(node: Tree) -> Tree:
+        if isinstance(node, Leaf):
+            return Leaf(node.constant, pick(sources) if node.variable is not None and sources else node.variable, node.bits)
+        of = pick(askable) if askable else node.test.variable
+        column = values(batch, fitted.setting, of)[part.counted]
+        value = float(column[int(torch.randint(0, len(column), (), generator=generator))])
+        return Split(replace(node.test, variable=of, value=value), swapped(node.yes), swapped(node.no))
+
+    tree = swapped(fitted.tree)
+    if isinstance(tree, Leaf) and tree.variable is None and len(subject.sets) > 1:
+        constant = int(torch.randint(1, len(subject.sets), (), generator=generator))
+        tree = Leaf(((tree.constant or 0) + constant) % len(subject.sets))
+    return Fit(fitted.setting, fitted.proposals, tree, fitted.program, fitted.bits)
+
+
+def _on_shuffled_weights(fitted: Fit, subject: Subject, unseen: Part, generator: torch.Generator) -> float:
+    """The whole pipeline's smallest score on a model whose weights were shuffled, its accuracy at the task among them."""
+    model = copy.deepcopy(subject.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    prompts = unseen.prompts[:200]
+    other = Subject(model, prompts, several=subject.several)
+    answers = other.answered(prompts)
+    right = other.right(prompts)[answers.counted]
+    sets = other.set_table()
+    does_it = agreement(right, answers.answers[answers.counted], sets)
+    if does_it <= 0.2:
+        return does_it
+    again = fit(other, answers)
+    return min(does_it, agreement(answers.answers[answers.counted], tree_answers(again, answers), sets))
+
+
+def _notes(subject: Subject, scrubbing: str, scrubbed: Scrubbed, far: Far | None) -> tuple[str, ...]:
+    """What a reader should know beside the scores."""
+    notes = [f"activations were exchanged with {scrubbing}"]
+    little = {name_of(node): share for node, share in scrubbed.tested.items() if share < 0.5}
+    if little:
+        notes.append("few places had an equal in another input: " + ", ".join(f"{n} {s:.0%}" for n, s in little.items()))
+    if far is not None:
+        notes.append(far.sentence())
+    return tuple(notes)
