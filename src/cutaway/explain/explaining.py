@@ -88,7 +88,9 @@ def explain(
     controls = controls_of(fitted, subject, unseen, exchange, graph, seed)
     progress("other inputs")
     far = far_inputs(fitted, subject, examples, seed)
-    verdict = verdict_of(fitted, subject, known, unseen, graph, scrubbed, controls, seed, _notes(subject, scrubbing, scrubbed, far))
+    verdict = verdict_of(
+        fitted, subject, known, unseen, graph, scrubbed, controls, seed, _notes(subject, scrubbing, scrubbed, far)
+    )
     return Explanation(name, fitted, graph, scrubbed, scrubbing, verdict, far, spectrum_of(fitted, subject))
 
 
@@ -124,8 +126,8 @@ def best_scrub(fitted: Fit, subject: Subject, part: Part, graph: Graph, exchange
 
 
 def verdict_of(
-    fitted: Fit, subject: Subject, known: Part, unseen: Part, graph: Graph, scrubbed: Scrubbed, controls: dict[str, float], seed: int,
-    notes: tuple[str, ...],
+    fitted: Fit, subject: Subject, known: Part, unseen: Part, graph: Graph, scrubbed: Scrubbed, controls: dict[str, float],
+    seed: int, notes: tuple[str, ...],
 ) -> Verdict:  # fmt: skip
     """The three scores with intervals over sequences, and what they allow to be said."""
     generator = torch.Generator().manual_seed(seed + 1)

@@ -106,7 +106,7 @@ def copies(setting: Setting) -> Iterator[Proposal]:
     if setting.longest < 2:
         return
     for back in range(1, 4 if setting.causal else 2):
-        yield _attend(f"back_{back}" if back > 1 else "previous", Term("offset", constant=back), bits=back)
+        yield _attend(f"back_{back}" if back > 1 else "previous", Term("offset", constant=back), bits=float(back))
     fixed = setting.length if setting.length is not None and setting.length <= 16 else min(setting.longest, 3)
     for place in range(1, fixed):
         yield _attend(f"at_{place}", Term("among", "positions", values=(place,)), LATEST, bits=math.log2(fixed + 1))
@@ -116,7 +116,7 @@ def copies(setting: Setting) -> Iterator[Proposal]:
     some = setting.d_vocab - len(setting.content) > 0 and len(setting.content) > 1
     for only in (False, True) if some else (False,):
         terms, which = ((content,), "_content") if only else ((), "")
-        more = setting.d_vocab - len(setting.content) if only else 0.0
+        more = float(setting.d_vocab - len(setting.content)) if only else 0.0
         for relation in ("largest", "smallest"):
             yield _attend(f"{relation}{which}", *terms, Term(relation, "tokens"), LATEST, bits=more)
         for name, table, order in beyond(setting.d_vocab):

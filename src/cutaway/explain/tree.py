@@ -10,13 +10,14 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.explain.proposals import Proposal
 
 DEEPEST = 5
 MOST_VALUES = 12  # values of a code that are tried as tests, the most frequent first
+SAMPLE = 4000  # items on which tests are compared
 MOST_EDGES = 24  # thresholds of a number that are tried
 
 
@@ -112,11 +113,26 @@ class Grower:
         self.proposals = proposals
         self.sources = [one for one in proposals if one.answers and not one.numeric]
         self.per_error = math.log2(max(sets, 2)) + math.log2(max(len(target), 2))
-        self.matches = {one.name: columns[one.name] == target for one in self.sources}
         self.tests = [test for one in proposals for test in self._tests(one)]
+        # What every leaf could answer, one row each: variables, then the constants that are answers at all.
+        self.constants = target.unique().tolist()
+        rows = [columns[one.name] == target for one in self.sources] + [target == constant for constant in self.constants]
+        self.hits: Float[Tensor, "leaf item"] = torch.stack(rows).float()
+        self.leaves = [Leaf(variable=one, bits=3.0) for one in self.sources]
+        self.leaves += [Leaf(constant, bits=math.log2(max(sets, 2))) for constant in self.constants]
+        self.costs = torch.tensor([tree_bits(leaf) for leaf in self.leaves])
+        self.held = (
+            torch.stack([test.holds(columns) for test in self.tests]) if self.tests else torch.zeros(0, len(target)).bool()
+        )
+        # A variable that the test reads already costs little to read again.
+        names = [None if leaf.variable is None else leaf.variable.name for leaf in self.leaves]
+        again = torch.tensor([[name == test.variable.name for test in self.tests] for name in names])
+        self.said = torch.where(again, torch.tensor(5.0), self.costs[:, None]) if self.tests else self.costs[:, None]
+        self.asking = torch.tensor([test.bits + test.variable.bits for test in self.tests])
 
     def grow(self) -> Tree:
         """The tree."""
+        self.generator = torch.Generator().manual_seed(0)
         return self._grow(torch.arange(len(self.target)), DEEPEST)
 
     def _tests(self, one: Proposal) -> list[Test]:
@@ -142,43 +158,30 @@ class Grower:
 
     def leaf(self, items: Int[Tensor, "some"]) -> tuple[Leaf, int]:
         """The best answer for some items, and how many of them it gets wrong."""
-        target = self.target[items]
-        if not len(items):
-            return Leaf(0), 0
-        best = int(target.mode().values)
-        wrong = int((target != best).sum())
-        found, cost = Leaf(best, bits=math.log2(max(self.sets, 2))), wrong * self.per_error + math.log2(max(self.sets, 2))
-        for one in self.sources:
-            missed = len(items) - int(self.matches[one.name][items].sum())
-            price = missed * self.per_error + one.bits + 3.0
-            if price < cost:
-                found, cost, wrong = Leaf(variable=one, bits=3.0), price, missed
-        return found, wrong
+        missed = len(items) - self.hits[:, items].sum(1)
+        best = int((missed * self.per_error + self.costs).argmin())
+        return self.leaves[best], int(missed[best])
 
     def _grow(self, items: Int[Tensor, "some"], depth: int) -> Tree:
         leaf, wrong = self.leaf(items)
-        if not wrong or not depth or len(items) < 4:
+        if not wrong or not depth or len(items) < 4 or not self.tests:
             return leaf
-        best: tuple[float, Test] | None = None
         now = wrong * self.per_error + tree_bits(leaf)
-        sample = (
-            items if len(items) <= 4000 else items[torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:4000]]
+        sample = items if len(items) <= SAMPLE else items[torch.randperm(len(items), generator=self.generator)[:SAMPLE]]
+        hits, held = self.hits[:, sample], self.held[:, sample].float()
+        inside = held.sum(1)
+        yes = hits @ held.T  # [leaf, test]: right answers of each leaf where each test holds
+        no = hits.sum(1, keepdim=True) - yes
+        scale = self.per_error * len(items) / len(sample)
+        price = self.asking + sum(
+            ((count - right) * scale + self.said).amin(0) for count, right in ((inside, yes), (len(sample) - inside, no))
         )
-        scale = len(items) / len(sample)
-        for test in self.tests:
-            holds = test.holds({test.variable.name: self.columns[test.variable.name][sample]})
-            yes = int(holds.sum())
-            if not 0 < yes < len(sample):
-                continue
-            (one, missed), (other, also) = self.leaf(sample[holds]), self.leaf(sample[~holds])
-            said = tree_bits(Split(test, one, other))
-            price = (missed + also) * scale * self.per_error + said
-            if best is None or price < best[0]:
-                best = price, test
-        if best is None or best[0] >= now:
+        price = price.masked_fill((inside == 0) | (inside == len(sample)), torch.inf)
+        best = int(price.argmin())
+        if float(price[best]) >= now:
             return leaf
-        holds = best[1].holds({best[1].variable.name: self.columns[best[1].variable.name][items]})
-        return Split(best[1], self._grow(items[holds], depth - 1), self._grow(items[~holds], depth - 1))
+        holds = self.held[best, items]
+        return Split(self.tests[best], self._grow(items[holds], depth - 1), self._grow(items[~holds], depth - 1))
 
 
 def pruned(tree: Tree) -> Tree:

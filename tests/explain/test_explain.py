@@ -1,0 +1,197 @@
+"""Explanations: compiled programs come back, wrong stories do not pass, batches mean what the interpreter says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from cutaway import programs
+from cutaway.cli import app
+from cutaway.errors import ExplainError
+from cutaway.explain import explain, numbers, save, summary
+from cutaway.explain.batched import Batch
+from cutaway.explain.explaining import Explanation
+from cutaway.explain.fitting import fit, tree_answers
+from cutaway.explain.subject import Subject
+from cutaway.explain.substitution import Exchange, localise, scrub
+from cutaway.explain.verdict import EXPLAINED, NOT, PARTLY, Score, agreement, judge
+from cutaway.model.transformer import Transformer
+from cutaway.programs.compiler import compile_program
+from cutaway.programs.interpreter import run
+from cutaway.prompts import Prompts
+from cutaway.tasks.palindromes import Palindromes
+from cutaway.tasks.sorted_list import SortedList
+
+PARSED = [name for name in programs.names() if name != "soft_vote"]
+
+
+def inputs(program: Any, count: int, seed: int = 0, length: int | None = None) -> list[list[int]]:
+    """Random inputs of a program; the first token is its BOS, where it has one."""
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, program.n_ctx + 1, (count,), generator=draw).tolist()
+    rows = []
+    for n in lengths:
+        row = torch.randint(0, len(program.vocabulary), (length or n,), generator=draw).tolist()
+        rows.append(row if program.bos is None else [program.bos, *(t for t in row[1:])])
+    return rows
+
+
+def prompts_of(program: Any, rows: list[list[int]]) -> Prompts:
+    """Inputs with the program's own answers."""
+    right = []
+    for row in rows:
+        said = programs.predict(program, row)
+        right.append({at: tuple(t) if isinstance(t, list | tuple | set) else (t,) for at, t in said.items()})
+    return Prompts.of_rows(rows, right=tuple(right), several=program.read_out.kind == "above")
+
+
+@pytest.mark.parametrize("name", programs.names())
+def test_lines_on_batches_mean_what_the_interpreter_says(name: str):
+    program = programs.find(name)
+    rows = inputs(program, 12)
+    prompts = Prompts.of_rows(rows)
+    batch = Batch(prompts.tokens, prompts.mask, n_ctx=program.n_ctx, d_vocab=len(program.vocabulary), causal=program.causal)
+    batch.add(program.lines, program.kinds)
+    for number, row in enumerate(rows):
+        alone = run(program, row).values
+        for line in program.lines:
+            mine = batch.values[line.name][number, : len(row)].double()
+            assert torch.allclose(
+                mine.reshape(len(row), -1), torch.tensor(alone[line.name]).double().reshape(len(row), -1), atol=1e-9
+            )
+
+
+def explained(name: str, count: int = 240, **sizes: int) -> tuple[Any, Explanation]:
+    program = programs.find(name, **sizes)
+    model = compile_program(program).model
+    rows = inputs(program, count)
+    return program, explain(model, prompts_of(program, rows[:160]), prompts_of(program, rows[160:]), name=name)
+
+
+@pytest.mark.parametrize("name", ["previous_token", "maximum"])
+def test_a_compiled_program_comes_back(name: str):
+    program, found = explained(name)
+    assert found.verdict.verdict == EXPLAINED, summary(found)
+    for row in inputs(program, 40, seed=9):
+        mine, its = programs.predict(found.program, row), programs.predict(program, row)
+        assert {at: mine[at] for at in its} == its
+
+
+def test_another_programs_story_is_refused_by_the_model():
+    """A tree fitted to one model fails every test inside another."""
+    one, other = programs.find("previous_token"), programs.find("first_token")
+    rows = inputs(one, 200)
+    story = fit_of(one, rows)[1]
+    subject = Subject(compile_program(other).model, prompts_of(other, rows))
+    part = subject.answered(prompts_of(other, rows))
+    exchange = Exchange(subject, part)
+    graph = localise(exchange)
+    assert agreement(part.answers[part.counted], tree_answers(story, part)) < 0.5
+    assert scrub(story, subject, part, graph.inside, exchange).recovered() < 0.5
+    right = fit(subject, part)
+    assert scrub(right, subject, part, graph.inside, exchange).recovered() > 0.95
+
+
+def fit_of(program: Any, rows: list[list[int]]) -> Any:
+    subject = Subject(compile_program(program).model, prompts_of(program, rows))
+    return subject, fit(subject, subject.answered(prompts_of(program, rows)))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("task", [Palindromes(max_value=6, half_length=2), SortedList(list_len=4, max_value=9)])
+def test_random_weights_are_not_explained(task: Any, seed: int):
+    torch.manual_seed(seed)
+    model = Transformer(task.config())
+    prompts = task.prompts(160, seed=seed).without_counterparts()
+    assert explain(model, prompts).verdict.verdict == NOT
+
+
+def test_the_same_twice_and_files_that_run_alone(tmp_path: Path):
+    program, found = explained("previous_token", 120)
+    _, again = explained("previous_token", 120)
+    assert numbers(found) == numbers(again)
+    written = save(found, tmp_path)
+    assert [path.name for path in written] == ["program.py", "explanation.json", "explanation.html"]
+    spec = importlib.util.spec_from_file_location("program", written[0])
+    assert spec is not None and spec.loader is not None
+    alone = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(alone)
+    assert "torch" not in written[0].read_text() and "import" not in written[0].read_text()
+    for row in inputs(program, 20, seed=5):
+        assert alone.predict(row) == programs.predict(found.program, row)
+    assert json.loads(written[1].read_text())["verdict"] == EXPLAINED
+    page = written[2].read_text()
+    assert "previous" in page and "Content-Security-Policy" in page
+
+
+FULL = Score(1.0, 0.99, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "verdict", "reason"),
+    [
+        ({}, EXPLAINED, ""),
+        ({"match": Score(0.98, 0.97, 0.99)}, PARTLY, "agree in 0.980"),
+        ({"scrubbed": Score(0.97, 0.9, 0.99)}, PARTLY, r"lower end of S \(scrubbed\) is 0.900"),
+        ({"graph": Score(0.3, 0.2, 0.4)}, NOT, r"lower end of C \(graph\)"),
+        ({"controls": {"shuffled tables": 0.4}}, NOT, "'shuffled tables' reaches 0.40"),
+        ({"bits": 60.0}, NOT, "more than 5% of the parameters' 1000"),
+        ({"accuracy": 0.3}, NOT, "does not do its task: 30.0%"),
+        ({"accuracy": 0.7}, PARTLY, "does not do its task: 70.0%"),
+    ],
+)
+def test_each_test_can_refuse_a_story(given: dict[str, Any], verdict: str, reason: str):
+    import re
+
+    usual = {"match": FULL, "scrubbed": FULL, "graph": FULL, "controls": {}, "bits": 10.0, "of_bits": 1000.0, "accuracy": 1.0}
+    found = judge(**{**usual, **given})
+    assert found.verdict == verdict
+    assert re.search(reason, "; ".join(found.reasons))
+    assert bool(found.reasons) == (verdict != EXPLAINED)
+
+
+def test_agreement_is_corrected_for_chance():
+    many = torch.randint(0, 4, (4000,), generator=torch.Generator().manual_seed(0))
+    other = torch.randint(0, 4, (4000,), generator=torch.Generator().manual_seed(1))
+    assert abs(agreement(many, other)) < 0.05 and agreement(many, many) == 1
+    assert agreement(torch.zeros(10, dtype=torch.long), torch.zeros(10, dtype=torch.long)) == 0  # constants tell nothing
+    sets = torch.tensor([[True, False, True], [False, True, False]])
+    same = torch.zeros(10, dtype=torch.long)
+    assert agreement(same, same, sets) == 1 and agreement(same, same + 1, sets) < 0
+
+
+def test_what_cannot_be_explained_is_said():
+    task = SortedList(list_len=4, max_value=9)
+    model = Transformer(task.config())
+    prompts = task.prompts(30).without_counterparts()
+    with pytest.raises(ExplainError, match="the examples have no answers"):
+        explain(model, Prompts(prompts.tokens, prompts.mask))
+    with pytest.raises(ExplainError, match="5 examples are too few"):
+        explain(model, prompts[:5])
+    outside = Prompts(prompts.tokens, prompts.mask, right=tuple({0: (99,)} for _ in range(30)))
+    with pytest.raises(ExplainError, match="the examples answer 99, and the model's answers are 0 to 10"):
+        explain(model, outside)
+
+
+def test_the_command_refuses_an_unknown_read_out(tmp_path: Path):
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"tokens": [1, 2], "answers": {"1": 3}}\n')
+    done = CliRunner().invoke(
+        app, ["explain", "first-unique-char", "--examples", str(file), "--out", str(tmp_path), "--read-out", "x"]
+    )
+    assert done.exit_code == 2 and "--read-out 'x' is not known; there are most-likely and above" in done.stderr
+
+
+@pytest.mark.parametrize(("name", "verdict"), [("max_of_list_42", EXPLAINED), ("palindromes", PARTLY)])
+def test_published_subjects(name: str, verdict: str, shared: Path, tmp_path: Path):
+    folder = shared / "data" / "subjects" / name
+    said = ["explain", str(folder), "--examples", str(folder / "train.jsonl"), "--test", str(folder / "test.jsonl")]
+    done = CliRunner().invoke(app, [*said, "--out", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["verdict"] == verdict
