@@ -98,6 +98,7 @@ def _attend(name: str, *terms: Term, of: str = "tokens", bits: float = 0.0, befo
     return Proposal(lines, CHOICE * (1 + len(terms)) + bits, answers=True)
 
 
+FIRST = Attend("at_0", Selector((Term("among", "positions", values=(0,)),)), "tokens")
 LATEST, EARLIEST = Term("largest", "positions"), Term("smallest", "positions")
 
 
@@ -107,6 +108,7 @@ def copies(setting: Setting) -> Iterator[Proposal]:
         return
     for back in range(1, 4 if setting.causal else 2):
         yield _attend(f"back_{back}" if back > 1 else "previous", Term("offset", constant=back), bits=float(back))
+    yield Proposal((FIRST,), CHOICE * 2, answers=True)
     fixed = setting.length if setting.length is not None and setting.length <= 16 else min(setting.longest, 3)
     for place in range(1, fixed):
         yield _attend(f"at_{place}", Term("among", "positions", values=(place,)), LATEST, bits=math.log2(fixed + 1))
@@ -173,9 +175,8 @@ def sums(setting: Setting, codes: Sequence[Proposal]) -> Iterator[Proposal]:
     """Sums and differences of two codes of fixed places, modulo the number of values."""
     if setting.length is None or setting.length > 16:
         return
-    fixed = [code for code in codes if code.name.startswith("at_") or code.name == "tokens"]
-    first = Attend("at_0", Selector((Term("among", "positions", values=(0,)),)), "tokens")
-    places = [Proposal((first,), CHOICE * 2, answers=True), *fixed]
+    fixed = [code for code in codes if (code.name.startswith("at_") and code.name != "at_0") or code.name == "tokens"]
+    places = [Proposal((FIRST,), CHOICE * 2, answers=True), *fixed]
     values = len(setting.content)
     if values < 2 or values > 2**8 or setting.content != tuple(range(values)):
         return

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutaway.explain.proposals import Proposal
 
-DEEPEST = 5
+DEEPEST = 3  # more tests than that are a story about noise
 MOST_VALUES = 12  # values of a code that are tried as tests, the most frequent first
 SAMPLE = 4000  # items on which tests are compared
 MOST_EDGES = 24  # thresholds of a number that are tried
@@ -46,7 +46,7 @@ class Test:
     gap: float = 0.0
     bits: float = 0.0
 
-    def holds(self, columns: dict[str, Tensor]) -> Bool[Tensor, "item"]:
+    def holds(self, columns: dict[str, Tensor]) -> Bool[Tensor, "*item"]:
         """Whether it holds for each item."""
         column = columns[self.variable.name]
         return column >= self.value if self.variable.numeric else column == int(self.value)
