@@ -71,7 +71,8 @@ def explained(name: str, count: int = 240, **sizes: int) -> tuple[Any, Explanati
     program = programs.find(name, **sizes)
     model = compile_program(program).model
     rows = inputs(program, count)
-    return program, explain(model, prompts_of(program, rows[:160]), prompts_of(program, rows[160:]), name=name)
+    cut = 2 * count // 3
+    return program, explain(model, prompts_of(program, rows[:cut]), prompts_of(program, rows[cut:]), name=name)
 
 
 @pytest.mark.parametrize("name", ["previous_token", "maximum"])
@@ -103,7 +104,7 @@ def fit_of(program: Any, rows: list[list[int]]) -> Any:
     return subject, fit(subject, subject.answered(prompts_of(program, rows)))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("task", [Palindromes(max_value=6, half_length=2), SortedList(list_len=4, max_value=9)])
 def test_random_weights_are_not_explained(task: Any, seed: int):
     torch.manual_seed(seed)
@@ -125,7 +126,7 @@ def test_the_same_twice_and_files_that_run_alone(tmp_path: Path):
     assert "torch" not in written[0].read_text() and "import" not in written[0].read_text()
     for row in inputs(program, 20, seed=5):
         assert alone.predict(row) == programs.predict(found.program, row)
-    assert json.loads(written[1].read_text())["verdict"] == EXPLAINED
+    assert json.loads(written[1].read_text())["headline"] > 0.99
     page = written[2].read_text()
     assert "previous" in page and "Content-Security-Policy" in page
 

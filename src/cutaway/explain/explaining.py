@@ -19,7 +19,7 @@ from cutaway.explain.subject import Part, Subject
 from cutaway.explain.substitution import Exchange, Graph, Scrubbed, localise, name_of, scrub
 from cutaway.explain.tree import Leaf, Split, Tree
 from cutaway.explain.verdict import LEAST, Verdict, agreement, interval, judge
-from cutaway.programs.language import Program
+from cutaway.programs.language import Attend, Program
 from cutaway.prompts import Prompts
 
 FITTED, SUBSTITUTED = 800, 300  # sequences
@@ -203,10 +203,11 @@ def _shuffled(answers: Tensor, subject: Subject, generator: torch.Generator) -> 
 
 
 def _other(fitted: Fit, subject: Subject, part: Part, generator: torch.Generator) -> Fit:
-    """A program of the same form that reads other variables, drawn from the proposals."""
-    used = {one.name for one in variables(fitted.tree)}
-    sources = [one for one in fitted.proposals if one.answers and not one.numeric and one.name not in used]
-    askable = [one for one in fitted.proposals if not one.answers and one.name not in used]
+    """A program of the same form that reads other variables, drawn from the proposals of other kinds."""
+    used = set().union(*(relations(one) for one in variables(fitted.tree)))
+    others = [one for one in fitted.proposals if not relations(one) & used]
+    sources = [one for one in others if one.answers and not one.numeric]
+    askable = [one for one in others if not one.answers]
     batch = batch_of(fitted.setting, part)
 
     def pick(options: list[Proposal]) -> Proposal:
@@ -225,6 +226,17 @@ def _other(fitted: Fit, subject: Subject, part: Part, generator: torch.Generator
         constant = int(torch.randint(1, len(subject.sets), (), generator=generator))
         tree = Leaf(((tree.constant or 0) + constant) % len(subject.sets))
     return Fit(fitted.setting, fitted.proposals, tree, fitted.program, fitted.bits)
+
+
+def relations(one: Proposal) -> set[str]:
+    """By which relations a variable's heads select, and of what they take means; a variable without heads by its name."""
+    found: set[str] = set()
+    for line in one.lines:
+        if isinstance(line, Attend):
+            found |= {term.relation for term in line.select.terms if term.key == "tokens" or term.relation == "offset"} or {
+                line.how
+            }
+    return found - {"among"} or {one.name}
 
 
 def _on_shuffled_weights(fitted: Fit, subject: Subject, unseen: Part, generator: torch.Generator) -> float:
