@@ -59,6 +59,7 @@ _HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for n
 _MODULES = {
     "edits": "cutaway.runs.edits",
     "errors": "cutaway.errors",
+    "explain": "cutaway.explain",
     "grids": "cutaway.runs.sweep.cells",
     "metrics": "cutaway.runs.metrics",
     "patching": "cutaway.analysis.patching",
