@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cutaway.errors import ExplainError
 from cutaway.explain.fitting import Fit, batch_of, fit, tree_answers, values, variables
-from cutaway.explain.proposals import Proposal
+from cutaway.explain.mechanisms import Proposal
 from cutaway.explain.ranging import Far, far_inputs
 from cutaway.explain.spectrum import Spectrum, spectrum_of
 from cutaway.explain.subject import Part, Subject

@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.explain.batched import Batch
-from cutaway.explain.proposals import Proposal, Setting, proposals
+from cutaway.explain.mechanisms import Proposal, Setting, proposals
 from cutaway.explain.subject import Part, Subject
 from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leaves, pruned, tests, tree_bits
 from cutaway.programs.language import Bucket, Kind, Line, Map, Program, ReadOut, Table

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.explain.proposals import Proposal
+from cutaway.explain.mechanisms import Proposal
 
 DEEPEST = 3  # more tests than that are a story about noise
 MOST_VALUES = 12  # values of a code that are tried as tests, the most frequent first
