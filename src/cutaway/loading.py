@@ -69,8 +69,8 @@ def from_pretrained(
 ) -> Network:
     """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
 
-    Its `provenance` says where the weights came from, and which fields of their config were ignored, since
-    `transformers` never reads them.
+    Its `provenance` says where the weights came from, which fields of their config were ignored, since `transformers`
+    never reads them, and which rewrites were left out, since they would change what the model computes.
 
     Args:
         model_name: a bundled model, a model of an installed package (`smollm2-135m-instruct`), an id or a short name of the
@@ -121,15 +121,29 @@ def from_pretrained(
         "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
     }
     weights: Mapping[str, Tensor] = checkpoint.tensors
-    with progress(cfg) as shown:
+    with progress(cfg) as shown, skipped_in_silence() as skipped:
         if any(rewrites.values()) and not checkpoint.processed:
             weights, cfg = processing.process(_read_once(weights, cfg.torch_dtype, shown), cfg, **rewrites)
         mine = weights is not checkpoint.tensors
         options: dict[str, Any] = {"default_padding_side": default_padding_side, "shown": shown, "mine": mine, "where": where}
         model = build(kind, cfg, weights, tokenizer=tokenizer, **options)
-    model.provenance = dict(checkpoint.provenance)
+    model.provenance = {**checkpoint.provenance, **({"skipped_rewrites": skipped} if skipped else {})}
     model.end_tokens = _end_tokens(source, hf_model)
     return model
+
+
+@contextmanager
+def skipped_in_silence() -> Iterator[list[str]]:
+    """Lists rewrites that do not hold for an architecture instead of warning: at loading, nobody asked for each by name."""
+    skipped: list[str] = []
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", processing.SkippedRewrite)
+        yield skipped
+    for one in seen:
+        if issubclass(one.category, processing.SkippedRewrite):
+            skipped.append(str(one.message))
+        else:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno, source=one.source)
 
 
 def _end_tokens(source: Any, hf_model: Any) -> list[int] | None:
