@@ -250,7 +250,7 @@ def test_the_python_of_the_readme_runs(
     monkeypatch.chdir(tmp_path)
     exec("".join(fenced("python")), {})
     printed = capsys.readouterr().out
-    assert "torch.Size([1, 9, 16, 16])" in printed
+    assert "torch.Size([1, 9, 14, 14])" in printed
     assert 0.9 < float(re.search(r"^0\.\d+$", printed, re.MULTILINE)[0]) < 0.94  # type: ignore[index]
     assert (tmp_path / "patching.html").stat().st_size > 10_000
 
