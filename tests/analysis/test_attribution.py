@@ -132,7 +132,7 @@ def test_an_edit_shows_as_what_is_left_over() -> None:
         ({"targets": [1, 2]}, ShapeError, "do not fit 3 examples of 9 positions"),
         ({"targets": 13}, TokenError, "token 13, but there are 13 logits"),
         ({"targets": 0.5}, ShapeError, "whole numbers"),
-        ({"targets": 1, "neurons": [2]}, ShapeError, "has 2 layers"),
+        ({"targets": 1, "neurons": [2]}, ShapeError, "no layer 2; there are 2"),
         ({"tokens": some_tokens(2)}, ShapeError, r"tokens are \(2, 9\)"),
     ],
 )
