@@ -44,8 +44,8 @@ class Plan:
 
     cells: int
     ways: dict[str, int]
-    operations: float
-    full_operations: float
+    operations: int | float
+    full_operations: int | float
     memory: int
     batches: int
     chunks: int
