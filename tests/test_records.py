@@ -174,7 +174,7 @@ def test_patching_from_the_command_line(tmp_path: Path) -> None:
     early = run("patch", "no-such-model", *words[2:], "--what", "q", "--what", "z", "--record", str(tmp_path / "p"))
     assert early.exit_code == 2 and "z holds a record already" in early.stderr, "asked before anything is loaded"
     longer = run("patch", "first-unique-char", "--clean", "abcab", "--corrupted", "abca", "--answer", "c", "--wrong", "b")
-    assert longer.exit_code == 2 and "differs from position" in longer.stderr
+    assert longer.exit_code == 2 and "They differ from position" in longer.stderr
     several = run(*words[:-1], "bc")
     assert several.exit_code == 2 and "is 2 tokens, not one" in several.stderr and "give one token" in several.stderr
 
