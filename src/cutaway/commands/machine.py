@@ -6,8 +6,7 @@ import json
 import platform
 from typing import Any
 
-import typer
-
+from cutaway.commands import console
 from cutaway.commands.shared import lines
 
 
@@ -15,18 +14,18 @@ def about(*, as_json: bool) -> None:
     """Print versions, processor, threads, and each class of products with its kernel and the rates of all."""
     found = facts()
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        console.echo(json.dumps(found, indent=2))
         return
-    typer.echo(lines(["what", "here"], [[name, value] for name, value in found.items() if not isinstance(value, list)]))
+    console.echo(lines(["what", "here"], [[name, value] for name, value in found.items() if not isinstance(value, list)]))
     if not found["products"]:
-        typer.echo("\nProducts are F.linear everywhere, as CUTAWAY_KERNELS=torch says.")
+        console.echo("\nProducts are F.linear everywhere, as CUTAWAY_KERNELS=torch says.")
         return
-    typer.echo("\nProducts, in billions of operations per second:\n")
+    console.echo("\nProducts, in billions of operations per second:\n")
     rows = [
         [one["class"], one["kernel"], ", ".join(f"{name} {rate:.0f}" for name, rate in one["rates"].items())]
         for one in found["products"]
     ]
-    typer.echo(lines(["class", "kernel", "measured"], rows))
+    console.echo(lines(["class", "kernel", "measured"], rows))
 
 
 def facts() -> dict[str, Any]:
