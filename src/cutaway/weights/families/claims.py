@@ -21,7 +21,8 @@ def settled(
     known = {one: family for family in families.values() for one in family.architectures}
     if architecture is not None:
         return _vouched(config, known, architecture)
-    own = [str(one) for one in config.get("architectures") or ()]
+    listed = config.get("architectures") or ()
+    own = [str(one) for one in listed] if isinstance(listed, list | tuple) else [str(listed)]
     strange = next((one for one in own if one not in known), None)
     if strange is None and (not config.get("auto_map") or _model_type(config) in families):
         return config
