@@ -18,6 +18,7 @@ from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.written import model_hash
 from cutaway.view import Figure, heat_map
+from cutaway.writing import write_json
 
 FORMAT = "cutaway circuit 1"
 
@@ -123,7 +124,7 @@ class Circuit:
 
     def save(self, path: Path | str) -> None:
         """Write it as JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_json(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path | str, model: Transformer) -> Circuit:

@@ -13,6 +13,7 @@ from cutaway.commands.questions import circuit as weights
 from cutaway.commands.shared import Device, Html, Json, Model, Record, lines, load, show
 from cutaway.commands.sweeps import bar
 from cutaway.errors import ConfigError, PromptError
+from cutaway.writing import write_json
 
 METRICS = ("logit-difference", "log-probability")
 
@@ -99,7 +100,7 @@ def find(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         found.save(folder / "circuit.json")
-        (folder / "result.json").write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(folder / "result.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     show(text, numbers, figures, as_json=as_json, html=html, title=f"A circuit of {model}")
 
 

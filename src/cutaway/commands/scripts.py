@@ -17,6 +17,7 @@ import typer
 
 from cutaway.commands import console
 from cutaway.errors import ConfigError
+from cutaway.writing import write
 
 DISTRIBUTION, VERSION, OURS = "transformer-lens", "2.18.0+cutaway", "cutaway"
 CODE = '''"""Stands in for TransformerLens: hands over to cutaway. `cutaway stand-in remove` takes it away."""
@@ -58,7 +59,7 @@ def install(
     try:
         for file, text in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            write(file, text)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error.strerror}); give another folder with --target") from error
     console.echo(f"{DISTRIBUTION} {VERSION} stands in {folder}; `cutaway stand-in remove` takes it away")
