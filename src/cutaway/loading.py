@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
-from cutaway.errors import CheckpointError, ConfigError, WeightsMismatch
+from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.model import placement
 from cutaway.model.transformer import Transformer
 from cutaway.sources import adapters, files, folders, gguf, hub, objects, packages, toys, wrapped
@@ -249,11 +249,21 @@ def understand(
         if n_ctx is not None or first_n_layers is not None:
             raise ConfigError("n_ctx and first_n_layers are for models of transformers; this one is ours, and small already")
         return source
-    config = families.claimed(source.config, name=source.name, architecture=architecture)
+    claim = families.claimed(source.config, name=source.name, architecture=architecture)
+    config = claim.config
     options: dict[str, Any] = {"n_ctx": n_ctx, "first_n_layers": first_n_layers, "resolved": source.resolved}
-    cfg, tensors = families.convert(config, source.tensors, **options)
+    try:
+        cfg, tensors = families.convert(config, source.tensors, **options)
+    except (UnsupportedArchitecture, WeightsMismatch) as error:
+        if claim.strange is None:
+            raise
+        raise claim.refuse(error) from error
     ignored = families.ignored_fields(config, resolved=source.resolved)
     provenance = {**source.provenance, "ignored_fields": ignored} if ignored else source.provenance
+    if claim.strange is not None:
+        if ignored:  # code that is not known may read them
+            raise claim.refuse(f"its config has fields that no class of the family reads: {', '.join(sorted(ignored))}")
+        provenance = {**provenance, "taken_for": taken_for(claim.strange, config)}
     cfg.model_name = source.name.rsplit("/", 1)[-1]
     if source.tokenizer is not None:
         published = source.provenance.get("repository")  # rather than the folder of the cache
@@ -261,6 +271,15 @@ def understand(
         if getattr(source.tokenizer, "bos_token", None) in TURNS:
             cfg.default_prepend_bos = False
     return Checkpoint(cfg, tensors, source.tokenizer, False, provenance)
+
+
+def taken_for(strange: str, config: Mapping[str, Any]) -> str:
+    """The note on a model of a class that is not known."""
+    own = config["architectures"][0]
+    return (
+        f"its class {strange} is not known; every tensor and every field of its config is one of {own}, so it is taken to "
+        "compute what that does"
+    )
 
 
 def pretrained_tokenizer(name: str) -> Any:

@@ -53,7 +53,10 @@ def load(name: str, device: str, **options: Any) -> Any:
 
     trained = Path(name) / MODEL
     name = str(trained) if trained.is_file() and not (Path(name) / "config.json").exists() else name
-    return loading.from_pretrained(Transformer, name, device=device, **options)
+    network = loading.from_pretrained(Transformer, name, device=device, **options)
+    if "taken_for" in network.provenance:
+        console.echo(f"{name}: {network.provenance['taken_for']}", err=True)
+    return network
 
 
 def given_text(text: str | None, file: Path | None, what: str = "this command") -> str:

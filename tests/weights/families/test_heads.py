@@ -84,13 +84,29 @@ def test_the_body_of_a_tied_model_has_its_head(tmp_path: Path) -> None:
 # Classes.
 
 
-def test_a_class_that_is_not_known_names_the_way_in(tmp_path: Path) -> None:
+def test_a_class_that_is_not_known_is_its_familys_where_every_tensor_and_field_is(tmp_path: Path) -> None:
     model = tiny("llama")
     place = saved(model, tmp_path, architectures=["MyLlamaForCausalLM"])
+    assert apart(place, model) < 5e-5
+    said = HookedTransformer.from_pretrained(place).provenance["taken_for"]
+    assert "its class MyLlamaForCausalLM is not known" in said and "LlamaForCausalLM" in said
+    assert "taken_for" not in HookedTransformer.from_pretrained(place, architecture="LlamaForCausalLM").provenance
+
+
+@pytest.mark.parametrize(
+    ("field", "tensor", "why"),
+    [("my_trick", None, "no class of the family reads: my_trick"), (None, "gate.weight", "lacks: gate.weight")],
+)
+def test_a_class_that_is_not_known_names_the_way_in(tmp_path: Path, field: str | None, tensor: str | None, why: str) -> None:
+    model = tiny("llama")
+    place = saved(model, tmp_path, architectures=["MyLlamaForCausalLM"], **({field: 3} if field else {}))
+    if tensor:
+        saved(model, place, {**model.state_dict(), tensor: torch.ones(2)}, architectures=["MyLlamaForCausalLM"])
     said = r"is a MyLlamaForCausalLM, and the classes of Llama .* name that: architecture='LlamaForCausalLM'"
-    with pytest.raises(UnsupportedArchitecture, match=said):
+    with pytest.raises(UnsupportedArchitecture, match=f"{said}.*{why}"):
         HookedTransformer.from_pretrained(place)
-    assert apart(place, model, architecture="LlamaForCausalLM") < 5e-5
+    if tensor is None:
+        assert apart(place, model, architecture="LlamaForCausalLM") < 5e-5
     with pytest.raises(ConfigError, match="no class that is known; did you mean 'LlamaForCausalLM'"):
         HookedTransformer.from_pretrained(place, architecture="LlamaForCausalLMs")
 

@@ -75,9 +75,11 @@ def _configure(
     return family, *configure(family, found, n_ctx=n_ctx, first_n_layers=first_n_layers)
 
 
-def claimed(config: Mapping[str, Any], *, name: str, architecture: str | None = None) -> Mapping[str, Any]:
-    """The config, with the class that `architecture` vouches for; stops at classes that are not known (see `claims`)."""
-    return config if dialect.is_own(config) else claims.settled(config, FAMILIES, name=name, architecture=architecture)
+def claimed(config: Mapping[str, Any], *, name: str, architecture: str | None = None) -> claims.Claim:
+    """The config, with the class that `architecture` vouches for, or its family's where its own is not known (see `claims`)."""
+    if dialect.is_own(config):
+        return claims.Claim(config)
+    return claims.settled(config, FAMILIES, name=name, architecture=architecture)
 
 
 def configuration(
