@@ -46,7 +46,7 @@ def outputs(path: Path) -> list[list[dict[str, Any]]]:
 def test_a_notebook_runs_with_the_aliases_and_keeps_its_outputs(tmp_path: Path) -> None:
     (tmp_path / "helper.py").write_text("NUMBER = 41\n")
     path = written(tmp_path / "a.ipynb", MODEL, "import helper\nprint(helper.NUMBER + 1)", "", "%pip install -q circuitsvis")
-    seen: list[notebooks.Cell] = []
+    seen: list[notebooks.NotebookCell] = []
     ran = notebooks.run(path, watch=seen.append)
     assert not ran.failed and [cell.number for cell in seen] == [1, 2, 3] and {cell.of for cell in seen} == {3}
     assert ran.out == tmp_path / "a.run.ipynb" and "3 of 3 cells ran" in ran.summary()

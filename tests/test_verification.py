@@ -17,7 +17,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.sources import hub, packages
-from cutaway.verification import TEXT, Difference, Verification, _enough, _error, compare, known_models, measure, verify
+from cutaway.verification import TEXT, PlaceErrors, Verification, _enough, _error, compare, known_models, measure, verify
 from tests.weights.families.tiny import CASES, tiny
 
 
@@ -145,7 +145,7 @@ def test_where_it_first_appears(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_not_a_number_is_never_the_same() -> None:
     nan = float("nan")
-    one, other = Difference("logits", nan, 1e-7, nan), Difference("b", 0.0, 0.0, 0.0)
+    one, other = PlaceErrors("logits", nan, 1e-7, nan), PlaceErrors("b", 0.0, 0.0, 0.0)
     result = Verification("x", "y", 3, 2.0, (one, other), {})
     assert not result.passed and result.largest.place == "logits"
 

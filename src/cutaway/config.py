@@ -279,6 +279,11 @@ class HookedTransformerConfig:
         return bool(self.act_fn and self.act_fn.endswith("_ln"))
 
     @property
+    def has_resid_mid(self) -> bool:
+        """Whether the stream has a state between attention and MLP: not in parallel blocks, nor without MLPs."""
+        return not self.parallel_attn_mlp and not self.attn_only
+
+    @property
     def has_post_norms(self) -> bool:
         """Whether what attention and MLP put out is normalised before it joins the residual stream."""
         return (self.use_normalization_before_and_after or self.post_norm_only) and self.normalization_type is not None

@@ -58,7 +58,7 @@ class NotebookError(CutawayError, ValueError):
 
 
 @dataclass(frozen=True)
-class Cell:
+class NotebookCell:
     """One code cell that was run: its number among the code cells (from 1), how long it took, and why it failed, if it did."""
 
     number: int
@@ -68,7 +68,7 @@ class Cell:
     problem: str | None = None
 
 
-Watch = Callable[[Cell], None]
+Watch = Callable[[NotebookCell], None]
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class Ran:
 
     path: Path
     out: Path
-    cells: tuple[Cell, ...]
+    cells: tuple[NotebookCell, ...]
 
     @property
-    def failed(self) -> tuple[Cell, ...]:
+    def failed(self) -> tuple[NotebookCell, ...]:
         """Those that failed."""
         return tuple(cell for cell in self.cells if cell.problem is not None)
 
@@ -121,9 +121,9 @@ def run(
     notebook = read(path, nbformat)
     out = path.with_suffix(".run.ipynb") if out is None else Path(out)
     check_writable(out)
-    cells: list[Cell] = []
+    cells: list[NotebookCell] = []
 
-    def ran(cell: Cell) -> None:
+    def ran(cell: NotebookCell) -> None:
         cells.append(cell)
         if watch is not None:
             watch(cell)
@@ -182,7 +182,7 @@ async def _run(notebook: Any, folder: Path, *, keep_going: bool, timeout: float 
                 first = cell.source.strip().split("\n")[0]
                 started = time.monotonic()
                 problem, alive = await _execute(client, cell, index, timeout)
-                ran(Cell(number, len(code), first, time.monotonic() - started, problem))
+                ran(NotebookCell(number, len(code), first, time.monotonic() - started, problem))
                 if problem is not None and not (keep_going and alive):
                     break
         finally:

@@ -39,7 +39,7 @@ ENOUGH = 48  # tokens, for their errors to say something
 
 
 @dataclass(frozen=True)
-class Difference:
+class PlaceErrors:
     """How far our float32 and that of `transformers` are from its float64, at one place.
 
     An error is relative: a number's difference over its size plus the typical size at this place (the median), squared and
@@ -72,21 +72,21 @@ class Verification:
     """How many tokens the text has."""
     tolerance: float
     """How many times the float32 error of `transformers` ours may be."""
-    differences: tuple[Difference, ...]
+    differences: tuple[PlaceErrors, ...]
     ignored_fields: Mapping[str, Any]
     """Fields of the model's config that `transformers` never reads."""
 
-    def same(self, one: Difference) -> bool:
+    def same(self, one: PlaceErrors) -> bool:
         """Whether our error at a place is within the tolerance; one that is not a number is not."""
         return one.times <= self.tolerance
 
     @property
-    def first_apart(self) -> Difference | None:
+    def first_apart(self) -> PlaceErrors | None:
         """Where ours are not the same first; None: nowhere."""
         return next((one for one in self.differences if not self.same(one)), None)
 
     @property
-    def largest(self) -> Difference:
+    def largest(self) -> PlaceErrors:
         """Where our error is the largest multiple of theirs."""
         return max(self.differences, key=lambda one: one.times if one.times == one.times else float("inf"))
 
@@ -305,7 +305,7 @@ def _kept(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compare(ours: HookedTransformer, yardstick: Yardstick) -> list[Difference]:
+def compare(ours: HookedTransformer, yardstick: Yardstick) -> list[PlaceErrors]:
     """Our float32 beside theirs, each layer given the stream of the float64 model."""
     tokens, exact = yardstick.tokens, yardstick.exact
     found = {EMBEDDING: ours(tokens, stop_at_layer=0)}
@@ -318,12 +318,12 @@ def compare(ours: HookedTransformer, yardstick: Yardstick) -> list[Difference]:
     return [_difference(place, _kept(x), yardstick.theirs[place], exact[place]) for place, x in found.items()]
 
 
-def _difference(place: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> Difference:
-    return Difference(place, _error(ours, exact), _error(theirs, exact), float((ours - exact).abs().max()))
+def _difference(place: str, ours: Tensor, theirs: Tensor, exact: Tensor) -> PlaceErrors:
+    return PlaceErrors(place, _error(ours, exact), _error(theirs, exact), float((ours - exact).abs().max()))
 
 
 def _error(x: Tensor, exact: Tensor) -> float:
-    """See `Difference`."""
+    """See `PlaceErrors`."""
     relative = (x - exact) / (exact.abs() + exact.abs().median()).clamp(min=1e-30)
     return float(relative.square().flatten(0, -2).mean(0).sqrt().max())
 

@@ -19,7 +19,7 @@ from cutaway.numbers_given import at_least, indices
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, line_chart
 
-Score = Callable[[Tokens], Float[Tensor, "batch"]]
+Objective = Callable[[Tokens], Float[Tensor, "batch"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class HillClimb(Result):
 
 @torch.no_grad()
 def hill_climb(
-    score: Score,
+    score: Objective,
     start: Tokens,
     alphabet: Sequence[int],
     *,
@@ -118,5 +118,5 @@ def hill_climb(
     return HillClimb(Labelled(torch.stack(history), ("round", "chain"), {}, what, unit), start, current, looked_at)
 
 
-def _scores(score: Score, tokens: Tokens, batch_size: int) -> Float[Tensor, "batch"]:
+def _scores(score: Objective, tokens: Tokens, batch_size: int) -> Float[Tensor, "batch"]:
     return torch.cat([score(part) for part in tokens.split(batch_size)])

@@ -39,7 +39,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import indices
 from cutaway.runs.decompose import written
 from cutaway.runs.edits import Edit, replace
-from cutaway.runs.metrics import Function, Metric
+from cutaway.runs.metrics import CustomMetric, Metric
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, sweep
 from cutaway.view import Figure, bar_chart, heat_map
@@ -96,7 +96,7 @@ def path_patch(
     model: Transformer,
     tokens: Any,
     source: Any,
-    metric: Metric | Function | Callable[[Tensor], Any],
+    metric: Metric | CustomMetric | Callable[[Tensor], Any],
     *,
     senders: Sequence[str] | None = None,
     receivers: Sequence[str] = ("logits",),

@@ -28,7 +28,7 @@ from cutaway.circuits.pairs import ablated, as_pair
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
-from cutaway.runs.metrics import Metric, Places
+from cutaway.runs.metrics import LogitRows, Metric
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep.gradient import weights_held
 from cutaway.view import Figure, heat_map
@@ -163,7 +163,7 @@ def _value_of(
     def value(resid: Tensor) -> Tensor:
         at, places = wanted.nonzero(as_tuple=True)
         logits = model.logits_of(resid[at, places], None if columns is None else columns.to(resid.device))
-        values = metric.measure(logits, Places(at + rows.start, places))
+        values = metric.measure(logits, LogitRows(at + rows.start, places))
         out = metric.combine(values.new_zeros(wanted.shape).index_put((at, places), values), wanted)
         return out.nanmean(-1) if out.ndim > 1 else out
 

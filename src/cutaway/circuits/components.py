@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cutaway.axes import Resid
 from cutaway.circuits.graph import Edges, Graph
 from cutaway.errors import ShapeError
 from cutaway.model.attention import project
@@ -23,7 +24,6 @@ from cutaway.model.products import linear_by_head
 from cutaway.model.transformer import Transformer
 
 Parts = Float[Tensor, "writer batch pos d_model"]
-Resid = Float[Tensor, "batch pos d_model"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from cutaway.circuits.pairs import ablated, as_pair, batches
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.intervals import interval_of_ratio
-from cutaway.runs.metrics import Metric, Places
+from cutaway.runs.metrics import LogitRows, Metric
 
 KEPT = 2**28  # numbers of ablated runs that are kept between circuits; more are computed each time
 ROOM = 2**25  # numbers that the parts of one batch may take
@@ -83,7 +83,7 @@ class CircuitRunner:
         for number, (rows, logits) in enumerate(found):
             at, places = self.wanted[rows].nonzero(as_tuple=True)
             clean = self._clean_logits[number] if self.metric.compares else None
-            one = self.metric.measure(logits, Places(at + rows.start, places), clean)
+            one = self.metric.measure(logits, LogitRows(at + rows.start, places), clean)
             grid = one.new_zeros(self.wanted[rows].shape).index_put((at.to(one.device), places.to(one.device)), one)
             out = self.metric.combine(grid, self.wanted[rows].to(one.device))
             values.append(out.nanmean(-1) if out.ndim > 1 else out)

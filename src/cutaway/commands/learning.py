@@ -30,7 +30,7 @@ def notebook(
     """
     from cutaway import notebooks
 
-    def say(cell: notebooks.Cell) -> None:
+    def say(cell: notebooks.NotebookCell) -> None:
         mark = "failed" if cell.problem else f"{cell.seconds:6.1f} s"
         console.echo(f"[{cell.number}/{cell.of}] {mark}  {cell.first_line[:90]}")
 

@@ -15,8 +15,8 @@ from cutaway.programs import Attend, Bucket, Kind, Map, Multiply, Program, Selec
 from cutaway.programs.language import Line
 
 Codes = Int[Tensor, "batch pos"]
-Numbers = Float[Tensor, "batch pos number"]
-Pairs = Float[Tensor, "batch dest src"]
+NumberColumns = Float[Tensor, "batch pos number"]
+DestSrc = Float[Tensor, "batch dest src"]
 Values = dict[str, Tensor]
 
 
@@ -62,7 +62,7 @@ class Batch:
         assert isinstance(line, Multiply)
         return self.values[line.left] * self.values[line.right]
 
-    def _sum(self, terms: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...], bias: tuple[float, ...]) -> Numbers:
+    def _sum(self, terms: tuple[tuple[str, tuple[tuple[float, ...], ...]], ...], bias: tuple[float, ...]) -> NumberColumns:
         out = torch.tensor(bias, dtype=torch.float64).expand(*self.tokens.shape, -1)
         for name, rows in terms:
             table, values = torch.tensor(rows, dtype=torch.float64), self.values[name]
@@ -96,7 +96,7 @@ class Batch:
             return source.gather(1, chosen)
         return self._weights(line.select, visible, part) @ self._rows(line, kinds)[part]
 
-    def _rows(self, line: Attend, kinds: dict[str, Kind]) -> Numbers:
+    def _rows(self, line: Attend, kinds: dict[str, Kind]) -> NumberColumns:
         values = self.values[line.of]
         if line.table is not None:
             table = torch.tensor(line.table, dtype=torch.float64)
@@ -112,7 +112,7 @@ class Batch:
             best = best & (score == score.amax(2, keepdim=True))
         return best
 
-    def _weights(self, select: Selector, visible: Tensor, part: slice) -> Pairs:
+    def _weights(self, select: Selector, visible: Tensor, part: slice) -> DestSrc:
         if select.temperature is None:
             best = self._best(select, visible, part).double()
             return best / best.sum(2, keepdim=True).clamp(min=1)
@@ -121,7 +121,7 @@ class Batch:
             score = score + self._score(term, part) * term.weight / select.temperature
         return score.masked_fill(~visible, -torch.inf).softmax(2).nan_to_num(0)
 
-    def _score(self, term: Term, part: slice) -> Pairs:
+    def _score(self, term: Term, part: slice) -> DestSrc:
         length = self.tokens.shape[1]
         at = torch.arange(length)
         if term.relation == "offset":

@@ -15,8 +15,8 @@ from cutaway.explain.fitting import Fit, batch_of, fit, tree_answers, values, va
 from cutaway.explain.mechanisms import Proposal
 from cutaway.explain.ranging import Far, far_inputs
 from cutaway.explain.spectrum import Spectrum, spectrum_of
-from cutaway.explain.subject import Part, Subject
-from cutaway.explain.substitution import Exchange, Graph, Scrubbed, localise, name_of, scrub
+from cutaway.explain.subject import InputSet, Subject
+from cutaway.explain.substitution import Exchange, NodeSet, Scrubbed, localise, name_of, scrub
 from cutaway.explain.tree import Leaf, Split, Tree
 from cutaway.explain.verdict import LEAST, Verdict, agreement, interval, judge
 from cutaway.programs.language import Attend, Program
@@ -42,7 +42,7 @@ class Explanation:
 
     name: str
     fitted: Fit
-    graph: Graph
+    graph: NodeSet
     scrubbed: Scrubbed
     scrubbing: str
     verdict: Verdict
@@ -103,7 +103,7 @@ def _split(examples: Prompts, test: Prompts | None, seed: int) -> tuple[Prompts,
     return examples[order[cut:]], examples[order[:cut]]
 
 
-def best_scrub(fitted: Fit, subject: Subject, part: Part, graph: Graph, exchange: Exchange) -> tuple[Scrubbed, str]:
+def best_scrub(fitted: Fit, subject: Subject, part: InputSet, graph: NodeSet, exchange: Exchange) -> tuple[Scrubbed, str]:
     """The strictest way of exchanging that keeps the answers, or the best of them; and its description.
 
     Strictest first: each head by itself, among all places that the program calls equal; then among places that also hold
@@ -126,8 +126,8 @@ def best_scrub(fitted: Fit, subject: Subject, part: Part, graph: Graph, exchange
 
 
 def verdict_of(
-    fitted: Fit, subject: Subject, known: Part, unseen: Part, graph: Graph, scrubbed: Scrubbed, controls: dict[str, float],
-    seed: int, notes: tuple[str, ...],
+    fitted: Fit, subject: Subject, known: InputSet, unseen: InputSet, graph: NodeSet, scrubbed: Scrubbed,
+    controls: dict[str, float], seed: int, notes: tuple[str, ...],
 ) -> Verdict:  # fmt: skip
     """The three scores with intervals over sequences, and what they allow to be said."""
     generator = torch.Generator().manual_seed(seed + 1)
@@ -161,7 +161,7 @@ def verdict_of(
 
 
 def controls_of(
-    fitted: Fit, subject: Subject, unseen: Part, exchange: Exchange, graph: Graph, seed: int
+    fitted: Fit, subject: Subject, unseen: InputSet, exchange: Exchange, graph: NodeSet, seed: int
 ) -> dict[str, float]:  # fmt: skip
     """How well the same tests come out where they should not: each at most 0.2 if the tests mean something."""
     generator = torch.Generator().manual_seed(seed + 2)
@@ -179,7 +179,7 @@ def controls_of(
     return found
 
 
-def localise_at_random(exchange: Exchange, graph: Graph, size: int) -> float:
+def localise_at_random(exchange: Exchange, graph: NodeSet, size: int) -> float:
     """The share of the effect inside a random set of nodes that is not the graph's own."""
     for _ in range(8):
         found = localise(exchange, size=size)
@@ -202,7 +202,7 @@ def _shuffled(answers: Tensor, subject: Subject, generator: torch.Generator) -> 
     return meaning[torch.searchsorted(there, answers)]
 
 
-def _other(fitted: Fit, subject: Subject, part: Part, generator: torch.Generator) -> Fit:
+def _other(fitted: Fit, subject: Subject, part: InputSet, generator: torch.Generator) -> Fit:
     """A program of the same form that reads other variables, drawn from the proposals of other kinds."""
     used = set().union(*(relations(one) for one in variables(fitted.tree)))
     others = [one for one in fitted.proposals if not relations(one) & used]
@@ -239,7 +239,7 @@ def relations(one: Proposal) -> set[str]:
     return found - {"among"} or {one.name}
 
 
-def _on_shuffled_weights(fitted: Fit, subject: Subject, unseen: Part, generator: torch.Generator) -> float:
+def _on_shuffled_weights(fitted: Fit, subject: Subject, unseen: InputSet, generator: torch.Generator) -> float:
     """The whole pipeline's smallest score on a model whose weights were shuffled, its accuracy at the task among them."""
     model = copy.deepcopy(subject.model)
     with torch.no_grad():

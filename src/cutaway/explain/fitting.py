@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cutaway.explain.batched import Batch
 from cutaway.explain.mechanisms import Proposal, Setting, proposals
-from cutaway.explain.subject import Part, Subject
+from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leaves, pruned, tests, tree_bits
 from cutaway.programs.language import Bucket, Kind, Line, Map, Program, ReadOut, Table
 
@@ -29,7 +29,7 @@ class Fit:
     bits: float
 
 
-def setting_of(subject: Subject, part: Part) -> Setting:
+def setting_of(subject: Subject, part: InputSet) -> Setting:
     """What proposals for these inputs depend on."""
     prompts, cfg = part.prompts, subject.cfg
     lengths = prompts.lengths.unique()
@@ -48,7 +48,7 @@ def setting_of(subject: Subject, part: Part) -> Setting:
     )
 
 
-def batch_of(setting: Setting, part: Part) -> Batch:
+def batch_of(setting: Setting, part: InputSet) -> Batch:
     """The inputs, for evaluating lines on them."""
     prompts = part.prompts
     return Batch(prompts.tokens, prompts.mask, n_ctx=setting.n_ctx, d_vocab=setting.d_vocab, causal=setting.causal)
@@ -67,7 +67,7 @@ def values(batch: Batch, setting: Setting, one: Proposal) -> Tensor:
     return found[..., 0].mul(10.0**DIGITS).round().div(10.0**DIGITS) if found.ndim == 3 else found
 
 
-def fit(subject: Subject, part: Part, name: str = "explanation") -> Fit:
+def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     """The shortest tree found for the model's answers on these inputs, as a program."""
     setting = setting_of(subject, part)
     batch, counted = batch_of(setting, part), part.counted
@@ -78,7 +78,7 @@ def fit(subject: Subject, part: Part, name: str = "explanation") -> Fit:
     return Fit(setting, proposed, tree, program, tree_bits(tree))
 
 
-def tree_answers(fitted: Fit, part: Part) -> Int[Tensor, "item"]:
+def tree_answers(fitted: Fit, part: InputSet) -> Int[Tensor, "item"]:
     """What a tree answers where something is to be answered."""
     batch = batch_of(fitted.setting, part)
     used = {one.name: one for one in variables(fitted.tree)}
@@ -95,7 +95,7 @@ def variables(tree: Tree) -> list[Proposal]:
 # The program of a tree.
 
 
-def program_of(tree: Tree, subject: Subject, setting: Setting, part: Part, name: str) -> Program:
+def program_of(tree: Tree, subject: Subject, setting: Setting, part: InputSet, name: str) -> Program:
     """The tree as a program: a boolean for each test, one code for the leaf, and for each leaf what it answers."""
     lines: dict[str, Line] = {line.name: line for one in variables(tree) for line in one.lines}
     asked = list(dict.fromkeys(tests(tree)))
@@ -180,7 +180,7 @@ def _tokens(size: int, width: int) -> Table:
     return tuple(tuple(float(token == value) for token in range(width)) for value in range(size))
 
 
-def _places(part: Part) -> str | tuple[int, ...] | None:
+def _places(part: InputSet) -> str | tuple[int, ...] | None:
     """Where a program answers: at the end, at some tokens, or everywhere."""
     counted, prompts = part.counted, part.prompts
     if bool((counted.sum(1) == 1).all()) and torch.equal(counted.long().argmax(1), prompts.lengths - 1):

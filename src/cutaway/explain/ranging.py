@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from cutaway.explain.fitting import Fit, tree_answers
-from cutaway.explain.subject import Part, Subject
+from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.verdict import agreement
 from cutaway.prompts import Prompts
 
@@ -167,9 +167,9 @@ def _continued(fitted: Fit, examples: Prompts, most: int, generator: torch.Gener
     return Prompts.of_rows(rows, right=right)
 
 
-def _asked(prompts: Prompts) -> Part:
+def _asked(prompts: Prompts) -> InputSet:
     """A part with places to answer and no answers of the model."""
-    return Part(prompts, torch.zeros_like(prompts.tokens))
+    return InputSet(prompts, torch.zeros_like(prompts.tokens))
 
 
 def _walked(fitted: Fit, subject: Subject, examples: Prompts, most: int, generator: torch.Generator) -> Prompts | None:

@@ -21,7 +21,7 @@ AT_ONCE = 2**14  # tokens
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class InputSet:
     """Some inputs with the model's answers.
 
     Args:
@@ -66,9 +66,9 @@ class Subject:
         self._number: dict[tuple[int, ...], int] = {tokens: number for number, tokens in enumerate(self.sets)}
         self.bits = 32 * count
 
-    def answered(self, prompts: Prompts) -> Part:
+    def answered(self, prompts: Prompts) -> InputSet:
         """Inputs with the model's answers."""
-        return Part(prompts, self.read(self.logits(prompts.tokens)))
+        return InputSet(prompts, self.read(self.logits(prompts.tokens)))
 
     @torch.no_grad()
     def logits(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
@@ -108,7 +108,7 @@ class Subject:
                 grid[row, position] = self.number(tuple(sorted(tokens)))
         return grid
 
-    def accuracy(self, part: Part) -> float:
+    def accuracy(self, part: InputSet) -> float:
         """How often the model gives the examples' answers."""
         right = self.right(part.prompts)
         return float((right == part.answers)[part.counted].double().mean())

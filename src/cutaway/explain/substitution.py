@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.explain.fitting import Fit, batch_of, tree_answers, values, variables
-from cutaway.explain.subject import Part, Subject
+from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.tree import Leaf, Tree
 from cutaway.programs.language import Attend, reads
 
@@ -59,7 +59,7 @@ class Exchange:
         part: inputs, on which the model's answers are known.
     """
 
-    def __init__(self, subject: Subject, part: Part, seed: int = 0) -> None:
+    def __init__(self, subject: Subject, part: InputSet, seed: int = 0) -> None:
         self.subject, self.part = subject, part
         cfg = subject.cfg
         self.nodes: list[Node] = [(layer, head) for layer in range(cfg.n_layers) for head in range(cfg.n_heads)]
@@ -139,7 +139,7 @@ class Exchange:
 
 
 def classes(
-    fitted: Fit, subject: Subject, part: Part, exchange: Exchange, *, tokens: bool
+    fitted: Fit, subject: Subject, part: InputSet, exchange: Exchange, *, tokens: bool
 ) -> dict[Node, Int[Tensor, "place key"]]:
     """What the program knows at every place, for each node; with `tokens`, the place's own token too."""
     setting, batch = fitted.setting, batch_of(fitted.setting, part)
@@ -169,7 +169,7 @@ def classes(
     return found
 
 
-def _read_at(fitted: Fit, part: Part, attended: dict[str, Tensor]) -> list[Int[Tensor, "batch pos"]]:
+def _read_at(fitted: Fit, part: InputSet, attended: dict[str, Tensor]) -> list[Int[Tensor, "batch pos"]]:
     """Which leaf each place is in, and the heads' values that the way to it and the leaf itself read."""
     batch = batch_of(fitted.setting, part)
     leaf = torch.full_like(part.prompts.tokens, -1)
@@ -196,7 +196,7 @@ def _coded(x: Tensor) -> Int[Tensor, "batch pos"]:
     return x if x.ndim == 2 else x.mul(1e6).round().long().sum(-1)
 
 
-def _answer_everywhere(fitted: Fit, part: Part) -> Int[Tensor, "batch pos"]:
+def _answer_everywhere(fitted: Fit, part: InputSet) -> Int[Tensor, "batch pos"]:
     """The program's answer at every position of an input; -1 where none is asked for."""
     grid = torch.full_like(part.prompts.tokens, -1)
     grid[part.counted] = tree_answers(fitted, part)
@@ -206,7 +206,7 @@ def _answer_everywhere(fitted: Fit, part: Part) -> Int[Tensor, "batch pos"]:
 def scrub(
     fitted: Fit,
     subject: Subject,
-    part: Part,
+    part: InputSet,
     nodes: Sequence[Node],
     exchange: Exchange,
     *,
@@ -233,7 +233,7 @@ def scrub(
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class NodeSet:
     """The nodes that carry the answers.
 
     Args:
@@ -255,7 +255,7 @@ class Graph:
         return 1 - float((without - clean).mean()) / whole if whole > 1e-6 else 0.0
 
 
-def localise(exchange: Exchange, *, keep: float = 0.99, size: int | None = None) -> Graph:
+def localise(exchange: Exchange, *, keep: float = 0.99, size: int | None = None) -> NodeSet:
     """The smallest set of nodes, largest effects first, outside of which exchanging costs at most `1 - keep` of the effect.
 
     With `size`, a random set of so many nodes in its place.
@@ -269,7 +269,7 @@ def localise(exchange: Exchange, *, keep: float = 0.99, size: int | None = None)
     for count in range(1, len(ordered) + 1) if size is None else [size]:
         inside = tuple(ordered[:count])
         without = exchange.run({node: exchange.shuffled() for node in exchange.nodes if node not in inside})
-        found = Graph(effects, inside, clean, without, destroyed)
+        found = NodeSet(effects, inside, clean, without, destroyed)
         if size is not None or found.share() >= keep:
             return found
     return found

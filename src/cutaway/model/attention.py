@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cutaway.axes import Heads, Keys, Pattern
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError
 from cutaway.model.hook_points import HookPoint, listening, written
@@ -28,9 +29,6 @@ from cutaway.model.products import empty_weights, linear, linear_by_head
 
 Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 KeyInput = Float[Tensor, "batch key d_model"] | Float[Tensor, "batch key kv d_model"]
-Heads = Float[Tensor, "batch pos head d_head"]
-Keys = Float[Tensor, "batch key kv d_head"]  # keys or values: fewer heads, and more positions, than the queries
-Pattern = Float[Tensor, "batch head dest src"]
 
 PACKED = 2**16  # up to this many weights, one joint product for queries, keys and values pays for joining them
 

@@ -12,6 +12,7 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from cutaway.axes import Resid
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.model.attention import Attention, GroupedQueryAttention
@@ -21,9 +22,8 @@ from cutaway.model.listeners import HERE
 from cutaway.model.mlp import MLP, GatedMLP, MoE, mlp_of
 from cutaway.model.norm import LayerNorm, RMSNorm, norm_of, through
 from cutaway.model.positions import Rotary, Stream
-from cutaway.model.steps import BEFORE, Slice, program
+from cutaway.model.steps import BEFORE, NumberedSteps, program
 
-Resid = Float[Tensor, "batch pos d_model"]
 Asked = Float[Tensor, "rows asked d_model"]  # all positions and examples, or those that a stream asks for and hooks leave
 ForQueries = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 ForKeys = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos kv d_model"]
@@ -88,7 +88,7 @@ class TransformerBlock(nn.Module):
         return out
 
     @property
-    def _by_modules(self) -> Slice:
+    def _by_modules(self) -> NumberedSteps:
         """The program with attention and MLP as one step each."""
         return program(self.cfg, self.layer, modules=True).between((BEFORE,))
 

@@ -264,13 +264,13 @@ class HookedRootModule(nn.Module):
         scope.taken = HERE.taken
         HERE.taken = set(scope.taken)
 
-    def _attach_all(self, scope: Scope, direction: str, hooks: Sequence[NamedHook]) -> list[Group]:
+    def _attach_all(self, scope: Scope, direction: str, hooks: Sequence[NamedHook]) -> list[ScopedHook]:
         """Attach pairs of name and function for a scope."""
         groups = []
         for name, hook in hooks:
             new = self._attach(name, hook, dir=direction, level=scope.level, scope=scope)
             scope.attached += new
-            groups.append(Group(direction, name, hook, new))
+            groups.append(ScopedHook(direction, name, hook, new))
         return groups
 
     def _attach_readers(self, scope: Scope, direction: str, names: Iterable[str], keep: KeepActivation) -> None:
@@ -308,7 +308,7 @@ class HookedRootModule(nn.Module):
 
     # Hooks that did not fire.
 
-    def _check_fired(self, groups: Iterable[Group], *, ran: bool, strict: bool) -> None:
+    def _check_fired(self, groups: Iterable[ScopedHook], *, ran: bool, strict: bool) -> None:
         """Stop at a hook that was never called (with `strict`, and where the caller did not see to that), or warn of it."""
         for group in groups:
             if group.fired:
@@ -324,10 +324,10 @@ class HookedRootModule(nn.Module):
         waiting, self._waiting = self._waiting, []
         for point, listener in waiting:
             if not listener.fired and not listener.dead and (listener in point.fwd_hooks):
-                group = Group("fwd", str(point.name), listener.function, [(point, listener)])
+                group = ScopedHook("fwd", str(point.name), listener.function, [(point, listener)])
                 warnings.warn(self._never_fired(group, ran=True), HookDidNotFire, stacklevel=3)
 
-    def _never_fired(self, group: Group, *, ran: bool) -> str:
+    def _never_fired(self, group: ScopedHook, *, ran: bool) -> str:
         """A sentence that names the hook and says why it did not fire."""
         what, name = called(group.hook), group.name
         if not isinstance(name, str):
@@ -414,7 +414,7 @@ class HookedRootModule(nn.Module):
             if incl_bwd:
                 out.backward()
             if names_filter is not None and not callable(names_filter) and len(store) < len(names):
-                absent = [Group("fwd", name, forward, [(self.hook_dict[name], Listener(forward))]) for name in names]
+                absent = [ScopedHook("fwd", name, forward, [(self.hook_dict[name], Listener(forward))]) for name in names]
                 self._check_fired([one for one in absent if one.name not in store], ran=True, strict=True)
         finally:
             scope.open = False  # first, and in one step: an interrupt after this finds nothing attached
@@ -503,7 +503,7 @@ class HookedRootModule(nn.Module):
         return [name for name in self.hook_dict if name in asked]
 
 
-class Group:
+class ScopedHook:
     """One function that was attached for a scope, to one site or to those that a predicate picked."""
 
     def __init__(self, direction: str, name: str | Callable[[str], bool], hook: HookFunction, attached: Attached):
@@ -528,11 +528,11 @@ class HookScope:
     ):
         self.model, self.pairs = model, (("fwd", fwd_hooks), ("bwd", bwd_hooks))
         self.reset_hooks_end, self.clear_contexts = reset_hooks_end, clear_contexts
-        self._entered: list[tuple[Scope, list[Group], int]] = []
+        self._entered: list[tuple[Scope, list[ScopedHook], int]] = []
 
     def __enter__(self) -> Any:
         model = self.model
-        scope, groups = Scope(), list[Group]()
+        scope, groups = Scope(), list[ScopedHook]()
         try:
             model._enter(scope)
             for direction, hooks in self.pairs:

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.axes import Keys
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError
 
-Keys = Float[Tensor, "batch key kv d_head"]
 New = Float[Tensor, "batch new kv d_head"]
 
 

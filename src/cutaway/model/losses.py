@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Logits = Float[Tensor, "batch pos d_vocab_out"]
+from cutaway.axes import Logits
+
 CHUNK = 2**25  # numbers in one piece of logits
 
 

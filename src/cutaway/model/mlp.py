@@ -15,13 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cutaway.axes import Neurons, Resid
 from cutaway.config import HookedTransformerConfig
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.norm import LayerNorm, LayerNormPre
 from cutaway.model.products import empty_weights, linear
-
-Resid = Float[Tensor, "batch pos d_model"]
-Neurons = Float[Tensor, "batch pos d_mlp"]
 
 
 def solu(x: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class Step:
         object.__setattr__(self, "names", frozenset((*self.writes, *self.passes)))
 
 
-class Program:
+class BlockProgram:
     """The steps of one block in the order in which they run, and detours that run only from a site in the middle of one.
 
     Args:
@@ -84,7 +84,7 @@ class Program:
     def __init__(self, steps: Sequence[Step], detours: Sequence[Step] = ()):
         self.steps, self.detours = tuple(steps), tuple(detours)
         self.writes = tuple(name for step in steps for name in step.writes)
-        self._slices: dict[tuple[Any, ...], Slice] = {}
+        self._slices: dict[tuple[Any, ...], NumberedSteps] = {}
 
     def writer(self, value: str) -> Step:
         """The step that writes a value."""
@@ -107,11 +107,11 @@ class Program:
         """The steps whose values are added to the residual stream."""
         return [step for step in self.steps if step.adds]
 
-    def between(self, given: Sequence[str], wanted: Sequence[str] = (LAST,)) -> Slice:
+    def between(self, given: Sequence[str], wanted: Sequence[str] = (LAST,)) -> NumberedSteps:
         """The steps from some values to others, compiled. Nothing runs that the wanted values do not need."""
         key = tuple(given), tuple(wanted)
         if key not in self._slices:
-            self._slices[key] = Slice(self._needed(given, wanted), *key)
+            self._slices[key] = NumberedSteps(self._needed(given, wanted), *key)
         return self._slices[key]
 
     def _needed(self, given: Collection[str], wanted: Collection[str]) -> list[Step]:
@@ -128,7 +128,7 @@ class Program:
         return out[::-1]
 
 
-class Slice:
+class NumberedSteps:
     """Steps with their values numbered, so that a run looks up nothing by name; a value is let go when nobody needs it."""
 
     def __init__(self, steps: Sequence[Step], given: Sequence[str], wanted: Sequence[str]):
@@ -163,7 +163,7 @@ class Slice:
 # The program of each kind of block.
 
 
-def program(cfg: HookedTransformerConfig, layer: int, *, modules: bool = False) -> Program:
+def program(cfg: HookedTransformerConfig, layer: int, *, modules: bool = False) -> BlockProgram:
     """The steps of one block of such a network.
 
     Args:
@@ -178,7 +178,7 @@ def program(cfg: HookedTransformerConfig, layer: int, *, modules: bool = False) 
     else:
         steps += [Step((MID,), (FIRST, ATTN_OUT), _resid_mid), *_mlp(cfg, layer, MID, modules)]
         steps.append(Step((LAST,), (MID, MLP_OUT), _resid_post))
-    return Program(steps, _detours(cfg))
+    return BlockProgram(steps, _detours(cfg))
 
 
 def _attention(cfg: HookedTransformerConfig, layer: int, modules: bool) -> list[Step]:

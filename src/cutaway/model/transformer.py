@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cutaway import tokens as text
+from cutaway.axes import Resid, Tokens
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
@@ -33,9 +34,6 @@ from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
 
-Resid = Float[Tensor, "batch pos d_model"]
-Tokens = Int[Tensor, "batch pos"]
-Logits = Float[Tensor, "batch pos d_vocab_out"]
 _FIELDS = """
     n_layers d_model d_head n_heads n_key_value_heads d_mlp d_vocab d_vocab_out act_fn eps attn_only attn_scale
     use_attn_scale scale_attn_by_inverse_layer_idx use_local_attn window_size attn_types gated_mlp

@@ -23,7 +23,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ProgramError
 from cutaway.model.transformer import Transformer
 from cutaway.programs.language import Program
-from cutaway.programs.placing import Head, Joint, Material, Placed, Reading, Scored, Step, place, weighed
+from cutaway.programs.placing import Head, Joint, Material, Placed, Reading, Scored, StepFunction, place, weighed
 
 NORMS = (None, "LN", "RMS")
 CONSTANT = 500.0  # at this size, what the norm's scale varies and what float32 rounds are about the same, 1e-5
@@ -213,7 +213,9 @@ class _Compiler:
                 yield from _steps(made.number, number, weights, len(codes), row)
 
 
-def _steps(step: Step, number: Tensor, weights: Tensor, codes: int, row: list[Tensor]) -> Iterator[tuple[Tensor, float, Tensor]]:
+def _steps(
+    step: StepFunction, number: Tensor, weights: Tensor, codes: int, row: list[Tensor]
+) -> Iterator[tuple[Tensor, float, Tensor]]:
     """The two neurons of each edge; silent unless all codes are there."""
     largest = float(number.abs().sum()) + abs(step.of.bias[0])
     for (edge, gap), before, after in zip(step.edges, row[:-1], row[1:], strict=True):

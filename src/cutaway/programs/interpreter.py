@@ -14,7 +14,7 @@ Values = dict[str, list[Any]]  # of codes an int at each position, of numbers a 
 
 
 @dataclass(frozen=True)
-class Run:
+class Evaluation:
     """What a program computes on one input.
 
     Args:
@@ -28,7 +28,7 @@ class Run:
     answers: dict[int, Any]
 
 
-def run(program: Program, tokens: Sequence[int]) -> Run:
+def run(program: Program, tokens: Sequence[int]) -> Evaluation:
     """Run a program.
 
     Raises:
@@ -44,8 +44,8 @@ def run(program: Program, tokens: Sequence[int]) -> Run:
     logits = weighed(read.terms, read.bias, values, len(tokens))
     at = answered(program, tokens)
     if read.kind == "above":
-        return Run(values, logits, {q: [t for t, x in enumerate(logits[q]) if x > 0] for q in at})
-    return Run(values, logits, {q: max(range(len(logits[q])), key=logits[q].__getitem__) for q in at})
+        return Evaluation(values, logits, {q: [t for t, x in enumerate(logits[q]) if x > 0] for q in at})
+    return Evaluation(values, logits, {q: max(range(len(logits[q])), key=logits[q].__getitem__) for q in at})
 
 
 def predict(program: Program, tokens: Sequence[int]) -> dict[int, Any]:

@@ -24,7 +24,7 @@ NEURONS = 20_000  # an MLP of more is refused
 
 
 @dataclass(frozen=True)
-class Code:
+class ValueCode:
     """A code as a function of one material's value."""
 
     material: str
@@ -40,7 +40,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepFunction:
     """A number against ascending edges, each with a distance to which values do not come near."""
 
     of: Reading
@@ -53,7 +53,7 @@ class Joint:
 
     codes: tuple[str, ...]
     sizes: tuple[int, ...]
-    number: Step | None
+    number: StepFunction | None
     table: tuple[int, ...]
 
     @property
@@ -96,7 +96,7 @@ class Placed:
 
     program: Program
     materials: dict[str, Material] = field(default_factory=dict)
-    codes: dict[str, Code] = field(default_factory=dict)
+    codes: dict[str, ValueCode] = field(default_factory=dict)
     numbers: dict[str, Reading] = field(default_factory=dict)
 
     @property
@@ -138,7 +138,7 @@ def _add(placed: Placed, material: Material, *, numeric: bool = False) -> None:
             {material.name: [list(row) for row in one_hot(material.size)]}, [0.0] * material.size
         )
     else:
-        placed.codes[material.name] = Code(material.name, tuple(range(material.size)))
+        placed.codes[material.name] = ValueCode(material.name, tuple(range(material.size)))
 
 
 # Attention.
@@ -234,7 +234,7 @@ def _count(placed: Placed, line: Attend, where: str) -> None:
     counts = range(program.n_ctx - 1) if line.how == "count" else range(1)
     edges = tuple((-(1 / (c + 1) + 1 / (c + 2)) / 2, (1 / (c + 1) - 1 / (c + 2)) / 2) for c in counts)
     size = program.kinds[line.name].size
-    step = Step(placed.numbers[weight.name], edges) if edges else None
+    step = StepFunction(placed.numbers[weight.name], edges) if edges else None
     _make(placed, line.name, size, Joint((), (), step, tuple(range(len(edges) + 1))), where)
 
 
@@ -274,7 +274,7 @@ def _map(placed: Placed, line: Map, where: str) -> None:
     _check_neurons(prod(widths), where)
     table = tabulated(widths, value)
     if len(materials) == 1:
-        placed.codes[line.name] = Code(materials[0], table)
+        placed.codes[line.name] = ValueCode(materials[0], table)
     else:
         _make(placed, line.name, line.size, Joint(materials, widths, None, table), where)
 
@@ -285,9 +285,9 @@ def _bucket(placed: Placed, line: Bucket, where: str) -> None:
         (material, rows) = next(iter(of.parts.items()))
         if material in placed.codes:  # linear in one code, and so a function of it
             values = [row[0] + of.bias[0] for row in rows]
-            placed.codes[line.name] = Code(material, tuple(sum(x >= edge for edge in line.edges) for x in values))
+            placed.codes[line.name] = ValueCode(material, tuple(sum(x >= edge for edge in line.edges) for x in values))
             return
-    step = Step(of, tuple((edge, line.gap) for edge in line.edges))
+    step = StepFunction(of, tuple((edge, line.gap) for edge in line.edges))
     _make(placed, line.name, len(line.edges) + 1, Joint((), (), step, tuple(range(len(line.edges) + 1))), where)
 
 

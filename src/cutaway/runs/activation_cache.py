@@ -82,7 +82,7 @@ class ActivationCache(ActivationStore):
                 sites["final_post"] = get_act_name("resid_post", end - 1) if end else self._stream(0)
                 continue
             sites[f"{l}_pre"] = get_act_name("resid_pre", l)
-            if (incl_mid and l < last) or (mlp_input and l == last and not self.model.cfg.parallel_attn_mlp):
+            if (incl_mid and l < last) or (mlp_input and l == last and self.model.cfg.has_resid_mid):
                 sites[f"{l}_mid"] = get_act_name("resid_mid", l)
         self._need("accumulated_resid", sites.values())
         part = Slice(pos_slice)

@@ -179,7 +179,7 @@ class Random(Change):
     def word(self) -> str:  # type: ignore[override]
         return f"random {self.change.word}"
 
-    def new(self, x: Tensor, value: Drawn) -> Tensor:
+    def new(self, x: Tensor, value: RandomDraw) -> Tensor:
         new = self.change.new(x, value.value)
         wide = torch.promote_types(x.dtype, torch.float32)
         known = x.isfinite() & new.isfinite()
@@ -194,7 +194,7 @@ class Random(Change):
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class RandomDraw:
     """What a `Random` change is given: the other change's values, random numbers, and the axes of one direction."""
 
     value: Tensor | None
@@ -494,7 +494,7 @@ class Bound:
         return own
 
     def value(self, clean: Tensor | None = None, positions: Sequence[int] | None = None) -> Any:
-        """What the change is given for the selected part: a part of its values, or for a `Random` one `Drawn`.
+        """What the change is given for the selected part: a part of its values, or for a `Random` one `RandomDraw`.
 
         Args:
             clean: a whole activation, which stands in where values are the run's own.
@@ -503,7 +503,7 @@ class Bound:
         value = self._value(clean, positions)
         return self._drawn(self.change.seed, value, positions) if isinstance(self.change, Random) else value
 
-    def _drawn(self, seed: tuple[int, ...], value: Tensor | None, positions: Sequence[int] | None) -> Drawn:
+    def _drawn(self, seed: tuple[int, ...], value: Tensor | None, positions: Sequence[int] | None) -> RandomDraw:
         """With random numbers, by the numbers of examples, positions and entries in the whole batch."""
         at = self.position_axis
         numbers: list[Sequence[int]] = [
@@ -516,7 +516,7 @@ class Bound:
         if not over:
             raise ConfigError(f"there are no directions at {self.site!r}, which has one number for each position")
         noise = normal(seed, numbers[0], [0] if at is None else numbers[at], *(numbers[axis] for axis in over))
-        return Drawn(value, noise[:, 0] if at is None else noise.movedim(1, at), over)
+        return RandomDraw(value, noise[:, 0] if at is None else noise.movedim(1, at), over)
 
     def _value(self, clean: Tensor | None, positions: Sequence[int] | None) -> Tensor | None:
         source = self.source

@@ -24,7 +24,7 @@ PerToken = Float[Tensor, "token"]
 
 
 @dataclass(frozen=True)
-class Places:
+class LogitRows:
     """Which tokens a piece of logits belongs to: for each row its example and its position."""
 
     examples: Int[Tensor, "token"]
@@ -67,7 +67,7 @@ class Metric(ABC):
                 )
 
     @abstractmethod
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         """The value at each token, from its logits in these columns (and those of the clean run, where it `compares`)."""
 
     def scaled(self, value: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Metric(ABC):
             x = x[rows, places]
             return x if columns is None else x[:, columns]
 
-        values = self.measure(picked(logits), Places(rows + first, places), None if clean is None else picked(clean))
+        values = self.measure(picked(logits), LogitRows(rows + first, places), None if clean is None else picked(clean))
         return self.combine(values.new_zeros(wanted.shape).index_put((rows, places), values), wanted)
 
     def combine(self, grid: Float[Tensor, "*cell batch pos"], wanted: Bool[Tensor, "batch pos"]) -> Tensor:
@@ -152,11 +152,11 @@ class Answers(Metric):
     def named(self) -> dict[str, Tensor]:
         return {"answer": self.answers} | ({} if self.wrong is None else {"wrong answer": self.wrong})
 
-    def _of(self, tokens: Tensor, at: Places) -> Tensor:
+    def _of(self, tokens: Tensor, at: LogitRows) -> Tensor:
         tokens = tokens.to(at.examples.device)
         return tokens.expand(len(at.examples)) if len(tokens) == 1 else tokens[at.examples]
 
-    def _log_prob(self, logits: Tensor, at: Places) -> Tensor:
+    def _log_prob(self, logits: Tensor, at: LogitRows) -> Tensor:
         return -F.cross_entropy(logits, self._of(self.answers, at), reduction="none")
 
 
@@ -169,7 +169,7 @@ class LogitDifference(Answers):
         assert self.wrong is not None
         return torch.cat([self.answers, self.wrong]).unique()
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         assert self.wrong is not None
         columns = self.columns().to(logits.device)
         right, wrong = (torch.searchsorted(columns, self._of(tokens, at).contiguous()) for tokens in (self.answers, self.wrong))
@@ -181,7 +181,7 @@ class LogProbability(Answers):
 
     name, unit = "log-probability", "nats"
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         return self._log_prob(logits, at)
 
 
@@ -190,7 +190,7 @@ class Probability(Answers):
 
     name, unit = "probability", "probability"
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         return self._log_prob(logits, at).exp()
 
 
@@ -200,13 +200,13 @@ class Rank(Answers):
     name, unit = "rank", ""
     jumps = True
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         own = logits.gather(1, self._of(self.answers, at)[:, None])
         return (logits > own).sum(1).to(logits.dtype)
 
 
 @dataclass(frozen=True, eq=False)
-class Labelled(Metric):
+class LabelMetric(Metric):
     """A metric of the label at each position: the next token, or given labels (negative: none here)."""
 
     labels: Int[Tensor, "batch pos"]
@@ -221,7 +221,7 @@ class Labelled(Metric):
     def named(self) -> dict[str, Tensor]:
         return {"label": self.labels[self.labels >= 0]}
 
-    def _labels(self, at: Places) -> Int[Tensor, "token"]:
+    def _labels(self, at: LogitRows) -> Int[Tensor, "token"]:
         return self.labels.to(at.examples.device)[at.examples, at.positions]
 
 
@@ -236,7 +236,7 @@ def among_real(metric: Any, real: Bool[Tensor, "batch pos"], tokens: Int[Tensor,
     """
     if isinstance(metric, Normalised):
         return replace(metric, metric=among_real(metric.metric, real, tokens))
-    if isinstance(metric, Labelled) and metric.labels.shape == real.shape:
+    if isinstance(metric, LabelMetric) and metric.labels.shape == real.shape:
         labels, real_there = metric.labels.cpu(), real.cpu()
         following = torch.cat([tokens.cpu()[:, 1:], torch.full_like(tokens[:, :1].cpu(), -1)], 1)
         behind = torch.cat([~real_there[:, 1:], torch.zeros_like(real_there[:, :1])], 1) & (labels == following)
@@ -265,22 +265,22 @@ def _among(positions: Positions, real: Bool[Tensor, "batch pos"]) -> Bool[Tensor
     return chosen[:, :length]
 
 
-class Loss(Labelled):
+class Loss(LabelMetric):
     """The cross-entropy of the label."""
 
     name, unit = "loss", "nats"
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         return F.cross_entropy(logits, self._labels(at), reduction="none")
 
 
-class Accuracy(Labelled):
+class Accuracy(LabelMetric):
     """1 where the label has the largest logit, else 0."""
 
     name, unit = "accuracy", ""
     jumps = True
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         return (logits.argmax(1) == self._labels(at)).to(logits.dtype)
 
 
@@ -297,7 +297,7 @@ class KL(Metric):
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
         return _where(self.positions, batch, length)
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         assert clean is not None
         edited, kept = logits.log_softmax(-1), clean.log_softmax(-1)
         return (kept.exp() * (kept - edited)).sum(-1)
@@ -340,7 +340,7 @@ class Normalised(Metric):
     def named(self) -> dict[str, Tensor]:
         return self.metric.named()
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         return self.metric.measure(logits, at, clean)
 
     def scaled(self, value: Tensor) -> Tensor:
@@ -348,7 +348,7 @@ class Normalised(Metric):
 
 
 @dataclass(frozen=True, eq=False)
-class Function:
+class CustomMetric:
     """Any function of whole logits `[batch, pos, d_vocab]`, to one number or one per example.
 
     It is handed logits that are computed when they are looked at: picking by constants (`logits[:, -1, ids]`,
@@ -375,7 +375,7 @@ class Function:
         return out.reshape(())
 
 
-AnyMetric = Metric | Function
+AnyMetric = Metric | CustomMetric
 
 
 def logit_difference(answers: Any, wrong: Any, positions: Positions = -1, *, by_position: bool = False) -> LogitDifference:
@@ -429,9 +429,9 @@ def normalised(metric: Metric, *, clean: float | Tensor, corrupted: float | Tens
     return Normalised(metric, *(float(torch.as_tensor(value, dtype=torch.float64).mean()) for value in (clean, corrupted)))
 
 
-def function(function: Callable[[Tensor], Any], name: str = "metric", unit: str = "") -> Function:
+def function(function: Callable[[Tensor], Any], name: str = "metric", unit: str = "") -> CustomMetric:
     """Any function of logits."""
-    return Function(function, name, unit)
+    return CustomMetric(function, name, unit)
 
 
 def by_position(metric: Metric) -> Metric:
@@ -445,7 +445,7 @@ def as_metric(metric: Any) -> AnyMetric:
     Raises:
         ShapeError: it is neither, or what makes metrics when it is called.
     """
-    if isinstance(metric, Metric | Function):
+    if isinstance(metric, Metric | CustomMetric):
         return metric
     if getattr(metric, "__module__", None) == __name__ and hasattr(metric, "__name__"):
         example = {"kl": "", "loss": "tokens", "accuracy": "tokens", "logit_difference": "answers, wrong"}
@@ -453,7 +453,7 @@ def as_metric(metric: Any) -> AnyMetric:
         raise ShapeError(f"{metric.__name__} makes a metric when it is called; give {made} instead")
     if not callable(metric):
         raise ShapeError(f"a metric is one of cutaway.runs.metrics or a function of logits, not {type(metric).__name__}")
-    return Function(metric, getattr(metric, "__name__", "metric").replace("<lambda>", "metric"))
+    return CustomMetric(metric, getattr(metric, "__name__", "metric").replace("<lambda>", "metric"))
 
 
 def _tokens(answers: Any) -> Int[Tensor, "batch"]:

@@ -32,7 +32,7 @@ KINDS: dict[str, type] = {
         metrics.LogitDifference, metrics.LogProbability, metrics.Probability, metrics.Rank, metrics.Loss, metrics.Accuracy,
         metrics.KL, metrics.Normalised,
     )
-} | {"MetricFunction": metrics.Function}  # fmt: skip
+} | {"MetricFunction": metrics.CustomMetric}  # fmt: skip
 NAMES = {kind: name for name, kind in KINDS.items()}
 
 

@@ -19,8 +19,8 @@ from cutaway.errors import CheckpointError, UnsupportedArchitecture, WeightsMism
 from cutaway.sources import tokenizers
 from cutaway.sources.checkpoint import LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
-from cutaway.sources.gguf_file import MAGIC, SUFFIX, Entry, Header, quantisations, read_header, read_rows
-from cutaway.sources.gguf_tables import ARCHITECTURES, NEUTRAL, TWO_NORMS, Architecture, Config, Step
+from cutaway.sources.gguf_file import MAGIC, SUFFIX, GGUFHeader, TensorInfo, quantisations, read_header, read_rows
+from cutaway.sources.gguf_tables import ARCHITECTURES, NEUTRAL, TWO_NORMS, Architecture, Config, Restore
 
 UNUSED = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that say how positions rotate; they become part of the config."""
@@ -87,7 +87,7 @@ def read_tokenizer(file: Path) -> Any:
     return tokenizer
 
 
-def _architecture(header: Header, file: Path) -> tuple[Architecture, str]:
+def _architecture(header: GGUFHeader, file: Path) -> tuple[Architecture, str]:
     """The architecture, and the prefix of its keys."""
     called = header.metadata.get("general.architecture")
     kind = header.metadata.get("general.type", "model")
@@ -106,7 +106,7 @@ def _architecture(header: Header, file: Path) -> tuple[Architecture, str]:
 # Config.
 
 
-def _config(header: Header, architecture: Architecture, prefix: str, file: Path) -> Config:
+def _config(header: GGUFHeader, architecture: Architecture, prefix: str, file: Path) -> Config:
     metadata = {key.removeprefix(prefix + "."): value for key, value in header.metadata.items() if key.startswith(prefix + ".")}
     _refuse_unread(metadata, architecture, file)
     embedding = header.tensors.get("token_embd.weight")
@@ -164,7 +164,7 @@ def _head(metadata: Mapping[str, Any], file: Path) -> int | None:
 # Rotary positions.
 
 
-def _rotation(header: Header, metadata: Mapping[str, Any], config: Config, file: Path) -> Config:
+def _rotation(header: GGUFHeader, metadata: Mapping[str, Any], config: Config, file: Path) -> Config:
     """How rotations are scaled: said by keys of the header, or by factors for each frequency."""
     original = metadata.get("rope.scaling.original_context_length")
     if "rope_factors_long.weight" in header.tensors:
@@ -209,9 +209,9 @@ def _factors(found: Tensor, config: Config, file: Path) -> Config:
 class _Part:
     """A tensor of `transformers`, or the part of a stored one that it is."""
 
-    entry: Entry
+    entry: TensorInfo
     index: int | None
-    step: Step | None
+    step: Restore | None
 
     @property
     def stored(self) -> tuple[int, ...]:
@@ -227,7 +227,7 @@ class _Part:
         return tuple((empty if self.step is None else self.step(empty, config)).shape)
 
 
-def _tensors(header: Header, architecture: Architecture, config: Config, file: Path) -> LazyTensors:
+def _tensors(header: GGUFHeader, architecture: Architecture, config: Config, file: Path) -> LazyTensors:
     names = {**architecture.names} | (TWO_NORMS if config.get("new_decoder_architecture") else {})
     parts: dict[str, _Part] = {}
     for stored, entry in header.tensors.items():
@@ -240,7 +240,7 @@ def _tensors(header: Header, architecture: Architecture, config: Config, file: P
     return LazyTensors(shapes, lambda name: parts[name].read(config))
 
 
-def _parts(stored: str, entry: Entry, names: Mapping[str, str], architecture: Architecture, file: Path) -> dict[str, _Part]:
+def _parts(stored: str, entry: TensorInfo, names: Mapping[str, str], architecture: Architecture, file: Path) -> dict[str, _Part]:
     """The tensors of `transformers` that a stored one holds, by name."""
     layer = re.match(r"blk\.(\d+)\.", stored)
     pattern = stored if layer is None else "blk.{l}." + stored[layer.end() :]

@@ -30,7 +30,7 @@ _STRING, _ARRAY = 8, 9
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorInfo:
     """One tensor of a file; `shape` is in the order of Torch, and each row is a whole number of blocks."""
 
     file: Path
@@ -41,14 +41,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Header:
+class GGUFHeader:
     """What a file says of itself."""
 
     metadata: dict[str, Any]
-    tensors: dict[str, Entry]
+    tensors: dict[str, TensorInfo]
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path) -> GGUFHeader:
     """Metadata and tensors of a GGUF file; of one in several parts, those of all its parts.
 
     Raises:
@@ -63,7 +63,7 @@ def read_header(file: Path) -> Header:
     return header
 
 
-def quantisations(header: Header) -> dict[str, int]:
+def quantisations(header: GGUFHeader) -> dict[str, int]:
     """How many tensors are stored in each quantisation, by its name."""
     counts: dict[str, int] = {}
     for entry in header.tensors.values():
@@ -72,7 +72,7 @@ def quantisations(header: Header) -> dict[str, int]:
     return counts
 
 
-def read_rows(entry: Entry, first: int = 0, count: int | None = None) -> Tensor:
+def read_rows(entry: TensorInfo, first: int = 0, count: int | None = None) -> Tensor:
     """Rows `first` to `first + count` of a tensor (all axes but the last counted together), in float32: `[row, column]`."""
     import numpy as np
     from gguf import dequantize
@@ -94,7 +94,7 @@ def read_rows(entry: Entry, first: int = 0, count: int | None = None) -> Tensor:
     return out
 
 
-def _read_one(file: Path) -> Header:
+def _read_one(file: Path) -> GGUFHeader:
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
@@ -119,7 +119,7 @@ class _Reader:
         self.file, self.opened, self.size = file, opened, size
         self.done = 0
 
-    def header(self) -> Header:
+    def header(self) -> GGUFHeader:
         if self.take(4) != MAGIC:
             raise self.damaged("it does not begin with GGUF")
         version = self.number("I")
@@ -134,7 +134,7 @@ class _Reader:
         if not isinstance(alignment, int) or alignment < 1:
             raise self.damaged("its alignment is no number")
         start = -(-self.done // alignment) * alignment
-        return Header(metadata, {name: self.entry(name, shape, kind, start + offset) for name, shape, kind, offset in infos})
+        return GGUFHeader(metadata, {name: self.entry(name, shape, kind, start + offset) for name, shape, kind, offset in infos})
 
     def take(self, count: int) -> bytes:
         if count > self.size - self.done:
@@ -176,14 +176,14 @@ class _Reader:
         shape = tuple(reversed([self.number("Q") for _ in range(rank)]))  # the fastest axis is written first
         return name, shape, self.number("I"), self.number("Q")
 
-    def entry(self, name: str, shape: tuple[int, ...], kind: int, start: int) -> Entry:
+    def entry(self, name: str, shape: tuple[int, ...], kind: int, start: int) -> TensorInfo:
         block, width = _block(kind, f"{name!r} in {self.file.name}")
         if min(shape) < 1 or shape[-1] % block:
             raise self.damaged(f"{name!r} has shape {list(shape)}")
         row = shape[-1] // block * width
         if start + row * prod(shape[:-1]) > self.size:
             raise self.damaged(f"{name!r} does not fit into it")
-        return Entry(self.file, shape, kind, start, row)
+        return TensorInfo(self.file, shape, kind, start, row)
 
     def damaged(self, why: str) -> CheckpointError:
         return CheckpointError(f"{self.file.name} is cut short or damaged: {why}; download it again")

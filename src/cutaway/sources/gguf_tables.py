@@ -16,7 +16,7 @@ Metadata = Mapping[str, Any]
 """What a header says of the architecture, without its prefix (`llama.block_count` → `block_count`)."""
 
 Config = dict[str, Any]
-Step = Callable[[Tensor, Config], Tensor]
+Restore = Callable[[Tensor, Config], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Architecture:
     model_type: str
     fields: Mapping[str, str]
     names: Mapping[str, str]
-    steps: Mapping[str, Step] = field(default_factory=dict)
+    steps: Mapping[str, Restore] = field(default_factory=dict)
     always: Config = field(default_factory=dict)
     rest: Callable[[Metadata, Config, set[str]], Config] = lambda metadata, config, tensors: {}
     reads: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class Architecture:
 # Steps.
 
 
-def rotated_pairs(heads: str) -> Step:
+def rotated_pairs(heads: str) -> Restore:
     """Undo llama.cpp's order of query and key rows: it rotates neighbours, `transformers` rotates halves."""
 
     def undo(x: Tensor, config: Config) -> Tensor:
@@ -167,7 +167,7 @@ GEMMA = DENSE | {
     "blk.{l}.ffn_norm": "model.layers.{l}.pre_feedforward_layernorm",
     "blk.{l}.post_ffw_norm": "model.layers.{l}.post_feedforward_layernorm",
 }
-GEMMA_NORMS: dict[str, Step] = dict.fromkeys(
+GEMMA_NORMS: dict[str, Restore] = dict.fromkeys(
     (
         "output_norm.weight",
         *(
@@ -199,9 +199,9 @@ PACKED = {
     "output_norm": "transformer.ln_f",
     "output": "lm_head",
 }
-PACKED_STEPS: dict[str, Step] = {"blk.{l}.attn_qkv.weight": interleaved, "blk.{l}.attn_qkv.bias": interleaved}
+PACKED_STEPS: dict[str, Restore] = {"blk.{l}.attn_qkv.weight": interleaved, "blk.{l}.attn_qkv.bias": interleaved}
 
-ROTATED: dict[str, Step] = {
+ROTATED: dict[str, Restore] = {
     f"blk.{{l}}.attn_{one}.{ending}": rotated_pairs(heads)
     for one, heads in (("q", "num_attention_heads"), ("k", "num_key_value_heads"))
     for ending in ("weight", "bias")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cutaway.tasks.language import Drawn, Language, pick, single
+from cutaway.tasks.language import FilledTemplate, Language, pick, single
 
 ARGUMENTS = tuple(
     f" {word}"
@@ -66,9 +66,9 @@ class DocstringArguments(Language):
     name = "docstring-arguments"
     summary = "which argument of a function its docstring describes next"
 
-    def one(self, tokenizer: Any, generator: torch.Generator) -> Drawn:
+    def one(self, tokenizer: Any, generator: torch.Generator) -> FilledTemplate:
         a, b, c, d, other = pick(single(tokenizer, ARGUMENTS, 6, "argument names"), generator, 5)
         fillers = dict(zip("pqrstuv", pick(WORDS, generator, 7), strict=True))
         function = pick(("port", "make", "read", "show", "find"), generator)[0]
         words = {"function": function, "A_def": a, "B_def": b, "C_def": c, "d": d, "A_doc": a, "B_doc": b, **fillers}
-        return Drawn(TEMPLATE, words, {**words, "C_def": other}, (c,), (other,))
+        return FilledTemplate(TEMPLATE, words, {**words, "C_def": other}, (c,), (other,))

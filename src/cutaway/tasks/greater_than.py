@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cutaway.tasks.language import Drawn, Language, is_single, number, pick, single
+from cutaway.tasks.language import FilledTemplate, Language, is_single, number, pick, single
 
 NOUNS = (
     "war",
@@ -41,7 +41,7 @@ class GreaterThan(Language):
     summary = "which years may end a span that begins in a given year"
     several = True
 
-    def one(self, tokenizer: Any, generator: torch.Generator) -> Drawn:
+    def one(self, tokenizer: Any, generator: torch.Generator) -> FilledTemplate:
         template = "The {noun} lasted from the year {century}{Year}{rest} to the year {century}"
         words = {"noun": pick(NOUNS, generator)[0], "rest": ""}
         years = years_in_two_tokens(tokenizer)
@@ -51,11 +51,11 @@ class GreaterThan(Language):
             later = [year for year in PAIRS if is_single(tokenizer, year)]
             right, wrong = (tuple(year for year in later if (year > begin) == larger) for larger in (True, False))
             words |= {"century": century, "Year": begin}
-            return Drawn(template, words, {**words, "Year": years[century][0]}, right, wrong)
+            return FilledTemplate(template, words, {**words, "Year": years[century][0]}, right, wrong)
         single(tokenizer, DIGITS, 10, "digits")
         tens, ones = number(2, 8, generator), number(0, 10, generator)
         words |= {"century": str(pick(CENTURIES, generator)[0]), "Year": str(tens), "rest": str(ones)}
-        return Drawn(template, words, {**words, "Year": "0"}, DIGITS[tens + 1 :], DIGITS[:tens])
+        return FilledTemplate(template, words, {**words, "Year": "0"}, DIGITS[tens + 1 :], DIGITS[:tens])
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ import torch
 
 from cutaway.prompts import Prompts
 from cutaway.tasks.behaviour import Where
-from cutaway.tasks.language import Drawn, Language, number, pick, single
+from cutaway.tasks.language import FilledTemplate, Language, number, pick, single
 
 NAMES = tuple(
     f" {name}"
@@ -76,7 +76,7 @@ class IndirectObjects(Language):
     name = "indirect-objects"
     summary = "which of two names a sentence goes on with, where the other was just repeated"
 
-    def one(self, tokenizer: Any, generator: torch.Generator) -> Drawn:
+    def one(self, tokenizer: Any, generator: torch.Generator) -> FilledTemplate:
         io, subject = pick(single(tokenizer, NAMES, 4, "names"), generator, 2)
         order = ("IO", "S1") if number(0, 2, generator) else ("S1", "IO")
         template = pick(TEMPLATES, generator)[0] % order
@@ -87,7 +87,7 @@ class IndirectObjects(Language):
             "place": pick(PLACES, generator)[0],
             "thing": pick(OBJECTS, generator)[0],
         }
-        return Drawn(template, words, {**words, "S2": io}, (io,), (subject,))
+        return FilledTemplate(template, words, {**words, "S2": io}, (io,), (subject,))
 
     def classes(self, prompts: Prompts) -> dict[str, Where]:
         first = (prompts.place("IO") < prompts.place("S1"))[:, None]

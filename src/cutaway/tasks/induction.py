@@ -11,7 +11,7 @@ import torch
 
 from cutaway.errors import PromptError
 from cutaway.prompts import Prompts
-from cutaway.tasks.language import Drawn, Language, number, pick, single
+from cutaway.tasks.language import FilledTemplate, Language, number, pick, single
 
 WORDS = tuple(
     f" {word}"
@@ -77,7 +77,7 @@ class Induction(Language):
     summary = "what a list of words goes on with when it comes again"
     length = 12
 
-    def one(self, tokenizer: Any, generator: torch.Generator) -> Drawn:
+    def one(self, tokenizer: Any, generator: torch.Generator) -> FilledTemplate:
         known = single(tokenizer, WORDS, self.length + 1, "words")
         *listed, other = pick(known, generator, self.length + 1)
         again = number(2, self.length - 1, generator)  # the number of the word that comes again last
@@ -86,7 +86,7 @@ class Induction(Language):
         repeated = [f"w{n}again" for n in range(again)]
         words |= dict(zip(repeated, listed, strict=False)) | {"Repeated": listed[again]}
         template = "".join(f"{{{slot}}}" for slot in [*slots, *repeated, "Repeated"])
-        return Drawn(template, words, {**words, "Answer": other}, (listed[again + 1],), (other,))
+        return FilledTemplate(template, words, {**words, "Answer": other}, (listed[again + 1],), (other,))
 
     def tokens_prompts(self, count: int, d_vocab: int, seed: int = 0, *, first: int | None = None) -> Prompts:
         """The same in random tokens of a vocabulary, for models without a tokenizer; `first` goes in front of each row.

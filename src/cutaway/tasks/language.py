@@ -24,7 +24,7 @@ SLOT = re.compile(r"\{(\w+)\}")
 
 
 @dataclass(frozen=True)
-class Drawn:
+class FilledTemplate:
     """One filled template: words by slot, and those of its counterpart; answers are texts of one token each."""
 
     template: str
@@ -39,7 +39,7 @@ class Language(Behaviour):
 
     several = False
 
-    def one(self, tokenizer: Any, generator: torch.Generator) -> Drawn:
+    def one(self, tokenizer: Any, generator: torch.Generator) -> FilledTemplate:
         """One filled template.
 
         Raises:

@@ -12,7 +12,7 @@ import torch
 from cutaway.errors import PromptError
 from cutaway.prompts import Prompts
 from cutaway.tasks.behaviour import Where
-from cutaway.tasks.language import Drawn, Language, number, pick, single
+from cutaway.tasks.language import FilledTemplate, Language, number, pick, single
 
 NOUNS = (
     "key",
@@ -43,7 +43,7 @@ class SubjectVerb(Language):
     name = "subject-verb"
     summary = "whether a singular or a plural verb follows a subject, with another noun in between"
 
-    def one(self, tokenizer: Any, generator: torch.Generator) -> Drawn:
+    def one(self, tokenizer: Any, generator: torch.Generator) -> FilledTemplate:
         known = set(single(tokenizer, tuple(f" {noun}{s}" for noun in NOUNS for s in ("", "s")), 8, "nouns"))
         both = [noun for noun in NOUNS if {f" {noun}", f" {noun}s"} <= known]
         if len(both) < 4:
@@ -55,7 +55,7 @@ class SubjectVerb(Language):
         verbs = (" is", " are")
         counterpart = {**words, "Subject": forms[1 - plural]}
         template = "The{Subject} {between} the{Attractor}"
-        return Drawn(template, words, counterpart, (verbs[plural],), (verbs[1 - plural],))
+        return FilledTemplate(template, words, counterpart, (verbs[plural],), (verbs[1 - plural],))
 
     def classes(self, prompts: Prompts) -> dict[str, Where]:
         plural = torch.tensor([text.split()[1].endswith("s") for text in prompts.texts])

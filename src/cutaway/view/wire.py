@@ -38,7 +38,7 @@ MOST_RAW = 2**28  # bytes of a figure before compression
 Count = Annotated[int, Meta(ge=0, le=2**28)]
 
 
-class Entry(msgspec.Struct):
+class ArrayEntry(msgspec.Struct):
     """An array in a header."""
 
     dtype: Dtype | Literal["i32"]
@@ -52,7 +52,7 @@ class Entry(msgspec.Struct):
 class Header(msgspec.Struct):
     """The header of a figure."""
 
-    arrays: dict[str, Entry]
+    arrays: dict[str, ArrayEntry]
     view: str = ""
     title: str = ""
     tokens: list[str] = []
@@ -126,7 +126,7 @@ def _decompressed(data: bytes) -> bytes:
     return raw
 
 
-def _array(raw: bytes, start: int, name: str, entry: Entry) -> Array:
+def _array(raw: bytes, start: int, name: str, entry: ArrayEntry) -> Array:
     """An array of a figure."""
     begin = start + entry.offset
     cells = math.prod(entry.shape)
@@ -170,7 +170,7 @@ def _levels(low: float, high: float) -> Array:
     return low + (high - low) * steps if low >= 0 else high - (high - low) * steps[::-1]
 
 
-def _decode(flat: Array, entry: Entry) -> Array:
+def _decode(flat: Array, entry: ArrayEntry) -> Array:
     values = flat if entry.dtype == "i32" else flat.astype(np.float32)
     if entry.dtype == "u8":
         values = np.array([*entry.levels, np.nan, np.inf, -np.inf], np.float32)[flat]

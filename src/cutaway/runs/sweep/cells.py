@@ -13,7 +13,7 @@ from torch import Tensor
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
-from cutaway.model.steps import FIRST, LAST, PATTERN, RESULT, SCORES, Program, Z
+from cutaway.model.steps import FIRST, LAST, PATTERN, RESULT, SCORES, BlockProgram, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Change, Edit, Put, Zero, zero
 from cutaway.runs.places import Places, edits_at
@@ -204,7 +204,7 @@ class Cell:
             found[local.layer, name] = Region.of_places(examples, rows, places, local.length, heads)
         return found
 
-    def kept(self, program: Program) -> list[str]:
+    def kept(self, program: BlockProgram) -> list[str]:
         """The values of its first layer that the cell needs of the clean run: where it enters, and what it reads unchanged."""
         names = {short(bound.site) for bound in self.bounds if bound.layer == self.layer}
         one = self.bounds[0]
@@ -238,7 +238,7 @@ def bind(
         start = min(_start(bound) for bound in bounds)
         names = [short(bound.site) for bound in bounds]
         in_blocks = declared and all(bound.layer is not None for bound in bounds)
-        there: dict[int | None, Program] = {
+        there: dict[int | None, BlockProgram] = {
             bound.layer: model.blocks[bound.layer].program for bound in bounds if bound.layer is not None
         }
         in_blocks = in_blocks and all(

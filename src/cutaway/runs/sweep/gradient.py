@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
-from cutaway.runs.metrics import AnyMetric, Metric, Places
+from cutaway.runs.metrics import AnyMetric, LogitRows, Metric
 from cutaway.runs.sweep.cells import Cell
 from cutaway.runs.sweep.engine import Task
 
@@ -83,7 +83,7 @@ def value_of(model: Transformer, metric: AnyMetric, wanted: Tensor | None, first
         columns = metric.columns()
         rows, places = wanted.nonzero(as_tuple=True)
         logits = model.logits_of(resid[rows, places], None if columns is None else columns.to(resid.device))
-        values = metric.measure(logits, Places(rows + first, places))
+        values = metric.measure(logits, LogitRows(rows + first, places))
         grid = values.new_zeros(wanted.shape).index_put((rows, places), values)
         out = metric.combine(grid, wanted)
         return out.nanmean(-1) if out.ndim > 1 else out

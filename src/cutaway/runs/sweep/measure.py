@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cutaway.model.transformer import Transformer
-from cutaway.runs.metrics import Function, Metric, Places
+from cutaway.runs.metrics import CustomMetric, LogitRows, Metric
 from cutaway.runs.sweep.clean import Clean
 from cutaway.runs.sweep.execute import Ended
 from cutaway.runs.sweep.logits import LazyLogits, NotComputed, Wanted
@@ -85,7 +85,7 @@ class Measure:
                     if self.kept is not None and self.row is not None
                     else self.model.logits_of(self.clean.resid[-1][rows, places], self.columns)
                 )
-            values.append(self.metric.measure(logits, Places(rows + self.clean.first, places), clean))
+            values.append(self.metric.measure(logits, LogitRows(rows + self.clean.first, places), clean))
         return values[0] if len(values) == 1 else torch.cat(values)
 
 
@@ -98,12 +98,12 @@ class Opaque:
 
     model: Transformer
     clean: Clean
-    metric: Function
+    metric: CustomMetric
     value: Tensor
     asked: Tensor | None
 
     @staticmethod
-    def tried(model: Transformer, clean: Clean, metric: Function) -> Opaque:
+    def tried(model: Transformer, clean: Clean, metric: CustomMetric) -> Opaque:
         """Call the function on the clean run, and see which positions it looks at."""
         everything = Opaque(model, clean, metric, torch.empty(0), None)
         value, wanted = everything._of(clean.resid[-1])

@@ -28,8 +28,8 @@ from cutaway.model.steps import (
     POST,
     RESULT,
     SCORES,
+    BlockProgram,
     K,
-    Program,
     Q,
     Step,
     V,
@@ -124,14 +124,16 @@ class Rules:
     cfg: HookedTransformerConfig
     length: int
     asked: Tensor | None
-    programs: Sequence[Program] = ()
+    programs: Sequence[BlockProgram] = ()
     needed: Mapping[str, Tensor | None] = field(default_factory=dict)  # of values of the last layer
     wholes: dict[tuple[int, int], Region] = field(default_factory=dict, repr=False)  # (first, rows) → all positions from there
     alike: dict[tuple[Any, ...], Way | None] = field(default_factory=dict, repr=False)  # ways that differ in their heads only
     rests: dict[tuple[int, int, int], list[Layer]] = field(default_factory=dict, repr=False)  # the way of such a region on
 
     @staticmethod
-    def of(cfg: HookedTransformerConfig, length: int, asked: Tensor | None, programs: Sequence[Program] | None = None) -> Rules:
+    def of(
+        cfg: HookedTransformerConfig, length: int, asked: Tensor | None, programs: Sequence[BlockProgram] | None = None
+    ) -> Rules:
         programs = [program(cfg, layer) for layer in range(cfg.n_layers)] if programs is None else programs
         needed = _needed(programs[-1], asked) if programs and asked is not None else {}
         return Rules(cfg, length, asked, programs, needed)
@@ -187,7 +189,7 @@ class Rules:
         return plain and few and region.to_end and layer == cfg.n_layers - 1
 
 
-def _needed(last: Program, asked: Tensor | None) -> dict[str, Tensor | None]:
+def _needed(last: BlockProgram, asked: Tensor | None) -> dict[str, Tensor | None]:
     """Backward through the last layer: the positions at which each value is needed."""
     needed: dict[str, Tensor | None] = {LAST: asked}
     for step in reversed(last.steps):

@@ -20,7 +20,7 @@ from torch import Tensor
 from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.runs.editing import plainly
-from cutaway.runs.metrics import Function, Metric, among_real, as_metric
+from cutaway.runs.metrics import CustomMetric, Metric, among_real, as_metric
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep.baseline import check as check_baseline
@@ -160,7 +160,7 @@ def sweep(
     model: Transformer,
     tokens: Any,
     edits: Grid | Edits | Cells,
-    metric: Metric | Function | Callable[[Tensor], Any],
+    metric: Metric | CustomMetric | Callable[[Tensor], Any],
     *,
     mask: Tensor | None = None,
     method: str = "exact",

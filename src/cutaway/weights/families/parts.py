@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cutaway.weights.families.reshape import bias_heads, column_heads, row_heads, transposed
-from cutaway.weights.families.table import Condition, Fields, Step, Tensors, found
+from cutaway.weights.families.table import Condition, Fields, Rewrite, Tensors, found
 
 
 def tied(hf: Fields) -> bool:
@@ -19,7 +19,7 @@ def untied(hf: Fields) -> bool:
     return not tied(hf)
 
 
-def embeddings(name: str, *, before: tuple[Step, ...] = (), after: tuple[Step, ...] = ()) -> Tensors:
+def embeddings(name: str, *, before: tuple[Rewrite, ...] = (), after: tuple[Rewrite, ...] = ()) -> Tensors:
     """Embedding and unembedding, which may be one tensor; `before` and `after` fold constants into either."""
     return {
         "embed.W_E": found(name, *before),
@@ -27,7 +27,7 @@ def embeddings(name: str, *, before: tuple[Step, ...] = (), after: tuple[Step, .
     }
 
 
-def norm(canonical: str, name: str, *steps: Step, bias: bool = False) -> Tensors:
+def norm(canonical: str, name: str, *steps: Rewrite, bias: bool = False) -> Tensors:
     """A norm's weight, and its bias where the family has one."""
     table: Tensors = {f"{canonical}.w": found(f"{name}.weight", *steps)}
     return table | {f"{canonical}.b": found(f"{name}.bias")} if bias else table
@@ -39,7 +39,7 @@ def attention(
     names: tuple[str, str, str, str] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     bias: str | Condition | bool = False,
     out_bias: str | Condition | bool | None = None,
-    out: tuple[Step, ...] = (),
+    out: tuple[Rewrite, ...] = (),
 ) -> Tensors:
     """Attention with four linear layers of its own; `out` folds constants into the last."""
     table: Tensors = {}
@@ -51,8 +51,9 @@ def attention(
 
 
 def mlp(
-    layer: str, up: str, down: str, gate: str | None = None, *, bias: str | Condition | bool = False, out: tuple[Step, ...] = ()
-) -> Tensors:
+    layer: str, up: str, down: str, gate: str | None = None, *,
+    bias: str | Condition | bool = False, out: tuple[Rewrite, ...] = (),
+) -> Tensors:  # fmt: skip
     """An MLP of linear layers, gated where `gate` names one."""
     table: Tensors = {"blocks.{l}.mlp.W_in": found(f"{layer}.{up}.weight", transposed)}
     table |= _bias("blocks.{l}.mlp.b_in", f"{layer}.{up}.bias", bias)
@@ -62,7 +63,7 @@ def mlp(
     return table | _bias("blocks.{l}.mlp.b_out", f"{layer}.{down}.bias", bias, *out)
 
 
-def packed(name: str, part: Callable[[str], Step], *before: Step, bias: str | Condition | bool = False) -> Tensors:
+def packed(name: str, part: Callable[[str], Rewrite], *before: Rewrite, bias: str | Condition | bool = False) -> Tensors:
     """Queries, keys and values that share one linear layer `name`; `part` takes "q", "k" or "v" out of it."""
     table: Tensors = {}
     for which in "qkv":
@@ -71,13 +72,13 @@ def packed(name: str, part: Callable[[str], Step], *before: Step, bias: str | Co
     return table
 
 
-def output(name: str, *before: Step, bias: str | Condition | bool = False) -> Tensors:
+def output(name: str, *before: Rewrite, bias: str | Condition | bool = False) -> Tensors:
     """Attention's output projection."""
     weight: Tensors = {"blocks.{l}.attn.W_O": found(f"{name}.weight", *before, column_heads)}
     return weight | _bias("blocks.{l}.attn.b_O", f"{name}.bias", bias)
 
 
-def _bias(canonical: str, name: str, there: str | Condition | bool, *steps: Step) -> Tensors:
+def _bias(canonical: str, name: str, there: str | Condition | bool, *steps: Rewrite) -> Tensors:
     if there is False:
         return {}
     return {canonical: found(name, *steps, when=None if there is True else there)}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cutaway.weights.families.table import Fields, Place, Step
+from cutaway.weights.families.table import Fields, Place, Rewrite
 
 
 def transposed(x: Tensor, at: Place) -> Tensor:
@@ -34,7 +34,7 @@ def column_heads(x: Tensor, at: Place) -> Tensor:
     return x.T.unflatten(0, (-1, at.cfg.d_head))
 
 
-def stacked(which: str) -> Step:
+def stacked(which: str) -> Rewrite:
     """Queries, keys and values lie one below the other: all rows of `q`, then of `k`, then of `v`."""
 
     def part(x: Tensor, at: Place) -> Tensor:
@@ -44,7 +44,7 @@ def stacked(which: str) -> Step:
     return part
 
 
-def grouped(which: str) -> Step:
+def grouped(which: str) -> Rewrite:
     """Queries, keys and values lie together, group by group: the queries of a group, then its key, then its value."""
 
     def part(x: Tensor, at: Place) -> Tensor:
@@ -56,7 +56,7 @@ def grouped(which: str) -> Step:
     return part
 
 
-def half(which: int) -> Step:
+def half(which: int) -> Rewrite:
     """The first or the second half of the rows."""
     return lambda x, at: x.chunk(2)[which]
 
@@ -66,12 +66,12 @@ def of_expert(x: Tensor, at: Place) -> Tensor:
     return x[at.expert]
 
 
-def positions_from(first: int) -> Step:
+def positions_from(first: int) -> Rewrite:
     """Embeddings of as many positions as the model has, from row `first` on."""
     return lambda x, at: x[first : first + at.cfg.n_ctx]
 
 
-def scaled(factor: Callable[[Fields], float]) -> Step:
+def scaled(factor: Callable[[Fields], float]) -> Rewrite:
     """Times a constant of the config, folded in."""
     return lambda x, at: x if factor(at.hf) == 1 else _wide(x) * factor(at.hf)
 

@@ -42,7 +42,7 @@ class Rope(Struct):
     truncate: bool | None = None
 
 
-class Attention(Struct):
+class MPTAttention(Struct):
     """`attn_config` of MPT."""
 
     softmax_scale: Positive | None = None
@@ -110,7 +110,7 @@ class Config(Struct):
     layer_types: Kinds | None = None
     attention_types: Annotated[list[tuple[Annotated[list[str], Meta(max_length=100)], Layers]], Meta(max_length=100)] = []
     attention_layers: Kinds | None = None
-    attn_config: Attention | None = None
+    attn_config: MPTAttention | None = None
     query_pre_attn_scalar: Positive = 1.0
     attention_multiplier: Positive = 1.0
     attn_logit_softcapping: Positive | None = None

@@ -148,7 +148,7 @@ class Place:
     expert: int = 0
 
 
-Step = Callable[[Tensor, Place], Tensor]
+Rewrite = Callable[[Tensor, Place], Tensor]
 Condition = Callable[[Fields], bool]
 
 
@@ -161,11 +161,11 @@ class Found:
     """
 
     name: str
-    steps: tuple[Step, ...] = ()
+    steps: tuple[Rewrite, ...] = ()
     when: Condition | None = None
 
 
-def found(name: str, *steps: Step, when: str | Condition | None = None) -> Found:
+def found(name: str, *steps: Rewrite, when: str | Condition | None = None) -> Found:
     """See `Found`; `when` may name a config field that has to be true."""
     if isinstance(when, str):
         switch = when
