@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,9 @@ from typer.testing import CliRunner
 from cutaway import HookedTransformer, exercises
 from cutaway.cli import app
 from cutaway.errors import UnknownName
+from cutaway.exercises.checking import grade
 from cutaway.exercises.comparing import difference
-from cutaway.exercises.judge import judge_answer, load, told
+from cutaway.exercises.judge import call, load, told
 from cutaway.exercises.progress import FILE, ProgressError
 from cutaway.tasks import FirstUniqueChar
 from tests.exercises.answers import RIGHT, WRONG
@@ -27,8 +31,14 @@ ANSWER = "def right_guesses(model, tokens):\n    return int((model(tokens).argma
 
 def judged(name: str, function: Callable[..., Any], seed: int = 1) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
-    judge_answer(exercises.find(name), function, seed, lambda **event: events.append(event))
+    exercise = exercises.find(name)
+    cases = list(exercise.cases(random.Random(seed)))
+    grade(exercise, cases, lambda number: call(function, copied(cases[number].arguments)), lambda **event: events.append(event))
     return events
+
+
+def copied(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(one if isinstance(one, HookedTransformer) else copy.deepcopy(one) for one in arguments)
 
 
 def run(*words: str) -> Any:
@@ -208,3 +218,65 @@ def test_bad_input_is_a_sentence(tmp_path: Path) -> None:
 def test_differences_in_words(got: Any, wanted: Any, part: str | None) -> None:
     found = difference(got, wanted, rtol=1e-3, atol=1e-4)
     assert (found is None) if part is None else (found is not None and part in found), found
+
+
+CHEATS = {
+    "imports the answer": "from cutaway.exercises.catalogue.e02_right_guesses import solution as right_guesses\n",
+    "reads the answer": (
+        "import cutaway.exercises.judge as judge\n"
+        "def right_guesses(model, tokens):\n"
+        "    names = {}\n"
+        "    exec(open(judge.ANSWERS / 'e02_right_guesses.py').read(), names)\n"
+        "    return names['solution'](model, tokens)\n"
+    ),
+    "patches the checker": (
+        "import cutaway.exercises.comparing as comparing, cutaway.exercises.judge as judge\n"
+        "comparing.difference = lambda *given, **more: None\n"
+        "judge.left_behind = lambda *given: None\n"
+        "def right_guesses(model, tokens):\n    return -5\n"
+    ),
+    "equals everything": (
+        "class Equal(int):\n"
+        "    __eq__ = lambda self, other: True\n"
+        "    __ne__ = lambda self, other: False\n"
+        "    __hash__ = int.__hash__\n"
+        "def right_guesses(model, tokens):\n    return Equal(-5)\n"
+    ),
+    "forges the report": (
+        "import sys, json, os, torch\n"
+        "from pathlib import Path\n"
+        "folder = Path(sys.argv[4])\n"
+        "for n in range(9):\n"
+        "    torch.save({'value': -5, 'left': None}, folder / f'{n}.pt')\n"
+        "(folder / 'report').write_bytes(b'rubbish\\n{\"event\": \"done\"}\\n' + b'[' * 5000 + b'\\xff')\n"
+        "os._exit(0)\n"
+    ),
+    "starts a program": "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'pass'])\n" + ANSWER,
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_an_exercise_is_passed_by_writing_it_only(tmp_path: Path, cheat: str) -> None:
+    (tmp_path / f"{NAME}.py").write_text(CHEATS[cheat])
+    verdict = exercises.check(NAME, tmp_path, seed=1)
+    assert not verdict.passed and verdict.message
+
+
+def test_a_child_that_detaches_itself_does_not_survive(tmp_path: Path) -> None:
+    beacon = tmp_path / "alive"
+    child = f"import time, pathlib\nwhile True:\n    pathlib.Path({str(beacon)!r}).write_text(str(time.time()))\n"
+    start = (
+        "import _posixsubprocess, os, sys\n"
+        f"arguments = [sys.executable.encode(), b'-c', {child.encode()!r}]\n"
+        "pipe = os.pipe()\n"
+        "_posixsubprocess.fork_exec(arguments, [arguments[0]], True, (), None, None, -1, -1, -1, -1, -1, -1, *pipe, True, True,"
+        " 0, None, None, None, -1, None, False)\n"
+        "import time; time.sleep(1)\n"
+    )
+    (tmp_path / f"{NAME}.py").write_text(start + ANSWER)
+    exercises.check(NAME, tmp_path, seed=1)
+    time.sleep(0.3)
+    last = beacon.read_text() if beacon.exists() else None
+    time.sleep(0.5)
+    assert (beacon.read_text() if beacon.exists() else None) == last
+    assert last is not None or os.name != "posix"

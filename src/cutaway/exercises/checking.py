@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import random
 import secrets
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cutaway.errors import CutawayError
-from cutaway.exercises.exercise import Exercise, find
+import msgspec
+import torch
+
+from cutaway import reading
+from cutaway.errors import CutawayError, NotReadable
+from cutaway.exercises.comparing import difference
+from cutaway.exercises.exercise import Case, Exercise, find
+from cutaway.exercises.judge import REPORT
 from cutaway.exercises.progress import Progress
+from cutaway.sources.files import DAMAGE
+from cutaway.writing import replacing
+
+MARK = "CUTAWAY_JUDGE"
+LARGEST = 2**20  # bytes of a report that are read
 
 
 class NoAnswer(CutawayError, OSError):
@@ -64,26 +76,96 @@ def check(
         raise NoAnswer(f"there is no {path.name} in {path.parent}; `cutaway exercises start {name}` writes it")
     seed = secrets.randbelow(2**31) if seed is None else seed
     limit = exercise.time_limit if time_limit is None else time_limit
+    cases = list(exercise.cases(random.Random(seed)))
     with tempfile.TemporaryDirectory() as place:
-        report = Path(place) / "report"
-        report.touch()
-        code = _judged(exercise, path, report, seed, limit)
-        events = [json.loads(line) for line in report.read_text(encoding="utf-8").splitlines()]
+        code = _judged(exercise, path, cases, Path(place), limit)
+        events: list[dict[str, Any]] = []
+        grade(exercise, cases, lambda number: _answer(Path(place), number), lambda **event: events.append(event))
+        said = _said(Path(place) / REPORT)
+    if said.raised is not None and events[-1]["event"] == "case":
+        case = events[-1]["case"] if said.case >= 0 else ""
+        events.append({"event": "wrong", "case": case, "message": said.raised})
     verdict = _verdict(exercise, events, code, seed, limit)
     Progress.read(folder).noted(verdict.name, passed=verdict.passed, message=verdict.message)
     return verdict
 
 
-def _judged(exercise: Exercise, path: Path, report: Path, seed: int, limit: float | int) -> int | None:
+def grade(exercise: Exercise, cases: Sequence[Case], answer: Callable[[int], Any], say: Callable[..., None]) -> None:
+    """Compare the answer of each case, until one is wrong or missing.
+
+    Args:
+        answer: number of a case → `judge.call`'s result, or None where there is none.
+        say: called with each event: `case`, `right`, `wrong` (with a `message`), `done`.
+    """
+    for number, case in enumerate(cases):
+        say(event="case", case=case.name)
+        found = answer(number)
+        if found is None:
+            return
+        with torch.no_grad():
+            wanted = exercise.solution(*case.arguments)
+        message = difference(found["value"], wanted, rtol=exercise.rtol, atol=exercise.atol) or found["left"]
+        if message is not None:
+            say(event="wrong", case=case.name, message=message)
+            return
+        say(event="right", case=case.name)
+    say(event="done")
+
+
+def _judged(exercise: Exercise, path: Path, cases: Sequence[Case], place: Path, limit: float | int) -> int | None:
     """The exit code of the judge; None where its time was up."""
-    command = [sys.executable, "-m", "cutaway.exercises.judge", exercise.name, str(path), str(report), str(seed)]
-    with subprocess.Popen(command, cwd=path.parent, start_new_session=True) as process:
+    given = place / "cases.pt"
+    with replacing(given) as file:
+        torch.save([case.arguments for case in cases], file)
+    command = [sys.executable, "-m", "cutaway.exercises.judge", str(path), exercise.function, str(given), str(place)]
+    environment = os.environ | {MARK: place.name}
+    with subprocess.Popen(command, cwd=path.parent, start_new_session=True, env=environment) as process:
         try:
             return process.wait(limit)
         except subprocess.TimeoutExpired:
             return None
         finally:
             _end(process)
+            _end_detached(place.name)
+
+
+def _end_detached(mark: str) -> None:
+    """End what left the judge's session: it still has the judge's environment. (Where the system shows environments.)"""
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}".encode() in entry.read_bytes().split(b"\0"):
+                os.kill(int(entry.parent.name), signal.SIGKILL)
+
+
+class _Said(msgspec.Struct):
+    """A line of what the judge says. Whatever it says, an answer is right only by what it returned."""
+
+    case: int = -1
+    raised: str | None = None
+
+
+def _said(report: Path) -> _Said:
+    """The last case that was begun, and what was raised; rubbish from a reader's code is passed over."""
+    last = _Said()
+    lines = report.read_bytes()[:LARGEST].splitlines() if report.is_file() else []
+    for line in lines:
+        with contextlib.suppress(NotReadable):
+            event = reading.decode(line, _Said, "the report", largest=LARGEST)
+            last = _Said(max(last.case, event.case), event.raised or last.raised)
+    return last
+
+
+def _answer(place: Path, number: int) -> Any:
+    """What the judge wrote for a case, if it is what it writes."""
+    path = place / f"{number}.pt"
+    if not path.is_file():
+        return None
+    try:
+        found = torch.load(path, weights_only=True)
+    except DAMAGE:
+        return None
+    known = isinstance(found, dict) and set(found) == {"value", "left"} and isinstance(found["left"], str | None)
+    return found if known else None
 
 
 def _end(process: subprocess.Popen[Any]) -> None:

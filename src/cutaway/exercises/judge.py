@@ -1,66 +1,100 @@
 """The process in which a reader's function runs: it may hang, crash or print, and only this process suffers.
 
-Called as `python -m cutaway.exercises.judge NAME FILE REPORT SEED`; what happens is written to REPORT, a JSON object a line.
+Called as `python -m cutaway.exercises.judge FILE FUNCTION CASES FOLDER`. It is given the arguments of every case and writes what
+the function returns, as plain data; the right answers and the comparison stay in the process that started it, where a reader's
+code can neither read nor change them.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
-import random
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from cutaway.errors import UnknownName
-from cutaway.exercises.comparing import difference
-from cutaway.exercises.exercise import Exercise, find
 from cutaway.model.hooked_root import HookedRootModule
+
+REPORT = "report"  # a JSON object a line: which case is being run, what was raised
+ANSWERS = Path(__file__).parent / "catalogue"
+PROGRAMS = ("os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "subprocess.Popen", "pty.spawn")
 
 
 class NoFunction(UnknownName):
     """The reader's file does not define the function."""
 
 
+class NotAllowed(PermissionError):
+    """Something that an answer may not do."""
+
+
 def main() -> None:
-    """Try the function on every case until one goes wrong."""
-    name, file, report, seed = sys.argv[1:]
-    current = {"case": ""}
+    """Run the function on every case."""
+    file, function, cases, folder = sys.argv[1:]
 
     def say(**event: Any) -> None:
-        current.update(case=event.get("case", ""))
-        with Path(report).open("a", encoding="utf-8") as lines:
+        with (Path(folder) / REPORT).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(event) + "\n")
 
     def raised(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        say(event="wrong", case=current["case"], message=told(error, file))
+        say(raised=told(error, file))
 
     sys.excepthook = raised  # whatever a reader's code raises ends this process, and is told
-    exercise = find(name)
-    judge_answer(exercise, load(Path(file), exercise.function), int(seed), say)
+    arguments = torch.load(cases, weights_only=False)  # from the process that started this one
+    sys.addaudithook(_forbid)
+    answer = load(Path(file), function)
+    for number, given in enumerate(arguments):
+        say(case=number)
+        torch.save(call(answer, given), Path(folder) / f"{number}.pt")
 
 
-def judge_answer(exercise: Exercise, function: Callable[..., Any], seed: int, say: Callable[..., None]) -> None:
-    """Call the function on each case and compare what it returns."""
-    for case in exercise.cases(random.Random(seed)):
-        say(event="case", case=case.name)
-        with torch.no_grad():
-            wanted = exercise.solution(*case.arguments)
-            given = tuple(one if isinstance(one, HookedRootModule) else copy.deepcopy(one) for one in case.arguments)
-            models = [argument for argument in case.arguments if isinstance(argument, HookedRootModule)]
-            before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
-            got = function(*given)
-        message = difference(got, wanted, rtol=exercise.rtol, atol=exercise.atol) or left_behind(models, before)
-        if message is not None:
-            say(event="wrong", case=case.name, message=message)
-            return
-        say(event="right", case=case.name)
-    say(event="done")
+def _forbid(event: str, arguments: tuple[Any, ...]) -> None:
+    """An answer reads no solution and starts no program."""
+    if event in PROGRAMS:
+        raise NotAllowed("an answer starts no other program")
+    if event == "import" and str(arguments[0]).startswith("cutaway.exercises.catalogue"):
+        raise NotAllowed("an answer is written, not imported: the exercises' own solutions cannot be read from it")
+    if event == "open" and isinstance(arguments[0], str | bytes) and str(ANSWERS) in str(arguments[0]):
+        raise NotAllowed("an answer is written, not read: the exercises' own solutions cannot be read from it")
+
+
+def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """What the function returns, as plain data, and what it has left on the models."""
+    models = [argument for argument in arguments if isinstance(argument, HookedRootModule)]
+    before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
+    with torch.no_grad():
+        got = function(*arguments)
+    return {"value": plain(got), "left": left_behind(models, before)}
+
+
+def plain(value: Any) -> Any:
+    """Tensors, numbers, texts and lists of them as such, without what their classes may say of themselves.
+
+    Anything else becomes `{"": its class}`, which equals no answer.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().cpu().as_subclass(Tensor).clone()
+    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+        return torch.from_numpy(np.array(value)) if value.ndim else value.item()
+    if value is None or value is Ellipsis:
+        return None
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return value if type(value) is kind else kind.__new__(kind, value)
+    if isinstance(value, dict):
+        return {plain(key): plain(one) for key, one in dict.items(value)}
+    for kind in (list, tuple, set, frozenset):
+        if isinstance(value, kind):
+            made = [plain(one) for one in kind.__iter__(value)]
+            return made if kind is list else tuple(made) if kind is tuple else set(made)
+    return {"": type(value).__name__}
 
 
 def load(path: Path, function: str) -> Callable[..., Any]:

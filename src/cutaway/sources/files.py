@@ -43,7 +43,7 @@ _CODES = {
 }  # fmt: skip
 
 # What torch's reader has been seen to raise on damaged files, cut or changed at random.
-_DAMAGE = (
+DAMAGE = (
     SafetensorError,
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -244,7 +244,7 @@ def load_state_dict(file: Path) -> dict[str, Tensor]:
             f"{file.name} is a pickle that asks for {wanted[1]}, which could run any code; nothing was run. Ask for its "
             "state dict alone: torch.save(model.state_dict(), …), or safetensors"
         ) from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         _damaged(file, error)
     if isinstance(loaded, Mapping):
         loaded = wrapped.unnested(loaded)
