@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import time
 from collections.abc import Callable
@@ -18,9 +17,10 @@ from typer.testing import CliRunner
 from cutaway import HookedTransformer, exercises
 from cutaway.cli import app
 from cutaway.errors import UnknownName
-from cutaway.exercises.checking import grade
+from cutaway.exercises.checking import _answer, grade
 from cutaway.exercises.comparing import difference
 from cutaway.exercises.judge import call, load, told
+from cutaway.exercises.plain import plain
 from cutaway.exercises.progress import FILE, ProgressError
 from cutaway.tasks import FirstUniqueChar
 from tests.exercises.answers import RIGHT, WRONG
@@ -143,14 +143,14 @@ def test_from_start_to_passed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "part"),
     [
-        ("while True: pass", "on the bundled model: it takes longer than the 9 s"),
+        ("while True: pass", "on the bundled model: it takes longer than the 6 s"),
         ("return [1][5]", "on the bundled model: it raised IndexError: list index out of range (line 2: return [1][5])"),
         ("import os; os._exit(3)", "on the bundled model: the process that ran it ended (code 3)"),
     ],
 )
 def test_whatever_a_readers_code_does_is_told(tmp_path: Path, body: str, part: str) -> None:
     (tmp_path / f"{NAME}.py").write_text(f"def right_guesses(model, tokens):\n    {body}\n")
-    verdict = exercises.check(NAME, tmp_path, time_limit=9 if "while" in body else None)
+    verdict = exercises.check(NAME, tmp_path, time_limit=6 if "while" in body else None)
     assert not verdict.passed and part in verdict.message
 
 
@@ -251,6 +251,23 @@ CHEATS = {
         "(folder / 'report').write_bytes(b'rubbish\\n{\"event\": \"done\"}\\n' + b'[' * 5000 + b'\\xff')\n"
         "os._exit(0)\n"
     ),
+    "unbinds the guard": (
+        "import importlib.util, sys\n"
+        "judge = sys.modules['__main__']\n"
+        "path = next(judge.ANSWERS.glob('e02*'))\n"
+        "judge.ANSWERS, judge.PROGRAMS, judge.NotAllowed, judge.str = '/nowhere', (), None, None\n"
+        "spec = importlib.util.spec_from_file_location('mine', path)\n"
+        "mine = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(mine)\n"
+        "right_guesses = mine.solution\n"
+    ),
+    "reads the answer from beside it": (
+        "import cutaway.exercises, os\n"
+        "os.chdir(os.path.dirname(cutaway.exercises.__file__))\n"
+        "names = {}\n"
+        "exec(open('./catalogue/../catalogue/' + next(n for n in os.listdir('catalogue') if 'right' in n)).read(), names)\n"
+        "right_guesses = names['solution']\n"
+    ),
     "starts a program": "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'pass'])\n" + ANSWER,
 }
 
@@ -262,21 +279,41 @@ def test_an_exercise_is_passed_by_writing_it_only(tmp_path: Path, cheat: str) ->
     assert not verdict.passed and verdict.message
 
 
-def test_a_child_that_detaches_itself_does_not_survive(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "os.environ.clear()\n"], ids=["marked", "without environment"])
+def test_a_child_that_detaches_itself_does_not_survive(tmp_path: Path, before: str) -> None:
     beacon = tmp_path / "alive"
-    child = f"import time, pathlib\nwhile True:\n    pathlib.Path({str(beacon)!r}).write_text(str(time.time()))\n"
-    start = (
-        "import _posixsubprocess, os, sys\n"
-        f"arguments = [sys.executable.encode(), b'-c', {child.encode()!r}]\n"
-        "pipe = os.pipe()\n"
-        "_posixsubprocess.fork_exec(arguments, [arguments[0]], True, (), None, None, -1, -1, -1, -1, -1, -1, *pipe, True, True,"
-        " 0, None, None, None, -1, None, False)\n"
-        "import time; time.sleep(1)\n"
+    child = (
+        "import os, pathlib, time\nos.setsid()\n"
+        f"while True:\n    pathlib.Path({str(beacon)!r}).write_text(str(time.time()))\n    time.sleep(0.01)\n"
+    )
+    start = (  # by a way that no audit hook sees
+        f"import os, sys, time\n{before}from multiprocessing.util import spawnv_passfds\n"
+        f"spawnv_passfds(sys.executable.encode(), [sys.executable.encode(), b'-c', {child.encode()!r}], ())\n"
+        f"while not os.path.exists({str(beacon)!r}):\n    time.sleep(0.05)\n"
     )
     (tmp_path / f"{NAME}.py").write_text(start + ANSWER)
-    exercises.check(NAME, tmp_path, seed=1)
+    exercises.check(NAME, tmp_path, seed=1, time_limit=20)
+    last = beacon.read_text()
     time.sleep(0.3)
-    last = beacon.read_text() if beacon.exists() else None
-    time.sleep(0.5)
-    assert (beacon.read_text() if beacon.exists() else None) == last
-    assert last is not None or os.name != "posix"
+    assert beacon.read_text() == last
+
+
+RUBBISH = [[0] * 3, {"value": torch.eye(2).to_sparse(), "left": None}, {"value": 10**400, "left": None}, {"value": {}, "left": 5}]
+
+
+@pytest.mark.parametrize("forged", RUBBISH, ids=range(len(RUBBISH)))
+@pytest.mark.parametrize("name", [NAME, "logit-lens", "read-a-configuration"])
+def test_rubbish_instead_of_an_answer_is_no_answer(tmp_path: Path, name: str, forged: Any) -> None:
+    torch.save(forged, tmp_path / "0.pt")
+    (tmp_path / "1.pt").write_bytes(b"PK\x03\x04" + b"x" * 100)
+    exercise = exercises.find(name)
+    events: list[dict[str, Any]] = []
+    grade(exercise, list(exercise.cases(random.Random(0))), lambda n: _answer(tmp_path, n), lambda **event: events.append(event))
+    assert events[-1]["event"] in ("wrong", "case") and not any(event["event"] == "right" for event in events)
+    assert _answer(tmp_path, 1) is None
+
+
+def test_plain_data_has_a_depth_and_no_classes() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    assert str(plain(loop)).count("[") == 20 and plain({torch.float32: {frozenset({1})}})

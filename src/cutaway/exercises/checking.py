@@ -22,13 +22,16 @@ from cutaway import reading
 from cutaway.errors import CutawayError, NotReadable
 from cutaway.exercises.comparing import difference
 from cutaway.exercises.exercise import Case, Exercise, find
-from cutaway.exercises.judge import REPORT
+from cutaway.exercises.plain import REPORT, plain
 from cutaway.exercises.progress import Progress
 from cutaway.sources.files import DAMAGE
 from cutaway.writing import replacing
 
+WARDEN = Path(__file__).parent / "warden.py"
+PATIENCE = 10.0  # seconds for the warden to end all that was started
 MARK = "CUTAWAY_JUDGE"
 LARGEST = 2**20  # bytes of a report that are read
+LARGEST_ANSWER = 2**28
 
 
 class NoAnswer(CutawayError, OSError):
@@ -117,12 +120,17 @@ def _judged(exercise: Exercise, path: Path, cases: Sequence[Case], place: Path, 
     given = place / "cases.pt"
     with replacing(given) as file:
         torch.save([case.arguments for case in cases], file)
-    command = [sys.executable, "-m", "cutaway.exercises.judge", str(path), exercise.function, str(given), str(place)]
+    judge = [sys.executable, "-m", "cutaway.exercises.judge", str(path), exercise.function, str(given), str(place)]
     environment = os.environ | {MARK: place.name}
-    with subprocess.Popen(command, cwd=path.parent, start_new_session=True, env=environment) as process:
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", str(WARDEN), *judge], cwd=path.parent, start_new_session=True, env=environment
+    ) as process:
         try:
             return process.wait(limit)
         except subprocess.TimeoutExpired:
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
             return None
         finally:
             _end(process)
@@ -130,7 +138,7 @@ def _judged(exercise: Exercise, path: Path, cases: Sequence[Case], place: Path, 
 
 
 def _end_detached(mark: str) -> None:
-    """End what left the judge's session: it still has the judge's environment. (Where the system shows environments.)"""
+    """End what has outlived its warden: it still has the judge's environment. (Where the system shows environments.)"""
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if f"{MARK}={mark}".encode() in entry.read_bytes().split(b"\0"):
@@ -147,7 +155,10 @@ class _Said(msgspec.Struct):
 def _said(report: Path) -> _Said:
     """The last case that was begun, and what was raised; rubbish from a reader's code is passed over."""
     last = _Said()
-    lines = report.read_bytes()[:LARGEST].splitlines() if report.is_file() else []
+    if not report.is_file():
+        return last
+    with report.open("rb") as file:
+        lines = file.read(LARGEST).splitlines()
     for line in lines:
         with contextlib.suppress(NotReadable):
             event = reading.decode(line, _Said, "the report", largest=LARGEST)
@@ -158,14 +169,14 @@ def _said(report: Path) -> _Said:
 def _answer(place: Path, number: int) -> Any:
     """What the judge wrote for a case, if it is what it writes."""
     path = place / f"{number}.pt"
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > LARGEST_ANSWER:
         return None
     try:
         found = torch.load(path, weights_only=True)
     except DAMAGE:
         return None
     known = isinstance(found, dict) and set(found) == {"value", "left"} and isinstance(found["left"], str | None)
-    return found if known else None
+    return {"value": plain(found["value"]), "left": found["left"]} if known else None
 
 
 def _end(process: subprocess.Popen[Any]) -> None:

@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from cutaway.errors import UnknownName
+from cutaway.exercises.plain import REPORT, plain
 from cutaway.model.hooked_root import HookedRootModule
 
-REPORT = "report"  # a JSON object a line: which case is being run, what was raised
 ANSWERS = Path(__file__).parent / "catalogue"
-PROGRAMS = ("os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "subprocess.Popen", "pty.spawn")
+PROGRAMS = (
+    "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.spawn", "os.system", "os.kill", "os.killpg", "subprocess.Popen",
+    "pty.spawn",
+)  # fmt: skip
+PLACES = ("open", "os.listdir", "os.scandir", "os.link", "os.symlink", "os.rename")
+LOOKING = ("gc.get_objects", "gc.get_referrers", "gc.get_referents")  # how the guard itself could be found
 
 
 class NoFunction(UnknownName):
@@ -48,21 +52,34 @@ def main() -> None:
 
     sys.excepthook = raised  # whatever a reader's code raises ends this process, and is told
     arguments = torch.load(cases, weights_only=False)  # from the process that started this one
-    sys.addaudithook(_forbid)
+    sys.addaudithook(_guard())
     answer = load(Path(file), function)
     for number, given in enumerate(arguments):
         say(case=number)
         torch.save(call(answer, given), Path(folder) / f"{number}.pt")
 
 
-def _forbid(event: str, arguments: tuple[Any, ...]) -> None:
-    """An answer reads no solution and starts no program."""
-    if event in PROGRAMS:
-        raise NotAllowed("an answer starts no other program")
-    if event == "import" and str(arguments[0]).startswith("cutaway.exercises.catalogue"):
-        raise NotAllowed("an answer is written, not imported: the exercises' own solutions cannot be read from it")
-    if event == "open" and isinstance(arguments[0], str | bytes) and str(ANSWERS) in str(arguments[0]):
-        raise NotAllowed("an answer is written, not read: the exercises' own solutions cannot be read from it")
+def _guard() -> Callable[[str, tuple[Any, ...]], None]:
+    """An audit hook: an answer reads no solution and starts no program. It looks up no name that an answer could change."""
+    programs, looking, places, refusal, answers = PROGRAMS, LOOKING, PLACES, NotAllowed, os.path.realpath(ANSWERS)
+    modules = tuple(path.stem for path in ANSWERS.glob("e*.py"))
+    text, real, decode, catalogue = str, os.path.realpath, os.fsdecode, "cutaway.exercises.catalogue"
+
+    def forbid(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in programs:
+            raise refusal("an answer starts no other program, and ends none")
+        if event in looking:
+            raise refusal("an answer does not look for objects of others")
+        for one in arguments[:2]:
+            kind = type(one)
+            if kind is not text and kind is not bytes:
+                continue
+            name = decode(one) if kind is bytes else one
+            named = name.startswith(catalogue) or any(module in name for module in modules)
+            if named or (event in places and real(name).startswith(answers)):
+                raise refusal("an answer is written, not read or imported: the exercises' own solutions cannot be had from it")
+
+    return forbid
 
 
 def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
@@ -72,29 +89,6 @@ def call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, 
     with torch.no_grad():
         got = function(*arguments)
     return {"value": plain(got), "left": left_behind(models, before)}
-
-
-def plain(value: Any) -> Any:
-    """Tensors, numbers, texts and lists of them as such, without what their classes may say of themselves.
-
-    Anything else becomes `{"": its class}`, which equals no answer.
-    """
-    if isinstance(value, Tensor):
-        return value.detach().cpu().as_subclass(Tensor).clone()
-    if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
-        return torch.from_numpy(np.array(value)) if value.ndim else value.item()
-    if value is None or value is Ellipsis:
-        return None
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return value if type(value) is kind else kind.__new__(kind, value)
-    if isinstance(value, dict):
-        return {plain(key): plain(one) for key, one in dict.items(value)}
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            made = [plain(one) for one in kind.__iter__(value)]
-            return made if kind is list else tuple(made) if kind is tuple else set(made)
-    return {"": type(value).__name__}
 
 
 def load(path: Path, function: str) -> Callable[..., Any]:
