@@ -20,7 +20,7 @@ from cutaway.errors import UnknownName
 from cutaway.exercises.checking import _answer, grade
 from cutaway.exercises.comparing import difference
 from cutaway.exercises.judge import call, load, told
-from cutaway.exercises.plain import plain
+from cutaway.exercises.plain_data import plain
 from cutaway.exercises.progress import FILE, ProgressError
 from cutaway.tasks import FirstUniqueChar
 from tests.exercises.answers import RIGHT, WRONG

@@ -22,7 +22,7 @@ from cutaway import reading
 from cutaway.errors import CutawayError, NotReadable
 from cutaway.exercises.comparing import difference
 from cutaway.exercises.exercise import Case, Exercise, find
-from cutaway.exercises.plain import REPORT, plain
+from cutaway.exercises.plain_data import REPORT, plain
 from cutaway.exercises.progress import Progress
 from cutaway.sources.files import DAMAGE
 from cutaway.writing import replacing

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from cutaway.errors import UnknownName
-from cutaway.exercises.plain import REPORT, plain
+from cutaway.exercises.plain_data import REPORT, plain
 from cutaway.model.hooked_root import HookedRootModule
 
 ANSWERS = Path(__file__).parent / "catalogue"
