@@ -27,6 +27,7 @@ EXPERIMENTS: list[tuple[Any, Any, dict[str, Any]]] = [
     (heads(), metrics.loss(TOKENS, by_position=True), {}),
     (residual(edits.patch(CACHE), layer=[1]), metrics.normalised(DIFFERENCE, clean=2.0, corrupted=-1.0), {}),
     (heads(edits.mean()), metrics.kl([2, -1]), {"skip": "layers"}),
+    (heads(), metrics.probability_difference([[1, 2]], [[3], [4, 5], [6]]), {}),
     (Grid(edits.resample(CACHE, 5), "z"), metrics.rank([1, 2, 3]), {"mask": torch.tensor([[0] + [1] * 8] + [[1] * 9] * 2)}),
     (Grid(edits.mean(CACHE, ("batch", "pos")), "z"), metrics.accuracy(TOKENS, TOKENS.flip(0)), {}),
     ([edits.add(VECTOR, 2.0).at("resid_pre1"), edits.project_out(VECTOR).at("resid_pre0", positions=-1)], DIFFERENCE, {}),

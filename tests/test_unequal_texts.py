@@ -92,6 +92,7 @@ METRICS: dict[str, Callable[[Tensor], Any]] = {
     "last two": lambda tokens: metrics.log_probability([1], [-1, -2]),
     "kl": lambda tokens: metrics.kl(),
     "rank": lambda tokens: metrics.rank([3], None),
+    "probability difference": lambda tokens: metrics.probability_difference([[3, 4]], [[5]], None),
 }
 LAW: dict[str, tuple[Callable[[Any, Tensor], tuple[Tensor, str]], list[str]]] = {
     "logits": (logits, TEXTS), "loss per token": (loss_per_token, TEXTS), "attribute": (attribute, TEXTS),

@@ -22,6 +22,7 @@ _BY_MODULE = {
     "tasks": "behaviour behaviour_names",
     # runs
     "runs.activation_cache": "ActivationCache",
+    "runs.editing": "edited run",
     "runs.factored_matrix": "FactoredMatrix",
     "runs.generation": "Sampling",
     "runs.sweep": "sweep",

@@ -179,6 +179,18 @@ class Prompts:
         found = self.wrong_labels.gather(1, self.at[:, None])[:, 0]
         return None if bool((found == UNCOUNTED).any()) else found
 
+    def answer_sets(self, *, wrong: bool = False) -> list[tuple[int, ...]]:
+        """All right (or wrong) tokens of each row's only answer.
+
+        Raises:
+            PromptError: a row has none, or an answer at several positions.
+        """
+        places = self.at.tolist()
+        sets = [tuple(row.get(place, ())) for row, place in zip(self.wrong if wrong else self.right, places, strict=True)]
+        if len(sets) < len(places) or not all(sets):
+            raise PromptError(f"prompt {sets.index(()) if () in sets else 0} has no {'wrong' if wrong else 'right'} answers")
+        return sets
+
     # Making others of them.
 
     def __getitem__(self, index: slice | Sequence[int] | Tensor) -> Prompts:

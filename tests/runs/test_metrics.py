@@ -26,6 +26,19 @@ def test_metrics_of_an_answer() -> None:
     assert metrics.rank(RIGHT)(LOGITS).tolist() == [order[i].tolist().index(RIGHT[i]) for i in range(4)]
 
 
+def test_sets_of_tokens_are_told_apart_by_their_probability() -> None:
+    right, wrong = [[1, 2], [3], [0, 4, 5], [6, 6]], [[7], [8, 9], [10], [1, 2]]
+    share = LOG[:, -1].exp()
+    expected = torch.stack([share[row, list(set(right[row]))].sum() - share[row, wrong[row]].sum() for row in range(4)])
+    torch.testing.assert_close(metrics.probability_difference(right, wrong)(LOGITS), expected)
+    one = metrics.probability_difference([[1, 2]], [[3]], 2)(LOGITS)
+    torch.testing.assert_close(one, LOG[:, 2].exp()[:, [1, 2]].sum(1) - LOG[:, 2, 3].exp())
+    with pytest.raises(TokenError, match="example 1 has no wrong tokens"):
+        metrics.probability_difference(right, [[1], [], [2], [3]])
+    with pytest.raises(TokenError, match="names the right token 99"):
+        metrics.probability_difference([[99]], [[1]])(LOGITS)
+
+
 def test_positions_may_be_one_some_or_each_examples_own() -> None:
     at = LOG[ROWS[:, None], torch.arange(6), RIGHT[:, None]]
     torch.testing.assert_close(metrics.log_probability(RIGHT, 2)(LOGITS), at[:, 2])

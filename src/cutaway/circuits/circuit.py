@@ -14,8 +14,11 @@ from torch import Tensor
 
 from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.measuring import run_circuit
+from cutaway.circuits.only import OnlyCircuit
+from cutaway.circuits.pairs import one_ablation
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
+from cutaway.runs.edits import Edit
 from cutaway.runs.written import model_hash
 from cutaway.view import Figure, heat_map
 from cutaway.writing import write_json
@@ -34,6 +37,7 @@ class Circuit:
         model: the hash of the model that it was found in; empty: not bound to one.
         ablation: what the other edges carry.
         about: how it was found.
+        prompts: what it was found on, as tokens: `clean`, `corrupted`, and `over`, which means are over.
     """
 
     graph: Graph
@@ -42,6 +46,7 @@ class Circuit:
     model: str = ""
     ablation: str = "resample"
     about: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.edges.shape != self.graph.mask.shape:
@@ -97,6 +102,41 @@ class Circuit:
         self.check(model)
         return run_circuit(model, clean, corrupted, self.edges, ablation=self.ablation, over=over)
 
+    def only(
+        self, clean: Tensor | None = None, corrupted: Tensor | None = None, *, over: Tensor | None = None,
+        ablation: str | None = None,
+    ) -> OnlyCircuit:  # fmt: skip
+        """Edits that leave of the model only this circuit: `run(model, tokens, edits=circuit.only())`.
+
+        They go wherever edits go (`run`, `run_with_cache`, `generate`, `sweep`), together with others, which then act within the
+        circuit; `with edited(model, circuit): …` puts them around anything else (`patch`, `ablate_heads`).
+
+        Args:
+            clean, corrupted: tokens of prompts and their counterparts, which edges outside resample from; None: those that the
+                circuit was found on. A generation goes on in the counterpart as it does in the prompt.
+            over: tokens that means are over; None: the same.
+            ablation: what edges outside carry, where it is another than the circuit's.
+
+        Raises:
+            ConfigError: an ablation that is not known.
+            ShapeError: the ablation needs prompts, and none were given; or they do not align.
+        """
+        kind = one_ablation(self.ablation if ablation is None else ablation)
+        clean, corrupted = (self.prompts.get("clean"), self.prompts.get("corrupted")) if clean is None else (clean, corrupted)
+        over = self.prompts.get("over", clean) if over is None else over
+        if kind == "resample":
+            if clean is None or corrupted is None:
+                raise ShapeError("resampling needs prompts and their counterparts: circuit.only(clean, corrupted)")
+            if clean.shape != corrupted.shape:
+                raise ShapeError(f"{tuple(clean.shape)} prompts and counterparts of {tuple(corrupted.shape)} do not align")
+        if kind.startswith("mean") and over is None:
+            raise ShapeError("means need prompts that they are over: circuit.only(over=tokens)")
+        return OnlyCircuit(self.graph, self.edges, kind, clean, corrupted, over, self.check)
+
+    def edits_for(self, model: Transformer) -> list[Edit]:
+        """A circuit stands for its own edits, `only()`."""
+        return self.only().edits_for(model)
+
     def check(self, model: Transformer) -> None:
         """Refuse another model than the circuit's own."""
         same = Graph(model.cfg)
@@ -119,7 +159,7 @@ class Circuit:
             ]
         return {
             "format": FORMAT, "model": self.model, "ablation": self.ablation, "about": dict(self.about), "edges": self.pairs(),
-            "effects": effects,
+            "effects": effects, "prompts": {name: tokens.tolist() for name, tokens in self.prompts.items()},
         }  # fmt: skip
 
     def save(self, path: Path | str) -> None:
@@ -146,7 +186,9 @@ class Circuit:
             edges[place] = True
             if data["effects"] is not None:
                 effects[place] = data["effects"][number]
-        made = cls(graph, edges, None if data["effects"] is None else effects, data["model"], data["ablation"], data["about"])
+        prompts = {name: torch.tensor(tokens) for name, tokens in data.get("prompts", {}).items()}
+        known = None if data["effects"] is None else effects
+        made = cls(graph, edges, known, data["model"], data["ablation"], data["about"], prompts)
         made.check(model)
         return made
 

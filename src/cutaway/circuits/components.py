@@ -48,6 +48,16 @@ class Written:
             total = total + one
         return total
 
+    def streams(self, graph: Graph) -> list[Resid]:
+        """All of these: before the heads and before the MLP of each layer (parallel blocks: the same), and the last."""
+        total, found = self.parts[: graph.embeddings].sum(0), []
+        for layer, rest in enumerate(self.rest):
+            before, total = total, total + self.parts[graph.heads(layer)].sum(0) + rest
+            found += [before, before if graph.cfg.parallel_attn_mlp else total]
+            if not graph.cfg.attn_only:
+                total = total + self.parts[graph.mlp(layer)]
+        return [*found, total]
+
 
 def check(model: Transformer) -> None:
     """Refuse what has no parts.
@@ -107,7 +117,11 @@ def through_norm(norm: Any, whole: Tensor, parts: Tensor) -> Tensor:
 
 def heads_write(block: Any, z: Tensor) -> Float[Tensor, "batch pos head d_model"]:
     """What each head adds to the stream; through a norm after attention also its share of the output bias."""
-    results: Tensor = block.attn.results(z)
+    return results_write(block, block.attn.results(z))
+
+
+def results_write(block: Any, results: Float[Tensor, "batch pos head d_model"]) -> Float[Tensor, "batch pos head d_model"]:
+    """The same, from the heads' results."""
     if isinstance(block.ln1_post, nn.Identity):
         return results
     results = results + block.attn.b_O / results.shape[-2]

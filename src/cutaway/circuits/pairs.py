@@ -16,6 +16,17 @@ from cutaway.model.transformer import Transformer
 ABLATIONS = ("resample", "mean", "mean over positions", "zero")
 
 
+def one_ablation(given: str) -> str:
+    """An ablation by its word.
+
+    Raises:
+        ConfigError: it is not known.
+    """
+    if given not in ABLATIONS:
+        raise ConfigError(f"ablation={given!r} is not known{nearest(given, ABLATIONS)}; there are {', '.join(ABLATIONS)}")
+    return given
+
+
 def as_pair(model: Transformer, clean: Any, corrupted: Any, ablation: str = "resample") -> tuple[Tensor, Tensor | None]:
     """Tokens of both, checked.
 
@@ -23,8 +34,7 @@ def as_pair(model: Transformer, clean: Any, corrupted: Any, ablation: str = "res
         ConfigError: an ablation that is not known.
         ShapeError: prompts that do not align, row by row, or none to resample from.
     """
-    if ablation not in ABLATIONS:
-        raise ConfigError(f"ablation={ablation!r} is not known{nearest(ablation, ABLATIONS)}; there are {', '.join(ABLATIONS)}")
+    one_ablation(ablation)
     if corrupted is None:
         if ablation == "resample":
             raise ShapeError("resampling needs corrupted prompts; give them, or ablate by 'mean' or 'zero'")

@@ -61,7 +61,9 @@ def find_circuit(
         "scores": scores.method, "metric": runner.metric.name, "method": "size" if size is not None else method,
         "target": None if size is not None else target, "prompts": len(runner.tokens), "recovered": runner.recovered(edges),
     }  # fmt: skip
-    return Circuit(runner.graph, edges, values, model_hash(runner.model), runner.ablation, about)
+    prompts = {"clean": runner.tokens} | ({} if runner.source is None else {"corrupted": runner.source})
+    prompts |= {"over": runner.over} if runner.ablation.startswith("mean") else {}
+    return Circuit(runner.graph, edges, values, model_hash(runner.model), runner.ablation, about, prompts)
 
 
 def _used(runner: CircuitRunner, edges: Edges) -> Edges:

@@ -131,7 +131,8 @@ class HookPoint(nn.Module):
         """Whether another number of examples or positions may flow on from here.
 
         What follows says itself where it does not fit (`HookedRootModule` then names this point), except that an axis
-        of length one would be broadcast without a word wherever something is added to it.
+        of length one would be broadcast without a word wherever something is added to it. Keys and values that heads share
+        may become those of each head.
         """
         if self.axes is None:
             return True
@@ -139,7 +140,9 @@ class HookPoint(nn.Module):
             return False
         whole = (self.name or "").rpartition(".")[2] in WHOLE_STREAM
         changed = [(word, old, new) for word, old, new in zip(self.axes, x.shape, out.shape, strict=True) if old != new]
-        fits = all(word in ("batch", "pos") and (whole or new > 1) for word, _, new in changed)
+        fits = all(
+            (word in ("batch", "pos") and (whole or new > 1)) or (word == "kv" and not new % old) for word, old, new in changed
+        )
         if fits:
             HERE.reshaped.append(f"a hook on {self.name!r} returned {tuple(out.shape)}, where {tuple(x.shape)} passed")
         return fits
@@ -176,14 +179,19 @@ class HookPoint(nn.Module):
         prepend: bool = False,
         scope: Scope | None = None,
     ) -> Listener:
-        """Attach for a scope; without one, for as long as the model or the thread lives."""
+        """Attach for a scope; without one, for as long as the model or the thread lives.
+
+        A function whose attribute `order` is below 0 is called before all others of this point, one above 0 after them.
+        """
         listeners = self._listeners(dir)
         for one in listeners:
             if one.dead:
                 self._drop(one)
         reads = getattr(hook, "reads", False) is True
         listener = Listener(hook, reads, is_permanent, level, scope=HERE.base if scope is None else scope)
-        listeners.insert(0 if prepend else len(listeners), listener)
+        order = order_of(listener)
+        before = [order_of(one) < order if prepend else order_of(one) <= order for one in listeners]
+        listeners.insert(sum(before), listener)
         return listener
 
     def _drop(self, listener: Listener) -> None:
@@ -249,6 +257,11 @@ class _Backward:
             if out is not None and out is not gradient:
                 gradient, ours = self.point._accepted(out, gradient), False
         return gradient
+
+
+def order_of(listener: Listener) -> int:
+    """Where it stands among the listeners of its point."""
+    return int(getattr(listener.function, "order", 0))
 
 
 def listening(point: Any) -> bool:

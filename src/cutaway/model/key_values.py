@@ -46,6 +46,8 @@ class KeyValues:
             if not self.frozen:
                 self._keys, self._values, self.length = keys, values, keys.shape[1]
             return keys, values
+        if not self.length and new_keys.shape[2] != self._keys.shape[2]:  # a hook gave each head keys and values of its own
+            self._keys, self._values = new_keys[:, :0], new_values[:, :0]
         end = self.length + new_keys.shape[1]
         if end > self._keys.shape[1]:
             self._keys, self._values = self._grown(self._keys, end), self._grown(self._values, end)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ class _Here(threading.local):
         self.levelled: list[tuple[Any, Listener]] = []  # what was attached with a level, and by no scope
         self.stream: Any = None  # where the run stands, for a part of ours inside somebody else's module
         self.contexts: MutableMapping[Any, dict[Any, Any]] = weakref.WeakKeyDictionary()
+        self.quiet = False  # whether listeners are left out
 
 
 class Scope:
@@ -94,8 +96,20 @@ class Listener:
 
 def heard(listeners: Iterable[Listener]) -> list[Listener]:
     """Those of them that the thread at work hears."""
+    if HERE.quiet:
+        return []
     me = HERE.me
     return [one for one in tuple(listeners) if (scope := one.scope) is None or (scope.open and scope.thread is me)]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Parts of a network run in here without any listener of this thread: for functions of a hook that call the network."""
+    before, HERE.quiet = HERE.quiet, True
+    try:
+        yield
+    finally:
+        HERE.quiet = before
 
 
 # Memory.

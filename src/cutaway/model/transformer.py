@@ -7,6 +7,7 @@ sweeps call on their own: `prepare`, `embed_tokens`, `run_blocks`, `logits_of`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from cutaway.model.hook_points import HookPoint, listening
 from cutaway.model.hooked_root import HookedRootModule, RunState
 from cutaway.model.initial import initialise
 from cutaway.model.key_values import KeyValueCache
+from cutaway.model.listeners import quiet
 from cutaway.model.losses import next_token_loss
 from cutaway.model.mlp import MLP, MoE
 from cutaway.model.norm import LayerNorm, norm_of
@@ -187,6 +189,16 @@ class Transformer(HookedRootModule, StackedWeights):
     @prompt_columns.setter
     def prompt_columns(self, columns: int | None) -> None:
         self._here.prompt_columns = columns
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Run this network, or parts of it, from inside a hook: no listener hears it, and the run under way stays as it is."""
+        current, covered = self._here.current, self._here.covered
+        try:
+            with quiet():
+                yield
+        finally:
+            self._here.current, self._here.covered = current, covered
 
     # Sites: what a network knows about them.
 

@@ -32,6 +32,7 @@ class MakesEdits(Protocol):
 
 
 AnyEdits = Edit | MakesEdits | Sequence[Edit | MakesEdits]
+ManyEdits = Edit | MakesEdits | Sequence[Edit | MakesEdits | Sequence[Edit | MakesEdits]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +165,7 @@ def _hook_of(model: Transformer, edit: Edit, prompt: dict[str, int]) -> Any:
             local.bind(model.cfg, len(x), total, table).write(x, model.current.start, None)
         return x
 
+    make.order = edit.change.order  # type: ignore[attr-defined]
     return make
 
 

@@ -38,6 +38,7 @@ class Change(ABC):
 
     word: str
     declared: bool = True  # each position and example by itself
+    order: int = 0  # below 0: made before the other edits of its site; above 0: after them
 
     @abstractmethod
     def new(self, x: Tensor, value: Any) -> Tensor:

@@ -206,6 +206,34 @@ class Rank(Answers):
 
 
 @dataclass(frozen=True, eq=False)
+class ProbabilityDifference(Metric):
+    """The probability of all right tokens together minus that of all wrong ones (negative ids: none)."""
+
+    right: Int[Tensor, "one_or_batch right"]
+    wrong: Int[Tensor, "one_or_all wrong"]
+    positions: Positions = -1
+    by_position: bool = False
+    name, unit = "probability difference", "probability"
+
+    def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        for tokens, what in ((self.right, "right"), (self.wrong, "wrong")):
+            if len(tokens) not in (1, batch):
+                raise ShapeError(f"{len(tokens)} sets of {what} tokens for {batch} examples; give one for each, or one for all")
+        return _where(self.positions, batch, length)
+
+    def named(self) -> dict[str, Tensor]:
+        return {"right token": self.right[self.right >= 0], "wrong token": self.wrong[self.wrong >= 0]}
+
+    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+        shares = logits.softmax(-1)
+        return self._of(self.right, shares, at) - self._of(self.wrong, shares, at)
+
+    def _of(self, tokens: Tensor, shares: Tensor, at: Places) -> Tensor:
+        own = tokens.to(shares.device).expand(len(shares), -1) if len(tokens) == 1 else tokens.to(shares.device)[at.examples]
+        return (shares.gather(1, own.clamp(min=0)) * (own >= 0)).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
 class LabelMetric(Metric):
     """A metric of the label at each position: the next token, or given labels (negative: none here)."""
 
@@ -393,6 +421,23 @@ def probability(answers: Any, positions: Positions = -1, *, by_position: bool = 
     return Probability(_tokens(answers), None, positions, by_position)
 
 
+def probability_difference(
+    right: Sequence[Sequence[int]] | Tensor, wrong: Sequence[Sequence[int]] | Tensor, positions: Positions = -1, *,
+    by_position: bool = False,
+) -> ProbabilityDifference:  # fmt: skip
+    """Probability of a set of right tokens minus that of a set of wrong ones: for years that may follow, and the like.
+
+    Args:
+        right, wrong: for each example (or one for all) its token ids, as many as there are.
+
+    Raises:
+        TokenError: an example has none of one kind.
+
+    Source: Hanna et al. 2023 (https://arxiv.org/abs/2305.00586), section 2.2.
+    """
+    return ProbabilityDifference(_sets(right, "right"), _sets(wrong, "wrong"), positions, by_position)
+
+
 def rank(answers: Any, positions: Positions = -1, *, by_position: bool = False) -> Rank:
     """Rank of the answer; 0 is the top."""
     return Rank(_tokens(answers), None, positions, by_position)
@@ -473,6 +518,16 @@ def _tokens(answers: Any) -> Int[Tensor, "batch"]:
             "several tokens has no one logit: use its first token, or a loss over labels"
         )
     return tokens.long()
+
+
+def _sets(given: Sequence[Sequence[int]] | Tensor, what: str) -> Int[Tensor, "batch token"]:
+    """Sets of tokens as rows, −1 where a row has fewer."""
+    rows = [list(dict.fromkeys(int(one) for one in row)) for row in given]
+    lacking = [number for number, row in enumerate(rows) if not any(one >= 0 for one in row)]
+    if lacking or not rows:
+        raise TokenError(f"example {lacking[0] if lacking else 0} has no {what} tokens; a difference needs some of both kinds")
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows])
 
 
 def _labels(tokens: Tensor, labels: Tensor | None, mask: Tensor | None) -> Int[Tensor, "batch pos"]:

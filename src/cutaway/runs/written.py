@@ -30,7 +30,7 @@ KINDS: dict[str, type] = {
         edits.Zero, edits.Put, edits.Add, edits.Scale, edits.ProjectOut, edits.Random, edits.Function, edits.Edit, Places, Grid,
         Cells,
         metrics.LogitDifference, metrics.LogProbability, metrics.Probability, metrics.Rank, metrics.Loss, metrics.Accuracy,
-        metrics.KL, metrics.Normalised,
+        metrics.KL, metrics.Normalised, metrics.ProbabilityDifference,
     )
 } | {"MetricFunction": metrics.CustomMetric}  # fmt: skip
 NAMES = {kind: name for name, kind in KINDS.items()}

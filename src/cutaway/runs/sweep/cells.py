@@ -227,13 +227,14 @@ def bind(
     """Every cell with its edits bound to the network, and the way in which it will run."""
     cfg = model.cfg
     alone = skip == "layers" or any(point.written for point in model.hook_points())
+    from_tokens = model.hook_tokens.written  # what is attached there follows each run from its beginning
     table = sites.table(cfg)
     out = []
     for number, edits in enumerate(cells.edits):
         bounds = tuple(_settled(edit, means).bind(cfg, batch, length, table) for edit in edits)
         if not alone:
             bounds = tuple(_by_input(bound, cfg, table) for bound in bounds)
-        layer = min(_layer(bound.site, cfg) for bound in bounds)
+        layer = -1 if from_tokens else min(_layer(bound.site, cfg) for bound in bounds)
         declared = all(bound.change.declared for bound in bounds)
         start = min(_start(bound) for bound in bounds)
         names = [short(bound.site) for bound in bounds]

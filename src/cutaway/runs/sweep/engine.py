@@ -260,6 +260,7 @@ def hooks_of(bounds: Sequence[Bound], clean: Clean | None, first: int, last: int
             kept = None if clean is None else clean.store.get(bound.site)
             return bound.applied(x, kept)
 
+        edit.order = bound.change.order  # type: ignore[attr-defined]
         return edit
 
     local = [bound.local(first, last) for bound in bounds]

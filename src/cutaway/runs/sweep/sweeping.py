@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
-from cutaway.runs.editing import plainly
+from cutaway.runs.editing import ManyEdits, plainly
 from cutaway.runs.metrics import CustomMetric, Metric, among_real, as_metric
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
@@ -27,7 +27,6 @@ from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import run as run_baseline
 from cutaway.runs.sweep.cells import (
     Cells,
-    Edits,
     Grid,
     at_columns,
     label_of,
@@ -159,7 +158,7 @@ class SweepResult(Result):
 def sweep(
     model: Transformer,
     tokens: Any,
-    edits: Grid | Edits | Cells,
+    edits: Grid | ManyEdits | Cells,
     metric: Metric | CustomMetric | Callable[[Tensor], Any],
     *,
     mask: Tensor | None = None,
@@ -178,7 +177,8 @@ def sweep(
 
     Args:
         tokens: what runs: text, texts or token ids `[batch, pos]`.
-        edits: a grid, an edit, or a list of edits (or of lists of edits that happen together).
+        edits: a grid, an edit, or a list of edits (or of lists of edits that happen together); what makes edits (a
+            circuit) stands for one.
         metric: one of `cutaway.runs.metrics`, or any function of logits `[batch, pos, d_vocab]`.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding; found in the tokens where None.
         method: "exact"; "gradient", a first-order estimate of every cell from two forward passes and a backward; or
@@ -283,8 +283,8 @@ def _agreement(estimated: Tensor, exact: Tensor) -> str:
 
 
 def task_of(
-    model: Transformer, tokens: Any, edits: Grid | Edits | Cells, metric: Any, *, mask: Tensor | None = None, skip: str = "all",
-    memory: int | None = None,
+    model: Transformer, tokens: Any, edits: Grid | ManyEdits | Cells, metric: Any, *, mask: Tensor | None = None,
+    skip: str = "all", memory: int | None = None,
 ) -> Task:  # fmt: skip
     """What a sweep is asked, checked."""
     if skip not in ("all", "layers"):
