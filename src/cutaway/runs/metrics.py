@@ -224,11 +224,11 @@ class ProbabilityDifference(Metric):
     def named(self) -> dict[str, Tensor]:
         return {"right token": self.right[self.right >= 0], "wrong token": self.wrong[self.wrong >= 0]}
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         shares = logits.softmax(-1)
         return self._of(self.right, shares, at) - self._of(self.wrong, shares, at)
 
-    def _of(self, tokens: Tensor, shares: Tensor, at: Places) -> Tensor:
+    def _of(self, tokens: Tensor, shares: Tensor, at: LogitRows) -> Tensor:
         own = tokens.to(shares.device).expand(len(shares), -1) if len(tokens) == 1 else tokens.to(shares.device)[at.examples]
         return (shares.gather(1, own.clamp(min=0)) * (own >= 0)).sum(1)
 
