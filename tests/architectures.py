@@ -34,7 +34,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "solu": {"act_fn": "solu_ln", "d_mlp": 20, "scale_attn_by_inverse_layer_idx": True},
     "olmo-2": {
         "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "positional_embedding_type": "rotary",
-        "post_norm_only": True, "use_qk_norm": True, "qk_norm_over": "full", "clip_qkv": 2.0,
+        "post_norm_only": True, "use_qk_norm": True, "qk_norm_over": "full", "clip_qkv": 2.0, "gated_mlp_biases": True,
     },
     "mixture": {
         "act_fn": "silu", "gated_mlp": True, "normalization_type": "RMS", "positional_embedding_type": "rotary",

@@ -24,7 +24,10 @@ POSITIONS = ("standard", "rotary", "shortformer", "alibi", "none")
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu_ln", "gelu_ln", "solu", "relu2")
 INITS = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP")
 MOST_LAYERS, MOST = 10_000, 2**31  # of layers or experts, and of any other size
-POSITIVE = ("rotary_base", "rotary_base_local", "rotary_linear_factor", "yarn_factor", "NTK_by_parts_factor", "clip_qkv")
+POSITIVE = (
+    "rotary_base", "rotary_base_local", "rotary_linear_factor", "yarn_factor", "NTK_by_parts_factor", "clip_qkv",
+    "longrope_attention_factor",
+)  # fmt: skip
 DTYPES = {
     "float32": torch.float32, "float": torch.float32, "float64": torch.float64, "double": torch.float64,
     "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
@@ -134,6 +137,10 @@ class HookedTransformerConfig:
     # --- beyond the dialect ---
     rotary_base_local: float | None = None  # a base of its own for layers of local attention (Gemma 3)
     rotary_linear_factor: float = 1.0  # rotation this many times slower (layers with a base of their own aside)
+    longrope_short_factor: list[float] | None = None  # each rotation this many times slower (LongRoPE, Phi-3) in texts of at most
+    longrope_long_factor: list[float] | None = None  # longrope_original_max_position_embeddings tokens; and in longer ones
+    longrope_original_max_position_embeddings: int = 4096
+    longrope_attention_factor: float = 1.0  # on cosines and sines of both
     rotary_layers: list[bool] | None = None  # layers that rotate; None: all (SmolLM3 leaves some out)
     post_norm_only: bool = False  # norms after attention and MLP, none before (OLMo-2)
     qk_norm_over: str = "head"  # `use_qk_norm` takes a "head" at a time, with "each" head weights of its own, or the "full" width
@@ -142,6 +149,7 @@ class HookedTransformerConfig:
     norm_topk_prob: bool = True  # router probabilities of the chosen experts sum to one
     moe_layers: list[bool] | None = None  # layers whose MLP is a mixture of experts; None: all
     d_mlp_expert: int | None = None  # neurons of one expert; None: d_mlp
+    gated_mlp_biases: bool = False  # gated MLPs add b_gate before the activation function and b_up to what it multiplies
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -220,10 +228,19 @@ class HookedTransformerConfig:
             self.rotary_dim = self.d_head if self.rotary_dim is None else self.rotary_dim
             if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.d_head:
                 raise ConfigError(f"rotary_dim={self.rotary_dim} must be even and at most d_head={self.d_head}")
+            self._check_longrope(self.rotary_dim // 2)
         for field in ("rotary_layers", "moe_layers"):
             listed = getattr(self, field)
             if listed is not None and len(listed) < self.n_layers:
                 raise ConfigError(f"{field} has {len(listed)} entries for {self.n_layers} layers")
+
+    def _check_longrope(self, half: int) -> None:
+        tables = {name: getattr(self, name) for name in ("longrope_short_factor", "longrope_long_factor")}
+        if all(table is None for table in tables.values()):
+            return
+        for name, table in tables.items():
+            if table is None or len(table) != half or not all(math.isfinite(one) and one > 0 for one in table):
+                raise ConfigError(f"{name}={table} must be {half} positive numbers, one for each pair that rotates")
 
     def _fill_mlp(self) -> None:
         if self.attn_only:

@@ -15,6 +15,8 @@ from cutaway.model import kernels
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.losses import cross_entropy, next_token_loss
 from cutaway.model.positions import Stream
+from cutaway.runs import edits, metrics
+from cutaway.runs.sweep import residual, sweep
 from cutaway.tokens import CharTokenizer
 from cutaway.weights import canonical
 from tests.architectures import ALL, CAUSAL, network, some_tokens
@@ -110,6 +112,40 @@ def test_padding_changes_nothing(name: str, side: str) -> None:
     padded = model(torch.cat(parts, 1), attention_mask=torch.cat(masks, 1))
     assert not padded.isnan().any()
     close(padded[:, 4:] if side == "left" else padded[:, :6], model(tokens))
+
+
+LONGROPE = {
+    "longrope_short_factor": [1.0, 1.2, 1.5], "longrope_long_factor": [1.0, 4.0, 9.0], "longrope_attention_factor": 1.3,
+    "longrope_original_max_position_embeddings": 7,
+}  # fmt: skip
+
+
+def test_short_and_long_texts_are_rotated_by_factors_of_their_own() -> None:
+    """LongRoPE: what counts is how many tokens a text has, not how many columns a batch has, nor where a run resumes."""
+    model, long, short = network("llama", **LONGROPE), some_tokens(), some_tokens(length=6)
+    as_short = network("llama", **LONGROPE | {"longrope_long_factor": LONGROPE["longrope_short_factor"]})
+    as_long = network("llama", **LONGROPE | {"longrope_short_factor": LONGROPE["longrope_long_factor"]})
+    assert torch.equal(model(short), as_short(short)) and torch.equal(model(long), as_long(long))
+    assert (as_long(short) - as_short(short)).abs().max() > 1e-3
+    padded, mask = torch.cat([torch.zeros_like(short), short], 1), torch.cat([torch.zeros_like(short), torch.ones_like(short)], 1)
+    close(model(padded, attention_mask=mask)[:, 6:], model(short))
+    resid = model(long, stop_at_layer=1)
+    assert torch.equal(model(resid, start_at_layer=1), model(long))
+    metric = metrics.logit_difference(torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
+    for tokens in (short, long):
+        sweep(model, tokens, residual(edits.zero()), metric, audit=99)  # (stops where a cell is not its full forward pass)
+
+
+def test_a_batch_of_short_and_long_texts_is_refused_and_so_are_keys_of_short_ones() -> None:
+    model, tokens = network("llama", **LONGROPE), some_tokens()
+    mask = torch.ones_like(tokens)
+    mask[0, :3] = 0
+    with pytest.raises(ContextTooLong, match="run the short texts and the long ones apart"):
+        model(tokens, attention_mask=mask)
+    kept = KeyValueCache.init_cache(model.cfg, batch_size=3)
+    model(tokens[:, :7], past_kv_cache=kept)
+    with pytest.raises(ContextTooLong, match="use_past_kv_cache=False"):
+        model(tokens[:, 7:], past_kv_cache=kept)
 
 
 @every_causal

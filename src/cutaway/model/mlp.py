@@ -108,7 +108,14 @@ class GatedMLP(MLP):
     def _add_gate(self) -> None:
         assert self.cfg.d_mlp is not None
         self.W_gate = nn.Parameter(empty_weights(self.cfg.d_model, self.cfg.d_mlp, self.cfg.torch_dtype))
+        self.b_gate, self.b_up = self._bias(), self._bias()
         self.hook_pre_linear = HookPoint()
+
+    def _bias(self) -> nn.Parameter | None:
+        if not self.cfg.gated_mlp_biases:
+            return None
+        assert self.cfg.d_mlp is not None
+        return nn.Parameter(torch.zeros(self.cfg.d_mlp, dtype=self.cfg.torch_dtype))
 
     def forward(self, x: Resid) -> Resid:
         """What the MLP writes, `[batch, pos, d_model]`."""
@@ -116,11 +123,11 @@ class GatedMLP(MLP):
 
     def pre(self, x: Resid) -> Neurons:
         """What the activation function is given: the gate."""
-        return self.hook_pre(linear(x, self.W_gate))
+        return self.hook_pre(linear(x, self.W_gate, self.b_gate))
 
     def pre_linear(self, x: Resid) -> Neurons:
         """What the gate multiplies."""
-        return self.hook_pre_linear(linear(x, self.W_in))
+        return self.hook_pre_linear(linear(x, self.W_in, self.b_up))
 
     def post(self, pre: Neurons, pre_linear: Neurons) -> Neurons:  # type: ignore[override]
         """The neurons' activations, after the norm that some have."""

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ContextTooLong
 from cutaway.model.key_values import KeyValueCache
 
 
@@ -62,8 +63,15 @@ class Stream:
         if key not in self._angles:
             positions, end = self.positions(length), self.end(length)
             rows = slice(self.start, end) if positions is None else positions.to(x.device)
-            self._angles[key] = rotary.factors(rows, end, x)
+            self._angles[key] = rotary.factors(rows, end, x, long=rotary.is_long(*self.texts(length), self.start))
         return self._angles[key]
+
+    def texts(self, length: int) -> tuple[int, int]:
+        """How many tokens the shortest and the longest text have, up to the last of `length` columns."""
+        if self.padding is None:
+            return self.end(length), self.end(length)
+        tokens = self.padding.sum(-1)
+        return int(tokens.min()), int(tokens.max())
 
     def back(self, dest: int, src: int, device: torch.device) -> Int[Tensor, "dest src"]:
         """How far back each key is from each query; the last query stands at the last key."""
@@ -129,18 +137,41 @@ class Rotary:
         assert cfg.rotary_dim is not None
         self.dim, self.adjacent = cfg.rotary_dim, cfg.rotary_adjacent_pairs
         self.cfg, self.base, self.scaled = cfg, base, scaled
-        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[tuple[torch.device, bool], tuple[Tensor, Tensor]] = {}
 
-    def tables(self, length: int, device: torch.device) -> tuple[Float[Tensor, "pos half"], Float[Tensor, "pos half"]]:
-        """Cosines and sines of the angles of positions below `length`, in float32."""
-        known = self._tables.get(device)
+    def tables(
+        self, length: int, device: torch.device, *, long: bool = False
+    ) -> tuple[Float[Tensor, "pos half"], Float[Tensor, "pos half"]]:
+        """Cosines and sines of the angles of positions below `length`, in float32; `long` as in `is_long`."""
+        known = self._tables.get((device, long))
         if known is None or len(known[0]) < length:
             with torch.inference_mode(False), torch.no_grad():
-                frequencies, factor = rotary_frequencies(self.cfg, self.base, scaled=self.scaled, device=device)
+                frequencies, factor = rotary_frequencies(self.cfg, self.base, scaled=self.scaled, long=long, device=device)
                 room = min(self.cfg.n_ctx, max(length, 2 * len(known[0]) if known else 64))
                 angles = torch.arange(max(room, length), device=device, dtype=torch.float32)[:, None] * frequencies
-                known = self._tables[device] = angles.cos() * factor, angles.sin() * factor
+                known = self._tables[device, long] = angles.cos() * factor, angles.sin() * factor
         return known[0][:length], known[1][:length]
+
+    def is_long(self, shortest: int, longest: int, kept: int = 0) -> bool:
+        """Whether LongRoPE rotates texts of these lengths by its factors for long ones; `kept` tokens were rotated before.
+
+        Raises:
+            ContextTooLong: some are short and some are long, or became long after their first keys were rotated.
+        """
+        most = self.cfg.longrope_original_max_position_embeddings
+        if self.cfg.longrope_long_factor is None or longest <= most:
+            return False
+        if shortest <= most:
+            raise ContextTooLong(
+                f"texts of {shortest} and {longest} tokens in one batch, and this model rotates by other angles beyond {most} "
+                "tokens (longrope); run the short texts and the long ones apart"
+            )
+        if 0 < kept <= most:
+            raise ContextTooLong(
+                f"the text grows beyond {most} tokens, where this model rotates by other angles (longrope), and its kept keys "
+                "were rotated by those of short texts; run it without kept keys (use_past_kv_cache=False)"
+            )
+        return True
 
     def rotate(self, x: Float[Tensor, "batch pos head d_head"], stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
         """`x` with the first `rotary_dim` of its coordinates turned by each token's position."""
@@ -155,21 +186,21 @@ class Rotary:
         return out
 
     def factors(
-        self, rows: slice | Int[Tensor, "row pos"], end: int, x: Float[Tensor, "batch pos head d_head"]
+        self, rows: slice | Int[Tensor, "row pos"], end: int, x: Float[Tensor, "batch pos head d_head"], *, long: bool = False
     ) -> tuple[Float[Tensor, "*rows 1 d_head"], Float[Tensor, "*rows 1 half"]]:
         """Cosines and sines of these positions (which are below `end`), for heads like `x`.
 
         Each cosine stands at both coordinates of its pair, and coordinates that are not turned have a cosine of 1.
         """
-        cos, sin = (table[rows].unsqueeze(-2).to(x.dtype) for table in self.tables(end, x.device))
+        cos, sin = (table[rows].unsqueeze(-2).to(x.dtype) for table in self.tables(end, x.device, long=long))
         both = cos.repeat_interleave(2, -1) if self.adjacent else torch.cat([cos, cos], -1)
         return F.pad(both, (0, x.shape[-1] - self.dim), value=1.0), sin
 
 
 def rotary_frequencies(
-    cfg: HookedTransformerConfig, base: float, *, scaled: bool = True, device: torch.device | None = None
+    cfg: HookedTransformerConfig, base: float, *, scaled: bool = True, long: bool = False, device: torch.device | None = None
 ) -> tuple[Float[Tensor, "half"], float]:
-    """The angle per position of each pair of coordinates, and the factor on cosines and sines."""
+    """The angle per position of each pair of coordinates, and the factor on cosines and sines; `long` as in `Rotary.is_long`."""
     dim = cfg.rotary_dim
     assert dim is not None
     frequencies = 1.0 / base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
@@ -177,6 +208,10 @@ def rotary_frequencies(
         return _by_parts(cfg, frequencies), 1.0
     if scaled and cfg.use_yarn_rope:
         return _yarn(cfg, frequencies, base), cfg.yarn_attention_factor
+    factors = cfg.longrope_long_factor if long else cfg.longrope_short_factor
+    if scaled and factors is not None:  # (https://arxiv.org/abs/2402.13753)
+        powers = base ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+        return 1.0 / (torch.tensor(factors, device=device) * powers), cfg.longrope_attention_factor
     return frequencies / (cfg.rotary_linear_factor if scaled else 1.0), 1.0
 
 

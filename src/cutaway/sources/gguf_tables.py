@@ -133,6 +133,10 @@ def biased(metadata: Metadata, config: Config, tensors: set[str]) -> Config:
     return {"attention_bias": "blk.0.attn_q.bias" in tensors}
 
 
+def llama(metadata: Metadata, config: Config, tensors: set[str]) -> Config:
+    return biased(metadata, config, tensors) | {"mlp_bias": "blk.0.ffn_gate.bias" in tensors}
+
+
 def stablelm(metadata: Metadata, config: Config, tensors: set[str]) -> Config:
     return partial(metadata, config, tensors) | {
         "use_qkv_bias": "blk.0.attn_q.bias" in tensors,
@@ -214,7 +218,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         FIELDS,
         DENSE,
         ROTATED,
-        rest=biased,
+        rest=llama,
     ),
     "mixtral": Architecture(
         "mixtral",

@@ -68,6 +68,11 @@ def has_positions(cfg: HookedTransformerConfig) -> bool:
     return cfg.positional_embedding_type in ("standard", "shortformer")
 
 
+def has_gate_biases(cfg: HookedTransformerConfig) -> bool:
+    """Whether both halves of a gated MLP have a bias of their own (experts have none)."""
+    return cfg.gated_mlp and cfg.gated_mlp_biases and cfg.num_experts is None
+
+
 def final_normalization(cfg: HookedTransformerConfig) -> str | None:
     """The kind of `ln_final`: that of the blocks, except where `final_rms` says otherwise."""
     if cfg.final_rms and cfg.normalization_type in ("LN", "LNPre"):
@@ -207,6 +212,8 @@ def _mlp(prefix: str, cfg: HookedTransformerConfig, width: int | None = None) ->
     table: Shapes = {f"{prefix}.W_in": (cfg.d_model, width), f"{prefix}.b_in": (width,)}
     if cfg.gated_mlp:
         table[f"{prefix}.W_gate"] = (cfg.d_model, width)
+    if has_gate_biases(cfg):
+        table |= {f"{prefix}.{name}": (width,) for name in ("b_gate", "b_up")}
     if cfg.has_mlp_norm and cfg.normalization_type == "LN":
         table |= _norm(f"{prefix}.ln", "LN", width)
     table[f"{prefix}.W_out"] = (width, cfg.d_model)

@@ -370,7 +370,9 @@ def _readers_of_ln2(cfg: HookedTransformerConfig, layer: int) -> dict[str, str |
     if cfg.is_moe(layer):
         readers[f"blocks.{layer}.mlp.W_gate"] = None
     for mlp in canonical.mlps(cfg, layer):
-        if cfg.gated_mlp:  # b_in is added to the product of both, so it can take up neither one's bias
+        if canonical.has_gate_biases(cfg):
+            readers |= {f"{mlp}.W_in": f"{mlp}.b_up", f"{mlp}.W_gate": f"{mlp}.b_gate"}
+        elif cfg.gated_mlp:  # b_in is added to the product of both, so it can take up neither one's bias
             readers |= {f"{mlp}.W_in": None, f"{mlp}.W_gate": None}
         else:
             readers[f"{mlp}.W_in"] = f"{mlp}.b_in"

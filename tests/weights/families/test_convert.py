@@ -81,7 +81,18 @@ def test_a_field_that_transformers_never_reads_is_ignored_and_named() -> None:
         ({"hidden_act": "quick_gelu"}, "activation function 'quick_gelu' is not one we have; there are relu, gelu"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder=True .* only False is understood"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "architectures=.* only LlamaForCausalLM"),
-        ({"mlp_bias": True}, "mlp_bias=True"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "longrope",
+                    "short_factor": [1.0],
+                    "long_factor": [1.0],
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 16,
+                }
+            },
+            "needs a short_factor for each of",
+        ),
     ],
 )
 def test_a_value_that_is_not_understood_is_named(changes: dict[str, Any], why: str) -> None:

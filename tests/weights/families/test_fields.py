@@ -140,6 +140,28 @@ def test_fields_that_are_never_read_change_nothing(model_type: str, tmp_path: Pa
     assert ignored_fields(config | ODD).items() >= {name: ODD[name] for name in unknown}.items() and len(unknown) > 12
 
 
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fields_that_are_never_read_change_nothing_one_by_one(model_type: str) -> None:
+    case = next(case for case in CASES if tiny(case).config.model_type == model_type)
+    config = tiny(case).config.to_dict()
+    want = configuration(config)
+    for name in ODD.keys() - BASE.keys() - FAMILIES[model_type].fields.keys():
+        assert configuration(config | {name: ODD[name]}) == want, name
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_alias_means_what_it_means_there(model_type: str) -> None:
+    """Each name that `attribute_map` has besides a field's own: instead of it, and beside it."""
+    case = next(case for case in CASES if tiny(case).config.model_type == model_type)
+    config, kind = tiny(case).config.to_dict(), CONFIG_MAPPING[model_type]
+    for alias, own in kind.attribute_map.items():
+        if own in config and isinstance(config[own], int):
+            instead = {name: value for name, value in config.items() if name != own} | {alias: config[own]}
+            for changed in (instead, config | {alias: config[own]}):
+                theirs = kind.from_dict(changed).to_dict()
+                assert theirs[own] == config[own] and configuration(changed) == configuration(config), alias
+
+
 TWICE: dict[str, tuple[str, dict[str, Any]]] = {
     "scaling under both names": (
         "llama",

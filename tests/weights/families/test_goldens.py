@@ -213,7 +213,8 @@ def test_a_changed_parameter_of_the_rotation_means_what_it_means_there(case: str
         for name, value in settings.items():
             if name == "rope_type" or value is None:
                 continue
-            rope = _with(config["rope_parameters"], path, {**settings, name: type(value)(value * 0.5)})
+            half = [one * 0.5 for one in value] if isinstance(value, list) else type(value)(value * 0.5)
+            rope = _with(config["rope_parameters"], path, {**settings, name: half})
             changed = config | {"rope_parameters": rope}
             network = loads(changed, tensors)
             if network is not None:

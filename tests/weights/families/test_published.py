@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from cutaway.weights.families import configuration
+from cutaway import loading
+from cutaway.hooked_transformer import HookedTransformer
+from cutaway.weights.families import configuration, convert
+from tests.weights.families.published import CONFIGS, GROUPS, LONG, WIDTHS, shrunk
+from tests.weights.families.tiny import from_file, tensors_of, tokens_for
 
 LLAMA = {
     "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "pretraining_tp": 1,
@@ -146,3 +153,27 @@ def test_a_published_config_is_understood(name: str) -> None:
     config, facts = PUBLISHED[name]
     cfg = configuration(config).to_dict()
     assert {key: cfg[key] for key in facts} == facts
+
+
+def test_every_published_config_is_understood_at_full_size() -> None:
+    assert len(CONFIGS) > 150
+    for config in CONFIGS.values():
+        assert configuration(config).d_model == next(config[name] for name in WIDTHS if name in config)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("group", GROUPS)
+def test_small_models_of_published_configs_agree_with_transformers(group: str, tmp_path: Path) -> None:
+    """Texts are longer than windows and than the length that a model was trained on first. Of models that differ in size
+    only, one."""
+    different = {json.dumps(shrunk(config), sort_keys=True): name for name, config in GROUPS[group].items()}
+    for small, name in ((json.loads(text), name) for text, name in different.items()):
+        model = from_file(small, tmp_path)
+        tokens = tokens_for(model, length=LONG // 2 - 8, batch=2)
+        want = model(tokens).logits
+        cfg, weights = convert(small, tensors_of(model))
+        cfg.device = "cpu"
+        logits = loading.build(HookedTransformer, cfg, weights)(tokens)
+        assert (logits - want).abs().max() < 2e-5 * want.abs().max(), name
+        processed = HookedTransformer.from_pretrained(name, hf_model=model, device="cpu")
+        assert (processed(tokens).log_softmax(-1) - want.log_softmax(-1)).abs().max() < 5e-5, name

@@ -73,7 +73,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", COMMON),
     "llama, biases": (
         "LlamaConfig", "LlamaForCausalLM",
-        COMMON | {"attention_bias": True, "head_dim": 10, "tie_word_embeddings": True},
+        COMMON | {"attention_bias": True, "mlp_bias": True, "head_dim": 10, "tie_word_embeddings": True},
     ),
     "llama 3": (
         "LlamaConfig", "LlamaForCausalLM",
@@ -85,6 +85,10 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama, yarn with options": (
         "LlamaConfig", "LlamaForCausalLM",
         scaled("yarn", **YARN, beta_fast=12.0, beta_slow=2.0, mscale=0.7, mscale_all_dim=0.4) | {"head_dim": 16},
+    ),
+    "llama, longrope": (
+        "LlamaConfig", "LlamaForCausalLM",
+        scaled("longrope", short_factor=[1.0, 1.1, 1.4], long_factor=[1.0, 2.5, 9.0], original_max_position_embeddings=16),
     ),
     "mistral": ("MistralConfig", "MistralForCausalLM", COMMON | {"sliding_window": 6, "head_dim": 8}),
     "ministral": (
@@ -165,13 +169,15 @@ def from_file(config: dict[str, Any], folder: Path) -> Any:
 
 
 def drawn(model: Any, seed: int = 0) -> Any:
-    """The model with random weights, large enough that a wrong detail shows."""
+    """The model with random weights, large enough that a wrong detail shows, and no larger in wider models."""
     draw = torch.Generator().manual_seed(seed)
+    width = model.get_input_embeddings().weight.shape[1]
+    spread = min(0.25, 1.5 / width**0.5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name or "ln_" in name
             centre = 1.0 if is_norm and name.endswith("weight") and "gemma" not in model.config.model_type else 0.0
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) * 0.25 + centre)
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) * spread + centre)
     return model
 
 

@@ -106,6 +106,10 @@ class Rows(Stream):
     """The stream of rows that begin at `start` or, with `at`, whose queries stand at these positions only."""
 
     at: Int[Tensor, "dest"] | None = None
+    lengths: tuple[int, int] = (0, 0)
+
+    def texts(self, length: int) -> tuple[int, int]:
+        return self.lengths
 
     def positions(self, length: int) -> Int[Tensor, "batch pos"] | None:
         if self.at is None:
@@ -137,4 +141,4 @@ def rows_of(clean: Clean, examples: Tensor | None, *, start: int = 0, at: Tensor
     padding = clean.stream.padding
     if padding is not None and examples is not None:
         padding = padding[examples]
-    return Rows(start, padding, at=at)
+    return Rows(start, padding, at=at, lengths=clean.stream.texts(clean.length))

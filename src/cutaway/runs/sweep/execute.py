@@ -74,6 +74,10 @@ class Tokens(Stream):
 
     token_positions: Tensor | None = None
     length: int = 0
+    lengths: tuple[int, int] = (0, 0)
+
+    def texts(self, length: int) -> tuple[int, int]:
+        return self.lengths
 
     def positions(self, length: int) -> Tensor | None:
         return self.token_positions
@@ -461,7 +465,8 @@ class _Chunk:
                 ])[None]  # fmt: skip
             if clean.stream.shortformer is not None:
                 shortformer = torch.cat([one.of(clean.stream.shortformer).flatten(0, 1) for one in regions])[None]
-            self.streams[key] = Tokens(shortformer=shortformer, token_positions=positions, length=clean.length)
+            lengths = clean.stream.texts(clean.length)
+            self.streams[key] = Tokens(shortformer=shortformer, token_positions=positions, length=clean.length, lengths=lengths)
         return self.streams[key]
 
 

@@ -1,7 +1,4 @@
-"""Llama 1, 2 and 3, and those that are Llama with little else: Mistral, SmolLM3, Granite, OLMo and OLMo 2.
-
-`mlp_bias` is refused: the one bias of our gated MLPs is added behind the gate, theirs before it.
-"""
+"""Llama 1, 2 and 3, and those that are Llama with little else: Mistral, SmolLM3, Granite, OLMo and OLMo 2."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import Any
 from cutaway.weights.families.parts import attention, embeddings, everywhere, heads, mlp, norm, windows
 from cutaway.weights.families.reshape import scaled
 from cutaway.weights.families.rope import ROPE, rotary
-from cutaway.weights.families.table import Family, Field, Fields, activation, into, only, read
+from cutaway.weights.families.table import Family, Field, Fields, activation, into, read
 
 
 def fields(norms: Mapping[str, Field] | None = None, /, **own: Field) -> dict[str, Field]:
@@ -51,15 +48,17 @@ BODY = {
     **norm("ln_final", "norm"),
 }
 
+BIASED_MLP = mlp("layers.{l}.mlp", "up_proj", "down_proj", "gate_proj", bias="mlp_bias")
+
 LLAMA = Family(
     name="Llama",
     model_type="llama",
     architectures=("LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM"),
-    fields=fields(attention_bias=read(False), mlp_bias=only(False)),
+    fields=fields(attention_bias=read(False), mlp_bias=into("gated_mlp_biases", False)),
     always=ALWAYS,
     rest=rest,
     unused=UNUSED,
-    tensors=BODY | attention("layers.{l}.self_attn", bias="attention_bias"),
+    tensors=BODY | attention("layers.{l}.self_attn", bias="attention_bias") | BIASED_MLP,
     examples=("meta-llama/Llama-2-7b-hf", "meta-llama/Llama-3.2-1B", "TinyLlama/TinyLlama-1.1B-Chat-v1.0"),
 )
 
@@ -117,7 +116,7 @@ SMOLLM3 = Family(
         num_key_value_heads=read(4),
         tie_word_embeddings=into("tie_word_embeddings", True),
         attention_bias=read(False),
-        mlp_bias=only(False),
+        mlp_bias=into("gated_mlp_biases", False),
         no_rope_layers=read(),
         no_rope_layer_interval=read(4),
         use_sliding_window=read(False),
@@ -138,7 +137,7 @@ GRANITE = Family(
     architectures=("GraniteForCausalLM", "GraniteModel"),
     fields=fields(
         attention_bias=read(False),
-        mlp_bias=only(False),
+        mlp_bias=into("gated_mlp_biases", False),
         embedding_multiplier=read(1.0),
         residual_multiplier=read(1.0),
         attention_multiplier=into("attn_scale", 1.0, lambda multiplier: 1 / multiplier),
@@ -153,7 +152,7 @@ GRANITE = Family(
         after=(scaled(lambda hf: 1 / hf["logits_scaling"]),),
     )
     | attention("layers.{l}.self_attn", bias="attention_bias", out=(RESIDUAL,))
-    | mlp("layers.{l}.mlp", "up_proj", "down_proj", "gate_proj", out=(RESIDUAL,)),
+    | mlp("layers.{l}.mlp", "up_proj", "down_proj", "gate_proj", bias="mlp_bias", out=(RESIDUAL,)),
     examples=("ibm-granite/granite-3.1-2b-base",),
 )
 

@@ -56,9 +56,10 @@ def mlp(
 ) -> Tensors:  # fmt: skip
     """An MLP of linear layers, gated where `gate` names one."""
     table: Tensors = {"blocks.{l}.mlp.W_in": found(f"{layer}.{up}.weight", transposed)}
-    table |= _bias("blocks.{l}.mlp.b_in", f"{layer}.{up}.bias", bias)
+    table |= _bias(f"blocks.{{l}}.mlp.{'b_in' if gate is None else 'b_up'}", f"{layer}.{up}.bias", bias)
     if gate is not None:
         table["blocks.{l}.mlp.W_gate"] = found(f"{layer}.{gate}.weight", transposed)
+        table |= _bias("blocks.{l}.mlp.b_gate", f"{layer}.{gate}.bias", bias)
     table["blocks.{l}.mlp.W_out"] = found(f"{layer}.{down}.weight", *out, transposed)
     return table | _bias("blocks.{l}.mlp.b_out", f"{layer}.{down}.bias", bias, *out)
 

@@ -21,13 +21,14 @@ ROPE: dict[str, Field] = {
     "original_max_position_embeddings": read(),
 }
 
-KINDS = ("default", "linear", "dynamic", "llama3", "yarn")
+KINDS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
 """The kinds of scaling that we have."""
 
 BY_LAYER_TYPE = {"full_attention", "sliding_attention"}  # Gemma 3 has a table of settings for each
 PARAMETERS = (
     "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor", "low_freq_factor", "high_freq_factor",
     "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "original_max_position_embeddings",
+    "long_factor", "short_factor",
 )  # fmt: skip
 """Their parameters; `transformers` reads no others of these kinds."""
 
@@ -48,7 +49,7 @@ def rotary(hf: Fields, d_head: int, *, theta: float = 10000.0, partial: float | 
         "positional_embedding_type": "rotary",
         "rotary_base": float(base),
         "rotary_dim": int(d_head * share),
-        **scaling(hf, settings, name),
+        **scaling(hf, settings, name, pairs=int(d_head * share) // 2),
     }
 
 
@@ -68,8 +69,8 @@ def kind_of(settings: Mapping[str, Any]) -> str:
     return str(settings.get("rope_type", settings.get("type")) or "default")
 
 
-def scaling(hf: Fields, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Our fields for a kind of scaling; refuses a kind that we do not have."""
+def scaling(hf: Fields, settings: Mapping[str, Any], name: str, *, pairs: int) -> dict[str, Any]:
+    """Our fields for a kind of scaling of so many `pairs` of coordinates; refuses a kind that we do not have."""
     kind = kind_of(settings)
     if kind not in KINDS:
         raise hf.refuse(name, f"there is no rope type {kind!r}; there are {', '.join(KINDS)}")
@@ -81,7 +82,7 @@ def scaling(hf: Fields, settings: Mapping[str, Any], name: str) -> dict[str, Any
     longest = hf["max_position_embeddings"]
     factor = settings.get("factor")
     if factor is None:
-        if kind != "yarn":
+        if kind not in ("yarn", "longrope"):
             raise hf.refuse(name, f"rope type {kind!r} needs a factor")
         factor = longest / (original or longest)
     if kind == "linear":
@@ -99,7 +100,24 @@ def scaling(hf: Fields, settings: Mapping[str, Any], name: str) -> dict[str, Any
             "NTK_by_parts_high_freq_factor": float(high),
             "NTK_original_ctx_len": int(original or longest),
         }
+    if kind == "longrope":
+        return _longrope(hf, settings, name, float(factor), int(original or longest), pairs)
     return _yarn(hf, settings, name, float(factor), int(original or longest))
+
+
+def _longrope(hf: Fields, settings: Mapping[str, Any], name: str, factor: float, original: int, pairs: int) -> dict[str, Any]:
+    tables = {which: settings.get(which) or [] for which in ("short_factor", "long_factor")}
+    for which, table in tables.items():
+        if len(table) != pairs:
+            raise hf.refuse(name, f"rope type 'longrope' needs a {which} for each of {pairs} pairs, and there are {len(table)}")
+    strength = settings.get("attention_factor")
+    if strength is None:  # https://arxiv.org/abs/2402.13753
+        strength = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    return {
+        **{f"longrope_{which}": [float(one) for one in table] for which, table in tables.items()},
+        "longrope_attention_factor": float(strength),
+        "longrope_original_max_position_embeddings": original,
+    }
 
 
 def _yarn(hf: Fields, settings: Mapping[str, Any], name: str, factor: float, original: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ Number = Annotated[float, Meta(ge=-1e18, le=1e18)]
 Positive = Annotated[float, Meta(gt=1e-18, le=1e18)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Kinds = Annotated[list[str], Meta(max_length=10_000)]
+Factors = Annotated[list[Positive], Meta(max_length=10_000)]
 Switches = Annotated[list[bool | int], Meta(max_length=10_000)]
 
 
@@ -39,6 +40,8 @@ class Rope(Struct):
     beta_slow: Positive | None = None
     mscale: Number | None = None
     mscale_all_dim: Number | None = None
+    long_factor: Factors | None = None
+    short_factor: Factors | None = None
     truncate: bool | None = None
 
 
@@ -143,6 +146,7 @@ class Config(Struct):
     use_bias: bool = False
     enable_bias: bool = False
     bias: bool = False
+    mlp_bias: bool = False
     norm_topk_prob: bool = False
     tie_word_embeddings: bool = False
 
