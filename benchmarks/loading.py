@@ -1,7 +1,8 @@
 """Loading a real model (SmolLM2-135M-Instruct), from GGUF and from safetensors, beside `transformers`: memory, time, answers.
 
 Each case is a fresh process: its peak of resident memory above the imports, its processor time, and the logits of one
-prompt, which must agree. The peak is taken twice, as `transformers` maps safetensors and reads them with the first run only. Ours are with processing. `transformers` dequantises the GGUF file, as a whole model needs it.
+prompt, which must agree. The peak is taken twice, as `transformers` maps safetensors and reads them with the first run only.
+Ours are with processing. `transformers` dequantises the GGUF file, as a whole model needs it.
 """
 
 from __future__ import annotations
