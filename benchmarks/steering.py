@@ -57,7 +57,7 @@ def ours(folder: Path) -> dict[str, Any]:
 
     from cutaway import HookedTransformer
     from cutaway.analysis.steering import Steer, SteeringVector, steer
-    from cutaway.runs.written import model_hash
+    from cutaway.runs.hashes import model_hash
 
     torch.set_grad_enabled(False)
     model = HookedTransformer.from_pretrained(str(gpt2_small.snapshot(folder)))

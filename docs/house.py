@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "cutaway"
 ORDER = (
-    "axes config errors tokens prompts sources weights model view loading runs programs hooked_transformer analysis circuits tasks "
+    "axes config errors tokens prompts sources weights model view executors loading runs programs hooked_transformer analysis circuits tasks "
     "collect records report explain workbench verify notebooks exercises compat commands cli"
 ).split()
 HEAD = """# The house, file by file

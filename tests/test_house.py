@@ -26,8 +26,9 @@ FRONT = {**cutaway._HOME, **cutaway._MODULES}
 # Imports point only to lower rows; neighbours in a row do not import each other; a room's own files may.
 ROWS = [
     {"axes", "config", "errors", "numbers_given", "tokens", "prompts", "reading", "writing"},
-    {"sources", "weights", "model", "view"},
-    {"loading", "runs"},
+    {"sources", "weights", "model", "view", "executors"},
+    {"loading"},
+    {"runs"},
     {"hooked_transformer", "analysis", "tasks", "programs"},
     {"circuits", "collect", "records"},
     {"report", "explain", "workbench", "compat", "exercises", "notebooks", "verification"},

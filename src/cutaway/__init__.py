@@ -58,8 +58,10 @@ _BY_MODULE = {
 }
 _HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
 _MODULES = {
+    "collect": "cutaway.collect",
     "edits": "cutaway.runs.edits",
     "errors": "cutaway.errors",
+    "executors": "cutaway.executors",
     "explain": "cutaway.explain",
     "grids": "cutaway.runs.sweep.cells",
     "metrics": "cutaway.runs.metrics",

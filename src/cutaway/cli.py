@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway.commands import circuits, console, explaining, learning, questions, scripts, shared, steering, sweeps
+from cutaway.commands import circuits, collecting, console, explaining, learning, questions, scripts, shared, steering, sweeps
 from cutaway.errors import CutawayError
 
 TASKS = (
@@ -199,17 +199,25 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         console.echo(f"  {name:<28} {repo}")
 
 
-for question in (*questions.COMMANDS, *sweeps.COMMANDS, steering.steer, explaining.explain, learning.notebook):
+for question in (
+    *questions.COMMANDS,
+    *sweeps.COMMANDS,
+    *collecting.COMMANDS,
+    steering.steer,
+    explaining.explain,
+    learning.notebook,
+):
     app.command()(question)
 app.command(context_settings={"ignore_unknown_options": True})(scripts.run)
 app.add_typer(scripts.stand_in, name="stand-in")
-for name, group in {**learning.GROUPS, **circuits.GROUPS}.items():
+for name, group in {**learning.GROUPS, **circuits.GROUPS, **collecting.GROUPS}.items():
     app.add_typer(group, name=name)
 
 
 def main() -> None:
     """The entry point `cutaway`."""
     console.show_warnings()
+    console.show_messages()
     try:
         app()
     except KeyboardInterrupt:

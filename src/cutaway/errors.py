@@ -21,6 +21,10 @@
     ├── PromptError            prompts, pairs or answers that do not fit each other; a broken line of a file
     ├── PackageNeeded          something that only an optional package can do, which is not installed
     ├── ShapeError             arrays that do not fit each other
+    ├── CollectionError        a data set of activations that is another one, or whose corpus has changed
+    ├── WorkerRefused          a worker that computes with other versions or another model
+    ├── WorkerFailed           chunks of a plan that failed three times; the others are kept
+    ├── ClusterUnreachable     no cluster answers at an address
     ├── ProgramError           a program that contradicts itself, or that no weights can compute: says which line and why
     └── NotFinite              a result that is NaN or infinite, where a number is needed
 
@@ -126,6 +130,22 @@ class ShapeError(CutawayError, ValueError):
 
 class ExplainError(CutawayError, ValueError):
     """Something that cannot be explained: too large, without answers, or answered in an unknown way."""
+
+
+class CollectionError(CutawayError, ValueError):
+    """A data set of activations that is another one than asked, or a corpus that cannot be read."""
+
+
+class WorkerRefused(CutawayError, RuntimeError):
+    """A worker that cannot be used: it has another version of the code or another model, or ends at once."""
+
+
+class WorkerFailed(CutawayError, RuntimeError):
+    """Chunks of a plan failed three times, so the whole has no result; what is finished is kept."""
+
+
+class ClusterUnreachable(CutawayError, ConnectionError):
+    """No cluster answers at the address."""
 
 
 class ProgramError(CutawayError, ValueError):

@@ -289,6 +289,11 @@ def _rows(tokenizer: Tokenizer, input: Any, prepend_bos: bool) -> list[list[int]
     return _with_bos(tokenizer, _encode_all(tokenizer, texts), prepend_bos)
 
 
+def encode_each(tokenizer: Tokenizer | None, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text, of its own length and without a BOS token."""
+    return _with_bos(_needed(tokenizer), _encode_all(_needed(tokenizer), list(texts)), wanted=False)
+
+
 def is_conversation(input: Any) -> bool:
     """Whether this is a list of messages, `{"role": …, "content": …}`."""
     return isinstance(input, list | tuple) and bool(input) and all(isinstance(one, Mapping) and "role" in one for one in input)

@@ -33,9 +33,9 @@ from cutaway.analysis.steering_effects import (
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.generation import Sampling
+from cutaway.runs.hashes import model_hash
 from cutaway.runs.results import Labelled
 from cutaway.runs.sweep import sweep
-from cutaway.runs.written import model_hash
 from cutaway.tokens import CharTokenizer
 from cutaway.weights.canonical import weights_hash
 from tests.architectures import network, some_tokens

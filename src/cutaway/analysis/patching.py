@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from cutaway.analysis.shared import aligned, as_tokens, plain_metric
 from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
+from cutaway.executors import Executor
 from cutaway.model.sites import get_act_name, table
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import one_of, some_of
@@ -393,6 +395,8 @@ def patch(
     memory: int | None = None,
     progress: Callable[[float, float], None] | None = None,
     baseline: int = 0,
+    results: Path | str | None = None,
+    executor: str | Executor | None = None,
 ) -> PatchingResult:
     """Patch everything, one place at a time, between a clean and a corrupted prompt (or several pairs).
 
@@ -401,7 +405,7 @@ def patch(
         metric: one of `cutaway.runs.metrics`, such as the logit difference of answer and wrong answer.
         kinds: what to patch: resid_pre, resid_mid, attn_out, mlp_out (layer × position); z, q, k, v, pattern (layer × head).
         direction: "denoising" (clean into corrupted) or "noising" (corrupted into clean).
-        audit, seed, memory, progress, baseline: as `sweep` takes them.
+        audit, seed, memory, progress, baseline, results, executor: as `sweep` takes them.
 
     Raises:
         ShapeError: prompts that do not align, a metric that compares with a clean run, or one that is the same for both.
@@ -437,8 +441,9 @@ def patch(
         step = None if progress is None else _share(progress, number, len(kinds))
         grid = Grid(put_in(cache), kind, GRIDS[kind])
         sweeps[kind] = sweep(
-            model, target, grid, metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step, baseline=baseline
-        )
+            model, target, grid, metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step, baseline=baseline,
+            results=results, executor=executor,
+        )  # fmt: skip
     first = sweeps[kinds[0]].averages()
     scaled = (first.data - means[1]) / (means[0] - means[1])
     shown = _texts(model, pair[0][0]), _texts(model, pair[1][0])

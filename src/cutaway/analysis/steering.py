@@ -30,8 +30,8 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import index, whole
 from cutaway.runs import edits
 from cutaway.runs.editing import hooks_of
+from cutaway.runs.hashes import model_hash
 from cutaway.runs.places import Places
-from cutaway.runs.written import model_hash
 from cutaway.weights.canonical import weights_hash
 from cutaway.writing import write
 

@@ -19,7 +19,7 @@ from cutaway.circuits.pairs import one_ablation
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit
-from cutaway.runs.written import model_hash
+from cutaway.runs.hashes import model_hash
 from cutaway.view import Figure, heat_map
 from cutaway.writing import write_json
 

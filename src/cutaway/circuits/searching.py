@@ -21,7 +21,7 @@ from cutaway.circuits.circuit import Circuit
 from cutaway.circuits.graph import Edges
 from cutaway.circuits.measuring import CircuitRunner
 from cutaway.errors import ConfigError
-from cutaway.runs.written import model_hash
+from cutaway.runs.hashes import model_hash
 
 METHODS = ("greedy", "backward", "both")
 

@@ -6,6 +6,7 @@ the clipboard. They are printed as `\\u001b`, which is also what they are in JSO
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from typing import Any
@@ -35,3 +36,15 @@ def show_warnings() -> None:
         echo(f"cutaway: {message}", err=True)
 
     warnings.showwarning = show
+
+
+class _Echo(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        echo(record.getMessage(), err=True)
+
+
+def show_messages() -> None:
+    """Print what executors say of where they compute, one line each on stderr."""
+    said = logging.getLogger("cutaway.executors")
+    said.addHandler(_Echo())
+    said.setLevel(logging.INFO)

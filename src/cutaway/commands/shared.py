@@ -49,14 +49,19 @@ def load(name: str, device: str, **options: Any) -> Any:
     """The network of that name, its weights rewritten as usual. A folder may also be one that `cutaway train` wrote."""
     from cutaway import loading
     from cutaway.model.transformer import Transformer
-    from cutaway.sources.toys import MODEL
 
-    trained = Path(name) / MODEL
-    name = str(trained) if trained.is_file() and not (Path(name) / "config.json").exists() else name
-    network = loading.from_pretrained(Transformer, name, device=device, **options)
+    network = loading.from_pretrained(Transformer, located(name), device=device, **options)
     if "taken_for" in network.provenance:
         console.echo(f"{name}: {network.provenance['taken_for']}", err=True)
     return network
+
+
+def located(name: str) -> str:
+    """The name, or the file of weights in it where it is a folder that `cutaway train` wrote."""
+    from cutaway.sources.toys import MODEL
+
+    trained = Path(name) / MODEL
+    return str(trained) if trained.is_file() and not (Path(name) / "config.json").exists() else name
 
 
 def given_text(text: str | None, file: Path | None, what: str = "this command") -> str:

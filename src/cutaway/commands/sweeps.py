@@ -36,6 +36,10 @@ Wrong = Annotated[str, typer.Option(help="The token that the corrupted prompt sh
 Seed = Annotated[int, typer.Option(help="Seed of the cells that the audit and the baseline draw.")]
 Baseline = Annotated[int, typer.Option(min=0, help="Also run this many random changes of the same size, to compare with.")]
 Memory = Annotated[float | None, typer.Option(min=0, help="MiB that running cells may take, beside the clean run.")]
+Results = Annotated[Path | None, typer.Option(help="A folder of results by what they are: what is there is not computed again.")]
+Executor = Annotated[
+    str | None, typer.Option(help="Where to compute, with --results: local, processes:N, ray, ray:ADDRESS, or ranks (torchrun).")
+]
 Step = Callable[[float, float], None]
 
 
@@ -88,7 +92,7 @@ def ablate(
     kinds, sites = kind or ["zero"], site or ["z"]
     with bar("ablating", as_json) as progress:
         found = ablate_heads(
-            network, tokens, measured, kinds=kinds, sites=sites, over=("batch", "pos"), seed=seed, memory=_bytes(memory),
+            network, tokens, measured, kinds=kinds, sites=sites, over=("batch", "pos"), seed=seed, memory=in_bytes(memory),
             progress=progress, baseline=baseline,
         )  # fmt: skip
     rows = [
@@ -131,6 +135,8 @@ def patch(
     direction: Annotated[str, typer.Option(help="denoising (clean into corrupted) or noising.")] = "denoising",
     baseline: Baseline = 0,
     memory: Memory = None,
+    results: Results = None,
+    executor: Executor = None,
     seed: Seed = 0,
     device: Device = "cpu",
     as_json: Json = False,
@@ -155,9 +161,11 @@ def patch(
             kinds=kinds,
             direction=direction,
             seed=seed,
-            memory=_bytes(memory),
+            memory=in_bytes(memory),
             progress=progress,
             baseline=baseline,
+            results=results,
+            executor=executor,
         )
     if record is not None:
         records.write(record, found.sweeps, model)
@@ -202,7 +210,7 @@ def plan(
     streams = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
     axes = ("layer", "pos") if what in streams else ("layer", "pos", "head") if by_position else ("layer", "head")
     grid = Grid(zero(), what, axes)
-    found = count(network, tokens, grid, metric, mask=mask, memory=_bytes(memory), baseline=baseline, seed=seed)
+    found = count(network, tokens, grid, metric, mask=mask, memory=in_bytes(memory), baseline=baseline, seed=seed)
     show(found.summary(), found.to_json(), [], as_json=as_json, html=None, title="")
 
 
@@ -246,7 +254,8 @@ def _difference(network: Any, answer: str, wrong: str) -> Any:
     return metrics.logit_difference([one_token(network, answer, "--answer")], [one_token(network, wrong, "--wrong")])
 
 
-def _bytes(mebibytes: float | None) -> int | None:
+def in_bytes(mebibytes: float | None) -> int | None:
+    """MiB as bytes."""
     return None if mebibytes is None else int(mebibytes * 2**20)
 
 

@@ -6,15 +6,12 @@ Everything that is data can be written. Functions cannot: they are named in what
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cutaway.errors import CheckpointError, NotReadable
@@ -161,26 +158,3 @@ def sites_of(model: Transformer, cells: Cells) -> list[str]:
     known = table(model.cfg)
     every = (resolve(edit.site, known, model.cfg.n_layers) for one in cells.edits for edit in one)
     return list(dict.fromkeys(every))
-
-
-def digest(parts: Iterable[Any]) -> str:
-    """A short hash of JSON values and tensors."""
-    found = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, Tensor):
-            x = part.detach().cpu().contiguous()
-            found.update(str((tuple(x.shape), x.dtype)).encode())
-            found.update(x.flatten().view(torch.uint8).numpy().data)
-        else:
-            found.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return found.hexdigest()
-
-
-def model_hash(model: Transformer) -> str:
-    """A hash of a network's weights and architecture, the same wherever it was loaded from: what records and vectors keep."""
-    skipped = ("device", "model_name", "seed", "n_devices", "init_weights", "tokenizer_name", "original_architecture")
-    cfg = {name: str(value) for name, value in model.cfg.to_dict().items() if name not in skipped}
-    parts: list[Any] = [cfg]
-    for name, tensor in model.state_dict().items():
-        parts += [name, tensor]
-    return digest(parts)

@@ -24,6 +24,7 @@ from cutaway.runs.sweep.measure import Measure, Opaque
 from cutaway.runs.sweep.regions import Region, Rules
 
 Progress = Callable[[float, float], None]
+CLEAN = -1  # stands for the clean run among the chunks of a batch
 ROOM = 5 * 2**16  # numbers in one layer's stream that run at once, where nobody says how much memory there is
 ROOM_CUDA = 2**25  # the same on a GPU, which small products leave idle
 
@@ -106,7 +107,7 @@ class Engine:
 
         Args:
             progress: called with (work done, all work) after every chunk.
-            known: (batch, chunk) → values from an earlier, interrupted run, or None.
+            known: (batch, chunk) → values from an earlier, interrupted run, or None; chunk `CLEAN` is the clean run's metric.
             keep: called with (batch, chunk, values) when a chunk is done.
         """
         task = self.task
@@ -115,18 +116,23 @@ class Engine:
                           for chunk in some))  # fmt: skip
         done = 0.0
         for number, (first, last) in enumerate(self.plan.batches):
-            groups = [[self.cells[cell.number] for cell in chunk] for chunk in self.plan.chunks[number]]
-            one = _OneBatch(task, self.cells, first, last)
-            self._store_clean(one.measure.clean_values, first, last)
-            for index, chunk in enumerate(groups):
+            one = self.batch(number)
+            for index, chunk in enumerate([[], *self.plan.chunks[number]], CLEAN):
                 values = known(number, index)
                 if values is None:
-                    values = one.values_of(chunk)
+                    values = one.values(index)
                     keep(number, index, values)
+                if index == CLEAN:
+                    self._store_clean(values, first, last)
+                    continue
                 self._store(chunk, values, first, last)
                 done += _work(task, chunk, first, last)
                 if progress is not None:
                     progress(done, total)
+
+    def batch(self, number: int) -> Batch:
+        """The cells of some examples, which run when their values are asked for."""
+        return Batch(self, number)
 
     def settled(self) -> list[Cell]:
         """The cells, with the means that their edits ask for."""
@@ -171,6 +177,23 @@ class Engine:
             self.values[numbers, first:last] = values
         else:
             self.values[numbers] = values
+
+
+class Batch:
+    """Some examples of an engine. The clean run is made when the first value is asked for that needs it."""
+
+    def __init__(self, engine: Engine, number: int):
+        self.engine, self.number = engine, number
+        self.one: _OneBatch | None = None
+
+    def values(self, chunk: int) -> Tensor:
+        """The metric of a chunk's cells, `[cell, …]`, or of the clean run, with `CLEAN`."""
+        engine = self.engine
+        if self.one is None:
+            self.one = _OneBatch(engine.task, engine.cells, *engine.plan.batches[self.number])
+        if chunk == CLEAN:
+            return self.one.measure.clean_values
+        return self.one.values_of([engine.cells[cell.number] for cell in engine.plan.chunks[self.number][chunk]])
 
 
 class _OneBatch:

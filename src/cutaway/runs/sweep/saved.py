@@ -20,7 +20,8 @@ from torch import Tensor
 from cutaway import reading
 from cutaway.errors import CheckpointError
 from cutaway.runs import written  # the module, since it imports this package itself
-from cutaway.runs.sweep.engine import Schedule, Task, schedule
+from cutaway.runs.hashes import digest, model_hash
+from cutaway.runs.sweep.engine import CLEAN, Schedule, Task, schedule
 from cutaway.writing import write, write_json
 
 PLAN = "plan.json"
@@ -74,7 +75,8 @@ class Saved:
         return bool(joined and rows and (rows[0], rows[-1]) == (mine[0][0], mine[-1][1]) and whole)
 
     def _path(self, batch: int, chunk: int) -> Path:
-        return self.folder / f"values-{batch}-{chunk}.safetensors"
+        name = f"clean-{batch}" if chunk == CLEAN else f"values-{batch}-{chunk}"
+        return self.folder / f"{name}.safetensors"
 
     def known(self, batch: int, chunk: int) -> Tensor | None:
         """The values of a finished chunk; None, and a warning, where the file is damaged or of another sweep."""
@@ -101,7 +103,7 @@ class Saved:
 
     def _digest(self, batch: int, chunk: int, values: Tensor) -> str:
         """Ties values to this sweep, and to their place in it."""
-        return written.digest([self.mark, batch, chunk, values])
+        return digest([self.mark, batch, chunk, values])
 
 
 class _Plan(msgspec.Struct):
@@ -123,8 +125,8 @@ def _mark(task: Task) -> dict[str, str]:
     cells, metric = writer.write(task.cells), writer.write(task.metric)
     parts: list[Any] = [task.tokens] if task.mask is None else [task.tokens, task.mask]
     return {
-        "model": written.model_hash(task.model),
-        "tokens": written.digest(parts),
-        "edits and metric": written.digest([cells, writer.changes, metric, task.skip, *writer.tensors.values()]),
+        "model": model_hash(task.model),
+        "tokens": digest(parts),
+        "edits and metric": digest([cells, writer.changes, metric, task.skip, *writer.tensors.values()]),
         "versions": f"torch {torch.__version__}, {task.model.cfg.torch_dtype}",
     }

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, UnknownName, nearest
+from cutaway.executors import Executor, executor_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.editing import ManyEdits, plainly
 from cutaway.runs.metrics import CustomMetric, Metric, among_real, as_metric
@@ -32,8 +33,10 @@ from cutaway.runs.sweep.cells import (
     label_of,
     own_means,
 )
+from cutaway.runs.sweep.elsewhere import fill
 from cutaway.runs.sweep.engine import Engine, Progress, Task, plain_values
 from cutaway.runs.sweep.gradient import estimate
+from cutaway.runs.sweep.keyed import Keyed
 from cutaway.runs.sweep.saved import Saved
 from cutaway.view import Figure, bar_chart, sweep_grid
 
@@ -171,6 +174,8 @@ def sweep(
     seed: int = 0,
     memory: int | None = None,
     resume: Path | str | None = None,
+    results: Path | str | None = None,
+    executor: str | Executor | None = None,
     progress: Progress | None = None,
 ) -> SweepResult:
     """The metric of every edit.
@@ -193,10 +198,15 @@ def sweep(
         memory: bytes that running cells may take, beside the clean run; None: what computes fastest.
         resume: a folder that keeps finished chunks, so that the same call goes on where an interrupted one stopped. Of a
             screen or of gradients nothing but a screen's baseline is kept.
+        results: a folder of results by what they are (model, tokens, edit, metric), for any number of sweeps: cells that are
+            there are not computed again, and a wider sweep computes what is new.
+        executor: where chunks are computed: "processes:N", "ray", "ray:ADDRESS", "ranks" or one of `cutaway.executors`, which
+            all need `results` that they all see; "local" gives their bits in this process.
         progress: called with (work done, all work).
 
     Raises:
-        CheckpointError: the folder holds another sweep.
+        CheckpointError: the folder holds another sweep, or edits that are functions should go to other processes.
+        WorkerFailed: a chunk failed three times in workers.
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
         NotExact: an audited cell is further from its full forward pass than its precision allows (`BOUNDS`).
         NotFinite: a metric is not a finite number; says of which cell.
@@ -209,6 +219,8 @@ def sweep(
     for name, number in (("audit", audit), ("top", top)):
         if number < 0:
             raise ConfigError(f"{name}={number}: it is a number of cells; 0 runs none")
+    if method != "exact" and (executor is not None or results is not None):
+        raise ConfigError(f"executor= and results= are for method='exact', not {method!r}, which is two passes over the prompts")
     task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
     check_baseline(task.cells, baseline)
     runs = task if dtype is None else replace(task, model=copy.deepcopy(model).to(dtype))
@@ -219,7 +231,7 @@ def sweep(
         engine = Engine(runs)
         found = _screened(task, runs, engine, count, audit, seed, own)
     else:
-        saved = None if resume is None else Saved(resume, runs)
+        saved = _saved(runs, resume, results, executor, own)
         engine = Engine(runs, None if saved is None else saved.schedule)
         with torch.no_grad():
             if saved is None:
@@ -233,6 +245,19 @@ def sweep(
     rest = share(progress, count, baseline, count + baseline)
     drawn, random = run_baseline(runs, engine.cells, baseline, seed, estimated=method == "gradient", resume=resume, progress=rest)
     return _with_baseline(found, replace(drawn, model=task.model), random, audit, seed)
+
+
+def _saved(
+    task: Task, resume: Path | str | None, results: Path | str | None, executor: str | Executor | None, progress: Progress | None
+) -> Saved | Keyed | None:
+    """What is kept of a sweep, filled by an executor."""
+    if results is None and executor is None:
+        return None if resume is None else Saved(resume, task)
+    if resume is not None or results is None:
+        raise ConfigError("executor= needs results=, a folder that all workers see, and neither goes with resume=")
+    kept = Keyed(results, task)
+    fill(kept, executor_of(executor), progress)
+    return kept
 
 
 def _with_baseline(found: SweepResult, task: Task, engine: Engine, audit: int, seed: int) -> SweepResult:

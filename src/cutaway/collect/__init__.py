@@ -1,0 +1,12 @@
+"""Collect: the activations of a corpus as a data set on disk, and the reader of such data sets.
+
+corpus → chunks of documents → rows of tokens → activations → shards, index, texts → card → reader.
+"""
+
+from cutaway.collect.collecting import Collected, collect
+from cutaway.collect.collection import Batch, Collection
+from cutaway.collect.planning import CollectPlan
+from cutaway.collect.shuffling import Permutation
+from cutaway.collect.statistics import Statistics
+
+__all__ = ["Batch", "CollectPlan", "Collected", "Collection", "Permutation", "Statistics", "collect"]

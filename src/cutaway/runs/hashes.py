@@ -1,0 +1,36 @@
+"""Hashes of values, tensors and networks: what records, vectors and kept results are told apart by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.model.transformer import Transformer
+
+
+def digest(parts: Iterable[Any]) -> str:
+    """A short hash of JSON values and tensors."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            x = part.detach().cpu().contiguous()
+            found.update(str((tuple(x.shape), x.dtype)).encode())
+            found.update(x.flatten().view(torch.uint8).numpy().data)
+        else:
+            found.update(json.dumps(part, sort_keys=True, default=str).encode())
+    return found.hexdigest()
+
+
+def model_hash(model: Transformer) -> str:
+    """A hash of a network's weights and architecture, the same wherever it was loaded from: what records and vectors keep."""
+    skipped = ("device", "model_name", "seed", "n_devices", "init_weights", "tokenizer_name", "original_architecture")
+    cfg = {name: str(value) for name, value in model.cfg.to_dict().items() if name not in skipped}
+    parts: list[Any] = [cfg]
+    for name, tensor in model.state_dict().items():
+        parts += [name, tensor]
+    return digest(parts)

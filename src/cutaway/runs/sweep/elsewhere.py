@@ -1,0 +1,102 @@
+"""Sweeps by executors: each chunk of the plan goes to a worker, which keeps its values in a folder of results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cutaway.errors import WorkerFailed
+from cutaway.executors import Executor
+from cutaway.runs.model_source import ModelSource
+from cutaway.runs.sweep.engine import CLEAN, Batch, Engine, Progress
+from cutaway.runs.sweep.keyed import Keyed, asked
+
+WEIGHTS = ".weights"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A chunk of a sweep's plan."""
+
+    number: int
+    batch: int
+    chunk: int
+
+    @property
+    def name(self) -> str:
+        """Its place in the plan."""
+        return "clean run" if self.chunk == CLEAN else f"batch {self.batch}, chunk {self.chunk}"
+
+    @property
+    def head(self) -> Unit:
+        """Itself: there is nothing large in it."""
+        return self
+
+
+@dataclass(frozen=True)
+class SweepJob:
+    """A sweep, as workers are told of it."""
+
+    source: ModelSource
+    folder: str
+    name: str
+
+    def start(self) -> Callable[[Unit], int]:
+        """Load the model and what is asked; see `Job`."""
+        return _Worker(self.source, asked(self.folder, self.name, self.source.open())).compute
+
+
+class _Worker:
+    """Computes chunks; of the batch that it was in last it keeps the clean run."""
+
+    def __init__(self, source: ModelSource, kept: Keyed):
+        self.source, self.kept = source, kept
+        self.engine = Engine(kept.task, kept.schedule)
+        with source.computing():
+            self.engine.settled()
+        self.batch: Batch | None = None
+
+    def compute(self, unit: Unit) -> int:
+        if self.kept.known(unit.batch, unit.chunk) is not None:
+            return unit.number
+        if self.batch is None or self.batch.number != unit.batch:
+            self.batch = self.engine.batch(unit.batch)
+        with self.source.computing():
+            self.kept.keep(unit.batch, unit.chunk, self.batch.values(unit.chunk))
+        return unit.number
+
+
+def fill(kept: Keyed, executor: Executor, progress: Progress | None = None) -> None:
+    """Compute what a folder of results lacks of a sweep.
+
+    Raises:
+        WorkerFailed: a chunk failed three times; the others are kept.
+        NotWritten, WorkerRefused: see `Executor.run`.
+    """
+    units = [Unit(number, *place) for number, place in enumerate(kept.units)]
+    missing = [unit for unit in units if kept.known(unit.batch, unit.chunk) is None]
+    done = len(units) - len(missing)
+
+    def note(unit: Any, receipt: Any) -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(float(min(done, len(units))), float(len(units)))
+
+    source = ModelSource.of(kept.task.model, threads=kept.threads)
+    kept.tell()
+    try:
+        if executor.travels and missing:
+            source = source.travelling(kept.folder / WEIGHTS)
+        aside = executor.run(SweepJob(source, str(kept.folder.resolve()), kept.name), missing, note)
+    finally:
+        if executor.leader:
+            kept.forget()
+            shutil.rmtree(kept.folder / WEIGHTS, ignore_errors=True)
+    if aside:
+        raise WorkerFailed(
+            f"{len(aside)} of {len(units)} chunks of the sweep failed three times; the others are kept in {kept.folder}: "
+            + "; ".join(map(str, aside[:3]))
+        )
