@@ -58,7 +58,7 @@ def test_collections_and_sweeps_have_the_same_bytes(cluster: Any, tmp_path: Path
     cells = [edits.Edit(("z", n % 2), edits.zero(), heads=n // 2) for n in range(16)]
     for name, executor in (("here", "local"), ("there", Ray(workers=workers, cpus=0.5))):
         collect("attn-only-2l", corpus, ["resid_post0"], tmp_path / name / "c", chunk=2**9, executor=executor)
-        sweep(model, tokens, cells, metrics.loss(tokens), results=tmp_path / name / "s", executor=executor, memory=40_000)
+        sweep(model, tokens, cells, metrics.loss(tokens), results=tmp_path / name / "s", executor=executor, memory=300_000)
     there = tree(tmp_path / "there")
     assert there == tree(tmp_path / "here") and len(there) > 12
 

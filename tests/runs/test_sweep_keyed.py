@@ -13,7 +13,7 @@ from cutaway.analysis.patching import patch
 from cutaway.errors import CheckpointError, ConfigError, NotWritten, WorkerFailed
 from cutaway.executors import Executor, Processes
 from cutaway.model.transformer import Transformer
-from cutaway.runs.sweep.engine import Batch
+from cutaway.runs.sweep.engine import BatchRun
 
 TEXTS = ["the house of a sailor stood", "at the end of the long road", "and nobody had lived in it"]
 
@@ -68,14 +68,14 @@ def test_again_and_wider_computes_what_is_new(
     model: Transformer, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[int] = []
-    real = Batch.values
+    real = BatchRun.values
 
-    def values(self: Batch, chunk: int) -> torch.Tensor:
+    def values(self: BatchRun, chunk: int) -> torch.Tensor:
         found = real(self, chunk)
         ran.append(len(found) if chunk >= 0 else 0)
         return found
 
-    monkeypatch.setattr(Batch, "values", values)
+    monkeypatch.setattr(BatchRun, "values", values)
     first = run(model, tokens, tmp_path, 10)
     batches = ran.count(0)
     assert sum(ran) == 10 * batches
@@ -93,15 +93,15 @@ def test_again_and_wider_computes_what_is_new(
 def test_an_interrupted_sweep_follows_its_plan_to_the_same_bytes(
     model: Transformer, tokens: torch.Tensor, whole: tuple[Path, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = Batch.values, [3]
+    real, left = BatchRun.values, [3]
 
-    def values(self: Batch, chunk: int) -> torch.Tensor:
+    def values(self: BatchRun, chunk: int) -> torch.Tensor:
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
         return real(self, chunk)
 
-    monkeypatch.setattr(Batch, "values", values)
+    monkeypatch.setattr(BatchRun, "values", values)
     with pytest.raises(KeyboardInterrupt):
         run(model, tokens, tmp_path)
     monkeypatch.undo()
@@ -138,14 +138,14 @@ def test_what_has_no_key_is_refused(model: Transformer, tokens: torch.Tensor, tm
 def test_chunks_that_fail_and_a_folder_that_vanishes_stop_the_sweep(
     model: Transformer, tokens: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def values(self: Batch, chunk: int) -> torch.Tensor:
+    def values(self: BatchRun, chunk: int) -> torch.Tensor:
         raise RuntimeError("no")
 
-    monkeypatch.setattr(Batch, "values", values)
+    monkeypatch.setattr(BatchRun, "values", values)
     with pytest.raises(WorkerFailed, match="failed three times"):
         run(model, tokens, tmp_path)
     monkeypatch.setattr("cutaway.runs.sweep.elsewhere.Keyed.keep", _vanishing(tmp_path))
-    monkeypatch.setattr(Batch, "values", lambda self, chunk: torch.zeros(1))
+    monkeypatch.setattr(BatchRun, "values", lambda self, chunk: torch.zeros(1))
     with pytest.raises(NotWritten, match="has vanished"):
         run(model, tokens, tmp_path)
 

@@ -4,9 +4,9 @@ corpus → chunks of documents → rows of tokens → activations → shards, in
 """
 
 from cutaway.collect.collecting import Collected, collect
-from cutaway.collect.collection import Batch, Collection
+from cutaway.collect.collection import Collection, RowBatch
 from cutaway.collect.planning import CollectPlan
 from cutaway.collect.shuffling import Permutation
 from cutaway.collect.statistics import Statistics
 
-__all__ = ["Batch", "CollectPlan", "Collected", "Collection", "Permutation", "Statistics", "collect"]
+__all__ = ["CollectPlan", "Collected", "Collection", "Permutation", "RowBatch", "Statistics", "collect"]

@@ -73,7 +73,7 @@ class Collected:
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class Settled:
     """A collection, settled: what is read, by which model, what is stored, and the mark of all that."""
 
     source: ModelSource
@@ -147,7 +147,7 @@ def settle(
     model: Transformer | str | Path, corpus: Corpus | str | Path, sites: Sequence[str | tuple[Any, ...]], *, packing: str,
     length: int, positions: str, tokens: Sequence[int | str], dtype: str, compute: str, prepend_bos: bool | None, chunk: int,
     batch: int, threads: int, stream: int | None, device: str,
-) -> Asked:  # fmt: skip
+) -> Settled:  # fmt: skip
     """Check what is asked, before anything is computed; see `collect`."""
     arrows()
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(Path(corpus))
@@ -172,10 +172,10 @@ def settle(
         "versions": dict(source.versions),
     }
     decides = {name: value for name, value in plan.items() if name != "model"} | {"model": source.hash}
-    return Asked(source, corpus, options, digest([decides]), plan)
+    return Settled(source, corpus, options, digest([decides]), plan)
 
 
-def run(asked: Asked, place: Place, executor: Executor, progress: Progress | None = None) -> Collected:
+def run(asked: Settled, place: Place, executor: Executor, progress: Progress | None = None) -> Collected:
     """Compute the chunks that are not there."""
     _begin(asked, place)
     with _travelling(asked.source, place, executor) as source:
@@ -183,7 +183,7 @@ def run(asked: Asked, place: Place, executor: Executor, progress: Progress | Non
         return _run(asked, CollectJob(source, asked.options, str(place)), place, executor, progress)
 
 
-def _run(asked: Asked, job: CollectJob, place: Place, executor: Executor, progress: Progress | None) -> Collected:
+def _run(asked: Settled, job: CollectJob, place: Place, executor: Executor, progress: Progress | None) -> Collected:
     receipts: dict[int, Receipt] = {}
     reused, total, passed = 0, float(asked.corpus.size), 0.0
     count = 0
@@ -213,7 +213,7 @@ def _run(asked: Asked, job: CollectJob, place: Place, executor: Executor, progre
     return found
 
 
-def _collected(asked: Asked, place: Place, receipts: list[Receipt], reused: int, aside: list[SetAside]) -> Collected:
+def _collected(asked: Settled, place: Place, receipts: list[Receipt], reused: int, aside: list[SetAside]) -> Collected:
     return Collected(
         str(place), len(receipts), reused, sum(one.rows for one in receipts), sum(one.tokens for one in receipts),
         sum(one.bytes for one in receipts), tuple(asked.corpus.broken), tuple(sorted(aside, key=lambda one: one.number)),
@@ -221,7 +221,7 @@ def _collected(asked: Asked, place: Place, receipts: list[Receipt], reused: int,
     )  # fmt: skip
 
 
-def _begin(asked: Asked, place: Place) -> None:
+def _begin(asked: Settled, place: Place) -> None:
     """Write down what is asked, or check that the folder is of the same collection.
 
     Raises:
@@ -267,7 +267,7 @@ def _travelling(source: ModelSource, place: Place, executor: Executor) -> Iterat
             shutil.rmtree(place.path / WEIGHTS, ignore_errors=True)
 
 
-def _finish(asked: Asked, place: Place, found: Collected, receipts: dict[int, Receipt], count: int) -> None:
+def _finish(asked: Settled, place: Place, found: Collected, receipts: dict[int, Receipt], count: int) -> None:
     """Remove parts of a longer corpus, and write the card."""
     for inside in (INDEX, TEXTS):
         for name in place.names(inside):

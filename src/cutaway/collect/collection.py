@@ -34,7 +34,7 @@ INDEXED = 16  # parts of the index that stay in memory
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class RowBatch:
     """Some rows of a site.
 
     Args:
@@ -119,7 +119,7 @@ class Collection:
             out[torch.from_numpy(where)] = found
         return self._of_shard(0, name, torch.zeros(0, dtype=torch.long)) if out is None else out
 
-    def batch(self, site: str | tuple[Any, ...], numbers: Sequence[int] | Tensor | np.ndarray) -> Batch:
+    def batch(self, site: str | tuple[Any, ...], numbers: Sequence[int] | Tensor | np.ndarray) -> RowBatch:
         """Some rows with what is known about them."""
         wanted = self._checked(numbers)
         columns = {name: np.empty(len(wanted), dtype=np.int64) for name in ("document", "position", "token")}
@@ -127,9 +127,9 @@ class Collection:
             for name, column in self._columns(shard).items():
                 columns[name][where] = column[local]
         joined = {name: torch.from_numpy(column) for name, column in columns.items()}
-        return Batch(self.rows(site, wanted), torch.from_numpy(wanted), **joined)
+        return RowBatch(self.rows(site, wanted), torch.from_numpy(wanted), **joined)
 
-    def batches(self, site: str | tuple[Any, ...], size: int, *, seed: int | None = None, start: int = 0) -> Iterator[Batch]:
+    def batches(self, site: str | tuple[Any, ...], size: int, *, seed: int | None = None, start: int = 0) -> Iterator[RowBatch]:
         """All rows once, in batches; in the order of the corpus or, with a seed, shuffled over the whole collection.
 
         Args:
@@ -140,7 +140,7 @@ class Collection:
             numbers = np.arange(first, min(first + size, len(self)))
             yield self.batch(site, numbers if order is None else order[numbers])
 
-    def sample(self, site: str | tuple[Any, ...], count: int, *, seed: int = 0) -> Batch:
+    def sample(self, site: str | tuple[Any, ...], count: int, *, seed: int = 0) -> RowBatch:
         """Some rows drawn at random, none of them twice."""
         return self.batch(site, Permutation(len(self), seed)[np.arange(min(count, len(self)))])
 

@@ -29,7 +29,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Head:
+class ChunkHead:
     """What a chunk is called, without its texts."""
 
     number: int
@@ -61,9 +61,9 @@ class Chunk:
         return self.key
 
     @property
-    def head(self) -> Head:
+    def head(self) -> ChunkHead:
         """The same without texts."""
-        return Head(self.number, self.key, self.pieces[0].document)
+        return ChunkHead(self.number, self.key, self.pieces[0].document)
 
     @property
     def characters(self) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.collect import rows as packing
-from cutaway.collect.collecting import Asked, settle
+from cutaway.collect.collecting import Settled, settle
 from cutaway.collect.corpus import Corpus
 from cutaway.collect.cutting import Chunk
 from cutaway.collect.folders import PLAN, place_of
@@ -111,7 +111,7 @@ class _Probe:
     seconds: float = 0.0
 
 
-def _probe(asked: Asked, chunk: Chunk) -> _Probe:
+def _probe(asked: Settled, chunk: Chunk) -> _Probe:
     model, options = asked.source.live, asked.options
     assert model is not None
     rows = packing.rows_of(chunk.pieces, model.tokenizer, options)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cutaway import reading
 from cutaway.collect.corpus import arrows
-from cutaway.collect.cutting import Chunk, Head
+from cutaway.collect.cutting import Chunk, ChunkHead
 from cutaway.collect.folders import Place, check_there
 from cutaway.errors import NotReadable
 
@@ -115,7 +115,7 @@ def _parquet(parquet: Any, table: Any) -> bytes:
     return out.getvalue()
 
 
-def finished(place: Place, head: Head) -> Receipt | None:
+def finished(place: Place, head: ChunkHead) -> Receipt | None:
     """The receipt of a chunk, where all its files are there and belong to it."""
     name = part_name(INDEX, head.number)
     if place.size(name) is None or place.size(part_name(TEXTS, head.number)) is None:

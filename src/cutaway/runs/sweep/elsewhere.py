@@ -10,14 +10,14 @@ from typing import Any
 from cutaway.errors import WorkerFailed
 from cutaway.executors import Executor
 from cutaway.runs.model_source import ModelSource
-from cutaway.runs.sweep.engine import CLEAN, Batch, Engine, Progress
+from cutaway.runs.sweep.engine import CLEAN, BatchRun, Engine, Progress
 from cutaway.runs.sweep.keyed import Keyed, asked
 
 WEIGHTS = ".weights"
 
 
 @dataclass(frozen=True)
-class Unit:
+class SweepChunk:
     """A chunk of a sweep's plan."""
 
     number: int
@@ -30,7 +30,7 @@ class Unit:
         return "clean run" if self.chunk == CLEAN else f"batch {self.batch}, chunk {self.chunk}"
 
     @property
-    def head(self) -> Unit:
+    def head(self) -> SweepChunk:
         """Itself: there is nothing large in it."""
         return self
 
@@ -43,7 +43,7 @@ class SweepJob:
     folder: str
     name: str
 
-    def start(self) -> Callable[[Unit], int]:
+    def start(self) -> Callable[[SweepChunk], int]:
         """Load the model and what is asked; see `Job`."""
         return _Worker(self.source, asked(self.folder, self.name, self.source.open())).compute
 
@@ -56,9 +56,9 @@ class _Worker:
         self.engine = Engine(kept.task, kept.schedule)
         with source.computing():
             self.engine.settled()
-        self.batch: Batch | None = None
+        self.batch: BatchRun | None = None
 
-    def compute(self, unit: Unit) -> int:
+    def compute(self, unit: SweepChunk) -> int:
         if self.kept.known(unit.batch, unit.chunk) is not None:
             return unit.number
         if self.batch is None or self.batch.number != unit.batch:
@@ -75,7 +75,7 @@ def fill(kept: Keyed, executor: Executor, progress: Progress | None = None) -> N
         WorkerFailed: a chunk failed three times; the others are kept.
         NotWritten, WorkerRefused: see `Executor.run`.
     """
-    units = [Unit(number, *place) for number, place in enumerate(kept.units)]
+    units = [SweepChunk(number, *place) for number, place in enumerate(kept.units)]
     missing = [unit for unit in units if kept.known(unit.batch, unit.chunk) is None]
     done = len(units) - len(missing)
 

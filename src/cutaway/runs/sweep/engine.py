@@ -130,9 +130,9 @@ class Engine:
                 if progress is not None:
                     progress(done, total)
 
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int) -> BatchRun:
         """The cells of some examples, which run when their values are asked for."""
-        return Batch(self, number)
+        return BatchRun(self, number)
 
     def settled(self) -> list[Cell]:
         """The cells, with the means that their edits ask for."""
@@ -179,7 +179,7 @@ class Engine:
             self.values[numbers] = values
 
 
-class Batch:
+class BatchRun:
     """Some examples of an engine. The clean run is made when the first value is asked for that needs it."""
 
     def __init__(self, engine: Engine, number: int):
