@@ -164,8 +164,8 @@ class _Reader:
                         continue
                     term, bits = term_of(query, key, levels)
                     read = [key] + ([] if query is None else [query])
-                    terms = (last,) if term is None else (term, last)
-                    found.append((bits + sum(one.bits for one in read), terms, read if term else []))
+                    both: tuple[Term, ...] = (last,) if term is None else (term, last)
+                    found.append((bits + sum(one.bits for one in read), both, read if term else []))
         if not found:
             return None
         bits, terms, read = min(found, key=lambda one: one[0])
