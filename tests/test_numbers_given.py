@@ -13,6 +13,8 @@ import cutaway
 from cutaway import metrics
 from cutaway.errors import ContextTooLong, CutawayError, ShapeError, UnknownName
 from cutaway.numbers_given import at_least, index, indices, some_of
+from cutaway.runs.editing import run
+from cutaway.runs.sweep import heads
 from cutaway.tokens import CharTokenizer
 from tests.architectures import network, some_tokens
 
@@ -51,6 +53,44 @@ def test_words_are_taken_once() -> None:
 
 
 MODEL = network("gpt2")
+PLACES = {"bools": [True, False], "a bool": True, "a float": torch.tensor(5.9), "twice": [1, 1], "none": [], "outside": [9]}
+BY_POSITION: dict[str, Callable[[Any], Any]] = {
+    "logit_difference": lambda at: metrics.logit_difference([1], [2], at),
+    "log_probability": lambda at: metrics.log_probability([1], at),
+    "kl": lambda at: metrics.kl(at), "rank": lambda at: metrics.rank([1], at),
+    "loss": lambda at: metrics.loss(TOKENS, positions=at), "accuracy": lambda at: metrics.accuracy(TOKENS, positions=at),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("at", PLACES)
+@pytest.mark.parametrize("name", BY_POSITION)
+@pytest.mark.parametrize("padded", [False, True])
+def test_positions_of_a_metric_are_whole_numbers_each_once(name: str, at: str, padded: bool) -> None:
+    model, tokens = (spoken(), ["abcdef", "abc", "ab"]) if padded else (MODEL, TOKENS)
+    metric = BY_POSITION[name](PLACES[at])
+    if padded and name in ("loss", "accuracy"):
+        metric = getattr(metrics, name)(model.to_tokens(tokens), positions=PLACES[at])
+    with pytest.raises(ShapeError):
+        run(model, tokens, metric=metric)
+
+
+@pytest.mark.parametrize("at", [[5.9], "12", ["1"], None, torch.tensor([1.5, 2, 3])])
+def test_positions_that_the_annotations_rule_out_are_refused_too(at: Any) -> None:
+    with pytest.raises((ShapeError, TypeError)):
+        metrics._columns(at, 3, 7)
+
+
+def test_labels_and_masks_of_a_loss_are_what_they_should_be() -> None:
+    with pytest.raises(CutawayError, match="labels are token ids"):
+        metrics.loss(TOKENS, torch.full(TOKENS.shape, 1.7))
+    with pytest.raises(CutawayError, match="attention_mask is 1 where"):
+        metrics.loss(TOKENS, mask=torch.full(TOKENS.shape, 0.5))
+    for mask in (torch.full(TOKENS.shape, 0.5), torch.zeros(TOKENS.shape), torch.ones(1, 2)):
+        for call in (run, lambda *given, **more: cutaway.sweep(*given, heads(), **more)):
+            with pytest.raises(CutawayError, match="attention_mask"):
+                call(MODEL, TOKENS, metric=metrics.loss(TOKENS), mask=mask)
+
+
 REFUSED: dict[str, Callable[[], Any]] = {
     "attribute_all_tokens, an example twice": lambda: cutaway.attribute_all_tokens(MODEL, TOKENS, examples=[0, 0]),
     "attribute_all_tokens, bools": lambda: cutaway.attribute_all_tokens(MODEL, TOKENS, positions=[True, False]),

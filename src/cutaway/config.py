@@ -8,7 +8,6 @@ Fields below the line "beyond the dialect" describe families that the dialect ne
 from __future__ import annotations
 
 import dataclasses
-import math
 import pprint
 import random
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ POSITIONS = ("standard", "rotary", "shortformer", "alibi", "none")
 ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu_ln", "gelu_ln", "solu", "relu2")
 INITS = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP")
 MOST_LAYERS, MOST = 10_000, 2**31  # of layers or experts, and of any other size
+SMALLEST, LARGEST = 1e-15, 1e15  # of any number that is no size
 POSITIVE = (
     "rotary_base", "rotary_base_local", "rotary_linear_factor", "yarn_factor", "NTK_by_parts_factor", "clip_qkv",
     "longrope_attention_factor",
@@ -195,15 +195,23 @@ class HookedTransformerConfig:
         if self.n_layers * (self.num_experts or 1) > 10 * MOST_LAYERS:
             raise ConfigError(f"{self.n_layers} layers of {self.num_experts} experts are more than any model has")
         for one in dataclasses.fields(self):
-            value = getattr(self, one.name)
-            if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{one.name}={value} must be a finite number")
+            self._check_number(one.name, getattr(self, one.name), str(one.type))
         for field in POSITIVE:
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise ConfigError(f"{field}={value} must be positive")
         if self.eps < 0 or self.attn_scale == 0:
             raise ConfigError(f"eps={self.eps} must not be negative, nor attn_scale={self.attn_scale} zero")
+
+    def _check_number(self, field: str, value: Any, declared: str) -> None:
+        """Beyond these bounds float32 has zero or infinity, and a whole number may be longer than any float."""
+        if not declared.startswith("float") or value is None:
+            return
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+            raise ConfigError(f"{field}={value!r} must be a finite number")
+        if value and not SMALLEST <= abs(value) <= LARGEST:
+            raise ConfigError(f"{field} is beyond what any model has: {SMALLEST:g} to {LARGEST:g} is believed (and zero)")
+        setattr(self, field, float(value))
 
     def _fill_heads(self) -> None:
         if self.n_heads < 1 and self.n_heads != -1:

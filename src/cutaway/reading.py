@@ -52,6 +52,8 @@ def convert(value: Any, kind: Any, what: str) -> Any:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         raise NotReadable(f"{what} is not understood: {said(error)}") from error
+    except UnicodeEncodeError as error:  # msgspec takes no lone surrogates, which JSON can have
+        raise NotReadable(f"{what} is not understood: a text in it is no Unicode ({error.object[:20]!r})") from error
     except RecursionError:
         _too_deep(what)
 

@@ -22,6 +22,7 @@ from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.edits import Edit, Put, mean_axes
 from cutaway.runs.metrics import Metric, among_real, as_metric
 from cutaway.runs.places import Places, edits_at, some_values, values_along
+from cutaway.tokens import check_mask
 
 
 @runtime_checkable
@@ -75,11 +76,9 @@ def run(
     Raises:
         UnknownSite, ShapeError: an edit or a kept site does not fit the network or the tokens.
     """
-    found, padding = model.tokens_and_mask(tokens, None, None)
-    real = model.tokens_and_padding(tokens, None, None)[1] if mask is None else mask
-    mask = padding if mask is None else mask.to(found.device)
+    found, mask, real = tokens_of(model, tokens, mask)
     asked = None if metric is None else as_metric(metric)
-    asked = asked if real is None else among_real(asked, real.bool(), found)
+    asked = asked if real is None else among_real(asked, real, found)
     every = as_edits(model, edits)
     clean_needed = isinstance(asked, Metric) and asked.compares
     taken = [sites.resolve(one.site, model.hook_dict, model.cfg.n_layers) for one in every if _own_values(one)]
@@ -98,6 +97,20 @@ def run(
     elif asked is not None:
         value = asked(logits)
     return Run(logits, ActivationCache(store, model), value)
+
+
+def tokens_of(model: Transformer, tokens: Any, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Tokens `[batch, pos]`, the mask that attention needs, and which tokens are real (None: all), given or found.
+
+    Raises:
+        ShapeError, TokenError: the mask is not one of these tokens.
+    """
+    found, padding = model.tokens_and_padding(tokens, None, None)
+    if mask is None:
+        needed = model.tokens_and_mask(tokens, None, None)[1]
+        return found, needed, None if padding is None else padding.bool()
+    mask = check_mask(mask.to(found.device), found)
+    return found, mask, mask.bool()
 
 
 def as_edits(model: Transformer, given: AnyEdits) -> list[Edit]:

@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.errors import ShapeError, TokenError
+from cutaway.numbers_given import whole
+from cutaway.tokens import check_mask
 
 Positions = int | Sequence[int] | Tensor | None
 PerToken = Float[Tensor, "token"]
@@ -115,33 +117,48 @@ def _where(positions: Positions, batch: int, length: int) -> Bool[Tensor, "batch
         if positions.shape not in ((length,), (batch, length)):
             raise ShapeError(f"a mask of positions has shape {tuple(positions.shape)}; needed is {(batch, length)}")
         return positions.cpu().expand(batch, length).clone()
+    return mask.scatter(1, _columns(positions, batch, length) % length, True)
+
+
+def _columns(positions: Any, batch: int, length: int) -> Int[Tensor, "batch _"]:
+    """Columns that are read in each row, −length to length − 1: one or some for all rows, or a tensor with one for each.
+
+    Raises:
+        ShapeError: one is no whole number or outside, one comes twice, or there are none.
+    """
     if isinstance(positions, Tensor) and positions.ndim == 1:
         if len(positions) != batch:
             raise ShapeError(f"positions {tuple(positions.shape)} must be one for each of {batch} examples (or a list for all)")
-        numbers = positions.cpu().long()
-        _check(numbers.tolist(), length)
-        mask[torch.arange(batch), numbers % length] = True
-        return mask
-    chosen = [positions] if isinstance(positions, int) else [int(one) for one in positions]
-    _check(chosen, length)
-    mask[:, [one % length for one in chosen]] = True
-    return mask
-
-
-def _check(numbers: Sequence[int], length: int) -> None:
-    for one in numbers:
+        given = [whole(one, "a position") for one in positions.tolist()]
+        rows = [[one] for one in given]
+    else:
+        given = [whole(positions, "a position")] if _is_one(positions) else [whole(one, "a position") for one in positions]
+        rows = [given] * batch
+        if not given or len(set(given)) < len(given):
+            raise ShapeError(f"positions={list(given)}: give each position once, and at least one (None: all)")
+    for one in given:
         if not -length <= one < length:
             raise ShapeError(f"the metric reads position {one}, and there are {length} of them")
+    return torch.tensor(rows).reshape(batch, -1)
+
+
+def _is_one(positions: Any) -> bool:
+    return isinstance(positions, str) or getattr(positions, "ndim", 1) == 0 or not hasattr(positions, "__iter__")
 
 
 @dataclass(frozen=True, eq=False)
 class Answers(Metric):
     """A metric of the logits of one answer (and, for a difference, one wrong answer) per example."""
 
-    answers: Int[Tensor, "batch"]
-    wrong: Int[Tensor, "batch"] | None = None
+    answers: Int[Tensor, "answer"]
+    wrong: Int[Tensor, "other"] | None = None
     positions: Positions = -1
     by_position: bool = False
+
+    def __post_init__(self) -> None:
+        for tokens in (self.answers, self.wrong):
+            if tokens is not None and (tokens.ndim != 1 or tokens.dtype != torch.long or not len(tokens)):
+                raise TokenError(f"answers are a list of token ids, not {tuple(tokens.shape)} of {tokens.dtype}")
 
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
         for tokens, what in ((self.answers, "answers"), (self.wrong, "wrong answers")):
@@ -279,11 +296,7 @@ def _among(positions: Positions, real: Bool[Tensor, "batch pos"]) -> Bool[Tensor
     if positions is None or (isinstance(positions, Tensor) and positions.dtype == torch.bool):
         return _where(positions, batch, length) & real
     ends = length - real.long().flip(1).argmax(1)  # one behind the last real token
-    if isinstance(positions, Tensor) and positions.ndim == 1:
-        columns = positions.cpu().long()[:, None]
-    else:
-        columns = torch.tensor([positions] if isinstance(positions, int) else [int(one) for one in positions]).expand(batch, -1)
-    _check(columns.flatten().tolist(), length)
+    columns = _columns(positions, batch, length)
     columns = torch.where(columns < 0, ends[:, None] + columns, columns)
     chosen = torch.zeros(batch, length + 1, dtype=torch.bool).scatter(1, columns.clamp(-1, length - 1) % (length + 1), True)
     outside = chosen & ~torch.cat([real, torch.zeros(batch, 1, dtype=torch.bool)], 1)
@@ -532,13 +545,16 @@ def _sets(given: Sequence[Sequence[int]] | Tensor, what: str) -> Int[Tensor, "ba
 
 def _labels(tokens: Tensor, labels: Tensor | None, mask: Tensor | None) -> Int[Tensor, "batch pos"]:
     tokens = tokens if tokens.ndim > 1 else tokens[None]
+    if mask is not None:
+        mask = check_mask(mask if mask.ndim > 1 else mask[None], tokens).bool()
     if labels is not None:
         labels = labels if labels.ndim > 1 else labels[None]
         if labels.shape != tokens.shape:
             raise ShapeError(f"labels of shape {tuple(labels.shape)} for tokens of shape {tuple(tokens.shape)}")
-        return labels.long() if mask is None else labels.long().masked_fill(~mask.bool(), -1)
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise TokenError(f"labels are token ids, one at each position (negative: none), not {labels.dtype}")
+        return labels.long() if mask is None else labels.long().masked_fill(~mask, -1)
     following = torch.cat([tokens[:, 1:], tokens.new_full((len(tokens), 1), -1)], 1).long()
     if mask is not None:
-        both = mask.bool() & torch.cat([mask[:, 1:].bool(), mask.new_zeros(len(mask), 1).bool()], 1)
-        following = following.masked_fill(~both, -1)
+        following = following.masked_fill(~(mask & mask.roll(-1, 1)), -1)
     return following

@@ -145,18 +145,19 @@ def config_from_json(fields: Mapping[str, Any]) -> HookedTransformerConfig:
     Raises:
         ConfigError: a field is unknown, missing or contradicts another.
     """
-    _check_types(fields)
-    cfg = HookedTransformerConfig.from_dict({**fields, "seed": None})
-    cfg.seed = fields.get("seed")
+    typed = _typed(fields)
+    cfg = HookedTransformerConfig.from_dict({**typed, "seed": None})
+    cfg.seed = typed.get("seed")
     return cfg
 
 
-def _check_types(fields: Mapping[str, Any]) -> None:
-    """Whether the fields have the types that the configuration declares; a device and a precision are read by name."""
+def _typed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with the types that the configuration declares; a device and a precision are read by name."""
     try:
-        reading.convert(dict(fields), _fields(), "the configuration")
+        known = reading.convert(dict(fields), _fields(), "the configuration")
     except NotReadable as error:
         raise ConfigError(str(error)) from error
+    return {name: getattr(known, name, value) for name, value in fields.items()}
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -84,6 +85,13 @@ class Cells:
     axes: tuple[str, ...]
     shape: tuple[int, ...]
     labels: Sequence[Sequence[str]]
+
+    def __post_init__(self) -> None:
+        sizes = tuple(map(len, self.labels))
+        if not len(self.axes) == len(set(self.axes)) == len(self.shape) or sizes != self.shape:
+            raise ShapeError(f"cells of shape {self.shape} with the axes {self.axes} and {sizes} labels do not fit each other")
+        if math.prod(self.shape) != len(self.edits) or not all(self.edits):
+            raise ShapeError(f"{len(self.edits)} cells, or one without an edit, for the shape {self.shape}")
 
     @staticmethod
     def of(edits: Grid | Edits | Cells, cfg: HookedTransformerConfig, length: int) -> Cells:

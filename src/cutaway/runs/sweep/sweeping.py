@@ -20,7 +20,7 @@ from torch import Tensor
 from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, UnknownName, nearest
 from cutaway.executors import Executor, executor_of
 from cutaway.model.transformer import Transformer
-from cutaway.runs.editing import ManyEdits, plainly
+from cutaway.runs.editing import ManyEdits, plainly, tokens_of
 from cutaway.runs.metrics import CustomMetric, Metric, among_real, as_metric
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
@@ -314,9 +314,7 @@ def task_of(
     """What a sweep is asked, checked."""
     if skip not in ("all", "layers"):
         raise ConfigError(f"skip={skip!r} is not known; there are 'all' and 'layers'")
-    found, padding = model.tokens_and_mask(tokens, None, None)
-    real = model.tokens_and_padding(tokens, None, None)[1] if mask is None else mask
-    mask = padding if mask is None else mask.to(found.device)
+    found, mask, real = tokens_of(model, tokens, mask)
     cells = at_columns(Cells.of(plainly(model, edits), model.cfg, found.shape[1]), model, found, mask)
     if not cells.edits:
         raise ShapeError("there is no edit to sweep over")
@@ -325,7 +323,7 @@ def task_of(
             "the mean over one example is that example, and changes nothing; run several, or take the mean over positions "
             "too (over=('batch', 'pos')), or over a reference"
         )
-    asked = as_metric(metric) if real is None else among_real(as_metric(metric), real.bool(), found)
+    asked = as_metric(metric) if real is None else among_real(as_metric(metric), real, found)
     if isinstance(asked, Metric):
         asked.check(model.cfg.d_vocab_out)
     return Task(model, found, mask, cells, asked, skip, memory)
