@@ -247,7 +247,7 @@ class HookedTransformerConfig:
         if all(table is None for table in tables.values()):
             return
         for name, table in tables.items():
-            if table is None or len(table) != half or not all(math.isfinite(one) and one > 0 for one in table):
+            if table is None or len(table) != half or not all(SMALLEST <= one <= LARGEST for one in table):
                 raise ConfigError(f"{name}={table} must be {half} positive numbers, one for each pair that rotates")
 
     def _fill_mlp(self) -> None:
