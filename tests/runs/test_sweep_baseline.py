@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def cells_of(found: SweepResult, some: Any, seed: int = 0) -> Cells:
     task = found.task
     assert task is not None and found.baseline is not None
     given = Cells.of(some, task.model.cfg, task.length)
-    settled = bind(task.model, given, task.batch, task.length, skip="all")
+    settled = bind(replace(task, cells=given))
     return drawn(given, settled, found.baseline.values.shape[0], seed)
 
 

@@ -433,7 +433,7 @@ def patch(
             by_example.append(each if each.ndim == 1 else each.nanmean(1) if each.ndim else each[None])
             means.append(float(each.nanmean()))
             if tokens is source:
-                cache = dict(getattr(store, "cache_dict", store))
+                cache = getattr(store, "cache_dict", store)
     if means[0] == means[1]:
         raise ShapeError(f"clean and corrupted prompts have the same {metric.name}, {means[0]:g}; there is nothing to recover")
     sweeps = {}

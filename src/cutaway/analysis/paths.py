@@ -224,22 +224,22 @@ def _difference(
 
 def _received(model: Transformer, own: Mapping[str, Tensor], difference: Tensor, receiver: Component) -> Edit:
     """The edit that lets a receiver read the frozen stream plus the difference."""
-    cfg = model.cfg
+    cfg, at = model.cfg, places_of(difference)
     if receiver == LOGITS:
-        return replace(own[stream_site(cfg, receiver)] + difference).at(stream_site(cfg, receiver))
+        return replace((own[stream_site(cfg, receiver)] + difference)[:, at]).at(stream_site(cfg, receiver), positions=at)
     layer = int(receiver.layer or 0)
     block, before = model.blocks[layer], norm_before(cfg, receiver)
+    x = (own[stream_site(cfg, receiver)] + difference)[:, at]
     if receiver.kind == "mlp":
-        x = own[stream_site(cfg, receiver)] + difference
         x = x if before is None else norm_module(model, before)(x)
         after = norm_after(cfg, receiver)
         out = block.mlp(x)
-        return replace(out if after is None else norm_module(model, after)(out)).at(f"blocks.{layer}.hook_mlp_out")
+        out = out if after is None else norm_module(model, after)(out)
+        return replace(out).at(f"blocks.{layer}.hook_mlp_out", positions=at)
     reads, head = str(receiver.reads), int(receiver.index or 0)
-    x = own[stream_site(cfg, receiver)] + difference
     x = x if before is None else norm_module(model, before)(x)
     if cfg.positional_embedding_type == "shortformer" and reads != "v":
-        x = x + own["hook_pos_embed"]
+        x = x + own["hook_pos_embed"][:, at]
     weight, bias = {
         "q": (block.attn.W_Q, block.attn.b_Q), "k": (block.attn.W_K, block.attn.b_K), "v": (block.attn.W_V, block.attn.b_V)
     }[reads]  # fmt: skip
@@ -247,4 +247,13 @@ def _received(model: Transformer, own: Mapping[str, Tensor], difference: Tensor,
     if cfg.clip_qkv is not None:
         value = value.clamp(-cfg.clip_qkv, cfg.clip_qkv)
     entry = head if reads == "q" else head // group_size(cfg)
-    return replace(value).at(f"blocks.{layer}.attn.hook_{reads}", heads=entry)
+    return replace(value).at(f"blocks.{layer}.attn.hook_{reads}", heads=entry, positions=at)
+
+
+def places_of(change: Float[Tensor, "batch pos d_model"], least: float = 0.0) -> list[int]:
+    """The positions at which some example's change is larger than `least`; the first one where none is.
+
+    Prompts that begin alike change nothing up to their first difference, so that no edit is needed there.
+    """
+    changed = (change.abs().amax((0, 2)) > least).nonzero().flatten().tolist()
+    return changed or [0]

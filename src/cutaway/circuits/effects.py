@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.analysis.paths import places_of
 from cutaway.circuits.components import (
     Written,
     attended,
@@ -176,31 +177,36 @@ class _Reading:
     def edit(self, reader: int, change: Float[Tensor, "batch pos d_model"]) -> Edit:
         """The edit that lets a reader read the run's stream plus a change."""
         name, cfg = self.graph.readers[reader], self.model.cfg
+        at = places_of(change, NOTHING * float(change.abs().max()))
         if name == "logits":
-            return self._into_logits(change)
+            return self._into_logits(change[:, at], at)
         layer = int(name.split(".")[0])
         block = self.model.blocks[layer]
         if name.endswith(".mlp"):
             if self._mlp[0] != layer:
                 self._mlp = layer, self.now.stream(self.graph, layer, mlp=True)
-            new = mlp_writes(block, self._mlp[1] + change)
+            new = mlp_writes(block, (self._mlp[1] + change)[:, at])
             if self.frozen:
-                return self._into_logits(new - self.now.parts[self.graph.mlp(layer)])
-            return replace(new).at(f"blocks.{layer}.hook_mlp_out")
+                return self._into_logits(new - self.now.parts[self.graph.mlp(layer)][:, at], at)
+            return replace(new).at(f"blocks.{layer}.hook_mlp_out", positions=at)
         self._enter(layer)
         head, which = int(name.split(".")[1]), READS.index(name[-1])
         heads = [head] if by_head_alone(self.model) else list(range(cfg.n_heads))  # a norm over all heads changes them all
+        if which and cfg.attention_dir == "causal":  # keys and values are seen from every later position
+            at = list(range(at[0], change.shape[1]))
+        elif which:
+            at = list(range(change.shape[1]))
         new = self._seen(block, heads, head, which, change)
         if not self.frozen:
-            return replace(new).at(f"blocks.{layer}.attn.hook_z", heads=heads)
+            return replace(new[:, at]).at(f"blocks.{layer}.attn.hook_z", heads=heads, positions=at)
         changed = self._z.clone()
         changed[:, :, heads] = new
-        out, before = (block.ln1_post(block.attn.output(z)) for z in (changed, self._z))
-        return self._into_logits(out - before)
+        out, before = (block.ln1_post(block.attn.output(z[:, at])) for z in (changed, self._z))
+        return self._into_logits(out - before, at)
 
-    def _into_logits(self, change: Tensor) -> Edit:
+    def _into_logits(self, change: Tensor, at: list[int]) -> Edit:
         last = self.model.cfg.n_layers
-        return replace(self._last + change).at(f"blocks.{last - 1}.hook_resid_post")
+        return replace(self._last[:, at] + change).at(f"blocks.{last - 1}.hook_resid_post", positions=at)
 
     def _enter(self, layer: int) -> None:
         """Queries, keys and values of a layer's heads as they are in the run."""

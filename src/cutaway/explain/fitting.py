@@ -10,9 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.explain.batched import Batch
-from cutaway.explain.determining import determine
 from cutaway.explain.mechanisms import Proposal, Setting, proposals
-from cutaway.explain.nodes import node_proposals
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leaves, pruned, tests, tree_bits
 from cutaway.programs.language import Bucket, Kind, Line, Map, Program, ReadOut, Table
@@ -73,24 +71,11 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     """The shortest tree found for the model's answers on these inputs, as a program."""
     setting = setting_of(subject, part)
     batch, counted = batch_of(setting, part), part.counted
-    proposed = [*proposals(setting), *node_proposals(subject, setting, part)]
+    proposed = proposals(setting)
     columns: dict[str, Int[Tensor, "item"]] = {one.name: values(batch, setting, one)[counted] for one in proposed}
-    joint = joint_answer(proposed, columns, part.answers[counted], setting)
-    if joint is not None and joint.name not in columns:
-        proposed.append(joint)
-        columns[joint.name] = values(batch, setting, joint)[counted]
     tree = pruned(Grower(proposed, columns, part.answers[counted], len(subject.sets)).grow())
     program = program_of(tree, subject, setting, part, name)
     return Fit(setting, proposed, tree, program, tree_bits(tree))
-
-
-def joint_answer(
-    proposed: list[Proposal], columns: dict[str, Tensor], target: Int[Tensor, "item"], setting: Setting
-) -> Proposal | None:
-    """The answer as a table over the few variables that determine it, if there are such."""
-    sizes = {one.name: kinds_of(setting, one.lines)[one.name].size for one in proposed if not one.numeric}
-    found = determine(target, proposed, columns, sizes)
-    return None if found is None else found.proposal("answer", max(int(target.max()) + 1, setting.d_answers))
 
 
 def tree_answers(fitted: Fit, part: InputSet) -> Int[Tensor, "item"]:

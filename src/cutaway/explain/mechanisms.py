@@ -33,19 +33,17 @@ class Proposal:
 
     Args:
         answers: whether its values are tokens, so that it can be an answer itself.
-        named: without lines, `tokens` or `positions`.
     """
 
     lines: tuple[Line, ...]
     bits: float
     answers: bool = False
     numeric: bool = False
-    named: str = "tokens"
 
     @property
     def name(self) -> str:
-        """The variable's name: that of its last line, or one of the two that are there from the start."""
-        return self.lines[-1].name if self.lines else self.named
+        """The variable's name."""
+        return self.lines[-1].name if self.lines else "tokens"
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from cutaway.model.listeners import quiet
 from cutaway.model.losses import next_token_loss
 from cutaway.model.mlp import MLP, MoE
 from cutaway.model.norm import LayerNorm, norm_of
+from cutaway.model.origins import Kept, Origin
 from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
@@ -96,6 +97,7 @@ class TransformerState(RunState):
         self.covered: tuple[int, int] | None = None  # the layers of the last run
         self.current = Stream()
         self.prompt_columns: int | None = None
+        self.passed: tuple[Tensor, Tensor | None] | None = None  # tokens and padding of the last run, where it began with tokens
 
 
 class Transformer(HookedRootModule, StackedWeights):
@@ -250,6 +252,15 @@ class Transformer(HookedRootModule, StackedWeights):
         weights = (weight for module in self._holders for weight in module._parameters.values() if weight is not None)
         return hash(tuple((id(one), 0 if one.is_inference() else one._version) for one in weights))
 
+    def untouched(self) -> bool:
+        """Whether a run computes what its weights say and no more: nobody's hooks, no module of somebody else's."""
+        for module in self.modules():
+            if module._forward_hooks or module._forward_pre_hooks or (isinstance(module, HookPoint) and module.written):
+                return False
+            if module is not self and not type(module).__module__.startswith(("cutaway.", "torch.nn.modules.")):
+                return False
+        return True
+
     # Tokens.
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
@@ -296,6 +307,18 @@ class Transformer(HookedRootModule, StackedWeights):
         return self.cfg.attention_dir == "bidirectional" or bool((padding[:, 1:] > padding[:, :-1]).any())
 
     # The steps of a run.
+
+    def run_with_cache(self, *model_args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """Run once and keep activations; see `HookedRootModule.run_with_cache`. The store knows which run it is of (`Kept`)."""
+        runs, here = self.runs, self._here
+        plain = kwargs.get("pos_slice") is None and self.untouched()
+        here.passed = None
+        out, store = super().run_with_cache(*model_args, **kwargs)
+        origin = None
+        if plain and here.passed is not None and self.runs == runs + 1:  # a run inside a hook would have left its own
+            origin = Origin.of(self, *here.passed)
+        here.passed = None
+        return out, Kept(store, origin)
 
     def prepare(self, tokens: Tokens, attention_mask: Tokens | None = None, kept: KeyValueCache | None = None) -> Stream:
         """Where these tokens stand: after which kept positions, and what is padding.
@@ -427,6 +450,8 @@ class Transformer(HookedRootModule, StackedWeights):
             resid, stream = self._resumed(input, shortformer_pos_embed, mask, past_kv_cache)
         self._here.covered = (start, self.cfg.n_layers + 1 if stop is None else stop)
         resid = self.run_blocks(resid, stream, start, stop)
+        whole = start_at_layer is None and past_kv_cache is None and tokens is not None
+        self._here.passed = (tokens, stream.padding) if whole else None
         if stop_at_layer is not None:
             return resid
         return self._finished(resid, return_type, tokens, padding, loss_per_token)

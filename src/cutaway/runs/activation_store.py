@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import MissingActivation, ShapeError, StaleCache, UnknownSite
+from cutaway.model.origins import made_from
 from cutaway.model.sites import enabled, resolve, site_names
 from cutaway.model.slices import Slice, SliceInput
 
@@ -90,7 +91,7 @@ class ActivationStore:
 
     def to(self: Store, device: str | torch.device, move_model: bool = False) -> Store:
         """Move the activations (and the model, if asked) to a device; the same cache."""
-        self.cache_dict = {name: tensor.to(device) for name, tensor in self.cache_dict.items()}
+        self.cache_dict = made_from(self.cache_dict, lambda tensor: tensor.to(device))
         if move_model:
             self.model.to(device)
         return self
@@ -106,7 +107,7 @@ class ActivationStore:
                     f"the batch axis of {name!r} has {tensor.shape[0]} entries, so it cannot be removed; "
                     "apply_slice_to_batch_dim(i) takes one example"
                 )
-        self.cache_dict = {name: tensor[0] for name, tensor in self.cache_dict.items()}
+        self.cache_dict = made_from(self.cache_dict, lambda tensor: tensor[0])
         self.has_batch_dim = False
         return self
 
@@ -115,7 +116,7 @@ class ActivationStore:
         if not self.has_batch_dim:
             raise ShapeError("this cache has no batch axis, so there are no examples to choose")
         part = Slice(batch_slice)
-        chosen = {name: part.apply(tensor) for name, tensor in self.cache_dict.items()}
+        chosen = made_from(self.cache_dict, part.apply, lambda x: x[torch.from_numpy(part.indices(len(x))).to(x.device)])
         return type(self)(chosen, self.model, has_batch_dim=part.mode != "int")
 
     def toggle_autodiff(self, mode: bool = False) -> None:

@@ -19,9 +19,10 @@ from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
-from cutaway.runs.edits import Edit, Put, mean_axes
+from cutaway.runs.edits import Edit, Put
 from cutaway.runs.metrics import Metric, among_real, as_metric
 from cutaway.runs.places import Places, edits_at, some_values, values_along
+from cutaway.runs.values import mean_axes
 from cutaway.tokens import check_mask
 
 

@@ -11,22 +11,24 @@ reach. A `function` is not declared: it may read across positions and examples, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, MissingActivation, ShapeError
 from cutaway.model import sites
+from cutaway.model.origins import Origin
 from cutaway.runs.places import Places
-from cutaway.runs.random_numbers import cycle, normal
+from cutaway.runs.random_numbers import normal
+from cutaway.runs.values import AveragedValues, ReorderedValues, Values, mean_axes, origin_in, values_of
 
-Values = Tensor | Mapping[str, Tensor]
 Index = tuple[slice | Tensor, ...]
 
 
@@ -90,6 +92,10 @@ class Put(Change):
                 f"keep it: model.run_with_cache(tokens, names_filter=[{site!r}, …])"
             )
         return self.values[site]
+
+    def origin(self, site: str) -> Origin | None:
+        """The run that these numbers come from; None: that is not known."""
+        return origin_in(self.values, site)
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,12 +221,12 @@ def replace(value: Tensor | float) -> Put:
 
 def patch(cache: Values | Any) -> Put:
     """Set to the activations of another run: a cache (site → tensor), or one tensor."""
-    return Put(_values(cache), "patch")
+    return Put(values_of(cache), "patch")
 
 
 def freeze(cache: Values | Any | None = None) -> Put:
     """Hold at the activations of another run, or (None) of the sweep's own clean run, whatever is changed before."""
-    return Put(None if cache is None else _values(cache), "freeze")
+    return Put(None if cache is None else values_of(cache), "freeze")
 
 
 def mean(reference: Values | Any | None = None, over: Sequence[str] = ("batch",)) -> Put:
@@ -234,7 +240,7 @@ def mean(reference: Values | Any | None = None, over: Sequence[str] = ("batch",)
         raise ShapeError(f"a mean is taken over 'batch', 'pos' or both, not {over}")
     if reference is None:
         return Put(None, "mean", over)
-    return Put(_Means(_values(reference), over), "mean")
+    return Put(AveragedValues(values_of(reference), over), "mean")
 
 
 def resample(cache: Values | Any, seed: int = 0, order: Tensor | None = None) -> Put:
@@ -246,10 +252,10 @@ def resample(cache: Values | Any, seed: int = 0, order: Tensor | None = None) ->
     Raises:
         ShapeError: there is one example only.
     """
-    values = _values(cache)
+    values = values_of(cache)
     if order is None and len(values if isinstance(values, Tensor) else next(iter(values.values()), (0, 0))) < 2:
         raise ShapeError("resampling takes the values of another example, and there is only one; give a cache of several")
-    return Put(_Shuffled(values, seed, order), "resample")
+    return Put(ReorderedValues(values, seed, order), "resample")
 
 
 def add(vector: Tensor, strength: float = 1.0) -> Add:
@@ -275,72 +281,6 @@ def random(change: Change, seed: int = 0) -> Random:
 def function(function: Callable[[Tensor], Tensor | None], word: str = "function") -> Function:
     """Any function of the whole activation at the site; never shortened, never batched with other edits."""
     return Function(function, word)
-
-
-def _values(cache: Any) -> Values:
-    """The tensor, or the mapping of full site names, in whatever was given."""
-    if isinstance(cache, Tensor):
-        return cache
-    store: Any = getattr(cache, "cache_dict", cache)
-    if not isinstance(store, Mapping):
-        raise ShapeError(f"an edit takes a tensor or a cache of site → tensor, not {type(cache).__name__}")
-    if getattr(cache, "has_batch_dim", True):
-        return store
-    return {name: tensor.unsqueeze(0) for name, tensor in store.items()}
-
-
-def mean_axes(site: str, over: Sequence[str]) -> list[int]:
-    """Which axes of a site a mean is taken over; the position of patterns and scores is that of the destination."""
-    by_head = site.endswith(("hook_pattern", "hook_attn_scores"))
-    return [{"batch": 0, "pos": 2 if by_head else 1}[axis] for axis in over]
-
-
-class _Derived(Mapping[str, Tensor]):
-    """Tensors made from others when they are first asked for."""
-
-    def __init__(self, values: Values):
-        self.values_ = values
-        self.made: dict[str, Tensor] = {}
-
-    @abstractmethod
-    def derive(self, site: str, tensor: Tensor) -> Tensor:
-        """The tensor that stands for a site's."""
-
-    def __getitem__(self, site: str) -> Tensor:
-        if site not in self.made:
-            source = self.values_ if isinstance(self.values_, Tensor) else self.values_[site]
-            self.made[site] = self.derive(site, source)
-        return self.made[site]
-
-    def __contains__(self, site: object) -> bool:
-        return isinstance(self.values_, Tensor) or site in self.values_
-
-    def __iter__(self) -> Any:
-        return iter(() if isinstance(self.values_, Tensor) else self.values_)
-
-    def __len__(self) -> int:
-        return 0 if isinstance(self.values_, Tensor) else len(self.values_)
-
-
-class _Means(_Derived):
-    def __init__(self, values: Values, over: tuple[str, ...]):
-        super().__init__(values)
-        self.over = over
-
-    def derive(self, site: str, tensor: Tensor) -> Tensor:
-        return (tensor if tensor.is_floating_point() else tensor.float()).mean(mean_axes(site, self.over), keepdim=True)
-
-
-class _Shuffled(_Derived):
-    def __init__(self, values: Values, seed: int, order: Tensor | None):
-        super().__init__(values)
-        self.seed, self.order = seed, order
-
-    def derive(self, site: str, tensor: Tensor) -> Tensor:
-        order = self.order
-        if order is None:
-            order = cycle(len(tensor), self.seed)
-        return tensor[order.to(tensor.device)]
 
 
 # Where.
@@ -409,6 +349,7 @@ class Bound:
         self.layer = int(self.site.split(".")[1]) if self.site.startswith("blocks.") else None
         self.batch, self.length = batch, length
         self.begin = 0  # the number of the first example
+        self.same: Int[Tensor, "batch"] | None = None  # how many positions each example begins with where nothing changes
         self.sizes = tuple(_size(word, cfg, batch, length) for word in self.axes)
         self.chosen = tuple(self._chosen(axis, word) for axis, word in enumerate(self.axes))
         known = {AXIS_OF.get(word) for word in self.axes}
@@ -465,8 +406,27 @@ class Bound:
 
     @property
     def first(self) -> int:
-        """The first position that a declared edit can change."""
-        return 0 if not self.positions or not self.change.declared else min(self.positions)
+        """The first position that a declared edit can change; `length` where it changes none."""
+        _, places = self.reach()
+        return 0 if places is None or not self.change.declared else min(places, default=self.length)
+
+    def reach(self) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        """The examples and positions at which a declared edit can change anything; None: all."""
+        if self.same is None:
+            return self.chosen[0], self.positions
+        limits = self.same.tolist()
+        rows, places = (range(size) if chosen is None else chosen
+                        for size, chosen in ((self.batch, self.chosen[0]), (self.length, self.positions)))  # fmt: skip
+        least = min((limits[row] for row in rows), default=self.length)
+        changed = tuple(place for place in places if place >= least)
+        last = max(changed, default=-1)
+        some = tuple(row for row in rows if limits[row] <= last)
+        return None if len(some) == self.batch else some, None if len(changed) == self.length else changed
+
+    @property
+    def same_of_chosen(self) -> Int[Tensor, "example"] | None:
+        """`same`, of the chosen examples."""
+        return self.same if self.same is None or self.chosen[0] is None else self.same[list(self.chosen[0])]
 
     def index(self) -> Index:
         """The index of the selected part in a whole activation."""
@@ -479,6 +439,7 @@ class Bound:
         own = copy(self)
         own.batch, own.begin = last - first, self.begin + first
         own.sizes = (own.batch, *self.sizes[1:])
+        own.same = None if self.same is None else self.same[first:last]
         which = self.chosen[0]
         if which is not None:
             kept = [number for number in which if first <= number < last]
@@ -491,6 +452,8 @@ class Bound:
             else:  # one for each chosen example
                 assert which is not None
                 rows = [row for row, number in enumerate(which) if first <= number < last]
+                if len(rows) == own.batch:  # then `value` takes them for one of every example, in order
+                    rows.sort(key=which.__getitem__)
                 own.source = self.source[rows]
         return own
 

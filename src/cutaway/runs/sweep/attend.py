@@ -19,7 +19,7 @@ from cutaway.model.steps import INPUTS, Step, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, index_of
 from cutaway.runs.sweep.cells import Cell, short
-from cutaway.runs.sweep.clean import Clean, rows_of
+from cutaway.runs.sweep.clean import Clean, differs, rows_of
 from cutaway.runs.sweep.regions import Layer, Region
 
 if TYPE_CHECKING:
@@ -181,17 +181,18 @@ def by_pattern(model: Transformer, clean: Clean, bound: Bound, needed: Tensor | 
     Args:
         needed: the rows that somebody needs; None: all.
     """
-    from cutaway.runs.sweep.execute import entry_of
+    from cutaway.runs.sweep.execute import entry_of, own_elsewhere
 
     layer, cfg = bound.layer, model.cfg
     assert layer is not None
     heads = bound.heads if cfg.positional_embedding_type != "alibi" else None
     q, k, v = (_picked(x, None, _matching(x, heads, cfg.n_heads)) for x in clean.read[layer])
-    rows = None if bound.chosen[2] is None else tuple(sorted(bound.chosen[2]))
+    _, places = bound.reach()
+    rows = None if places is None else tuple(sorted(places))
     if needed is not None:
         rows = tuple(one for one in needed.tolist() if rows is None or one in rows)
-        if not rows:
-            return None
+    if rows == ():
+        return None
     at = None if rows is None else torch.tensor(rows, device=q.device)
     attention = model.blocks[layer].attn
     pattern = attention.pattern(q if at is None else q[:, at], k, rows_of(clean, None, at=at))
@@ -206,11 +207,12 @@ def by_pattern(model: Transformer, clean: Clean, bound: Bound, needed: Tensor | 
     index = index_of(inner, pattern.shape)
     ordered = None if rows is None else list(rows)
     new[index] = bound.change.new(new[index], bound.value(None, ordered)).to(new.dtype)
-    differs = (new != pattern).any(-1).any(1)  # example, dest
-    entry = entry_of(bound, differs, at, new.transpose(1, 2), None, heads, clean)
+    apart = differs(new, pattern, bound.same_of_chosen, at, axis=2).any(-1).any(1)  # example, dest
+    new = own_elsewhere(new.transpose(1, 2), pattern.transpose(1, 2), apart)
+    entry = entry_of(bound, apart, at, new, None, heads, clean)
     if entry is None:
         return None
-    own = v if bool(differs.any(1).all()) else v[differs.any(1)]
+    own = v if bool(apart.any(1).all()) else v[apart.any(1)]
     return replace(entry, new=attention.mixed(entry.new.transpose(1, 2).to(own.dtype), own))
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from cutaway.errors import ConfigError
 from cutaway.runs.edits import Change, Edit, Put, Random
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.sweep.cells import Cell, Cells, label_of
-from cutaway.runs.sweep.engine import Engine, Progress, Task
+from cutaway.runs.sweep.cells import Cell, Cells, Task, label_of
+from cutaway.runs.sweep.engine import Engine, Progress
 from cutaway.runs.sweep.gradient import estimate
 from cutaway.runs.sweep.saved import Saved
 from cutaway.view import Figure, bar_chart

@@ -14,9 +14,11 @@ from torch import Tensor
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
+from cutaway.model.origins import Origin
 from cutaway.model.steps import FIRST, LAST, PATTERN, RESULT, SCORES, BlockProgram, Z
 from cutaway.model.transformer import Transformer
-from cutaway.runs.edits import Bound, Change, Edit, Put, Zero, zero
+from cutaway.runs.edits import Bound, Change, Edit, Put, Random, Zero, zero
+from cutaway.runs.metrics import AnyMetric
 from cutaway.runs.places import Places, edits_at
 from cutaway.runs.sweep.regions import BY_HEAD, Region
 
@@ -166,6 +168,31 @@ def pairs(edits: Iterable[Edit]) -> list[tuple[Edit, Edit]]:
 # From edits to cells that run.
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a sweep is asked: a network, tokens, cells and a metric."""
+
+    model: Transformer
+    tokens: Tensor
+    mask: Tensor | None
+    cells: Cells
+    metric: AnyMetric
+    skip: str = "all"
+    memory: int | None = None
+
+    @property
+    def batch(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1]
+
+    def rows(self, first: int, last: int) -> tuple[Tensor, Tensor | None]:
+        """Tokens and mask of some examples."""
+        return self.tokens[first:last], None if self.mask is None else self.mask[first:last]
+
+
 def short(site: str) -> str:
     """The rest of a site's name after its layer."""
     return site.split(".", 2)[2] if site.startswith("blocks.") else site
@@ -198,14 +225,15 @@ class Cell:
         alone = len(self.bounds) == 1
         for bound in self.bounds:
             local = bound.local(first, last)
-            if local is None or local.layer is None or (alone and held(local)):
+            if local is None or local.layer is None or (alone and (held(local) or local.first == local.length)):
                 continue
             name, places = short(local.site), torch.arange(self.start, local.length, device=device)
+            some, positions = local.reach()
             examples = heads = None
-            if alone and local.positions is not None:
-                places = torch.tensor(sorted(local.positions), device=device)
+            if alone and positions is not None:
+                places = torch.tensor(sorted(positions), device=device)
             if alone and name != SCORES:
-                examples = None if local.chosen[0] is None else torch.tensor(local.chosen[0], device=device)
+                examples = None if some is None else torch.tensor(some, device=device)
                 heads = (local.chosen[-1] if name == "mlp.hook_post" else local.heads) if name in BY_HEAD else None
                 heads = None if name == PATTERN and not apart else heads
             rows = last - first if examples is None else len(examples)
@@ -229,35 +257,62 @@ class Cell:
         return sorted(name for name in kept - {FIRST, LAST, *program.writer(Z).reads} if "hook_" in name)
 
 
-def bind(
-    model: Transformer, cells: Cells, batch: int, length: int, *, skip: str, means: dict[str, Tensor] | None = None
-) -> list[Cell]:
-    """Every cell with its edits bound to the network, and the way in which it will run."""
-    cfg = model.cfg
-    alone = skip == "layers" or any(point.written for point in model.hook_points())
+def bind(task: Task, means: dict[str, Tensor] | None = None) -> list[Cell]:
+    """Every cell with its edits bound to the network, and the way in which it will run.
+
+    Args:
+        means: over the task's own examples, by site, where edits take them.
+    """
+    model, cfg = task.model, task.model.cfg
+    alone = task.skip == "layers" or any(point.written for point in model.hook_points())
     from_tokens = model.hook_tokens.written  # what is attached there follows each run from its beginning
-    table = sites.table(cfg)
-    out = []
-    for number, edits in enumerate(cells.edits):
-        bounds = tuple(_settled(edit, means).bind(cfg, batch, length, table) for edit in edits)
+    table, unchanged, out = sites.table(cfg), _Unchanged(task), []
+    for number, edits in enumerate(task.cells.edits):
+        bounds = tuple(_settled(edit, means).bind(cfg, task.batch, task.length, table) for edit in edits)
         if not alone:
             bounds = tuple(_by_input(bound, cfg, table) for bound in bounds)
         layer = -1 if from_tokens else min(_layer(bound.site, cfg) for bound in bounds)
-        declared = all(bound.change.declared for bound in bounds)
-        start = min(_start(bound) for bound in bounds)
-        names = [short(bound.site) for bound in bounds]
-        in_blocks = declared and all(bound.layer is not None for bound in bounds)
-        there: dict[int | None, BlockProgram] = {
-            bound.layer: model.blocks[bound.layer].program for bound in bounds if bound.layer is not None
-        }
-        in_blocks = in_blocks and all(
-            name in there[bound.layer].writes or name in (SCORES, PATTERN) or (name == RESULT and len(bounds) == 1)
-            for name, bound in zip(names, bounds, strict=True)
-        )  # fmt: skip
-        way = "alone" if alone or not in_blocks else "join" if len(bounds) == 1 else "packed"
+        way = "alone" if alone or not _in_blocks(model, bounds) else "join" if len(bounds) == 1 else "packed"
+        if way == "join" and short(bounds[0].site) != SCORES:
+            bounds[0].same = unchanged.up_to(edits[0].change, bounds[0])
         causal = cfg.attention_dir == "causal" and way != "alone"
-        out.append(Cell(number, bounds, layer, start if causal else 0, way))
+        out.append(Cell(number, bounds, layer, min(map(_start, bounds)) if causal else 0, way))
     return out
+
+
+def _in_blocks(model: Transformer, bounds: Sequence[Bound]) -> bool:
+    """Whether all edits are declared, and at values of the blocks' programs (or at pattern, scores, per-head results)."""
+    for bound in bounds:
+        name = short(bound.site)
+        if not bound.change.declared or bound.layer is None:
+            return False
+        between = name in (SCORES, PATTERN) or (name == RESULT and len(bounds) == 1)
+        if not between and name not in model.blocks[bound.layer].program.writes:
+            return False
+    return True
+
+
+class _Unchanged:
+    """Where the values that edits put in are provably the run's own: up to the first token that differs from their run's."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.known: dict[int, tuple[Origin, Tensor | None]] = {}
+        self.own_mean: Origin | None = None
+
+    def up_to(self, change: Change, bound: Bound) -> Tensor | None:
+        """For each example, how many positions at the beginning stay as they are; None: that cannot be told."""
+        plain = change.change if isinstance(change, Random) else change
+        if not isinstance(plain, Put) or bound.position_axis is None:
+            return None
+        origin = plain.origin(bound.site)
+        if plain.values is None and plain.mean_over == ("batch",):
+            origin = self.own_mean = self.own_mean or Origin.of(self.task.model, self.task.tokens, self.task.mask).mean()
+        if origin is None:
+            return None
+        if id(origin) not in self.known:
+            self.known[id(origin)] = origin, origin.shared_with(self.task.model, self.task.tokens, self.task.mask)
+        return self.known[id(origin)][1]
 
 
 def _settled(edit: Edit, means: dict[str, Tensor] | None) -> Edit:
@@ -287,7 +342,7 @@ def _layer(site: str, cfg: HookedTransformerConfig) -> int:
 
 
 def _start(bound: Bound) -> int:
-    """The first position that an edit reaches; holding the clean run's own values reaches none by itself."""
+    """The first position that an edit can change. A freeze changes nothing on its own, so it counts as the last position."""
     return bound.length - 1 if held(bound) else bound.first
 
 

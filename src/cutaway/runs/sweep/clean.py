@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.model.hook_points import KeepActivation, NamedHook
 from cutaway.model.positions import Stream, offset_positions
-from cutaway.model.steps import FIRST, LAST, Z
+from cutaway.model.steps import FIRST, LAST, POST, Z
 from cutaway.model.transformer import Transformer
+from cutaway.runs.edits import Bound, Put
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Clean:
     resid: list[Tensor]
     read: dict[int, tuple[Tensor, Tensor, Tensor]]
     store: dict[str, Tensor]
+    _moved: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
 
     @property
     def batch(self) -> int:
@@ -74,9 +76,47 @@ class Clean:
         reads = self._reads(layer)
         return self.read[layer][reads.index(name)] if name in reads else self.site(layer, name)
 
+    def moved(self, bound: Bound, name: str) -> Any | None:
+        """Where the activations of another run differ from this one's, as an array `[example, position, head or 1]` (or neuron).
+
+        Worked out once for all cells that take their values from there. None: the edit does not put in whole activations.
+        """
+        source, change = bound.source, bound.change
+        if not isinstance(change, Put) or source is None or bound.layer is None:
+            return None
+        own = self.value(bound.layer, name)
+        if source.shape[0] not in (1, self.batch) or source.shape[1:] != own.shape[1:]:
+            return None
+        key = id(change), bound.site
+        if key not in self._moved:
+            found = differs(source.to(own), own, bound.same)
+            found = found if name == POST else found.any(-1) if own.ndim > 3 else found.any(-1, keepdim=True)
+            self._moved[key] = found.cpu().numpy()
+        return self._moved[key]
+
     def _reads(self, layer: int) -> tuple[str, ...]:
         reads: tuple[str, ...] = self.model.blocks[layer].program.writer(Z).reads
         return reads
+
+
+def differs(new: Tensor, own: Tensor, same: Tensor | None, places: Tensor | None = None, *, axis: int = 1) -> Bool[Tensor, "..."]:
+    """Which numbers of an activation are not the run's own.
+
+    Where they provably come from the same computation, they may be apart by rounding: attention patterns that were looked at took
+    another path. More than that is a change after all (somebody wrote into the cache where no counter sees it).
+
+    Args:
+        same: for each example, how many positions at the beginning are the run's own.
+        places: which positions `new` and `own` hold, along `axis`; None: all.
+    """
+    apart = new != own
+    if same is None:
+        return apart
+    places = torch.arange(own.shape[axis], device=own.device) if places is None else places
+    proven = places < same.to(own.device)[:, None]
+    proven = proven.reshape(len(proven), *[1] * (axis - 1), -1, *[1] * (own.ndim - axis - 1))
+    near = (new - own).abs() <= torch.finfo(own.dtype).eps ** 0.5 * own.abs().amax(-1, keepdim=True)
+    return apart & ~(proven & near)
 
 
 def run_clean(model: Transformer, tokens: Tensor, sites: Collection[str], *, mask: Tensor | None = None, first: int = 0) -> Clean:

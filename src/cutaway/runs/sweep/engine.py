@@ -14,44 +14,20 @@ import torch
 from torch import Tensor
 
 from cutaway.model.transformer import Transformer
-from cutaway.runs.edits import Bound, mean_axes
-from cutaway.runs.metrics import AnyMetric, Metric
-from cutaway.runs.sweep.cells import Cell, Cells, bind, chunks, kept_sites, own_means, room_for
+from cutaway.runs.edits import Bound
+from cutaway.runs.metrics import Metric
+from cutaway.runs.sweep.cells import Cell, Task, bind, chunks, kept_sites, own_means, room_for
 from cutaway.runs.sweep.clean import Clean, run_clean
 from cutaway.runs.sweep.execute import Ended, run_chunk
 from cutaway.runs.sweep.logits import NotComputed
 from cutaway.runs.sweep.measure import Measure, Opaque
 from cutaway.runs.sweep.regions import Region, Rules
+from cutaway.runs.values import mean_axes
 
 Progress = Callable[[float, float], None]
 CLEAN = -1  # stands for the clean run among the chunks of a batch
 ROOM = 5 * 2**16  # numbers in one layer's stream that run at once, where nobody says how much memory there is
 ROOM_CUDA = 2**25  # the same on a GPU, which small products leave idle
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What a sweep is asked: a network, tokens, cells and a metric."""
-
-    model: Transformer
-    tokens: Tensor
-    mask: Tensor | None
-    cells: Cells
-    metric: AnyMetric
-    skip: str = "all"
-    memory: int | None = None
-
-    @property
-    def batch(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def length(self) -> int:
-        return self.tokens.shape[1]
-
-    def rows(self, first: int, last: int) -> tuple[Tensor, Tensor | None]:
-        """Tokens and mask of some examples."""
-        return self.tokens[first:last], None if self.mask is None else self.mask[first:last]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +50,7 @@ def schedule(task: Task) -> Schedule:
         ConfigError: not even one cell fits into the memory.
     """
     cfg = task.model.cfg
-    cells = bind(task.model, task.cells, task.batch, task.length, skip=task.skip)
+    cells = bind(task)
     whole = not isinstance(task.metric, Metric) or task.skip == "layers"
     whole = whole or any(not bound.change.declared for cell in cells for bound in cell.bounds)
     smallest = task.length * (task.batch if whole else 1)
@@ -138,7 +114,7 @@ class Engine:
         """The cells, with the means that their edits ask for."""
         means, task = self._means(), self.task
         if means is not None:
-            self.cells = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
+            self.cells = bind(task, means)
         return self.cells
 
     @torch.no_grad()

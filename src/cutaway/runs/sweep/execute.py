@@ -17,12 +17,12 @@ from torch import Tensor
 
 from cutaway.model.positions import Stream, offset_positions
 from cutaway.model.products import linear
-from cutaway.model.steps import ATTN_OUT, FIRST, FROM_KEYS, INPUTS, LAST, MLP_OUT, PATTERN, RESULT, SCORES, K, Q, Step, V, Z
+from cutaway.model.steps import ATTN_OUT, FIRST, FROM_KEYS, INPUTS, LAST, MLP_OUT, PATTERN, POST, RESULT, SCORES, K, Q, Step, V, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, index_of
 from cutaway.runs.sweep.attend import Group, by_pattern, seen_by_group, seen_by_heads, together
 from cutaway.runs.sweep.cells import Cell, short
-from cutaway.runs.sweep.clean import Clean
+from cutaway.runs.sweep.clean import Clean, differs
 from cutaway.runs.sweep.regions import BY_HEAD, Layer, Region, Rules, Way, way_from, way_of
 
 
@@ -147,6 +147,14 @@ class _Chunk:
     def _changed(self, bound: Bound, name: str) -> Entry | None:
         """The new values of an edit where they differ from the clean run's, and the old ones."""
         assert bound.layer is not None
+        moved = self.clean.moved(bound, name) if name != RESULT else None
+        if moved is not None:
+            for axis, some in enumerate((*bound.chosen[:2], bound.chosen[-1] if name == POST else bound.heads)):
+                if some is not None and moved.shape[axis] > 1:
+                    moved = moved[(slice(None),) * axis + (list(some),)]
+            moved = moved.any(-1)
+            if not moved.any():
+                return None
         places = None if bound.positions is None else torch.tensor(bound.positions, device=self.clean.tokens.device)
         if name == RESULT:
             chosen = list_of(bound.heads)
@@ -157,13 +165,18 @@ class _Chunk:
             whole = self.clean.value(bound.layer, name)
             old = whole[bound.index()]
         new = bound.change.new(old, bound.value(whole)).to(old.dtype)
+        if moved is None:
+            apart = differs(new, old, bound.same_of_chosen, places).flatten(2).any(-1)
+        else:
+            apart = torch.from_numpy(moved).to(old.device)
+        new = own_elsewhere(new, old, apart)
         if name not in BY_HEAD and bound.chosen[-1] is not None:  # some neurons before their activation: all of them go on
             assert whole is not None
             every = whole[index_of([*bound.chosen[:-1], None], whole.shape)]
             part, new, old = new, every.clone(), every
             new[..., list(bound.chosen[-1])] = part
-        heads = bound.chosen[-1] if name == "mlp.hook_post" else bound.heads
-        return entry_of(bound, (new != old).flatten(2).any(-1), places, new, old, heads if name in BY_HEAD else None, self.clean)
+        heads = bound.chosen[-1] if name == POST else bound.heads
+        return entry_of(bound, apart, places, new, old, heads if name in BY_HEAD else None, self.clean)
 
     # One layer.
 
@@ -495,6 +508,11 @@ def entry_of(
         new, old = new[by_example], None if old is None else old[by_example]
         examples = by_example.nonzero().flatten() if examples is None else examples[by_example]
     return Entry(Region.of_places(examples, len(new), places, clean.length, heads), new, old)
+
+
+def own_elsewhere(new: Tensor, own: Tensor, apart: Tensor) -> Tensor:
+    """New values `[example, place, …]` where they differ, and the run's own bits elsewhere."""
+    return new if bool(apart.all()) else torch.where(apart[(...,) + (None,) * (new.ndim - 2)], new, own)
 
 
 def over(x: Tensor, region: Region, new: Tensor, at: Region) -> Tensor:

@@ -19,8 +19,7 @@ from torch import Tensor
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import AnyMetric, LogitRows, Metric
-from cutaway.runs.sweep.cells import Cell
-from cutaway.runs.sweep.engine import Task
+from cutaway.runs.sweep.cells import Cell, Task
 
 GRAPH = 2**23  # numbers that the graph of one backward pass may keep, about
 

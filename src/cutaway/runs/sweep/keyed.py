@@ -28,8 +28,8 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs import written  # the module, since it imports this package itself
 from cutaway.runs.hashes import digest, model_hash
 from cutaway.runs.model_source import versions
-from cutaway.runs.sweep.cells import Cells
-from cutaway.runs.sweep.engine import CLEAN, Schedule, Task, schedule
+from cutaway.runs.sweep.cells import Cells, Task
+from cutaway.runs.sweep.engine import CLEAN, Schedule, schedule
 from cutaway.writing import write, write_json
 
 PLANS, VALUES, ASKED = "plans", "values", "asked"

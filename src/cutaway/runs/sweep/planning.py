@@ -19,8 +19,8 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import CustomMetric, Metric
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import drawn
-from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, bind, bytes_per_token, kept_sites, own_means
-from cutaway.runs.sweep.engine import Schedule, Task, schedule
+from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, Task, bind, bytes_per_token, kept_sites, own_means
+from cutaway.runs.sweep.engine import Schedule, schedule
 from cutaway.runs.sweep.measure import KEPT
 from cutaway.runs.sweep.regions import Region, Rules, Way, cost_of, way_from, way_of
 from cutaway.runs.sweep.sweeping import task_of
@@ -134,7 +134,7 @@ def plan(
 def _baseline_of(task: Task, count: int, seed: int) -> Task:
     """The random changes that would run beside a sweep; means over its examples, which nobody knows yet, are taken for 0."""
     means = {site: torch.zeros(()) for site in own_means(task.cells, task.model.cfg)}
-    settled = bind(task.model, task.cells, task.batch, task.length, skip=task.skip, means=means)
+    settled = bind(task, means)
     return replace(task, cells=drawn(task.cells, settled, count, seed))
 
 

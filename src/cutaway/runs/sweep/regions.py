@@ -275,7 +275,7 @@ def _through(rules: Rules, layer: int, before: Region | None, entered: Mapping[s
     """One layer, step by step."""
     reached: Layer = {}
     needed = rules.needed if layer == rules.cfg.n_layers - 1 else {}
-    cuts: dict[int, Region | None] = {}
+    cuts: dict[int, tuple[Region, Region | None]] = {}  # by identity, so what is cut is kept: another one must not get its number
     for step in rules.programs[layer].steps:
         touched = bool(entered) and not entered.keys().isdisjoint(step.names)
         for at, name in enumerate(step.writes) if reached or touched or before is not None else ():
@@ -290,8 +290,8 @@ def _through(rules: Rules, layer: int, before: Region | None, entered: Mapping[s
             if wanted is not None:
                 key = id(region)
                 if key not in cuts:
-                    cuts[key] = region.cut(wanted, rules.numbers)
-                region = cuts[key]
+                    cuts[key] = region, region.cut(wanted, rules.numbers)
+                region = cuts[key][1]
             if region is not None:
                 reached[name] = region
         if touched:

@@ -21,7 +21,8 @@ from cutaway import reading
 from cutaway.errors import CheckpointError
 from cutaway.runs import written  # the module, since it imports this package itself
 from cutaway.runs.hashes import digest, model_hash
-from cutaway.runs.sweep.engine import CLEAN, Schedule, Task, schedule
+from cutaway.runs.sweep.cells import Task
+from cutaway.runs.sweep.engine import CLEAN, Schedule, schedule
 from cutaway.writing import write, write_json
 
 PLAN = "plan.json"

@@ -29,12 +29,13 @@ from cutaway.runs.sweep.baseline import run as run_baseline
 from cutaway.runs.sweep.cells import (
     Cells,
     Grid,
+    Task,
     at_columns,
     label_of,
     own_means,
 )
 from cutaway.runs.sweep.elsewhere import fill
-from cutaway.runs.sweep.engine import Engine, Progress, Task, plain_values
+from cutaway.runs.sweep.engine import Engine, Progress, plain_values
 from cutaway.runs.sweep.gradient import estimate
 from cutaway.runs.sweep.keyed import Keyed
 from cutaway.runs.sweep.saved import Saved

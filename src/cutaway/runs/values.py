@@ -1,0 +1,108 @@
+"""Where edits take their numbers from: a tensor, a store of activations, means over one, or its examples in another order.
+
+All are site → tensor, and say of each site which run its numbers come from, where that is known (`origin_in`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cutaway.errors import ShapeError
+from cutaway.model.origins import Kept, Origin, made_from
+from cutaway.runs.random_numbers import cycle
+
+Values = Tensor | Mapping[str, Tensor]
+
+
+def values_of(cache: Any) -> Values:
+    """The tensor, or the mapping of full site names, in whatever was given."""
+    if isinstance(cache, Tensor):
+        return cache
+    store: Any = getattr(cache, "cache_dict", cache)
+    if not isinstance(store, Mapping):
+        raise ShapeError(f"an edit takes a tensor or a cache of site → tensor, not {type(cache).__name__}")
+    if getattr(cache, "has_batch_dim", True):
+        return store
+    return made_from(store, lambda tensor: tensor.unsqueeze(0))
+
+
+def origin_in(values: Values | None, site: str) -> Origin | None:
+    """The run that an entry of a store, or what was derived from one, comes from; None: that is not known."""
+    return values.origin_of(site) if isinstance(values, Kept | DerivedValues) else None
+
+
+def mean_axes(site: str, over: Sequence[str]) -> list[int]:
+    """Which axes of a site a mean is taken over; the position of patterns and scores is that of the destination."""
+    by_head = site.endswith(("hook_pattern", "hook_attn_scores"))
+    return [{"batch": 0, "pos": 2 if by_head else 1}[axis] for axis in over]
+
+
+class DerivedValues(Mapping[str, Tensor]):
+    """Tensors made from others when they are first asked for."""
+
+    def __init__(self, values: Values):
+        self.values_ = values
+        self.made: dict[str, tuple[Tensor, Origin | None]] = {}
+
+    @abstractmethod
+    def derive(self, site: str, tensor: Tensor) -> Tensor:
+        """The tensor that stands for a site's."""
+
+    @abstractmethod
+    def derived(self, origin: Origin, tensor: Tensor) -> Origin | None:
+        """The origin of what stands for a site's tensor."""
+
+    def _made(self, site: str) -> tuple[Tensor, Origin | None]:
+        if site not in self.made:
+            source = self.values_ if isinstance(self.values_, Tensor) else self.values_[site]
+            origin = origin_in(self.values_, site)
+            self.made[site] = self.derive(site, source), None if origin is None else self.derived(origin, source)
+        return self.made[site]
+
+    def __getitem__(self, site: str) -> Tensor:
+        return self._made(site)[0]
+
+    def origin_of(self, site: str) -> Origin | None:
+        """Where these numbers come from; None: that is not known."""
+        return self._made(site)[1]
+
+    def __contains__(self, site: object) -> bool:
+        return isinstance(self.values_, Tensor) or site in self.values_
+
+    def __iter__(self) -> Any:
+        return iter(() if isinstance(self.values_, Tensor) else self.values_)
+
+    def __len__(self) -> int:
+        return 0 if isinstance(self.values_, Tensor) else len(self.values_)
+
+
+class AveragedValues(DerivedValues):
+    def __init__(self, values: Values, over: tuple[str, ...]):
+        super().__init__(values)
+        self.over = over
+
+    def derive(self, site: str, tensor: Tensor) -> Tensor:
+        return (tensor if tensor.is_floating_point() else tensor.float()).mean(mean_axes(site, self.over), keepdim=True)
+
+    def derived(self, origin: Origin, tensor: Tensor) -> Origin | None:
+        return origin.mean() if self.over == ("batch",) else None
+
+
+class ReorderedValues(DerivedValues):
+    def __init__(self, values: Values, seed: int, order: Tensor | None):
+        super().__init__(values)
+        self.seed, self.order = seed, order
+
+    def derive(self, site: str, tensor: Tensor) -> Tensor:
+        return tensor[self._order(tensor).to(tensor.device)]
+
+    def derived(self, origin: Origin, tensor: Tensor) -> Origin | None:
+        order = self._order(tensor)
+        return origin.rows(lambda x: x[order.to(x.device)])
+
+    def _order(self, tensor: Tensor) -> Tensor:
+        return cycle(len(tensor), self.seed) if self.order is None else self.order
