@@ -13,7 +13,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway.commands import circuits, collecting, console, explaining, learning, questions, scripts, shared, steering, sweeps
+from cutaway.commands import (
+    circuits,
+    collecting,
+    console,
+    explaining,
+    learning,
+    questions,
+    reporting,
+    scripts,
+    shared,
+    steering,
+    sweeps,
+)
 from cutaway.errors import CutawayError
 
 TASKS = (
@@ -128,37 +140,6 @@ def train(
 
 
 @app.command()
-def report(
-    task: Annotated[str, typer.Argument(help="Which task: first-unique-char.")],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of a model of this task, .pt or .safetensors. By default the bundled model.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json. By default out/TASK.")] = None,
-    size: Annotated[int, typer.Option(help="How many sequences to run on.")] = 1000,
-    seed: Seed = 42,
-    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead of the summary.")] = False,
-) -> None:
-    """Say how well a trained model does its task and how it does it, with evidence.
-
-    Prints a summary, and writes report.html (one page that needs nothing else) and report.json (the numbers).
-    """
-    from rich.console import Console
-
-    from cutaway import report as reports
-    from cutaway.report import progress
-    from cutaway.writing import check_folder
-
-    folder = check_folder(out or Path("out") / task)
-    with progress.shown(Console(stderr=True)) as watch:
-        made = reports.make(task, checkpoint=checkpoint, size=size, seed=seed, watch=watch)
-    html, numbers = made.save(folder)
-    if as_json:
-        console.echo(made.json(), nl=False)
-    else:
-        console.echo(f"{made.text()}\n\n{html}\n{numbers}")
-
-
-@app.command()
 def verify(
     model: Annotated[str, typer.Argument(help="An id or a short name of the Hugging Face hub, a folder, or a GGUF file.")],
     text: Annotated[str | None, typer.Option(help="What both read. By default a few sentences.")] = None,
@@ -204,6 +185,7 @@ for question in (
     *sweeps.COMMANDS,
     *collecting.COMMANDS,
     steering.steer,
+    reporting.report,
     explaining.explain,
     learning.notebook,
 ):

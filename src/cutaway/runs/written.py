@@ -17,7 +17,7 @@ from torch import Tensor
 from cutaway.errors import CheckpointError, NotReadable
 from cutaway.model.sites import resolve, table
 from cutaway.model.transformer import Transformer
-from cutaway.runs import edits, metrics
+from cutaway.runs import answer_metrics, edits, metrics
 from cutaway.runs.places import Places
 from cutaway.runs.sweep.cells import Cells, Grid
 
@@ -27,7 +27,7 @@ KINDS: dict[str, type] = {
         edits.Zero, edits.Put, edits.Add, edits.Scale, edits.ProjectOut, edits.Random, edits.Function, edits.Edit, Places, Grid,
         Cells,
         metrics.LogitDifference, metrics.LogProbability, metrics.Probability, metrics.Rank, metrics.Loss, metrics.Accuracy,
-        metrics.KL, metrics.Normalised, metrics.ProbabilityDifference,
+        metrics.KL, metrics.Normalised, metrics.ProbabilityDifference, answer_metrics.AnswerMetric,
     )
 } | {"MetricFunction": metrics.CustomMetric}  # fmt: skip
 NAMES = {kind: name for name, kind in KINDS.items()}

@@ -1,0 +1,84 @@
+"""Who attends to which source: the behaviour's own sources from its answers, and the kinds that any text has."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cutaway.analysis.heads import KINDS, kind_mask
+from cutaway.report.findings import Finding, Value, means, ratio
+from cutaway.report.study import Study
+from cutaway.view import attention_patterns
+
+HEADING = "Who attends to what"
+LEAST = 0.1  # attention beyond even attention that matters
+Sources = Bool[Tensor, "batch dest src"]
+
+
+def lacks(study: Study) -> str:
+    """Attention needs heads."""
+    return "" if study.model.cfg.n_layers else "the network has no layers"
+
+
+def passes(study: Study) -> float:
+    """None of its own."""
+    return 0.5
+
+
+def visible(study: Study) -> Sources:
+    """Which keys each query sees."""
+    real = study.prompts.mask
+    seen = real[:, :, None] & real[:, None, :]
+    return seen if study.model.cfg.attention_dir == "bidirectional" else seen.tril()
+
+
+def sources(study: Study) -> dict[str, Sources]:
+    """Name → where the source stands, for each query that counts."""
+    seen = visible(study)
+    named = {
+        f"{name}, from the answer": mask & seen & study.prompts.answered[:, :, None]
+        for name, mask in study.behaviour.sources(study.prompts).items()
+    }
+    tokens, length = study.prompts.tokens, study.prompts.tokens.shape[1]
+    for kind, said in KINDS.items():
+        mask = kind_mask(kind, tokens, length, study.prompts.mask)
+        named[said] = mask.expand_as(seen) & seen
+    return {name: mask for name, mask in named.items() if bool(mask.any())}
+
+
+def ask(study: Study) -> list[Finding]:
+    """For each source the heads' share of attention, against even attention."""
+    seen, found = visible(study), []
+    for name, mask in sources(study).items():
+        counted = mask.any(-1)
+        even = ratio(((mask.sum(-1) / seen.sum(-1).clamp(min=1)) * counted).sum(1), counted.sum(1))
+        if even.value > 0.9:  # whatever it does, a head attends there
+            continue
+        rows = []
+        for layer in range(study.model.cfg.n_layers):
+            pattern = study.cache["pattern", layer]
+            looked = torch.einsum("bhds,bds->bhd", pattern, mask.to(pattern))
+            per = counted.sum(1).to(pattern)
+            rows.append(torch.where(per > 0, looked.sum(-1).T / per.clamp(min=1), math.nan))
+        values = means(study.heads, torch.cat(rows))
+        what = f"attention to {name}"
+        one = Finding("largest", what, values, "share", even, "even attention", study.on, margin=LEAST)
+        found.append(one if one.claims else replace(one, silent=True))
+    named = {one.what.removeprefix("attention to "): Value(1.0) for one in found if one.claims}
+    what = "sources that some head attends to at least 10% of its attention more than evenly"
+    found.insert(0, Finding("count", what, named, total=len(found), on=study.on))
+    if found and not study.large:
+        found[0] = _drawn(study, found[0])
+    return found
+
+
+def _drawn(study: Study, finding: Finding) -> Finding:
+    """With the patterns of the first prompt."""
+    length = min(int(study.prompts.lengths[0]), 60)
+    words = [study.word(token) for token in study.prompts.tokens[0, :length].tolist()]
+    patterns = torch.cat([study.cache["pattern", l][0, :, :length, :length] for l in range(study.model.cfg.n_layers)])
+    return replace(finding, figures=[attention_patterns(words, patterns, study.heads, title="Attention on the first prompt")])

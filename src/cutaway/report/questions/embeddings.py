@@ -1,0 +1,77 @@
+"""Directions of the embeddings: how few carry the tokens' differences, and whether they turn in circles (Fourier)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.report.findings import Finding, Value, spread
+from cutaway.report.study import Study
+
+HEADING = "How tokens are embedded"
+MOST, DRAWS = 2000, 20
+
+
+def content(study: Study) -> list[int]:
+    """Tokens that are sometimes here and sometimes there: those of the longest run of numbers among them."""
+    tokens = study.prompts.tokens
+    varied = [at for at in range(tokens.shape[1]) if len(tokens[:, at][study.prompts.mask[:, at]].unique()) > 1]
+    used = tokens[:, varied][study.prompts.mask[:, varied]].unique().tolist()
+    runs: list[list[int]] = [[]]
+    for token in used:
+        if runs[-1] and token != runs[-1][-1] + 1:
+            runs.append([])
+        runs[-1].append(token)
+    return max(runs, key=len)
+
+
+def lacks(study: Study) -> str:
+    """A vocabulary that is small and has an order."""
+    if study.model.cfg.d_vocab > MOST:
+        return f"a vocabulary of {study.model.cfg.d_vocab:,} tokens is in no order"
+    return "" if len(content(study)) >= 5 else "fewer than five tokens vary"
+
+
+def passes(study: Study) -> float:
+    """Only weights."""
+    return 0.1
+
+
+def ask(study: Study) -> list[Finding]:
+    """The share of variance in three principal components, and in the five largest frequencies of the tokens' order."""
+    tokens = content(study)
+    W = study.model.embed.W_E.detach()[tokens].double()
+    W = W - W.mean(0)
+    generator = torch.Generator().manual_seed(study.seed)
+    noise = [_principal(torch.randn(W.shape, generator=generator, dtype=W.dtype)) for _ in range(DRAWS)]
+    turned = [_frequencies(W[torch.randperm(len(W), generator=generator)]) for _ in range(DRAWS)]
+    on = f"{len(tokens)} tokens"
+    few = min(5, (len(tokens) - 1) // 4)
+    found = [
+        Finding("share", "the share of the embeddings' variance in three directions", {"all": Value(_principal(W))}, "share",
+                spread(torch.tensor(noise)), "random embeddings", on),
+    ]  # fmt: skip
+    if few:
+        shares = _spectrum(W)
+        order = shares.argsort(descending=True)[:few].tolist()
+        named = ", ".join(str(one + 1) for one in order)
+        what = f"the share of the embeddings' variance in {few} frequencies of the tokens' order ({named})"
+        values, random = {"all": Value(_frequencies(W))}, spread(torch.tensor(turned))
+        found.append(Finding("share", what, values, "share", random, "tokens in random order", on))
+    return found
+
+
+def _principal(W: Float[Tensor, "token d"]) -> float:
+    values = torch.linalg.svdvals(W - W.mean(0)).square()
+    return float(values[:3].sum() / values.sum())
+
+
+def _spectrum(W: Float[Tensor, "token d"]) -> Float[Tensor, "frequency"]:
+    power = torch.fft.rfft(W, dim=0).abs().square().sum(1)[1:]
+    return power / power.sum()
+
+
+def _frequencies(W: Float[Tensor, "token d"]) -> float:
+    few = min(5, (len(W) - 1) // 4)
+    return float(_spectrum(W).topk(max(few, 1)).values.sum())

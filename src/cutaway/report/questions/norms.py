@@ -1,0 +1,30 @@
+"""What each norm divides by, and how constant that is: circuits read from weights take it for a constant."""
+
+from __future__ import annotations
+
+from cutaway.analysis.scales import norm_scales
+from cutaway.model.frozen_norms import norms_of
+from cutaway.report.findings import Finding, Value
+from cutaway.report.study import Study
+
+HEADING = "What norms divide by"
+
+
+def lacks(study: Study) -> str:
+    """A network without norms has nothing to divide by."""
+    return "" if norms_of(study.model.cfg) else "the network has no norms"
+
+
+def passes(study: Study) -> float:
+    """None of its own."""
+    return 0.0
+
+
+def ask(study: Study) -> list[Finding]:
+    """The spread of each norm's scale, relative to its mean."""
+    scales = norm_scales(study.cache)
+    names = scales.values.names("norm")
+    spread = {name: Value(scales.spread_of(name) / scales.of(name)) for name in names}
+    what = "the spread of what a norm divides by, relative to its mean"
+    figures = [] if study.large else [scales.figure()]
+    return [Finding("comparison", what, spread, "share", on=study.on, figures=figures)]

@@ -1,0 +1,129 @@
+"""Activation patching between minimal pairs: at which layer and where the stream carries the answer, and through which heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from cutaway.report.findings import Finding, Value
+from cutaway.report.study import Study
+from cutaway.runs import edits
+from cutaway.runs.answer_metrics import AnswerMetric
+from cutaway.runs.intervals import interval_of_ratio
+from cutaway.runs.sweep import sweep
+from cutaway.view import heat_map
+
+HEADING = "Where the answer is carried"
+PAIRS, PLACES = 64, 24  # pairs that are patched (16 of a large model), positions that are
+
+
+def lacks(study: Study) -> str:
+    """Patching needs pairs whose answers differ."""
+    if study.prompts.corrupted is None:
+        return "there are no minimal pairs"
+    return "" if not study.prompts.wrong or any(study.prompts.wrong) else "no pair has different answers"
+
+
+def passes(study: Study) -> float:
+    """About half a pass for each cell, on some of the prompts."""
+    part = len(some(study).prompts) / len(study.prompts)
+    places = len(columns(some(study)))
+    return part * 0.5 * study.model.cfg.n_layers * (places + (0.4 if study.large else 1) * study.model.cfg.n_heads)
+
+
+def some(study: Study) -> Study:
+    """The study of the pairs that are patched: those whose answers differ somewhere."""
+    prompts = study.prompts
+    rows = [row for row in range(len(prompts)) if not prompts.wrong or prompts.wrong[row]]
+    return Study(
+        study.model,
+        prompts[rows[: 16 if study.large else PAIRS]],
+        study.behaviour,
+        study.vocab,
+        study.above,
+        study.seed,
+        study.sweeps,
+    )
+
+
+def metric(study: Study) -> AnswerMetric:
+    """What pairs differ in: the lead over the counterpart's answers where they are given, else the loss."""
+    read = "lead" if study.prompts.wrong else "decisions" if study.above else "loss"
+    return AnswerMetric.of(study.prompts, read, study.model.cfg.d_vocab_out)
+
+
+def columns(study: Study) -> dict[str, Tensor]:
+    """Name → its position in each prompt: roles where there are some, else positions where pairs differ or answers are."""
+    if len(study.prompts.roles) > 1:
+        return dict(study.prompts.roles)
+    differs = (study.prompts.tokens != study.corrupted.tokens).any(0) | study.prompts.answered.any(0)
+    chosen = differs.nonzero().flatten().tolist()
+    chosen = chosen if len(chosen) <= PLACES else chosen[:: -(-len(chosen) // PLACES)]
+    return {str(at): torch.full((len(study.prompts),), at) for at in chosen}
+
+
+def at_places(change: edits.Change, site: tuple[str, int], places: Tensor, lengths: Tensor) -> list[edits.Edit]:
+    """Edits of one place that stands at its own position in each prompt; prompts too short for it go without."""
+    there = places < lengths
+    return [
+        change.at(site, positions=at, examples=(there & (places == at)).nonzero().flatten().tolist())
+        for at in places[there].unique().tolist()
+    ]
+
+
+def ask(study: Study) -> list[Finding]:
+    """What the clean stream restores in the corrupted run, by place and layer; the same for heads at all positions."""
+    small = some(study)
+    cfg, prompts = study.model.cfg, small.prompts
+    measured = metric(small)
+    names = [f"blocks.{l}.{site}" for l in range(cfg.n_layers) for site in ("hook_resid_pre", "attn.hook_z")]
+    clean = small.run(prompts, names)
+    change = edits.patch(dict(clean.cache_dict))
+    places = columns(small)
+    layers = range(cfg.n_layers)
+    stream = [at_places(change, ("resid_pre", l), at, prompts.lengths) for at in places.values() for l in layers]
+    heads = [[change.at(("z", l), heads=h)] for l in layers for h in range(cfg.n_heads)]
+    reference = sweep(study.model, prompts.tokens, [edits.zero().at(("z", 0), heads=0)], measured, mask=small.mask, audit=0)
+    whole = reference.clean.data
+    target = small.corrupted.tokens
+
+    def recovered(cells: list[list[edits.Edit]], name: str, **how: object) -> list[Value]:
+        done = sweep(study.model, target, cells, measured, mask=small.mask, seed=study.seed, **how)  # type: ignore[arg-type]
+        study.sweeps[name] = done
+        above, below = (done.values.data - done.clean.data).double(), (whole - done.clean.data).double()
+        low, high = interval_of_ratio(above.T, below[:, None].expand_as(above.T))
+        return [Value(*one) for one in zip((above.mean(1) / below.mean()).tolist(), low.tolist(), high.tolist(), strict=True)]
+
+    by_place = recovered(stream, "patched stream")
+    by_head = recovered(heads, "patched heads", **({"method": "screen", "top": 16} if study.large else {}))
+    on = f"{len(prompts):,} pairs"
+    return [*_streams(places, by_place, len(layers), on), Finding(
+        "largest", "the share of the difference that one head restores", dict(zip(small.heads, by_head, strict=True)), "share",
+        Value(0.0), "nothing restored", on, two_sided=True)]  # fmt: skip
+
+
+def _streams(places: Mapping[str, Tensor], values: list[Value], layers: int, on: str) -> list[Finding]:
+    """A trend along layers for each place that ever carries something, and a map of them all."""
+    rows = {name: values[n * layers : (n + 1) * layers] for n, name in enumerate(places)}
+    grid = torch.tensor([[value.value for value in row] for row in rows.values()])
+    drawn = heat_map(
+        grid, [str(layer) for layer in range(layers)], list(rows), x_name="layer", y_name="position", value_name="restored",
+        title="What the stream before each layer restores",
+    )  # fmt: skip
+    if layers == 1:
+        only = {name: row[0] for name, row in rows.items()}
+        what = "the share of the difference that the stream at a position restores"
+        return [Finding("largest", what, only, "share", Value(0.0), "nothing restored", on, two_sided=True)]
+    order = sorted(rows, key=lambda name: -max(abs(value.value) for value in rows[name]))[:6]
+    found = [
+        Finding("trend", f"the share of the difference that the stream at {name} restores",
+                {str(layer): value for layer, value in enumerate(rows[name])}, "share", Value(0.0), "nothing restored", on,
+                axis="layers")
+        for name in order
+    ]  # fmt: skip
+    if found:
+        found[0] = replace(found[0], figures=[drawn])
+    return found

@@ -1,0 +1,59 @@
+"""How well the model does: accuracy against chance, by class of answer and by position."""
+
+from __future__ import annotations
+
+import torch
+
+from cutaway.report.findings import Finding, Value
+from cutaway.report.study import Study
+
+HEADING = "How well it does"
+MOST_POSITIONS = 40
+
+
+def lacks(study: Study) -> str:
+    """Nothing: there are answers."""
+    return ""
+
+
+def passes(study: Study) -> float:
+    """Forward passes over all prompts."""
+    return 1.0
+
+
+def ask(study: Study) -> list[Finding]:
+    """Accuracy, preference over wrong answers, classes, positions."""
+    chance = study.chance
+    constant = "always the same answer"
+    found = [Finding("share", "the share of right answers", {"all": study.accuracy}, "share", chance, constant, study.on)]
+    if study.preference is not None:
+        pairs = {"all": study.preference}
+        what = "the share of answers with a higher logit than the wrong ones given"
+        found.append(Finding("share", what, pairs, "share", Value(0.5), "a coin", study.on))
+    rows, at = study.places
+    classes = study.behaviour.classes(study.prompts)
+    named = {name: where[rows, at] for name, where in classes.items()}
+    by_class = {name: study.over(study.correct, where) for name, where in named.items() if bool(where.any())}
+    if len(by_class) > 1:
+        always = {
+            name: study.over(study.right[:, int(study.right[where].sum(0).argmax())], where)
+            for name, where in named.items()
+            if name in by_class
+        }
+        what, against = "accuracy by class of answer", f"within the class {constant}"
+        found.append(Finding("comparison", what, by_class, "share", always, against))
+    positions = sorted(set(at.tolist()))
+    if len(positions) > 1 and not study.prompts.texts:
+        shown = positions if len(positions) <= MOST_POSITIONS else positions[:: -(-len(positions) // MOST_POSITIONS)]
+        by_position = {str(one): study.over(study.correct, at == one) for one in shown}
+        found.append(Finding("trend", "accuracy by position", by_position, "share", chance, constant, axis="position"))
+    loss = _loss(study)
+    found.append(Finding("share", f"the {study.loss.name}", {"all": study.over(loss)}, "nats", silent=True))
+    return found
+
+
+def _loss(study: Study) -> torch.Tensor:
+    """Of each answer."""
+    if study.above:
+        return torch.nn.functional.binary_cross_entropy_with_logits(study.logits, study.right.float(), reduction="none").mean(1)
+    return study.logits.logsumexp(1) - study.logits.masked_fill(~study.right, -torch.inf).logsumexp(1)

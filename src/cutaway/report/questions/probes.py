@@ -1,0 +1,77 @@
+"""What is linearly there: probes for each feature, on held-out prompts, layer by layer, beside probes of shuffled labels."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway.prompts import UNCOUNTED
+from cutaway.report.findings import Finding, Value, ratio
+from cutaway.report.study import Study
+
+HEADING = "What is linearly there"
+MOST, CLASSES = 4000, 30  # places that a probe reads, values of a feature
+
+
+def features(study: Study) -> dict[str, Int[Tensor, "batch pos"]]:
+    """The behaviour's features, and the right answer (of sets, which set it is)."""
+    found = dict(study.behaviour.features(study.prompts))
+    answers = torch.full_like(study.prompts.tokens, UNCOUNTED)
+    answers[study.places] = study.right.unique(dim=0, return_inverse=True)[1]
+    found["the answer"] = answers
+    return {name: values for name, values in found.items() if 2 <= len(_values(study, values)) <= CLASSES}
+
+
+def _values(study: Study, grid: Tensor) -> list[int]:
+    return grid[(grid != UNCOUNTED) & study.prompts.mask].unique().tolist()
+
+
+def lacks(study: Study) -> str:
+    """Features with a few values each, and prompts to hold out."""
+    if len(study.prompts) < 20:
+        return f"{len(study.prompts)} prompts are too few to hold some out"
+    return "" if features(study) else f"no feature has 2 to {CLASSES} values"
+
+
+def passes(study: Study) -> float:
+    """Small regressions."""
+    return 1.0
+
+
+def ask(study: Study) -> list[Finding]:
+    """Held-out accuracy by layer."""
+    found = []
+    generator = torch.Generator().manual_seed(study.seed)
+    held = torch.rand(len(study.prompts), generator=generator) < 0.3
+    names = [*(f"before {layer}" for layer in range(study.model.cfg.n_layers)), "the end"]
+    for feature, grid in features(study).items():
+        where = ((grid != UNCOUNTED) & study.prompts.mask).nonzero()
+        where = where[torch.randperm(len(where), generator=generator)[:MOST]]
+        rows, labels = where[:, 0], grid[where[:, 0], where[:, 1]].unique(return_inverse=True)[1]
+        dealt = labels[torch.randperm(len(labels), generator=generator)]
+        values, base = {}, {}
+        for name, site in zip(names, study.streams, strict=True):
+            x = study.cache[site][where[:, 0], where[:, 1]].double()
+            values[name] = _accuracy(x, labels, held[rows], rows, len(study.prompts))
+            base[name] = _accuracy(x, dealt, held[rows], rows, len(study.prompts))
+        often = float(labels[held[rows]].bincount().max()) / max(int(held[rows].sum()), 1)
+        base = {name: max(one, Value(often), key=lambda v: v.value) for name, one in base.items()}
+        what = f"the accuracy of linear probes for {feature}"
+        against = "shuffled labels or the commonest value"
+        found.append(Finding("trend", what, values, "share", base, against, f"{len(where):,} places", axis="layers"))
+    return found
+
+
+def _accuracy(
+    x: Float[Tensor, "place d"], labels: Int[Tensor, "place"], held: Bool[Tensor, "place"], rows: Tensor, count: int
+) -> Value:
+    """Of ridge regression onto the values' indicators, read on held-out prompts."""
+    x = (x - x[~held].mean(0)) / x[~held].std(0).clamp(min=1e-6)
+    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
+    y = torch.nn.functional.one_hot(labels).double()
+    fit = x[~held]
+    weights = torch.linalg.solve(fit.T @ fit + len(fit) * 1e-3 * torch.eye(x.shape[1], dtype=x.dtype), fit.T @ y[~held])
+    right = ((x @ weights).argmax(1) == labels) & held
+    sums, counts = (torch.zeros(count).index_add(0, rows, one.float()) for one in (right, held))
+    return ratio(sums, counts)

@@ -1,0 +1,148 @@
+"""One grammar: six kinds of finding to English. Each sentence gives number, interval and baseline, and says where nothing is.
+
+A sentence claims an effect only where the finding does: outside its baseline. Otherwise it says that the value lies inside it,
+or that nothing was measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from cutaway.report.findings import Finding, Value
+
+MOST = 3  # labels that a sentence names
+
+
+def number(value: float, unit: str) -> str:
+    """A number with its unit."""
+    if not math.isfinite(value):
+        return "no value"
+    if unit == "share":
+        return f"{100 * value:.1f}%".replace("-", "−")
+    text = f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.3g}"
+    return f"{text} {unit}".strip().replace("-", "−")
+
+
+def said(value: Value, unit: str) -> str:
+    """A number and its interval: `62.0% [58.1%, 65.7%]`."""
+    if not (math.isfinite(value.low) and math.isfinite(value.high)):
+        return number(value.value, unit)
+    low, high = (number(bound, unit if unit == "share" else "") for bound in (value.low, value.high))
+    return f"{number(value.value, unit)} [{low}, {high}]"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
+
+
+def capital(text: str) -> str:
+    """The same with a capital first."""
+    return text[:1].upper() + text[1:]
+
+
+def _base(finding: Finding, label: str) -> str:
+    """`even attention 12.0%`; empty where there is no baseline."""
+    base = finding.baseline_of(label)
+    if base is None or not math.isfinite(base.value):
+        return ""
+    return f"{finding.against} {said(base, finding.unit)}"
+
+
+def _measured(finding: Finding, label: str) -> str:
+    return f"{label} ({said(finding.values[label], finding.unit)})"
+
+
+def _no_baseline(finding: Finding, text: str) -> str:
+    return f"{text}; there is no baseline to hold it against, so nothing is claimed."
+
+
+def largest(finding: Finding) -> str:
+    """Which of several is largest, and how many stand out."""
+    known = [label for label, value in finding.values.items() if math.isfinite(value.value)]
+    if not known:
+        return f"{capital(finding.what)}: no value."
+    order = sorted(known, key=lambda label: -abs(finding.values[label].value))
+    claims, top = finding.claims, order[0]
+    if finding.baseline is None:
+        return _no_baseline(finding, f"{capital(finding.what)}: largest {_measured(finding, top)}, of {len(known)}")
+    if not claims:
+        none_of = f"none of {len(known)} lies {_beyond(finding)}outside the baseline"
+        return f"{capital(finding.what)}: {none_of}; the largest is {_measured(finding, top)}, {_base(finding, top)}."
+    shown = listed([_measured(finding, label) for label in claims[:MOST]])
+    more = f"; {len(claims)} of {len(known)} lie {_beyond(finding)}outside the baseline" if len(known) > 1 else ""
+    return f"{capital(finding.what)} is largest for {shown}; {_base(finding, claims[0])}{more}."
+
+
+def _beyond(finding: Finding) -> str:
+    return f"{number(finding.margin, finding.unit)} or more " if finding.margin else ""
+
+
+def share(finding: Finding) -> str:
+    """Each value beside its baseline."""
+    parts = []
+    for label in finding.values:
+        base, named = _base(finding, label), "" if len(finding.values) == 1 else f" for {label}"
+        inside = "" if finding.stands_out(label) or not base else ", which is not told apart from it"
+        parts.append(f"{said(finding.values[label], finding.unit)}{named}" + (f" ({base}{inside})" if base else ""))
+    text = f"{capital(finding.what)} is {listed(parts)}"
+    return f"{text}." if finding.baseline is not None else _no_baseline(finding, text)
+
+
+def comparison(finding: Finding) -> str:
+    """Two or more beside each other, and whether the extremes are told apart."""
+    known = {label: value for label, value in finding.values.items() if math.isfinite(value.value)}
+    if len(known) < 2:
+        return f"{capital(finding.what)}: nothing to compare but {listed([_measured(finding, one) for one in known])}."
+    order = sorted(known, key=lambda label: -known[label].value)
+    high, low = order[0], order[-1]
+    apart = known[high].low > known[low].high
+    end = "their intervals do not meet" if apart else "their intervals meet, so no difference is claimed"
+    base = _base(finding, high)
+    return (
+        f"{capital(finding.what)} is {_measured(finding, high)} against {_measured(finding, low)}"
+        f"{f' (of {len(known)})' if len(known) > 2 else ''}; {end}{f'; {base}' if base else ''}."
+    )
+
+
+def trend(finding: Finding) -> str:
+    """From the first to the last, the peak, and where it leaves its baseline."""
+    known = [label for label, value in finding.values.items() if math.isfinite(value.value)]
+    if not known:
+        return f"{capital(finding.what)}: no value."
+    peak = max(known, key=lambda label: finding.values[label].value)
+    ends = f"goes from {_measured(finding, known[0])} to {_measured(finding, known[-1])} along {finding.axis}"
+    ends += "" if peak in (known[0], known[-1]) else f", with its peak at {_measured(finding, peak)}"
+    if finding.baseline is None:
+        return _no_baseline(finding, f"{capital(finding.what)} {ends}")
+    out = [label for label in known if finding.stands_out(label)]
+    first = f"outside the baseline first at {out[0]}" if out else "nowhere outside the baseline"
+    return f"{capital(finding.what)} {ends}; {first} ({_base(finding, out[0] if out else peak)})."
+
+
+def count(finding: Finding) -> str:
+    """How many of how many, and which."""
+    names = list(finding.values)
+    which = f" ({listed(names[:12])}{' and others' if len(names) > 12 else ''})" if 0 < len(names) < finding.total else ""
+    base = finding.baseline if isinstance(finding.baseline, Value) else None
+    text = f"{capital(finding.what)}: {len(names):,} of {finding.total:,}{which}"
+    if base is None:
+        return f"{text}."
+    inside = "" if len(names) > (base.high if math.isfinite(base.high) else base.value) else ", which is not told apart from it"
+    return f"{text}; {finding.against} {said(base, '')}{inside}."
+
+
+def none(finding: Finding) -> str:
+    """Why nothing was measured."""
+    return f"{capital(finding.what)} was not measured: {finding.reason}."
+
+
+GRAMMAR: dict[str, Callable[[Finding], str]] = {
+    "largest": largest, "share": share, "comparison": comparison, "trend": trend, "count": count, "none": none,
+}  # fmt: skip
+
+
+def sentence(finding: Finding) -> str:
+    """A finding in English."""
+    return GRAMMAR[finding.kind](finding)

@@ -1,0 +1,260 @@
+"""A study: one model on the prompts of one behaviour, and the runs that several questions read, each computed once.
+
+Answers are numbered in the order of their places (example by example, position by position); `[answer]` is that axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from cutaway.analysis import attribution
+from cutaway.analysis.shared import head_names
+from cutaway.errors import ContextTooLong, PromptError, TokenError
+from cutaway.model.components import BIASES, gathered, writers
+from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
+from cutaway.model.transformer import Transformer
+from cutaway.prompts import Prompts
+from cutaway.report.findings import Value, ratio
+from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.answer_metrics import AnswerMetric, sets_of
+from cutaway.runs.decompose import along
+from cutaway.runs.sweep import SweepResult
+from cutaway.tasks.behaviour import Behaviour
+
+LARGE = 20_000_000  # parameters from which on fewer prompts are run, and cells are screened before they are computed
+FEW, MANY = 48, 300  # prompts of large models and of small ones
+ROOM = 2**24  # logits at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What is asked about.
+
+    Args:
+        behaviour: names of classes, sources, features and mistakes; None where only prompts are known.
+        vocab: what tokens are called; None: as the tokenizer says, or by number.
+        above: the answer is every token whose logit is above 0; else it is the likeliest token.
+        sweeps: the sweeps that were made, by name, for a record.
+    """
+
+    model: Transformer
+    prompts: Prompts
+    behaviour: Behaviour
+    vocab: Sequence[str] | None = None
+    above: bool = False
+    seed: int = 0
+    sweeps: dict[str, SweepResult] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """Make sure that the model can run on these prompts.
+
+        Raises:
+            PromptError: they have no answers.
+            ContextTooLong, TokenError: they do not fit the model.
+        """
+        cfg, tokens = self.model.cfg, self.prompts.tokens
+        if not self.prompts.right or not bool(self.prompts.answered.any()):
+            raise PromptError("a report needs right answers; give them in the examples ('answers') or pairs ('answer')")
+        if tokens.shape[1] > cfg.n_ctx:
+            raise ContextTooLong(f"the prompts have up to {tokens.shape[1]} tokens, and the model's context is {cfg.n_ctx}")
+        bad = (self.prompts.mask & (tokens >= cfg.d_vocab)).nonzero()
+        if len(bad):
+            row, at = bad[0].tolist()
+            raise TokenError(f"example {row + 1} has the token {int(tokens[row, at])}; the model's vocabulary has {cfg.d_vocab}")
+        for row, answers in enumerate(self.prompts.right):
+            for at, right in answers.items():
+                if any(token >= cfg.d_vocab_out for token in right):
+                    raise TokenError(
+                        f"example {row + 1} has the answer {max(right)} at position {at}; the model answers with the "
+                        f"{cfg.d_vocab_out} tokens from 0"
+                    )
+
+    # Answers.
+
+    @property
+    def large(self) -> bool:
+        """Whether the model is so large that fewer things are run."""
+        return sum(one.numel() for one in self.model.parameters()) > LARGE
+
+    @property
+    def mask(self) -> Tensor:
+        return self.prompts.mask.long()
+
+    @cached_property
+    def places(self) -> tuple[Int[Tensor, "answer"], Int[Tensor, "answer"]]:
+        """Example and position of each answer."""
+        rows, at = self.prompts.answered.nonzero(as_tuple=True)
+        return rows, at
+
+    @cached_property
+    def right(self) -> Bool[Tensor, "answer d_vocab"]:
+        """Which tokens are right."""
+        return self._sets_of(self.prompts.right)
+
+    @cached_property
+    def wrong(self) -> Bool[Tensor, "answer d_vocab"]:
+        """Which tokens an answer is compared with: those given, else all that are not right."""
+        given = self._sets_of(self.prompts.wrong) if self.prompts.wrong else torch.zeros_like(self.right)
+        return torch.where(given.any(1, keepdim=True), given, ~self.right)
+
+    @cached_property
+    def paired(self) -> Bool[Tensor, "answer"]:
+        """Which answers have wrong ones to be compared with."""
+        return torch.tensor([at in (self.prompts.wrong[row] if self.prompts.wrong else ()) for row, at in self._at])
+
+    @property
+    def _at(self) -> list[tuple[int, int]]:
+        return list(zip(*(one.tolist() for one in self.places), strict=True))
+
+    def _sets_of(self, answers: Sequence[Mapping[int, tuple[int, ...]]]) -> Bool[Tensor, "answer d_vocab"]:
+        return sets_of([tuple(answers[row].get(at, ())) for row, at in self._at], self.model.cfg.d_vocab_out)
+
+    def logits_at(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "answer d_vocab"]:
+        """Logits of a residual stream where answers are."""
+        step = max(1, ROOM // self.model.cfg.d_vocab_out)
+        with torch.no_grad():
+            return torch.cat([self.model.logits_of(part[None])[0].float() for part in resid[self.places].split(step)])
+
+    @cached_property
+    def logits(self) -> Float[Tensor, "answer d_vocab"]:
+        """The model's logits at its answers."""
+        return self.logits_at(self.cache[self.streams[-1]])
+
+    def hits(self, logits: Float[Tensor, "answer d_vocab"]) -> Bool[Tensor, "answer"]:
+        """Which answers are right, read from these logits."""
+        if self.above:
+            return ((logits > 0) == self.right).all(1)
+        return self.right.gather(1, logits.argmax(1, keepdim=True))[:, 0]
+
+    @cached_property
+    def correct(self) -> Bool[Tensor, "answer"]:
+        return self.hits(self.logits)
+
+    def over(self, values: Shaped[Tensor, "answer"], where: Bool[Tensor, "answer"] | None = None) -> Value:
+        """The mean over answers (some of them), with an interval over examples."""
+        chosen = torch.ones(len(values)) if where is None else where.float()
+        values = torch.where(chosen > 0, values.float(), 0)
+        rows = self.places[0]
+        sums, counts = (torch.zeros(len(self.prompts)).index_add(0, rows, one) for one in (values, chosen))
+        return ratio(sums, counts)
+
+    @cached_property
+    def accuracy(self) -> Value:
+        return self.over(self.correct)
+
+    @cached_property
+    def chance(self) -> Value:
+        """The accuracy of the best answer that is always the same."""
+        if not self.above:
+            return self.over(self.right[:, int(self.right.sum(0).argmax())])
+        kinds, each = self.right.unique(dim=0, return_inverse=True)
+        return self.over(each == each.bincount(minlength=len(kinds)).argmax())
+
+    @cached_property
+    def preference(self) -> Value | None:
+        """How often the right tokens' mean logit is above that of the wrong ones given; None where none are."""
+        return self.over(self.lead > 0, self.paired) if bool(self.paired.any()) else None
+
+    @cached_property
+    def lead(self) -> Float[Tensor, "answer"]:
+        """The mean logit of the right tokens less that of the others."""
+        return (self.logits * self.contrast).sum(1)
+
+    @cached_property
+    def contrast(self) -> Float[Tensor, "answer d_vocab"]:
+        """Weights on logits: the mean of the right tokens less the mean of the others."""
+        return _shares(self.right) - _shares(self.wrong)
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether the model answers no better than one that always says the same, and prefers no right answer to a wrong one.
+
+        Where nearly every answer is the same, a model that gives them is not at chance.
+        """
+        prefers = self.preference is not None and self.preference.above(0.5)
+        return not (self.accuracy.above(self.chance.value) or prefers or self.accuracy.value > 0.99)
+
+    @property
+    def loss(self) -> AnswerMetric:
+        """What rises when the behaviour is damaged."""
+        return AnswerMetric.of(self.prompts, "decisions" if self.above else "loss", self.model.cfg.d_vocab_out)
+
+    # Runs.
+
+    @property
+    def streams(self) -> list[str]:
+        """The residual stream before each layer, and after the last."""
+        last = self.model.cfg.n_layers
+        return [*(f"blocks.{layer}.hook_resid_pre" for layer in range(last)), f"blocks.{last - 1}.hook_resid_post"]
+
+    @cached_property
+    def cache(self) -> ActivationCache:
+        """One run on all prompts, with what questions read."""
+        wanted = {*attribution.sites(self.model), *self.streams, *norms_of(self.model.cfg).values()}
+        wanted |= {f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)}
+        return self.run(self.prompts, sorted(wanted))
+
+    @torch.no_grad()
+    def run(self, prompts: Prompts, sites: Sequence[str]) -> ActivationCache:
+        """A run that keeps some sites and computes no logits."""
+        device = self.model.W_U.device
+        tokens, mask = prompts.tokens.to(device), prompts.mask.long().to(device)
+        _, store = Transformer.run_with_cache(self.model, tokens, names_filter=list(sites), attention_mask=mask, return_type=None)
+        return ActivationCache(dict(store), self.model)
+
+    @cached_property
+    def corrupted(self) -> Prompts:
+        """The counterparts."""
+        assert self.prompts.corrupted is not None
+        return self.prompts.corrupted
+
+    @property
+    def heads(self) -> list[str]:
+        return head_names(self.model.cfg)
+
+    @torch.no_grad()
+    def attributed(self, order: Tensor | None = None) -> tuple[list[str], Float[Tensor, "component answer"]]:
+        """What each component adds to the lead of right answers, at each answer; with `order`, to another answer's lead."""
+        contrast = self.contrast if order is None else self.contrast[order]
+        directions = self.cache[self.streams[-1]].new_zeros(*self.prompts.tokens.shape, self.model.cfg.d_model)
+        directions[self.places] = contrast.to(directions) @ self.model.W_U.T.to(directions)
+        scale = self.cache["ln_final.hook_scale"] if norms_of(self.model.cfg) else None
+        back = frozen_norm(self.model, FINAL, scale).transposed(directions)
+        parts = [one for one in gathered(writers(self.model.cfg)) if one != BIASES]
+        added = along(self.model, attribution.KeptSites(self.cache), parts, back)
+        rows, at = self.places
+        return list(map(str, parts)), added[:, rows, at]
+
+    # Words.
+
+    def word(self, token: int) -> str:
+        """What a token is called."""
+        if self.vocab is not None:
+            return self.vocab[token] if token < len(self.vocab) else str(token)
+        decode: Any = getattr(self.model.tokenizer, "decode", None)
+        return str(token) if decode is None else str(decode([token]))
+
+    def answer_word(self, token: int) -> str:
+        """What an answer is called: tokens, or classes by their numbers."""
+        return self.word(token) if self.model.cfg.d_vocab_out == self.model.cfg.d_vocab else str(token)
+
+    def text(self, row: int) -> str:
+        """A prompt in words."""
+        words = [self.word(token) for token in self.prompts.tokens[row, : int(self.prompts.lengths[row])].tolist()]
+        return ("" if self.vocab is None and self.model.tokenizer is not None else " ").join(words)
+
+    @property
+    def on(self) -> str:
+        """What was run."""
+        return f"{len(self.prompts):,} prompts, {len(self.places[0]):,} answers"
+
+
+def _shares(sets: Bool[Tensor, "answer d_vocab"]) -> Float[Tensor, "answer d_vocab"]:
+    return sets.float() / sets.sum(1, keepdim=True).clamp(min=1)
