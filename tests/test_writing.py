@@ -152,7 +152,7 @@ from cutaway.analysis.steering import SteeringVector
 from cutaway.compat.train import HookedTransformerTrainConfig
 from cutaway.errors import NotWritten
 from cutaway.exercises.progress import Progress
-from cutaway.report.parts import Part, Report
+from cutaway.report.parts import LettersReport, Part
 from cutaway.runs import edits, metrics
 from cutaway.runs.sweep import sweep
 from cutaway.sources import files
@@ -171,7 +171,7 @@ progress = Progress(folder, {"x" * 9000: {"attempts": 1}})
 writers = {
     "record": lambda: records.write(folder / "record", found, "first-unique-char"),
     "page": lambda: view.heat_map(np.random.rand(60, 60)).save(folder / "page.html"),
-    "report": lambda: Report("t", "s", (), (Part("h", numbers={"x": list(range(9000))}),), {}).save(folder),
+    "report": lambda: LettersReport("t", "s", (), (Part("h", numbers={"x": list(range(9000))}),), {}).save(folder),
     "model": lambda: files.save(folder / "model.safetensors", model.state_dict(), model.cfg),
     "vector": lambda: vector.save(folder / "vector.safetensors"),
     "progress": progress.write,

@@ -102,11 +102,11 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path):
 
 
 def test_an_interrupt_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from cutaway.report.parts import Report
+    from cutaway.report.parts import LettersReport
 
-    def interrupted(self: Report) -> str:
+    def interrupted(self: LettersReport) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Report, "json", interrupted)
+    monkeypatch.setattr(LettersReport, "json", interrupted)
     result = run(*REPORT, "--size", "2", "--out", str(tmp_path / "out"))
     assert result.exit_code == 130 and list((tmp_path / "out").iterdir()) == []

@@ -13,8 +13,8 @@ from cutaway import report
 from cutaway.errors import CheckpointError, ConfigError, UnknownTask, WeightsMismatch
 from cutaway.model.transformer import Transformer
 from cutaway.report.first_unique_char import SECTIONS, failures, questions, special
-from cutaway.report.first_unique_char.study import Study, network
-from cutaway.report.parts import Part, Report
+from cutaway.report.first_unique_char.study import LettersStudy, network
+from cutaway.report.parts import LettersReport, Part
 from cutaway.sources import files
 from cutaway.tasks import FirstUniqueChar
 from cutaway.tokens import CharTokenizer
@@ -39,12 +39,12 @@ def checkpoint(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def study(checkpoint: Path) -> Study:
-    return Study(*network(checkpoint), 1000, 42, "published")
+def study(checkpoint: Path) -> LettersStudy:
+    return LettersStudy(*network(checkpoint), 1000, 42, "published")
 
 
 @pytest.fixture(scope="module")
-def published(checkpoint: Path, quick: None) -> Report:
+def published(checkpoint: Path, quick: None) -> LettersReport:
     return report.make("first-unique-char", checkpoint=checkpoint)
 
 
@@ -60,7 +60,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def of_random(random_model: Path, quick: None) -> Report:
+def of_random(random_model: Path, quick: None) -> LettersReport:
     return report.make("first-unique-char", checkpoint=random_model, size=40)
 
 
@@ -73,7 +73,7 @@ def strings(part: Part) -> list[str]:
 # The published model.
 
 
-def test_the_published_figures(published: Report):
+def test_the_published_figures(published: LettersReport):
     numbers = published.numbers()
     assert round(numbers["loss"], 3) == 0.017
     assert round(numbers["mean_correct_probability"], 3) == 0.988
@@ -84,7 +84,7 @@ def test_the_published_figures(published: Report):
     assert numbers["responsible_by_attribution"] == numbers["responsible"]
 
 
-def test_the_published_observations(published: Report):
+def test_the_published_observations(published: LettersReport):
     numbers = published.numbers()
     by_position = numbers["attribution"]["by_position"]
     assert all(abs(by_position[early][10]) < 4 < by_position[late][10] for early in ("0.0", "0.2") for late in ("1.1", "1.2"))
@@ -102,7 +102,7 @@ def test_the_published_observations(published: Report):
     assert numbers["position_1"]["right"] == 1 and numbers["position_1"]["largest"]["c"] == "1.0"
 
 
-def test_all_promised_keys_are_there(published: Report):
+def test_all_promised_keys_are_there(published: LettersReport):
     numbers = json.loads(published.json())
     heads = {"0.0", "0.1", "0.2", "1.0", "1.1", "1.2"}
     assert {"loss", "accuracy", "mean_correct_probability", "min_correct_probability", "responsible"} <= numbers.keys()
@@ -116,7 +116,7 @@ def test_all_promised_keys_are_there(published: Report):
     assert numbers["attribution"]["by_correct"]["1.0"].keys() == set("abcdefghij?")
 
 
-def test_ablations_are_those_of_plain_hooks(study: Study, published: Report):
+def test_ablations_are_those_of_plain_hooks(study: LettersStudy, published: LettersReport):
     found = published.numbers()["ablations"]
     clean = float(study.losses.mean())
 
@@ -135,10 +135,10 @@ def test_ablations_are_those_of_plain_hooks(study: Study, published: Report):
     assert loss("blocks.1.attn.hook_k", 0, "mean") == pytest.approx(found["qkv"]["mean"]["k"]["1.0"], rel=1e-4)
 
 
-def test_attribution_by_letter_is_that_of_plain_loops(study: Study, published: Report):
+def test_attribution_by_letter_is_that_of_plain_loops(study: LettersStudy, published: LettersReport):
     with torch.no_grad():
         _, cache = study.model.run_with_cache(study.toks[:200])
-    small = Study(study.model, study.letters, 200, 42, "")
+    small = LettersStudy(study.model, study.letters, 200, 42, "")
     assert torch.equal(small.toks, study.toks[:200])
     result = cache["blocks.1.attn.hook_result"][:, :, 1] / cache["ln_final.hook_scale"]
     total, count = 0.0, 0
@@ -150,7 +150,7 @@ def test_attribution_by_letter_is_that_of_plain_loops(study: Study, published: R
     assert small.duplicates.sel(component="1.1", token="d").values.item() == pytest.approx(total / count, rel=1e-4)
 
 
-def test_the_search_finds_what_the_model_gets_wrong(published: Report, study: Study):
+def test_the_search_finds_what_the_model_gets_wrong(published: LettersReport, study: LettersStudy):
     found = published.numbers()["adversarial"]
     assert found["sequences"] and found["highest_loss"] > 1
     for one in found["sequences"]:
@@ -161,7 +161,7 @@ def test_the_search_finds_what_the_model_gets_wrong(published: Report, study: St
         assert study.vocab[given] == one["given"]
 
 
-def test_open_questions_have_numbers(published: Report):
+def test_open_questions_have_numbers(published: LettersReport):
     found = published.numbers()["questions"]
     heads = found["first_instances_passed_over"]
     assert all(one["repeat"] > one["first"] for one in heads["attention"].values())
@@ -177,7 +177,7 @@ def test_open_questions_have_numbers(published: Report):
     assert 0 < parts["all of position"]["keys"] < parts["all of tokens"]["keys"]
 
 
-def test_parts_of_layer_1_sum_to_its_input(study: Study):
+def test_parts_of_layer_1_sum_to_its_input(study: LettersStudy):
     parts = questions._position_parts(study)
     bias = study.model.blocks[0].attn.b_O
     whole = parts["all of position"] + parts["all of tokens"] + bias
@@ -194,7 +194,7 @@ def test_parts_of_layer_1_sum_to_its_input(study: Study):
 # Any model.
 
 
-def test_a_model_that_learned_nothing_gets_a_report_too(of_random: Report):
+def test_a_model_that_learned_nothing_gets_a_report_too(of_random: LettersReport):
     numbers = of_random.numbers()
     assert numbers["accuracy"] < 0.7
     assert numbers["letters"] == ["x", "y", "z"]
@@ -207,7 +207,7 @@ def test_two_sequences_are_enough(random_model: Path, quick: None):
     assert json.loads(made.json())["size"] == 2 and "2 sequences of seed" in made.html()
 
 
-def test_every_section_says_what_its_numbers_show(published: Report, of_random: Report):
+def test_every_section_says_what_its_numbers_show(published: LettersReport, of_random: LettersReport):
     for made in (published, of_random):
         assert len(made.parts) == len(SECTIONS) + 1
         for part in made.parts[1:]:
@@ -219,13 +219,13 @@ def test_every_section_says_what_its_numbers_show(published: Report, of_random: 
     assert same == ["Open questions"]  # an introduction; all other sentences come from numbers
 
 
-def test_the_same_arguments_give_the_same_report(random_model: Path, quick: None, of_random: Report):
+def test_the_same_arguments_give_the_same_report(random_model: Path, quick: None, of_random: LettersReport):
     again = report.make("first-unique-char", checkpoint=random_model, size=40)
     assert again.json() == of_random.json()
     assert again.json() != report.make("first-unique-char", checkpoint=random_model, size=40, seed=7).json()
 
 
-def test_the_page_fetches_nothing_and_stays_small(published: Report):
+def test_the_page_fetches_nothing_and_stays_small(published: LettersReport):
     page = published.html()
     assert len(page) < 3_000_000
     assert not re.search(r"""(src|href)=["'](https?:)?//""", page)
@@ -237,13 +237,13 @@ def test_the_bundled_model_is_the_default(quick: None):
 
 
 def test_pairs():
-    study = Study.__new__(Study)
+    study = LettersStudy.__new__(LettersStudy)
     object.__setattr__(study, "letters", list("abcdef"))
     assert special.pairs_from(study, 4) == "?eeffaabbcc"
 
 
 def test_kinds_of_mistakes(random_model: Path):
-    study = Study(*network(random_model), 1, 0, "")
+    study = LettersStudy(*network(random_model), 1, 0, "")
     tokens = torch.tensor([[3, 0, 0, 1, 2]])
     guesses = torch.tensor([[3, 3, 0, 0, 2]])
     kinds = [failures.KINDS[kind] for kind in failures.kinds_of(study, tokens, guesses)[0].tolist()]
@@ -252,7 +252,7 @@ def test_kinds_of_mistakes(random_model: Path):
 
 
 def test_features_of_positions(random_model: Path):
-    study = Study(*network(random_model), 1, 0, "")
+    study = LettersStudy(*network(random_model), 1, 0, "")
     found = failures.features_of(study, torch.tensor([[3, 0, 1, 0, 2]]))
     assert found["letters that are unique"][0].tolist() == [0, 1, 2, 1, 2]
     assert found["letters that are repeated"][0].tolist() == [0, 0, 0, 1, 1]

@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from cutaway.errors import CheckpointError
-from cutaway.report import HTML, JSON, REPORTS, Part, Report
+from cutaway.report import HTML, JSON, REPORTS, LettersReport, Part
 from cutaway.report.words import by_head, correlation, count, listed, mean_of, num, percent, share, signed, slope
 from cutaway.tasks import names
 from cutaway.view import table
 from cutaway.writing import check_folder
 
 
-def made(**numbers: object) -> Report:
+def made(**numbers: object) -> LettersReport:
     part = Part("Below", "So it is.", ["<b>text</b>", table(["a"], [[1]])], numbers, [("one", "1"), ("a longer name", "2")])
-    return Report("Title", "subtitle", ["intro"], [Part("Above", "", (), {"x": {"a": 1}}, parts=[part])], {"task": "t"})
+    return LettersReport("Title", "subtitle", ["intro"], [Part("Above", "", (), {"x": {"a": 1}}, parts=[part])], {"task": "t"})
 
 
 def test_numbers_are_one_tree():

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cutaway import tasks
 from cutaway.errors import ConfigError, UnknownTask, nearest
-from cutaway.report.parts import HTML, JSON, Part, Report
+from cutaway.report.parts import HTML, JSON, LettersReport, Part
 
-__all__ = ["HTML", "JSON", "REPORTS", "Part", "Report", "make"]
+__all__ = ["HTML", "JSON", "REPORTS", "LettersReport", "Part", "make"]
 
 REPORTS = {"first-unique-char": "cutaway.report.first_unique_char"}
 """Task → the module whose `report(checkpoint, size, seed, watch)` makes its report."""
@@ -36,7 +36,7 @@ def make(
     size: int = 1000,
     seed: int = 42,
     watch: Watch = _silent,
-) -> Report:
+) -> LettersReport:
     """The report on a model of a task.
 
     Args:
@@ -56,5 +56,5 @@ def make(
         raise ConfigError(f"size={size} must be between 2 and {LARGEST:,} sequences")
     if seed < 0:
         raise ConfigError(f"seed={seed} must not be negative")
-    found: Report = import_module(REPORTS[task]).report(checkpoint, size, seed, watch)
+    found: LettersReport = import_module(REPORTS[task]).report(checkpoint, size, seed, watch)
     return found

@@ -52,7 +52,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Report:
+class LettersReport:
     """A finished report."""
 
     title: str

@@ -20,7 +20,7 @@ from cutaway.report.findings import Finding, none, without_claims
 from cutaway.report.questions import QUESTIONS
 from cutaway.report.sentences import said, sentence
 from cutaway.report.study import FEW, MANY, Study
-from cutaway.runs.written import model_hash
+from cutaway.runs.hashes import model_hash
 from cutaway.tasks.behaviour import Behaviour
 from cutaway.writing import check_folder, write, write_json
 
@@ -35,7 +35,7 @@ def _silent(doing: str, done: float, of: float) -> None:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReportPlan:
     """What a report will take: forward passes by question, seconds of one, bytes of what is kept."""
 
     passes: Mapping[str, float]
@@ -133,7 +133,7 @@ def chosen(names: Sequence[str] | None) -> list[str]:
     return [name for name in QUESTIONS if not names or name in names]
 
 
-def planned(study: Study, questions: Sequence[str]) -> Plan:
+def planned(study: Study, questions: Sequence[str]) -> ReportPlan:
     """What the questions will take, from one run that is timed."""
     begin = time.perf_counter()
     part = study.prompts[: max(1, len(study.prompts) // 8)]
@@ -142,7 +142,7 @@ def planned(study: Study, questions: Sequence[str]) -> Plan:
     cfg, (batch, length) = study.model.cfg, study.prompts.tokens.shape
     kept = batch * length * cfg.n_layers * (3 * cfg.d_model + cfg.n_heads * length) + 3 * len(study.places[0]) * cfg.d_vocab_out
     passes = {name: QUESTIONS[name].passes(study) for name in questions if not QUESTIONS[name].lacks(study)}
-    return Plan(passes, seconds, 4 * kept)
+    return ReportPlan(passes, seconds, 4 * kept)
 
 
 def make(

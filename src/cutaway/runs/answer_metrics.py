@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cutaway.errors import PromptError, nearest
 from cutaway.prompts import Prompts
-from cutaway.runs.metrics import Metric, PerToken, Places
+from cutaway.runs.metrics import LogitRows, Metric, PerToken
 
 READS = {
     "loss": ("loss of the right answers", "nats"),
@@ -77,7 +77,7 @@ class AnswerMetric(Metric):
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
         return self.index >= 0
 
-    def measure(self, logits: Float[Tensor, "token column"], at: Places, clean: Tensor | None = None) -> PerToken:
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         number = self.index.to(logits.device)[at.examples, at.positions]
         right = self.right.to(logits.device)[number]
         if self.read == "decisions":

@@ -21,10 +21,10 @@ from cutaway.report.first_unique_char import (
     questions,
     special,
 )
-from cutaway.report.first_unique_char.study import NAME, Study, network
-from cutaway.report.parts import Part, Report
+from cutaway.report.first_unique_char.study import NAME, LettersStudy, network
+from cutaway.report.parts import LettersReport, Part
 
-SECTIONS: dict[str, Callable[[Study], Part]] = {
+SECTIONS: dict[str, Callable[[LettersStudy], Part]] = {
     "how well it does": behaviour.performance,
     "examples": behaviour.examples,
     "norm scales": behaviour.norms,
@@ -45,11 +45,11 @@ SECTIONS: dict[str, Callable[[Study], Part]] = {
 }
 
 
-def report(checkpoint: str | Path | None, size: int, seed: int, watch: Callable[[str, int, int], None]) -> Report:
+def report(checkpoint: str | Path | None, size: int, seed: int, watch: Callable[[str, int, int], None]) -> LettersReport:
     """Make the report; see `cutaway.report.make`."""
     model, letters = network(checkpoint)
     name = "the bundled model" if checkpoint is None else Path(checkpoint).name
-    study = Study(model, letters, size, seed, name)
+    study = LettersStudy(model, letters, size, seed, name)
     if not bool(study.logits.isfinite().all()):
         raise CheckpointError(
             f"{checkpoint or NAME}: its weights give logits that are no finite numbers; train or download it again"
@@ -79,6 +79,6 @@ def report(checkpoint: str | Path | None, size: int, seed: int, watch: Callable[
         f"d_model {cfg.d_model}, "
         f"{cfg.n_ctx} positions; run on {size:,} sequences of seed {seed}"
     )
-    return Report(
+    return LettersReport(
         "First unique character: how the model works", subtitle, overview.intro(study), [overview.found(study), *parts], about
     )

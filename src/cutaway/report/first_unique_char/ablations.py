@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from cutaway.analysis import ablation
-from cutaway.report.first_unique_char.study import Study
+from cutaway.report.first_unique_char.study import LettersStudy
 from cutaway.report.parts import Part
 from cutaway.report.words import fixed, listed, mean_of, signed
 from cutaway.view import Figure, heat_map
@@ -16,7 +16,7 @@ METHODS = ablation.KINDS
 ACTIVATIONS = {"q": "queries", "k": "keys", "v": "values"}
 
 
-def effects(study: Study) -> Part:
+def effects(study: LettersStudy) -> Part:
     """Heads and layers, then queries, keys and values; zero, and the mean over examples at each position."""
     found = ablation.ablate_heads(study.model, study.toks, study.labels)
     overall = {how: found.increases(how) for how in METHODS}
@@ -76,7 +76,7 @@ def _early_and_late(by_head: dict[str, Any]) -> tuple[tuple[str, float], tuple[s
     return tuple(max(one.items(), key=lambda pair: pair[1]) for one in (early, late))  # type: ignore[return-value]
 
 
-def _qkv(study: Study, ablated: ablation.HeadAblation) -> Part:
+def _qkv(study: LettersStudy, ablated: ablation.HeadAblation) -> Part:
     found = {how: {which: ablated.increases(how, which) for which in ACTIVATIONS} for how in METHODS}
     blocks = []
     for how, by in found.items():

@@ -7,7 +7,7 @@ import math
 import torch
 
 from cutaway.analysis import attribution
-from cutaway.report.first_unique_char.study import Study
+from cutaway.report.first_unique_char.study import LettersStudy
 from cutaway.report.parts import Part
 from cutaway.report.words import by_head, largest, listed, mean_of, share, signed
 from cutaway.runs.results import Means
@@ -16,7 +16,7 @@ from cutaway.view import Figure, Panel, small_multiples
 COMPONENTS_SHOWN = 3  # sequences with every position drawn
 
 
-def contributions(study: Study) -> Part:
+def contributions(study: LettersStudy) -> Part:
     """All views of attribution, and who is responsible for which letter."""
     left = float(study.correct.remainder.data.abs().max())
     last = study.names(study.model.cfg.n_layers - 1)
@@ -34,7 +34,7 @@ def contributions(study: Study) -> Part:
     return Part("Direct logit attribution", summary, (), {"attribution": {"overall": mean, "left_over": left}}, parts=parts)
 
 
-def _examples(study: Study) -> Part:
+def _examples(study: LettersStudy) -> Part:
     shown, last = study.shown, study.length - 1
     found = attribution.attribute_all_tokens(study.cache, examples=shown, vocab=study.vocab)
     components = found.values.names("component")
@@ -76,7 +76,7 @@ def _examples(study: Study) -> Part:
     return Part("Attribution in examples", summary, blocks)
 
 
-def _by_position(study: Study) -> Part:
+def _by_position(study: LettersStudy) -> Part:
     means = study.correct.by_position()
     names = means.values.names("component")
     from_one = list(range(1, study.length))
@@ -112,7 +112,7 @@ def _lines(means: Means, places: list[int]) -> Figure:
     )
 
 
-def _by_duplicate(study: Study) -> Part:
+def _by_duplicate(study: LettersStudy) -> Part:
     last = study.names(1)
     means = study.duplicates.sel(component=last, token=study.letters)
     values = means.values
@@ -148,7 +148,7 @@ def _by_duplicate(study: Study) -> Part:
     )
 
 
-def _by_correct(study: Study) -> Part:
+def _by_correct(study: LettersStudy) -> Part:
     last = study.names(1)
     means = study.correct.by_target(study.vocab).sel(component=last)
     values = means.values

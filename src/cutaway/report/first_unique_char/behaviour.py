@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cutaway.model.frozen_norms import norms_of
-from cutaway.report.first_unique_char.study import Study
+from cutaway.report.first_unique_char.study import LettersStudy
 from cutaway.report.parts import Part
 from cutaway.report.words import count, fixed, listed, mean_of, num, percent
 from cutaway.view import Figure, Panel, line_chart, small_multiples, table
@@ -13,7 +13,7 @@ from cutaway.view import Figure, Panel, line_chart, small_multiples, table
 TABLES = 3  # sequences whose last position gets a table
 
 
-def performance(study: Study) -> Part:
+def performance(study: LettersStudy) -> Part:
     """Loss, accuracy and probabilities, overall and by position."""
     probabilities = (-study.losses).exp()
     right = (study.guesses == study.labels).float()
@@ -62,7 +62,7 @@ def performance(study: Study) -> Part:
     return Part("How well it does", summary, figures, numbers, lines)
 
 
-def examples(study: Study) -> Part:
+def examples(study: LettersStudy) -> Part:
     """The answers to single sequences, and what the last position knows of each token."""
     shown = study.shown
     probabilities = study.log_probs[shown].exp()
@@ -111,13 +111,13 @@ def examples(study: Study) -> Part:
     )
 
 
-def _last_logits(study: Study) -> tuple[float, float, float]:
+def _last_logits(study: LettersStudy) -> tuple[float, float, float]:
     """The mean logit at the last position of letters that came more than once, never, and once."""
     logits, times = study.logits[:, -1, : study.null], study.occurrences[:, -1, : study.null]
     return mean_of(logits, times > 1), mean_of(logits, times == 0), mean_of(logits, times == 1)
 
 
-def _occurrences(study: Study, example: int, position: int) -> Figure:
+def _occurrences(study: LettersStudy, example: int, position: int) -> Figure:
     logits = study.logits[example, position]
     answer = int(study.labels[example, position])
     rows = []
@@ -130,7 +130,7 @@ def _occurrences(study: Study, example: int, position: int) -> Figure:
     return table(["token", "occurrences", "repeated", "logit", ""], rows, title=title, note=note)
 
 
-def norms(study: Study) -> Part:
+def norms(study: LettersStudy) -> Part:
     """What each norm divides by, and how far that is from a constant."""
     scales = study.scales
     names = list(norms_of(study.model.cfg))

@@ -11,7 +11,7 @@ from torch import Tensor
 from cutaway.analysis import attribution, hill_climbing
 from cutaway.axes import Tokens
 from cutaway.report.first_unique_char.layer0 import drawn
-from cutaway.report.first_unique_char.study import Study
+from cutaway.report.first_unique_char.study import LettersStudy
 from cutaway.report.parts import Part
 from cutaway.report.words import count, fixed, listed, mean_of, num, percent
 from cutaway.tasks import FirstUniqueChar
@@ -23,14 +23,14 @@ ROUNDS = 12
 KINDS = ("? although a letter is unique", "a later unique letter", "a repeated letter", "a letter that did not occur")
 
 
-def kinds_of(study: Study, tokens: Tokens, guesses: Tokens) -> Tokens:
+def kinds_of(study: LettersStudy, tokens: Tokens, guesses: Tokens) -> Tokens:
     """Which kind of answer each guess would be if wrong: an index into `KINDS`."""
     times = torch.nn.functional.one_hot(tokens, len(study.vocab)).cumsum(1).gather(-1, guesses[..., None])[..., 0]
     kind = torch.where(times > 1, 2, torch.where(times == 1, 1, 3))
     return kind.masked_fill(guesses == study.null, 0)
 
 
-def features_of(study: Study, tokens: Tokens) -> dict[str, Float[Tensor, "batch pos"]]:
+def features_of(study: LettersStudy, tokens: Tokens) -> dict[str, Float[Tensor, "batch pos"]]:
     """What can be counted at each position of a sequence."""
     times = torch.nn.functional.one_hot(tokens, len(study.vocab)).cumsum(1)[..., : study.null]
     place = torch.arange(tokens.shape[1], device=tokens.device)
@@ -54,14 +54,14 @@ def features_of(study: Study, tokens: Tokens) -> dict[str, Float[Tensor, "batch 
     }
 
 
-def _first_places(study: Study, tokens: Tokens) -> Float[Tensor, "batch token"]:
+def _first_places(study: LettersStudy, tokens: Tokens) -> Float[Tensor, "batch token"]:
     """Where each letter first stands; infinity for those that do not."""
     places = torch.full((len(tokens), study.null, tokens.shape[1]), math.inf, device=tokens.device)
     here = tokens[:, None, :] == torch.arange(study.null, device=tokens.device)[None, :, None]
     return places.masked_fill(here, 0).add(torch.arange(tokens.shape[1], device=tokens.device)).amin(-1)
 
 
-def worst(study: Study) -> Part:
+def worst(study: LettersStudy) -> Part:
     """The positions with the highest loss, and what kind of mistakes there are."""
     wrong = study.guesses != study.labels
     flat = study.losses.flatten()
@@ -104,7 +104,7 @@ def worst(study: Study) -> Part:
     return Part("The worst examples", summary, blocks, numbers)
 
 
-def _row(study: Study, tokens: Tensor, place: int, label: Tensor, log_probs: Tensor) -> list[object]:
+def _row(study: LettersStudy, tokens: Tensor, place: int, label: Tensor, log_probs: Tensor) -> list[object]:
     guess = log_probs.argmax()
     kind = "" if guess == label else KINDS[int(kinds_of(study, tokens[None], guess.expand(1, len(tokens)))[0, place])]
     return [
@@ -121,7 +121,7 @@ def _as_numbers(row: list[object]) -> dict[str, object]:
     return dict(zip(("tokens", "position", "answer", "given", "probability", "kind"), row, strict=True))
 
 
-def _closer(study: Study, tokens: Tensor, place: int) -> list[Figure]:
+def _closer(study: LettersStudy, tokens: Tensor, place: int) -> list[Figure]:
     """Attention and attribution of one sequence, up to the position that goes wrong."""
     part = tokens[None, : place + 1]
     _, cache = study.run(part)
@@ -134,7 +134,7 @@ def _closer(study: Study, tokens: Tensor, place: int) -> list[Figure]:
     ]
 
 
-def adversarial(study: Study) -> Part:
+def adversarial(study: LettersStudy) -> Part:
     """A search for sequences that the model gets wrong, and what they have in common."""
 
     def hardness(tokens: Tokens) -> Float[Tensor, "batch"]:
@@ -208,12 +208,12 @@ def adversarial(study: Study) -> Part:
 
 
 @torch.no_grad()
-def _wrong_at_start(study: Study, start: Tokens) -> int:
+def _wrong_at_start(study: LettersStudy, start: Tokens) -> int:
     return int((study.model(start).argmax(-1) != study.answers(start)).any(1).sum())
 
 
 def _in_common(
-    study: Study, tokens: Tokens, failed: Bool[Tensor, "batch pos"], guesses: Tokens, labels: Tokens
+    study: LettersStudy, tokens: Tokens, failed: Bool[Tensor, "batch pos"], guesses: Tokens, labels: Tokens
 ) -> tuple[Figure, str, dict[str, object]]:
     """How failures differ from ordinary positions: a table, a sentence, and the numbers."""
     here, ordinary = features_of(study, tokens), features_of(study, study.toks)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cutaway.analysis import heads, score_pathways, weight_circuits
-from cutaway.report.first_unique_char.study import Study
+from cutaway.report.first_unique_char.study import LettersStudy
 from cutaway.report.parts import Part
 from cutaway.report.words import by_head, largest, listed, mean_of, num, percent
 from cutaway.view import Figure, Panel, attention_patterns, heat_map, line_chart, small_multiples, table
@@ -16,19 +16,19 @@ from cutaway.view import Figure, Panel, attention_patterns, heat_map, line_chart
 QUADRANTS = ("Q=token, K=token", "Q=token, K=position", "Q=position, K=token", "Q=position, K=position")
 
 
-def pairs_of(study: Study) -> str:
+def pairs_of(study: LettersStudy) -> str:
     """Every letter twice in a row: `?aabbccdd…`."""
     return "?" + "".join(letter * 2 for letter in study.letters)
 
 
-def drawn(study: Study, tokens: Tensor, cache: object, layers: list[int], title: str) -> Figure:
+def drawn(study: LettersStudy, tokens: Tensor, cache: object, layers: list[int], title: str) -> Figure:
     """The patterns of one sequence (the only one of its run, or the first)."""
     patterns = torch.cat([cache["pattern", layer][0] for layer in layers])  # type: ignore[index]
     names = [head for layer in layers for head in study.names(layer)]
     return attention_patterns(study.words(tokens), patterns, names, title=title)
 
 
-def attention(study: Study) -> Part:
+def attention(study: LettersStudy) -> Part:
     """Attention patterns: of examples, of pairs of letters, and what they amount to."""
     scores = heads.head_scores(study.cache, study.toks, kinds=["current", "duplicate", "first"])
     mean, even = scores.mean, scores.baseline
@@ -97,19 +97,19 @@ def attention(study: Study) -> Part:
     return Part("Attention of layer 0", summary, blocks, numbers, parts=[inner])
 
 
-def _same_token(study: Study, head: str) -> float:
+def _same_token(study: LettersStudy, head: str) -> float:
     """From positions whose token is repeated: the attention to all of its occurrences so far."""
     same = study.toks[:, :, None] == study.toks[:, None, :]
     return mean_of((study.pattern(head) * same).sum(-1), study.repeated)
 
 
-def _even(study: Study) -> float:
+def _even(study: LettersStudy) -> float:
     """What even attention would put there."""
     same = (study.toks[:, :, None] == study.toks[:, None, :]).tril().sum(-1)
     return mean_of(same / torch.arange(1, study.length + 1, device=study.device), study.repeated)
 
 
-def _second_of_pairs(study: Study, tokens: Tensor, cache: object) -> tuple[list[str], Tensor]:
+def _second_of_pairs(study: LettersStudy, tokens: Tensor, cache: object) -> tuple[list[str], Tensor]:
     """From the second of each pair of letters, the attention to the two, `[head, letter]`."""
     pattern = cache["pattern", 0][0]  # type: ignore[index]
     places = [place for place in range(2, len(tokens)) if tokens[place] == tokens[place - 1]]
@@ -117,7 +117,7 @@ def _second_of_pairs(study: Study, tokens: Tensor, cache: object) -> tuple[list[
     return names, torch.stack([pattern[:, place, place - 1 : place + 1].sum(-1) for place in places], 1)
 
 
-def _said_of_pairs(study: Study, by_letter: dict[str, dict[str, float]]) -> str:
+def _said_of_pairs(study: LettersStudy, by_letter: dict[str, dict[str, float]]) -> str:
     said = []
     for head, values in by_letter.items():
         high = "".join(letter for letter, value in values.items() if value > 0.5)
@@ -129,7 +129,7 @@ def _said_of_pairs(study: Study, by_letter: dict[str, dict[str, float]]) -> str:
     return "Attention from the second letter of each pair: " + "; ".join(said) + "."
 
 
-def token_scores(study: Study) -> Part:
+def token_scores(study: LettersStudy) -> Part:
     """QK circuits token × token, and the detectors that they show."""
     found, letters = study.detectors, range(len(study.letters))
     raw, soft = {}, {}
@@ -177,7 +177,7 @@ def token_scores(study: Study) -> Part:
     return Part("Layer 0 scores from weights: tokens", summary, blocks, numbers, lines)
 
 
-def full_scores(study: Study) -> Part:
+def full_scores(study: LettersStudy) -> Part:
     """The whole QK circuit, tokens and positions, and how much each quadrant matters in real runs."""
     rows, blocks, cut = [], [], len(study.vocab)
     first: dict[str, float] = {}

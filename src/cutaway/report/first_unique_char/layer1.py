@@ -12,7 +12,7 @@ from torch import Tensor
 from cutaway.analysis import weight_circuits
 from cutaway.analysis.weight_circuits import WeightCircuit
 from cutaway.report.first_unique_char.layer0 import drawn
-from cutaway.report.first_unique_char.study import Study
+from cutaway.report.first_unique_char.study import LettersStudy
 from cutaway.report.parts import Part
 from cutaway.report.words import by_head, listed, mean_of, num, percent, signed
 from cutaway.view import Figure, Panel, heat_map, small_multiples, table
@@ -26,7 +26,7 @@ WAYS = {
 """The full circuits in words: through which detectors, and through which heads of layer 1."""
 
 
-def scores(study: Study) -> Part:
+def scores(study: LettersStudy) -> Part:
     """QK circuits of layer 1 with mean queries, by embedding and by position, and the pattern that shows them."""
     own, other, moved = _by_component(study)
     summary = (
@@ -49,7 +49,7 @@ def scores(study: Study) -> Part:
     return Part("Layer 1 scores", summary, (), numbers, parts=[_by_embedding(study), on_text, _by_position(study)])
 
 
-def _by_component(study: Study) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+def _by_component(study: LettersStudy) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Mean scores of a head's own letters and of the others by embedding; and the difference by way of duplicate detectors."""
     own, other, moved = {}, {}, {}
     tokens_of = study.responsible.tokens_of
@@ -69,7 +69,7 @@ def _by_component(study: Study) -> tuple[dict[str, float], dict[str, float], dic
     return own, other, moved
 
 
-def _grid(study: Study, start: str) -> tuple[Figure, dict[str, dict[str, WeightCircuit]]]:
+def _grid(study: LettersStudy, start: str) -> tuple[Figure, dict[str, dict[str, WeightCircuit]]]:
     """Scores of mean queries with each component of the keys: a column of panels for each head of layer 1."""
     panels, found = [], {head: {} for head in study.names(1)}  # type: list[Panel], dict[str, dict[str, WeightCircuit]]
     what = "token" if start == "embed" else "position"
@@ -91,7 +91,7 @@ def _grid(study: Study, start: str) -> tuple[Figure, dict[str, dict[str, WeightC
     return figure, found
 
 
-def _by_embedding(study: Study) -> Part:
+def _by_embedding(study: LettersStudy) -> Part:
     figure, found = _grid(study, "embed")
     size = {head: {via: float(circuit.data[1:].abs().mean()) for via, circuit in by.items()} for head, by in found.items()}
     top = {head: max((via for via in by if via != "direct"), key=lambda via: by[via]) for head, by in size.items()}
@@ -112,7 +112,7 @@ def _by_embedding(study: Study) -> Part:
     return Part("By embedding", summary, [figure], {"layer_1_scores": {"size_by_embedding": size}})
 
 
-def _by_position(study: Study) -> Part:
+def _by_position(study: LettersStudy) -> Part:
     figure, found = _grid(study, "pos")
     direct = (
         weight_circuits.key_scores(study.cache, head, scales=study.scales, vocab=study.vocab).data[1:] for head in study.names(1)
@@ -143,7 +143,7 @@ def _by_position(study: Study) -> Part:
     return Part("By position", summary, blocks, {"layer_1_scores": {"size_by_position": size, "slope_by_position": slopes}})
 
 
-def _kinds(study: Study) -> dict[tuple[str, str], str]:
+def _kinds(study: LettersStudy) -> dict[tuple[str, str], str]:
     """What each head of layer 0 mostly is for the letters of each head of layer 1."""
     out = {}
     for head, letters in study.responsible.tokens_of.items():
@@ -169,7 +169,7 @@ def _slope(scores: Tensor) -> float:
     return float(torch.stack(slopes).mean()) if slopes else math.nan
 
 
-def _said_of_text(study: Study, tokens: Tensor, cache: object, half: int) -> str:
+def _said_of_text(study: LettersStudy, tokens: Tensor, cache: object, half: int) -> str:
     said = []
     query = len(tokens) - 1
     for head in study.names(1):
@@ -188,7 +188,7 @@ def _said_of_text(study: Study, tokens: Tensor, cache: object, half: int) -> str
 # What is written to the logits.
 
 
-def first_outputs(study: Study) -> Part:
+def first_outputs(study: LettersStudy) -> Part:
     """OV circuits of layer 0, straight to the logits."""
     found = {head: study.path("embed", head, "logits") for head in study.names(0)}
     letters = range(len(study.letters))
@@ -226,7 +226,7 @@ def _off(values: Tensor, own: Sequence[int]) -> float:
     return mean_of(values, mask)
 
 
-def own_logits(study: Study, name: str) -> dict[str, float]:
+def own_logits(study: LettersStudy, name: str) -> dict[str, float]:
     """What a full circuit does to the logit of each letter that has detectors for it."""
     kind = "duplicate" if name == "duplicate" else "anti_duplicate"
     circuit = study.full_circuits[name]
@@ -234,7 +234,7 @@ def own_logits(study: Study, name: str) -> dict[str, float]:
     return {letter: value for letter, value in zip(circuit.rows, values, strict=True) if study.detectors.heads(kind, letter)}
 
 
-def outputs(study: Study) -> Part:
+def outputs(study: LettersStudy) -> Part:
     """OV circuits of layer 1, alone and after each head of layer 0, and their diagonals."""
     grid: dict[str, WeightCircuit] = {head: study.path("embed", head, "logits") for head in study.names(1)}
     for via in study.names(0):
@@ -288,7 +288,7 @@ def outputs(study: Study) -> Part:
     return Part("What layer 1 writes to the logits", summary, blocks, numbers)
 
 
-def _diagonals(study: Study) -> tuple[float, float, float]:
+def _diagonals(study: LettersStudy) -> tuple[float, float, float]:
     """Mean effects on own logits: duplicate, anti-duplicate detectors through the responsible head; the latter through others."""
     values = study.responsible.values
     dup, anti, foreign = [], [], []
@@ -301,7 +301,7 @@ def _diagonals(study: Study) -> tuple[float, float, float]:
     return tuple(mean_of(torch.tensor(part)) for part in (dup, anti, foreign))  # type: ignore[return-value]
 
 
-def full(study: Study) -> Part:
+def full(study: LettersStudy) -> Part:
     """The full duplicate and anti-duplicate circuits."""
     found, count = study.full_circuits, len(study.letters)
     facts: dict[str, dict[str, Any]] = {}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from cutaway.report.first_unique_char.layer1 import own_logits
-from cutaway.report.first_unique_char.study import Study
+from cutaway.report.first_unique_char.study import LettersStudy
 from cutaway.report.parts import Block, Part
 from cutaway.report.words import by_head, fixed, mean_of, percent, share, signed
 
 
-def intro(study: Study) -> list[Block]:
+def intro(study: LettersStudy) -> list[Block]:
     """What the task is and how to read the page."""
     letters = "".join(study.letters)
     return [
@@ -23,7 +23,7 @@ def intro(study: Study) -> list[Block]:
     ]
 
 
-def found(study: Study) -> Part:
+def found(study: LettersStudy) -> Part:
     """The mechanism, as far as it was found."""
     detectors, responsible = study.detectors, study.responsible
     duplicate = [letter for letter in study.letters if detectors.heads("duplicate", letter)]

@@ -12,7 +12,7 @@ from torch import Tensor
 from cutaway.analysis import attribution, head_decomposition
 from cutaway.analysis.shared import scale_of
 from cutaway.model.frozen_norms import frozen_norm
-from cutaway.report.first_unique_char.study import FEW, Study
+from cutaway.report.first_unique_char.study import FEW, LettersStudy
 from cutaway.report.parts import Part
 from cutaway.report.words import correlation, largest, listed, mean_of, num, percent, signed, slope
 from cutaway.view import Figure, bar_chart, line_chart, table
@@ -20,7 +20,7 @@ from cutaway.view import Figure, bar_chart, line_chart, table
 SOURCES = ("?", "the letter itself", "first instances", "repeats")
 
 
-def answers(study: Study) -> Part:
+def answers(study: LettersStudy) -> Part:
     """All five."""
     parts = [_new_letters(study), _null(study), _not_first(study), _precision(study), _positions(study)]
     summary = "Each of these was left open by the published analysis of such a model; the answers below are measured on this one."
@@ -30,7 +30,7 @@ def answers(study: Study) -> Part:
 # 1. Letters just read.
 
 
-def _new_letters(study: Study) -> Part:
+def _new_letters(study: LettersStudy) -> Part:
     """How is a letter predicted that was just read for the first time?"""
     title = "How are letters predicted that were just read for the first time?"
     few = study.toks[:FEW]
@@ -102,7 +102,7 @@ def _new_letters(study: Study) -> Part:
     return Part(title, summary, blocks, numbers)
 
 
-def _sources(study: Study, where: Bool[Tensor, "batch pos"]) -> tuple[dict[str, float], dict[str, float]]:
+def _sources(study: LettersStudy, where: Bool[Tensor, "batch pos"]) -> tuple[dict[str, float], dict[str, float]]:
     """What the responsible head adds to the answer, by the kind of source, and by component of the values."""
     masks = _source_kinds(study)
     by_source: dict[str, list[Tensor]] = {kind: [] for kind in SOURCES}
@@ -120,7 +120,7 @@ def _sources(study: Study, where: Bool[Tensor, "batch pos"]) -> tuple[dict[str, 
     return tuple({name: mean_of(torch.cat(found)) for name, found in by.items()} for by in (by_source, by_value))  # type: ignore[return-value]
 
 
-def _sources_of_lead(study: Study, where: Bool[Tensor, "batch pos"]) -> dict[str, dict[str, float]]:
+def _sources_of_lead(study: LettersStudy, where: Bool[Tensor, "batch pos"]) -> dict[str, dict[str, float]]:
     """The answer's logit less the mean of letters that did not occur: what each head adds to it, by the kind of source."""
     absent = study.occurrences[:FEW] == 0
     absent[..., study.null] = False
@@ -135,7 +135,7 @@ def _sources_of_lead(study: Study, where: Bool[Tensor, "batch pos"]) -> dict[str
     }
 
 
-def _source_kinds(study: Study) -> dict[str, Bool[Tensor, "batch dest src"]]:
+def _source_kinds(study: LettersStudy) -> dict[str, Bool[Tensor, "batch dest src"]]:
     tokens = study.toks[:FEW]
     batch, length = tokens.shape
     src = torch.arange(length, device=study.device)
@@ -148,7 +148,7 @@ def _source_kinds(study: Study) -> dict[str, Bool[Tensor, "batch dest src"]]:
 # 2. The null character.
 
 
-def _null(study: Study) -> Part:
+def _null(study: LettersStudy) -> Part:
     """How is `?` predicted where no letter is unique?"""
     where = (study.labels == study.null) & (torch.arange(study.length, device=study.device) > 0)
     title = "How is ? predicted where every letter is repeated?"
@@ -207,7 +207,7 @@ def _null(study: Study) -> Part:
 # 3. First instances.
 
 
-def _not_first(study: Study) -> Part:
+def _not_first(study: LettersStudy) -> Part:
     """Why do heads not attend to first instances of the letters that they are responsible for?"""
     tokens, again = study.toks[:FEW], study.repeated[:FEW]
     src = torch.arange(tokens.shape[1], device=study.device)
@@ -271,7 +271,7 @@ def _not_first(study: Study) -> Part:
     return Part("Why do heads of layer 1 pass over first instances?", summary, blocks, numbers)
 
 
-def _said_of_gap(study: Study, parts: dict[str, dict[str, float]], whole: dict[str, float]) -> str:
+def _said_of_gap(study: LettersStudy, parts: dict[str, dict[str, float]], whole: dict[str, float]) -> str:
     """The letter of which the largest component accounts for least."""
     weakest = min(parts, key=lambda letter: max(parts[letter].values()) / whole[letter] if whole[letter] > 0 else math.inf)
     name, value = largest(parts[weakest], 1)[0]
@@ -288,7 +288,7 @@ def _centred(split: head_decomposition.Split, src: Tensor) -> head_decomposition
     return head_decomposition.Split((split.data - mean) * seen, split.axes, split.labels, split.what, split.unit)
 
 
-def _shares(study: Study) -> dict[str, tuple[float, float]]:
+def _shares(study: LettersStudy) -> dict[str, tuple[float, float]]:
     """Attention of duplicate detectors to the letter itself and to `?`: from first instances, and from repeats."""
     tokens = study.toks[:FEW]
     same = tokens[:, :, None] == tokens[:, None, :]
@@ -320,7 +320,7 @@ class Order:
     signal: Float[Tensor, "letter"]
 
 
-def _precision(study: Study) -> Part:
+def _precision(study: LettersStudy) -> Part:
     """How precisely is the position of a unique letter known?"""
     last = study.length - 1
     found, pairs = _unique_letters(study)
@@ -388,7 +388,7 @@ def _precision(study: Study) -> Part:
     return Part("How precisely is a letter's position known?", summary, blocks, numbers)
 
 
-def _unique_letters(study: Study) -> tuple[Order, dict[int, tuple[int, int]]]:
+def _unique_letters(study: LettersStudy) -> tuple[Order, dict[int, tuple[int, int]]]:
     """All unique letters at the last position, and for each distance of two how often the earlier is ahead, of how many."""
     alone = study.occurrences[:, -1, : study.null] == 1
     here = study.toks[:, None, :] == torch.arange(study.null, device=study.device)[None, :, None]
@@ -407,7 +407,7 @@ def _unique_letters(study: Study) -> tuple[Order, dict[int, tuple[int, int]]]:
     return found, pairs
 
 
-def _signal(study: Study) -> Float[Tensor, "batch letter src"]:
+def _signal(study: LettersStudy) -> Float[Tensor, "batch letter src"]:
     """The weight with which each letter's anti-duplicate detectors, and then layer 1, carry a source to the last position."""
     last = sum(study.pattern(head)[:, -1] for head in study.names(1))
     carried = {head: torch.einsum("bm,bms->bs", last, study.pattern(head)) for head in study.names(0)}
@@ -420,7 +420,7 @@ def _signal(study: Study) -> Float[Tensor, "batch letter src"]:
 # 5. Positions in layer 1.
 
 
-def _positions(study: Study) -> Part:
+def _positions(study: LettersStudy) -> Part:
     """What do positions do in layer 1? Take their part out of keys and of values, and see."""
     parts = _position_parts(study)
     base = float(study.losses[:FEW].mean())
@@ -446,7 +446,7 @@ def _positions(study: Study) -> Part:
     return Part("What do positions do in layer 1?", summary, blocks, {"questions": {"layer_1_positions": rise}})
 
 
-def _position_parts(study: Study) -> dict[str, Float[Tensor, "batch pos d_model"]]:
+def _position_parts(study: LettersStudy) -> dict[str, Float[Tensor, "batch pos d_model"]]:
     """Parts of the input of layer 1 that come from positions, and that of tokens."""
     cache = study.few
     written, labels = head_decomposition.outputs_by_component(cache, 0)
@@ -459,7 +459,7 @@ def _position_parts(study: Study) -> dict[str, Float[Tensor, "batch pos d_model"
 
 
 @torch.no_grad()
-def _loss_without(study: Study, part: Float[Tensor, "batch pos d_model"], which: str) -> float:
+def _loss_without(study: LettersStudy, part: Float[Tensor, "batch pos d_model"], which: str) -> float:
     """The loss when a part of the stream reaches the keys (or values) of layer 1 only by its mean over positions and examples."""
     model, attn = study.model, study.model.blocks[1].attn
     normed = frozen_norm(model, "1.ln1", scale_of(study.few, "blocks.1.ln1.hook_scale"))(part)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cutaway.analysis import attribution
 from cutaway.report.first_unique_char.layer0 import drawn
-from cutaway.report.first_unique_char.study import Study
+from cutaway.report.first_unique_char.study import LettersStudy
 from cutaway.report.parts import Part
 from cutaway.report.words import largest, listed, mean_of, num, percent, signed
 from cutaway.view import Figure, heat_map, table
@@ -16,7 +16,7 @@ from cutaway.view import Figure, heat_map, table
 STARTS = 5  # sequences of pairs, each starting two letters further on
 
 
-def position_one(study: Study) -> Part:
+def position_one(study: LettersStudy) -> Part:
     """Sequences of `?` and one letter."""
     count = len(study.letters)
     tokens = torch.tensor([[study.null, letter] for letter in range(count)], device=study.device)
@@ -76,13 +76,13 @@ def position_one(study: Study) -> Part:
     return Part("Position 1", summary, blocks, numbers)
 
 
-def pairs_from(study: Study, start: int) -> str:
+def pairs_from(study: LettersStudy, start: int) -> str:
     """Five letters in pairs, from one letter on: `?ccddeeffgg`."""
     count = len(study.letters)
     return "?" + "".join(study.letters[(start + n) % count] * 2 for n in range(min(5, count)))
 
 
-def first_instances(study: Study) -> Part:
+def first_instances(study: LettersStudy) -> Part:
     """Answers that are the letter just read: how well, and where their logits come from."""
     where = study.new_answer
     right = (study.guesses == study.labels).float()
@@ -142,7 +142,7 @@ def first_instances(study: Study) -> Part:
     return Part("First instances", summary, blocks, numbers)
 
 
-def own_head(study: Study, where: Bool[Tensor, "batch pos"]) -> tuple[float, float, float]:
+def own_head(study: LettersStudy, where: Bool[Tensor, "batch pos"]) -> tuple[float, float, float]:
     """What the answer's responsible head adds, what its layer adds, and that head's attention to the position itself."""
     found = study.correct.values
     head_of = study.responsible.head_of
@@ -155,7 +155,7 @@ def own_head(study: Study, where: Bool[Tensor, "batch pos"]) -> tuple[float, flo
     return tuple(mean_of(torch.cat(part)) for part in (added, layer, attended))  # type: ignore[return-value]
 
 
-def _by_letter(study: Study, where: Tensor) -> dict[str, list[object]]:
+def _by_letter(study: LettersStudy, where: Tensor) -> dict[str, list[object]]:
     right = (study.guesses == study.labels).float()
     out: dict[str, list[object]] = {}
     for letter, head in study.responsible.head_of.items():

@@ -98,7 +98,7 @@ def _letters(source: Checkpoint, name: str) -> list[str]:
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class LettersStudy:
     """A model, its letters, and sequences to run it on."""
 
     model: Transformer

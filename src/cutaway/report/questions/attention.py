@@ -6,17 +6,15 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
 from cutaway.analysis.heads import KINDS, kind_mask
 from cutaway.report.findings import Finding, Value, means, ratio
 from cutaway.report.study import Study
+from cutaway.tasks.behaviour import Sources
 from cutaway.view import attention_patterns
 
 HEADING = "Who attends to what"
 LEAST = 0.1  # attention beyond even attention that matters
-Sources = Bool[Tensor, "batch dest src"]
 
 
 def lacks(study: Study) -> str:
