@@ -33,7 +33,7 @@ class Fault:
 
 
 CONTROLS, UNEQUAL, INTERVALS = "tests/test_controls.py", "tests/test_unequal_texts.py", "tests/runs/test_intervals.py"
-METRICS, RESULTS = "runs/metrics.py", "runs/intervals.py"
+METRICS, MEASURES, RESULTS = "runs/metrics.py", "runs/measures.py", "runs/intervals.py"
 EFFECTS, COMPOSITION = "analysis/steering_effects.py", "analysis/head_composition.py"
 
 FAULTS = [
@@ -67,11 +67,11 @@ FAULTS = [
           "flipped = (writers.B[earlier] @ self.directions * sign[:, None]) @ self.directions.T",
           "flipped = torch.randn(writers.B[earlier].shape, generator=self.generator)",
           "tests/analysis/test_head_composition.py", "share_only"),
-    Fault("a metric at -1 reads the last column", METRICS, "columns = torch.where(columns < 0, ends[:, None] + columns, columns)",
+    Fault("a metric at -1 reads the last column", MEASURES, "columns = torch.where(columns < 0, ends[:, None] + columns, columns)",
           "columns = torch.where(columns < 0, length + columns, columns)", UNEQUAL, "difference"),
-    Fault("a metric over all positions reads padding", METRICS, "return _where(positions, batch, length) & real",
+    Fault("a metric over all positions reads padding", MEASURES, "return _where(positions, batch, length) & real",
           "return _where(positions, batch, length)", UNEQUAL, "rank"),
-    Fault("the label behind the last token counts", METRICS, "labels.masked_fill(~real_there | behind, -1)",
+    Fault("the label behind the last token counts", MEASURES, "labels.masked_fill(~real_there | behind, -1)",
           "labels.masked_fill(~real_there, -1)", UNEQUAL, "loss"),
     Fault("the loss counts padding on the right", "model/transformer.py",
           "        return self._finished(resid, return_type, tokens, padding, loss_per_token)",

@@ -29,7 +29,7 @@ _BY_MODULE = {
     "runs.sweep.planning": "plan",
     "verification": "verify",
     # questions, by their verbs
-    "analysis.ablation": "ablate_heads",
+    "analysis.ablation": "ablate ablate_heads",
     "analysis.attribution": "attribute attribute_all_tokens",
     "analysis.head_composition": "composition copying",
     "analysis.head_decomposition": "logits_by_source outputs_by_component scores_by_key",

@@ -25,6 +25,7 @@ from cutaway.commands import (
     shared,
     steering,
     sweeps,
+    texts,
 )
 from cutaway.errors import CutawayError
 
@@ -67,7 +68,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Open transformers up: read any activation, change any activation, find out which parts did the work.",
@@ -180,6 +181,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         console.echo(f"  {name:<28} {repo}")
 
 
+for name, command in texts.COMMANDS.items():
+    app.command(name)(command)
 for question in (
     *questions.COMMANDS,
     *sweeps.COMMANDS,

@@ -121,6 +121,40 @@ class Prompts:
             raise PromptError(f"prompt {row} has {int(self.lengths[row])} tokens and no position {role}")
         return places
 
+    def where(self, positions: str | int | Sequence[str | int] | None) -> Bool[Tensor, "batch pos"]:
+        """A mask of positions: a role, a number, or several of them; None: every token.
+
+        Raises:
+            UnknownRole, PromptError: as `place`.
+        """
+        if positions is None:
+            return self.mask.clone()
+        found = torch.zeros_like(self.mask)
+        for one in [positions] if isinstance(positions, str | int) else positions:
+            found[torch.arange(len(self)), self.place(one)] = True
+        return found
+
+    @property
+    def counterparts(self) -> Prompts:
+        """The corrupted prompts; a role that they do not have of their own is where it is in these.
+
+        Raises:
+            PromptError: there are none.
+        """
+        if self.corrupted is None:
+            raise PromptError("these prompts have no counterparts; give pairs (corrupted=…), or a behaviour's prompts")
+        return replace(self.corrupted, roles={**self.roles, **self.corrupted.roles})
+
+    def padded(self, side: str = "right", pad: int | None = None) -> tuple[Tokens, Int[Tensor, "batch pos"]]:
+        """Tokens, and 1 where they are no padding, with the padding on one side (the left, for generation)."""
+        if side == "right":
+            return self.tokens, self.mask.long()
+        width = self.tokens.shape[1]
+        source = torch.arange(width) - (width - self.lengths)[:, None]
+        mask = source >= 0
+        tokens = self.tokens.gather(1, source.clamp(min=0)).masked_fill(~mask, 0 if pad is None else pad)
+        return tokens, mask.long()
+
     @cached_property
     def answered(self) -> Bool[Tensor, "batch pos"]:
         """Where an answer counts."""
@@ -239,26 +273,34 @@ class Prompts:
     @classmethod
     def of_texts(
         cls,
-        tokenizer: Tokenizer | None,
+        tokenizer: Any,
         texts: Sequence[str],
         *,
         answers: str | Sequence[str] | None = None,
         wrong: str | Sequence[str] | None = None,
-        corrupted: Sequence[str] | None = None,
-        prepend_bos: bool = True,
+        corrupted: Sequence[str] | str | None = None,
+        roles: Mapping[str, str | int | Sequence[str | int]] | None = None,
+        prepend_bos: bool | None = None,
         allow_first_token: bool = False,
     ) -> Prompts:
         """Prompts of texts, with the word that should follow each and one that it is compared with.
 
+        Example: `Prompts.of_texts(model, ["Mary and John went home; John thanked"], answers=" Mary", wrong=" John",
+        roles={"IO": "Mary"})`
+
         Args:
+            tokenizer: the model's, or the model itself (which also says whether texts begin with BOS).
             answers, wrong: a word for each text, or one for all.
             corrupted: the counterpart of each text, with as many tokens.
+            roles: role → the word that has it, in each text or in all: its last token, where the word comes last; or a position.
+            prepend_bos: whether texts begin with BOS; None: as the model says, with a tokenizer alone they do.
             allow_first_token: take the first token of a word that is several.
 
         Raises:
             TokenError: a word is several tokens.
-            PromptError: counts or lengths do not fit.
+            PromptError: counts or lengths do not fit, or a text lacks the word of a role.
         """
+        tokenizer, prepend_bos = _reader(tokenizer, prepend_bos)
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = [to_tokens(tokenizer, text, prepend_bos=prepend_bos)[0].tolist() for text in texts]
         ends = [len(row) - 1 for row in rows]
@@ -266,9 +308,7 @@ class Prompts:
         def at_end(words: str | Sequence[str] | None, what: str) -> Answers:
             if words is None:
                 return ()
-            chosen = [words] * len(texts) if isinstance(words, str) else list(words)
-            if len(chosen) != len(texts):
-                raise PromptError(f"{len(chosen)} {what} for {len(texts)} prompts; give one for each, or one for all")
+            chosen = _for_each(words, len(texts), what)
             ids = [word_token(tokenizer, word, allow_first_token=allow_first_token) for word in chosen]
             return tuple({end: (token,)} for end, token in zip(ends, ids, strict=True))
 
@@ -276,19 +316,30 @@ class Prompts:
         if corrupted is not None:
             pair = cls.of_texts(tokenizer, corrupted, prepend_bos=prepend_bos)
         known: dict[str, Any] = {"right": at_end(answers, "answers"), "wrong": at_end(wrong, "wrong answers")}
+        places = {
+            role: torch.tensor(
+                [
+                    _position_of(tokenizer, text, row, word, role, prepend_bos)
+                    for text, row, word in zip(texts, rows, _for_each(words, len(texts), f"words of {role!r}"), strict=True)
+                ]
+            )
+            for role, words in (roles or {}).items()
+        }
         pad = getattr(tokenizer, "pad_token_id", None)
-        return cls.of_rows(rows, 0 if pad is None else pad, corrupted=pair, texts=tuple(texts), **known)
+        return cls.of_rows(rows, 0 if pad is None else pad, corrupted=pair, roles=places, texts=tuple(texts), **known)
 
     @classmethod
-    def read(cls, path: str | Path, tokenizer: Tokenizer | None = None, **options: Any) -> Prompts:
+    def read(cls, path: str | Path, tokenizer: Any = None, **options: Any) -> Prompts:
         """Prompts from a file: a text a line, or JSON lines of examples or of pairs.
 
         An example is `{"tokens": […] or "text": "…", "answers": {position: token or [tokens]}}`, a pair
-        `{"clean": "…", "corrupted": "…", "answer": "…", "wrong": "…"}`; tokens are ids or words.
+        `{"clean": "…", "corrupted": "…", "answer": "…", "wrong": "…", "roles": {"IO": " Mary"}}`; tokens are ids or words.
+        `tokenizer` may be the model, and `options` are those of `of_texts`.
 
         Raises:
             PromptError: a line that is neither (its number is said), or a file without any.
         """
+        tokenizer, options["prepend_bos"] = _reader(tokenizer, options.get("prepend_bos"))
         lines = _lines(Path(path))
         if not str(path).endswith((".jsonl", ".json", ".ndjson")):
             return cls.of_texts(tokenizer, [text for _, text in lines], **options)
@@ -299,6 +350,37 @@ class Prompts:
         if kinds == {"example"}:
             return _examples(path, made, tokenizer, options)
         raise PromptError(f"{path} mixes pairs ('clean', 'corrupted') and examples ('tokens' or 'text', 'answers')")
+
+
+def _reader(tokenizer: Any, prepend_bos: bool | None) -> tuple[Any, bool]:
+    """The tokenizer (of a model, where one is given), and whether texts begin with BOS."""
+    cfg = getattr(tokenizer, "cfg", None)
+    if cfg is None:
+        return tokenizer, True if prepend_bos is None else prepend_bos
+    return tokenizer.tokenizer, cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+
+
+def _for_each(words: Any, count: int, what: str) -> list[Any]:
+    chosen = [words] * count if isinstance(words, str | int) else list(words)
+    if len(chosen) != count:
+        raise PromptError(f"{len(chosen)} {what} for {count} prompts; give one for each, or one for all")
+    return chosen
+
+
+def _position_of(tokenizer: Any, text: str, row: Sequence[int], word: str | int, role: str, prepend_bos: bool) -> int:
+    """The position of a word's last token, where the word comes last in a text; a number is one, from the end where negative.
+
+    Raises:
+        PromptError: the text does not have it.
+    """
+    if isinstance(word, int):
+        return word + len(row) if word < 0 else word
+    begin = text.rfind(word) if word.strip() else -1
+    if begin < 0:
+        raise PromptError(f"the text {text[:60]!r} has no {word!r}, which the role {role!r} names")
+    until = to_tokens(tokenizer, text[: begin + len(word)], prepend_bos=prepend_bos)[0].tolist()
+    same = next((at for at, (one, other) in enumerate(zip(until, row, strict=False)) if one != other), len(until))
+    return min(same, len(row) - 1) if same < len(until) else len(until) - 1
 
 
 def check_aligned(clean: Prompts, corrupted: Prompts) -> None:
@@ -313,8 +395,11 @@ def check_aligned(clean: Prompts, corrupted: Prompts) -> None:
     if len(differ):
         row = int(differ[0])
         one, other = int(clean.lengths[row]), int(corrupted.lengths[row])
+        pair = clean.tokens[row, :one].tolist(), corrupted.tokens[row, :other].tolist()
+        at = next((n for n, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), min(one, other))
         raise PromptError(
-            f"prompt {row} has {one} tokens and its counterpart {other}: patching needs the same number, position by position"
+            f"prompt {row} has {one} tokens and its counterpart {other}: patching needs the same number, position by position. "
+            f"They differ from position {at} on; choose words of as many tokens"
             + (f" ({len(differ)} such pairs)" if len(differ) > 1 else "")
         )
 
@@ -371,7 +456,10 @@ def _pairs(
         with_texts = all(isinstance(one.get(key), str) for key in ("clean", "corrupted", "answer"))
         if not with_texts or not isinstance(one.get("wrong", ""), str):
             raise PromptError(f"{path}, line {number}: a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'")
-        given = {"answers": one["answer"], "wrong": one.get("wrong"), "corrupted": [one["corrupted"]]}
+        roles = one.get("roles", {})
+        if not isinstance(roles, dict) or not all(type(word) in (str, int) for word in roles.values()):
+            raise PromptError(f"{path}, line {number}: 'roles' must be {{role: word or position}}")
+        given = {"answers": one["answer"], "wrong": one.get("wrong"), "corrupted": [one["corrupted"]], "roles": roles}
         with _at_line(path, number):
             parts.append(Prompts.of_texts(tokenizer, [one["clean"]], **given, **options))
     return join(parts)

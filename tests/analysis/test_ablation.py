@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cutaway.analysis.ablation import ablate_heads
+from cutaway.analysis.ablation import ablate, ablate_heads
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.metrics import logit_difference
@@ -52,7 +52,32 @@ def test_a_single_text_has_means_over_its_positions() -> None:
         change = losses(model, tokens, labels, [("blocks.0.attn.hook_z", hook)]) - losses(model, tokens, labels, [])
     torch.testing.assert_close(found.values.sel(kind="mean", site="z", head="0.2").data, change, rtol=1e-4, atol=1e-5)
     with pytest.raises(ShapeError, match="over=\\('batch', 'pos'\\)"):
-        ablate_heads(model, tokens, labels, kinds=["mean"], sites=["z"])
+        ablate_heads(model, tokens, labels, kinds=["mean"], sites=["z"], over=("batch",))
+    by_itself = ablate_heads(model, tokens, labels, kinds=["mean"], sites=["z"])
+    torch.testing.assert_close(by_itself.values.data, found.values.data)
+
+
+def test_any_component_can_be_ablated() -> None:
+    model, tokens = network("llama"), some_tokens()
+    labels = some_tokens(seed=5)
+    found = ablate(model, tokens, labels, kinds=["zero"], components=["0.mlp", "1.mlp.3", "0.1", "1.attn"])
+
+    def silent(x: torch.Tensor, hook: object) -> torch.Tensor:
+        return torch.zeros_like(x)
+
+    def neuron(x: torch.Tensor, hook: object) -> None:
+        x[..., 3] = 0
+
+    with torch.no_grad():
+        clean = losses(model, tokens, labels, [])
+        for name, site, hook in (("0.mlp", "blocks.0.hook_mlp_out", silent), ("1.mlp.3", "blocks.1.mlp.hook_post", neuron)):
+            change = losses(model, tokens, labels, [(site, hook)]) - clean
+            mine = found.values.sel(kind="zero", component=name).data
+            torch.testing.assert_close(mine, change, rtol=1e-4, atol=1e-5, equal_nan=True)
+    heads = ablate_heads(model, tokens, labels, kinds=["zero"], sites=["z"])
+    assert found.changes()["0.1"] == pytest.approx(heads.increases()["0.1"], abs=1e-6)
+    with pytest.raises(UnknownName, match="bias cannot be ablated by itself"):
+        ablate(model, tokens, components=["0.bias"])
 
 
 def test_all_heads_of_a_layer_leave_only_the_output_bias() -> None:

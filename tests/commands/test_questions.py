@@ -63,7 +63,7 @@ def test_heads_says_which_kinds_a_short_text_is_too_short_for(tmp_path: Path) ->
     said = run("heads", TOY, "--text", "abcd", "--threshold", "0.2").stdout
     assert "current: left out, as it needs a text of 7 tokens, and this is 5 tokens with BOS" in said
     assert "induction: left out, as it needs a token that comes twice\n" in said
-    assert {row.split()[0] for row in said.splitlines()[1:] if "left out" not in row} == {"previous"}
+    assert {row.split()[0] for row in said.splitlines()[1:-1] if "left out" not in row} == {"previous"}
     page = tmp_path / "page.html"
     found = numbers("heads", TOY, "--text", "abcd", "--html", str(page))
     assert set(found["heads"]) == set(found["even"]) == {"previous"} and "induction" in found["left_out"]
@@ -90,7 +90,7 @@ def test_attribute(toy: Transformer) -> None:
 def test_attribute_says_whose_logit_and_what_is_left_over(toy: Transformer) -> None:
     printed = run("attribute", TOY, "--text", TEXT, "--minus", "a", "--target", "b", "--top", "2").stdout.splitlines()
     assert printed[0] == "effect on the logit difference of 'b' minus 'a'; mean over 20 positions"
-    assert printed[1].split() == ["component", "effect"] and len(printed) == 6
+    assert printed[1].split() == ["component", "effect"] and len(printed) == 7
     effects = [float(line.split()[-1]) for line in printed[2:5]]
     assert printed[4].startswith("7 others: ") and printed[5].startswith("logit difference ")
     assert sum(effects) == pytest.approx(float(printed[5].split(";")[0].split()[-1]), abs=2e-3)
@@ -133,7 +133,7 @@ def test_predict(tmp_path: Path) -> None:
     assert said["windows"] == len(found.tokens) > 1
     printed = run("predict", LANGUAGE, "--file", str(file), "--rows", "4").stdout.splitlines()
     assert printed[0].split()[:3] == ["window", "after", "token"] and printed[5].startswith(f"{len(said['tokens'])} tokens: loss")
-    assert f"read in {said['windows']} windows of at most {model.cfg.n_ctx} tokens" in printed[-1]
+    assert f"read in {said['windows']} windows of at most {model.cfg.n_ctx} tokens" in printed[-2]
     short = run("predict", LANGUAGE, "--text", "the cat").stdout.splitlines()
     assert short[0].split()[:2] == ["after", "token"] and not any("window" in line for line in short)
 
@@ -146,7 +146,7 @@ def test_predict_scores_a_model_of_a_task_on_its_answers(toy: Transformer) -> No
     assert said["accuracy"] == 1 and said["loss"] == pytest.approx(predict(toy, TEXT, targets=labels).loss, abs=1e-5)
     printed = run("predict", TOY, "--text", TEXT, "--rows", "4").stdout.splitlines()
     assert printed[0].split()[:4] == ["position", "token", "answer", "expected"] and printed[5].startswith("20 answers: loss")
-    assert printed[-1].startswith("scored on its task and not on next tokens: at each position, the first letter")
+    assert printed[-2].startswith("scored on its task and not on next tokens: at each position, the first letter")
 
 
 def test_a_folder_that_training_wrote_is_a_model(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_pages_need_nothing_else(words: list[str], tmp_path: Path) -> None:
         (["heads", TOY, "--html", "no/where.html"], "there is no folder no"),
         (["heads", TOY, "--html", "/"], "is a folder; give the name of a file"),
         (["circuit", TOY, "ov"], "ov needs a head"),
-        (["attribute", TOY, "--text", TEXT, "--position", "50"], "no position 50: the text has 20 tokens"),
+        (["attribute", TOY, "--text", TEXT, "--position", "50"], "no position 50: prompt 0 has 20 tokens"),
         (["attribute", LANGUAGE, "--text", "the cat", "--position", "-1"], "position -1 has no next token; give --target"),
         (["lens", TOY, "--text", TEXT, "--position", "50"], "no position 50"),
         (["lens", TOY, "--text", TEXT, "--of", "4.1"], "no component '4.1'"),

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.analysis.shared import as_tokens, head_names
+from cutaway.analysis.shared import Where, head_names, real_tokens
 from cutaway.config import HookedTransformerConfig
+from cutaway.errors import UnknownName
+from cutaway.model.components import Component, parse_writers, writers
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import some_of
+from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, mean, zero
+from cutaway.runs.metrics import settled
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep import Audit, SweepResult, sweep
 from cutaway.view import Figure, bar_chart
@@ -91,11 +95,12 @@ class HeadAblation(Result):
 def ablate_heads(
     model: Transformer,
     tokens: Any,
-    metric: metrics.Metric | Tensor | None = None,
+    metric: Any = None,
     *,
     kinds: Sequence[str] = KINDS,
     sites: Sequence[str] = ("z", "q", "k", "v"),
-    over: Sequence[str] = ("batch",),
+    over: Sequence[str] | None = None,
+    positions: Where | None = None,
     mask: Tensor | None = None,
     audit: int = 2,
     seed: int = 0,
@@ -106,11 +111,13 @@ def ablate_heads(
     """Ablate each head, and all heads of each layer, and measure what changes at every position.
 
     Args:
-        tokens: what runs: text or token ids `[batch, pos]`.
-        metric: a metric; or labels `[batch, pos]` (negative: none), whose loss is measured at each position; None: the
-            loss of the next token.
+        tokens: what runs: text, texts, `Prompts` or token ids `[batch, pos]`.
+        metric: a metric; or labels `[batch, pos]` (negative: none), whose loss is measured at each position; None: what
+            `Prompts` with answers say themselves, else the loss of the next token.
         kinds: "zero", and "mean": the mean over these examples.
-        over: ("batch",) gives each position a mean of its own, ("batch", "pos") one for all positions, as a single text needs.
+        over: ("batch",) gives each position a mean of its own, ("batch", "pos") one for all positions. None: the first for
+            several examples of one length, the second for a single text and for texts of different lengths.
+        positions: ablate there only: a number, a role, or several.
         sites: "z" (what a head has seen; "result" is the same), "q", "k", "v", "pattern". Where heads share keys and
             values, a head stands for its group.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding.
@@ -120,15 +127,15 @@ def ablate_heads(
         UnknownName: no such kind or site.
     """
     kinds, sites = some_of(kinds, KINDS, "kind of ablation"), some_of(sites, SITES, "site to ablate")
-    cfg, found = model.cfg, as_tokens(model, tokens)
-    if metric is None or isinstance(metric, Tensor):
-        metric = metrics.loss(found, metric, mask=mask, by_position=True)
+    cfg = model.cfg
+    asked = _asked(model, tokens, metric, mask)
+    over = _averaged(model, tokens) if over is None else over
     edits: list[Edit] = []
     for kind in kinds:
         for site in sites:
-            edits += _edits(zero() if kind == "zero" else mean(over=over), site, cfg)
+            edits += _edits(zero() if kind == "zero" else mean(over=over), site, cfg, positions)
     done = sweep(
-        model, found, edits, metric, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
+        model, tokens, edits, asked, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
     )
     changes = done.effects.data
     at, heads, layers = 0, [], []
@@ -142,7 +149,7 @@ def ablate_heads(
     rest = done.clean.axes
     names = {"kind": list(kinds), "site": list(sites)}
     shape = (len(kinds), len(sites))
-    what, unit = f"change of {metric.name}", metric.unit
+    what, unit = done.effects.what, done.effects.unit
     return HeadAblation(
         Labelled(torch.stack(heads).unflatten(0, shape), ("kind", "site", "head", *rest), names | {"head": head_names(cfg)},
                  what, unit),
@@ -157,10 +164,133 @@ def _groups(site: str, cfg: HookedTransformerConfig) -> int:
     return cfg.kv_heads if site in ("k", "v") and not cfg.ungroup_grouped_query_attention else cfg.n_heads
 
 
-def _edits(change: Change, site: str, cfg: HookedTransformerConfig) -> list[Edit]:
+def _edits(change: Change, site: str, cfg: HookedTransformerConfig, positions: Any = None) -> list[Edit]:
     """For each layer each head, then all heads."""
     out = []
     for layer in range(cfg.n_layers):
-        out += [change.at((site, layer), heads=head) for head in range(_groups(site, cfg))]
-        out.append(change.at((site, layer)))
+        out += [change.at((site, layer), heads=head, positions=positions) for head in range(_groups(site, cfg))]
+        out.append(change.at((site, layer), positions=positions))
     return out
+
+
+def _asked(model: Transformer, tokens: Any, metric: Any, mask: Tensor | None) -> Any:
+    """The metric: the one given, the loss of given labels, what `Prompts` say themselves, or the loss of the next token."""
+    if metric is None and isinstance(tokens, Prompts) and tokens.right:
+        return settled(None, model, tokens)
+    if metric is not None and not isinstance(metric, Tensor):
+        return metric
+    found, real = real_tokens(model, tokens)
+    mask = mask if mask is not None or real is None else real
+    return metrics.loss(found, metric, mask=mask, by_position=True)
+
+
+def _averaged(model: Transformer, tokens: Any) -> tuple[str, ...]:
+    """What a mean is over: the examples at each position, unless there is only one or they differ in length."""
+    found, real = real_tokens(model, tokens)
+    return ("batch",) if len(found) > 1 and real is None else ("batch", "pos")
+
+
+# Any component.
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation(Result):
+    """How much a metric changes when one component after another is ablated, `[kind, component, batch, …]`.
+
+    `clean` is the metric without any ablation.
+    """
+
+    values: Labelled
+    clean: Labelled
+    audit: Audit
+    sweep: SweepResult = field(repr=False)
+
+    def changes(self, kind: str = "zero") -> dict[str, float]:
+        """Component → mean change, the largest first."""
+        found = self._overall().sel(kind=kind)
+        pairs = zip(found.names("component"), found.data.tolist(), strict=True)
+        return dict(sorted(pairs, key=lambda pair: -abs(pair[1])))
+
+    def means(self, kind: str = "zero") -> Means:
+        """The mean change of each component with an interval over examples."""
+        chosen = self.values.sel(kind=kind)
+        return (chosen.mean("pos") if "pos" in chosen.axes else chosen).means("batch")
+
+    def _overall(self) -> Labelled:
+        return self.values.mean(*(axis for axis in ("batch", "pos") if axis in self.values.axes))
+
+    def figure(self, top: int = 30) -> Figure:
+        """Bars of the components that matter most, a series for each kind."""
+        found = self._overall()
+        order = found.data.abs().amax(0).argsort(descending=True)[:top].tolist()
+        names = [found.names("component")[at] for at in order]
+        series = {kind: found.sel(kind=kind, component=names).data for kind in found.names("kind")}
+        said = f"{self.values.what} ({self.values.unit})" if self.values.unit else self.values.what
+        return bar_chart(names, series, x_name="component", value_name=said, title="ablation of each component")
+
+    def summary(self) -> str:
+        """The components whose ablation matters most."""
+        lines = [f"{self.values.what}; {float(self.clean.data.nanmean()):.4g} {self.clean.unit} without ablation"]
+        for kind in self.values.names("kind"):
+            shown = ", ".join(f"{name} {change:+.3g}" for name, change in list(self.changes(kind).items())[:8])
+            lines.append(f"{kind} ablation: {shown}")
+        lines += [] if self.sweep.baseline is None else [self.sweep.baseline.summary()]
+        return "\n".join([*lines, str(self.audit)])
+
+
+def ablate(
+    model: Transformer,
+    tokens: Any,
+    metric: Any = None,
+    *,
+    components: Sequence[str] | None = None,
+    kinds: Sequence[str] = KINDS,
+    over: Sequence[str] | None = None,
+    positions: Where | None = None,
+    audit: int = 2,
+    seed: int = 0,
+    memory: int | None = None,
+    progress: Callable[[float, float], None] | None = None,
+    baseline: int = 0,
+) -> Ablation:
+    """Ablate one component after another: heads, whole attentions, MLPs or neurons.
+
+    Example: `ablate(model, prompts, components=["0.mlp", "3.mlp.17", "5.1"]).summary()`
+
+    Args:
+        components: `0.3` (a head), `0.attn`, `0.mlp`, `0.mlp.17` (a neuron), …; None: each layer's attention and MLP.
+        tokens, metric, kinds, over, positions, audit, seed, memory, progress, baseline: as `ablate_heads` takes them.
+
+    Raises:
+        UnknownName: no such kind or component, or one that writes no activation of its own (a bias).
+    """
+    kinds = some_of(kinds, KINDS, "kind of ablation")
+    chosen = _components(model, components)
+    over = _averaged(model, tokens) if over is None else over
+    edits = [ablated_at(zero() if kind == "zero" else mean(over=over), one, positions) for kind in kinds for one in chosen]
+    asked = _asked(model, tokens, metric, None)
+    done = sweep(model, tokens, edits, asked, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline)
+    changes = done.effects
+    labels = {"kind": list(kinds), "component": list(map(str, chosen))}
+    values = changes.data.unflatten(0, (len(kinds), len(chosen)))
+    axes = ("kind", "component", *done.clean.axes)
+    return Ablation(Labelled(values, axes, labels, changes.what, changes.unit), done.clean, done.audit, done)
+
+
+def _components(model: Transformer, names: Sequence[str] | None) -> list[Component]:
+    if names is None:
+        return [one for one in writers(model.cfg, by_head=False) if one.kind in ABLATED]
+    chosen = parse_writers(names, model.cfg)
+    for one in chosen:
+        if one.kind not in ABLATED:
+            raise UnknownName(f"{one} cannot be ablated by itself; give heads (0.3), 0.attn, 0.mlp or neurons (0.mlp.17)")
+    return chosen
+
+
+ABLATED = {"head": "z", "attn": "attn_out", "mlp": "mlp_out", "neuron": "post"}
+
+
+def ablated_at(change: Change, one: Component, positions: Any) -> Edit:
+    """The edit that changes what a component writes."""
+    place = {"head": {"heads": one.index}, "neuron": {"neurons": one.index}}.get(one.kind, {})
+    return change.at((ABLATED[one.kind], one.layer), positions=positions, **place)

@@ -18,6 +18,10 @@ from torch import Tensor
 from cutaway.analysis.shared import (
     KeptSites,
     Subject,
+    Where,
+    Words,
+    answers_of,
+    chosen_positions,
     kept,
     network,
     real_tokens,
@@ -26,6 +30,7 @@ from cutaway.analysis.shared import (
     target_ids,
     token_name,
     vocabulary,
+    words_of,
 )
 from cutaway.errors import ShapeError
 from cutaway.model.components import BIASES, Component, gathered, parse_writers, writers
@@ -49,7 +54,7 @@ class Attribution(Result):
 
     Components are `embed`, `pos_embed`, heads (`0.1`), `0.mlp` (or neurons, `0.mlp.17`, and `0.mlp.bias`), and `bias`: the
     output biases of attention, the final norm's and the unembedding's. `logit` is what they should add up to, and `of`
-    says in words whose it is. Positions without a target (`counted` is false) hold NaN.
+    says in words whose it is, `words` are the tokens of each example. Positions without a target (`counted` is false) hold NaN.
     """
 
     values: Labelled
@@ -57,6 +62,7 @@ class Attribution(Result):
     targets: Tensor
     counted: Tensor
     of: str = "the target"
+    words: Words = ()
 
     @property
     def remainder(self) -> Labelled:
@@ -99,6 +105,7 @@ class Attribution(Result):
 
     def figure(self, example: int = 0, tokens: Sequence[str] | None = None) -> Figure:
         """One example: components × positions."""
+        tokens = self.words[example] if tokens is None and self.words else tokens
         counted = self.counted[example]
         shown = self.values.data[:, example, counted]
         labels = None if tokens is None else [token for token, yes in zip(tokens, counted.tolist(), strict=True) if yes]
@@ -161,18 +168,21 @@ def attribute(
     *,
     targets: Any = None,
     minus: Any = None,
+    positions: Where | None = None,
     neurons: bool | Sequence[int] = False,
     components: Sequence[str] | None = None,
     vocab: Sequence[str] | None = None,
 ) -> Attribution:
-    """Direct logit attribution to a target at every position.
+    """Direct logit attribution to a target at every position, or at some.
 
     Args:
         subject: a network, to be run on `tokens`, or a cache (see `sites`).
-        tokens: the input; with a cache only needed for the default targets.
-        targets: the next token where None (the last position has none); or one token (text or number), one per
-            example `[batch]`, or one per position `[batch, pos]`, negative for none.
+        tokens: text, texts, token ids or `Prompts`; with a cache only needed for the default targets.
+        targets: where None the answers of `Prompts` (and their wrong answers as `minus`), else the next token (the last
+            position has none); or one token (text or number), one per example `[batch]`, or one per position `[batch, pos]`,
+            negative for none.
         minus: the same kind of thing: attribute the difference of the two logits.
+        positions: only these: a number, a role ("end", "S2"), or several.
         neurons: split MLPs into neurons: of all layers, or of those listed.
         components: only these (`embed`, `0.3`, `0.attn`, `0.mlp`, `0.mlp.17`, `bias`); None: those that sum to the logit.
         vocab: what tokens are called, for targets given as text where there is no tokenizer.
@@ -189,8 +199,11 @@ def attribute(
     resid = _final_resid(cache)
     shape = resid.shape[:2]
     given, real = (None, None) if tokens is None else real_tokens(model, tokens)
+    own = targets is None
+    targets, minus = answers_of(tokens, targets, minus)
+    here = chosen_positions(positions, tokens, real, shape)
     ids = target_ids(model, targets, given, shape, vocab, resid.device, asker="attribute", real=real)
-    counted = ids >= 0
+    counted = ids >= 0 if here is None else (ids >= 0) & here.to(ids.device)
     directions = _rows(model.unembed.W_U, ids.clamp(min=0), resid.dtype)
     bias = model.unembed.b_U.detach().to(resid.dtype)[ids.clamp(min=0)]
     what = "effect on the logit"
@@ -212,10 +225,12 @@ def attribute(
     data = data.masked_fill(~counted, torch.nan)
     logit = logit.masked_fill(~counted, torch.nan)
     values = Labelled(data, ("component", "batch", "pos"), {"component": list(map(str, chosen))}, what, "logits")
-    said = _called(model, targets, vocab)
-    said = said if minus is None else f"{said} minus {_called(model, minus, vocab)}"
+    said = "the right answer" if own and targets is not None else _called(model, targets, vocab)
+    if minus is not None:
+        said += " minus " + ("the wrong answer" if own and targets is not None else _called(model, minus, vocab))
     whole = Labelled(logit, ("batch", "pos"), {}, "logit", "logits")
-    return Attribution(values, whole, ids.masked_fill(~counted, -1), counted, said)
+    words = () if given is None else words_of(model, given, real, vocab)
+    return Attribution(values, whole, ids.masked_fill(~counted, -1), counted, said, words)
 
 
 @torch.no_grad()

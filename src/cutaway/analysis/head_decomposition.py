@@ -21,7 +21,7 @@ from cutaway.analysis.score_pathways import (
     sites_into,
     visible_only,
 )
-from cutaway.analysis.shared import Subject, kept, network, run_for, scale_of
+from cutaway.analysis.shared import Subject, answers_of, kept, network, run_for, scale_of
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.components import head as head_at
 from cutaway.model.components import norm_after, parse_head
@@ -91,7 +91,7 @@ def outputs_by_component(
 def logits_by_source(
     subject: Subject,
     head: str,
-    targets: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos token"],
+    targets: Int[Tensor, "batch pos"] | Float[Tensor, "batch pos token"] | None = None,
     tokens: Any = None,
 ) -> Split:
     """What a head adds to the logit of each position's target, by source and component, `[component, batch, dest, src]`.
@@ -100,7 +100,7 @@ def logits_by_source(
 
     Args:
         targets: a token for each position (0 is added where it is below 0); or a weight for each token, so that a
-            difference of logits, or of means of logits, can be asked for.
+            difference of logits, or of means of logits, can be asked for; None: the answers of `Prompts`.
 
     Raises:
         UnknownName: no such head.
@@ -108,6 +108,9 @@ def logits_by_source(
     """
     model = network(subject)
     layer, one = parse_head(head, model.cfg)
+    targets, _ = answers_of(tokens, targets)
+    if targets is None:
+        raise ShapeError("logits_by_source needs targets, one token for each position; only Prompts with answers bring them")
     if norm_after(model.cfg, head_at(layer, one)) is not None:
         raise ConfigError("a norm follows this head before the stream; its sources are not split here")
     cache = run_for(subject, tokens, sites(model, layer), "logits_by_source")

@@ -207,7 +207,7 @@ def head_scores(
     Args:
         subject: a network, run on `tokens` in batches, or a cache that holds all patterns (with `tokens` for kinds
             that compare tokens).
-        tokens: text, texts or token ids `[batch, pos]`; padding of texts does not count.
+        tokens: text, texts, `Prompts` or token ids `[batch, pos]`; padding of texts does not count.
         kinds: names (see `KINDS`; all of them where None), or name → condition.
 
     Raises:

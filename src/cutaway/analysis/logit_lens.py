@@ -10,14 +10,29 @@ Source: nostalgebraist 2020, "interpreting GPT: the logit lens".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.analysis.shared import KeptSites, Subject, kept, network, real_tokens, run_for, scale_of, target_ids, token_name
+from cutaway.analysis.shared import (
+    KeptSites,
+    Subject,
+    Where,
+    Words,
+    answers_of,
+    chosen_positions,
+    kept,
+    network,
+    real_tokens,
+    run_for,
+    scale_of,
+    target_ids,
+    token_name,
+    words_of,
+)
 from cutaway.errors import UnknownName
 from cutaway.model.components import Component, parse_writers, sites, writers
 from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
@@ -25,6 +40,8 @@ from cutaway.model.products import linear
 from cutaway.model.sites import table
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import at_least
+from cutaway.prompts import Prompts
+from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.view import Figure, lens_grid, line_chart
@@ -52,6 +69,7 @@ class Lens(Result):
     targets: Tensor
     final: Tensor
     words: dict[int, str]
+    read: Words = ()  # the tokens of each example
 
     def by_row(self) -> Means:
         """The mean probability of the target, `[row]`, over all positions, with intervals."""
@@ -74,6 +92,7 @@ class Lens(Result):
     def figure(self, example: int = 0, tokens: Sequence[str] | None = None) -> Figure:
         """One example: rows × positions, the likeliest token in each cell, coloured by its probability."""
         shown = self.top_probability.data[:, example, :, 0]
+        tokens = self.read[example] if tokens is None and self.read else tokens
         names = list(tokens) if tokens is not None else [str(position) for position in range(shown.shape[1])]
         return lens_grid(names, shown, self.tops(example), layer_names=self.values.names("row"))
 
@@ -107,6 +126,7 @@ def lens(
     *,
     of: str | Sequence[str] = "resid",
     targets: Any = None,
+    positions: Where | None = None,
     k: int = 5,
     middle: bool = False,
     vocab: Sequence[str] | None = None,
@@ -117,7 +137,8 @@ def lens(
         subject: a network, to be run on `tokens`, or a cache.
         of: the stream before each layer (`resid`), or what was written: `attn_out`, `mlp_out`, `heads`, or labels of
             components (`embed`, `0.1`, `1.attn`, `1.mlp`, `1.mlp.17`).
-        targets: as for `attribute`: the next token where None.
+        targets: as for `attribute`: where None the answers of `Prompts`, else the next token.
+        positions: the targets of these only: a number, a role, or several.
         k: how many of the likeliest tokens to keep.
         middle: also the streams between attention and MLP.
 
@@ -136,7 +157,10 @@ def lens(
     cache = run_for(subject, tokens, list(dict.fromkeys(needed)), "lens")
     final = kept(cache, _final_site(model))
     batch, length = final.shape[:2]
+    targets, _ = answers_of(tokens, targets)
+    here = chosen_positions(positions, tokens, real, final.shape[:2])
     wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, asker="lens", real=real, optional=True)
+    wanted = wanted if here is None else wanted.masked_fill(~here.to(wanted.device), -1)
     frozen = None if own_scale or not normed else scale_of(cache, "ln_final.hook_scale")
     k = min(at_least(k, 1, "k"), model.cfg.d_vocab_out)
     run = KeptSites(cache)
@@ -161,7 +185,33 @@ def lens(
                     lines[key].append(value)
             for key, columns in lines.items():
                 found[key].append(torch.stack(columns))
-    return _result(model, found, rows, torch.cat(answers).view(batch, length), wanted, vocab, real)
+    read = () if ids is None else words_of(model, ids, real, vocab)
+    return replace(_result(model, found, rows, torch.cat(answers).view(batch, length), wanted, vocab, real), read=read)
+
+
+@torch.no_grad()
+def lens_at(
+    model: Transformer, prompts: Prompts, at: Int[Tensor, "batch"], *, of: str | Sequence[str] = "resid",
+    targets: Any = None, k: int = 5,
+) -> Lens:  # fmt: skip
+    """The lens at one position of each prompt alone, `[row, batch, 1]`: of many prompts much cheaper than at all.
+
+    Args:
+        at: the position, counted from each prompt's start.
+        targets: as `lens` takes them.
+    """
+    streams = list(_streams(model, False).values()) if of == "resid" else []
+    parts = [] if of == "resid" else _components(model, of)
+    scale = ["ln_final.hook_scale"] if parts and norms_of(model.cfg) else []
+    names = list(dict.fromkeys([*streams, *sites(model.cfg, parts), _final_site(model), *scale]))
+    cache = run_for(model, prompts, names, "lens_at")
+    each = torch.arange(len(prompts))
+    cut = {name: tensor[each, at.to(tensor.device)][:, None] for name, tensor in cache.cache_dict.items()}
+    ids, real = real_tokens(model, prompts)
+    targets, _ = answers_of(prompts, targets)
+    wanted = target_ids(model, targets, ids, ids.shape, None, ids.device, asker="lens_at", real=real, optional=True)
+    chosen = wanted[each, at.to(wanted.device)][:, None]
+    return lens(ActivationCache(cut, model), of=of, targets=chosen, k=k)
 
 
 def _result(

@@ -21,6 +21,7 @@ from cutaway.model.components import Component, parse_writers, sites
 from cutaway.model.sites import axes, resolve
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import at_least
+from cutaway.prompts import Prompts
 from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, bar_chart, table, top_samples
@@ -242,7 +243,7 @@ class _Extremes:
 def max_activating_texts(
     model: Transformer,
     features: Sequence[str | Direction],
-    texts: str | Iterable[str] | Int[Tensor, "batch pos"] | Iterable[Tensor],
+    texts: str | Prompts | Iterable[str] | Int[Tensor, "batch pos"] | Iterable[Tensor],
     *,
     k: int = 10,
     around: int = 8,
@@ -254,7 +255,7 @@ def max_activating_texts(
     Args:
         features: neurons (`0.mlp.17`), by their activation; other components (`0.1`, `0.mlp`, `embed`), by the size of what
             they write; or (site, direction).
-        texts: one text, any iterable of texts or of token batches, or tokens. A text longer than the context is read
+        texts: one text, any iterable of texts or of token batches, `Prompts`, or tokens. A text longer than the context is read
             in windows, each of which is an example.
         k: how many extremes to keep, at most one per example.
         around: how many tokens to keep on each side.
@@ -317,7 +318,7 @@ def _batches(model: Transformer, texts: Any, batch_size: int) -> Iterable[tuple[
         for at in range(0, len(tokens), batch_size):
             yield tokens[at : at + batch_size], real[at : at + batch_size]
 
-    if isinstance(texts, str | Tensor):
+    if isinstance(texts, str | Tensor | Prompts):
         yield from whole(*tokens_of_text(model, texts))
         return
     waiting: list[str] = []

@@ -12,23 +12,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cutaway.analysis.shared import aligned, as_tokens, plain_metric
+from cutaway.analysis.shared import Where, aligned, as_tokens, plain_metric, position_names, words_of
 from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
 from cutaway.executors import Executor
 from cutaway.model.sites import get_act_name, table
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import one_of, some_of
+from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, function
 from cutaway.runs.edits import patch as put_in
 from cutaway.runs.intervals import interval_of_ratio
+from cutaway.runs.metrics import among_real, settled
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, Cells, Grid, SweepResult, sweep
 from cutaway.view import Figure, sweep_grid
@@ -313,6 +315,7 @@ class PatchingResult(Result):
         direction: "denoising" patches clean activations into the corrupted run, "noising" the other way round.
         tokens: the tokens of the first pair, as text where there is a tokenizer.
         by_example: the metric of the clean and of the corrupted run, of each pair.
+        places: a label for each position, where all were patched: its token or its role, and what it was exchanged for.
     """
 
     values: Labelled
@@ -322,6 +325,7 @@ class PatchingResult(Result):
     direction: str
     tokens: tuple[tuple[str, ...], tuple[str, ...]]
     by_example: tuple[Tensor, Tensor] = field(repr=False)
+    places: tuple[str, ...] = ()
 
     @property
     def audit(self) -> Audit:
@@ -349,15 +353,31 @@ class PatchingResult(Result):
         kind = next(iter(self.sweeps)) if kind is None else kind
         found = self.normalised(kind)
         row, column = found.axes
-        names = found.names(column)
-        if column == "pos":
-            names = tuple(f"{at} {one}" if one == other else f"{at} {one}→{other}"
-                          for at, (one, other) in enumerate(zip(*self.tokens, strict=True)))  # fmt: skip
+        names = self.labels(found, column)
         said = "metric, 0 = corrupted and 1 = clean"
         return sweep_grid(
             found.data, found.names(row), names, row_name=row, column_name=column, value_name=said,
             title=f"{self.direction}: {kind} patched",
         )  # fmt: skip
+
+    def labels(self, found: Labelled, axis: str) -> Sequence[str]:
+        """The labels of an axis: positions by their token or role."""
+        names = found.names(axis)
+        return self.places if axis == "pos" and axis not in found.labels and len(self.places) == len(names) else names
+
+    def to_frame(self) -> Any:
+        """A row for each patch of every kind: `kind`, its place, `value` (0 = corrupted, 1 = clean), `low` and `high`."""
+        import pandas as pd
+
+        parts = []
+        for kind in self.sweeps:
+            found, (low, high) = self.normalised(kind), self.intervals(kind)
+            frame = found.to_frame().assign(low=low.data.flatten().numpy(), high=high.data.flatten().numpy())
+            if "pos" in found.axes and "pos" not in found.labels and self.places:
+                frame.insert(2, "token", [self.places[at] for at in frame["pos"]])
+            parts.append(frame.assign(kind=kind))
+        whole = pd.concat(parts, ignore_index=True)
+        return whole[["kind", *(name for name in whole.columns if name != "kind")]]
 
     def summary(self) -> str:
         first = next(iter(self.sweeps.values()))
@@ -372,8 +392,9 @@ class PatchingResult(Result):
             bounds = bounds if self.direction == "denoising" else [1 - one for one in reversed(bounds)]
             order = share.flatten().argsort(descending=True)[:3].tolist()
             width = share.shape[1]
+            names = self.labels(found, found.axes[0]), self.labels(found, found.axes[1])
             shown = ", ".join(
-                f"{found.axes[0]} {at // width} {found.axes[1]} {at % width} {float(share.flatten()[at]):.2f}"
+                f"{found.axes[0]} {names[0][at // width]} {found.axes[1]} {names[1][at % width]} {float(share.flatten()[at]):.2f}"
                 + (f" [{float(bounds[0][at]):.2f}, {float(bounds[1][at]):.2f}]" if bounds[0][at] == bounds[0][at] else "")
                 for at in order
             )
@@ -385,10 +406,11 @@ class PatchingResult(Result):
 def patch(
     model: Transformer,
     clean: Any,
-    corrupted: Any,
-    metric: metrics.Metric,
+    corrupted: Any = None,
+    metric: Any = None,
     *,
     kinds: Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
+    positions: Where | None = None,
     direction: str = "denoising",
     audit: int = 2,
     seed: int = 0,
@@ -401,9 +423,11 @@ def patch(
     """Patch everything, one place at a time, between a clean and a corrupted prompt (or several pairs).
 
     Args:
-        clean, corrupted: text, texts or tokens `[batch, pos]`, of as many tokens row by row.
-        metric: one of `cutaway.runs.metrics`, such as the logit difference of answer and wrong answer.
+        clean, corrupted: text, texts or tokens `[batch, pos]`, of as many tokens row by row; or `Prompts` in pairs alone.
+        metric: one of `cutaway.metrics`, such as `logit_difference(" Mary", " John")`; None: what `Prompts` say themselves.
         kinds: what to patch: resid_pre, resid_mid, attn_out, mlp_out (layer × position); z, q, k, v, pattern (layer × head).
+        positions: where: numbers or roles, each by itself; heads at all of them together. None: every position, or, in
+            `Prompts` of different lengths, every role.
         direction: "denoising" (clean into corrupted) or "noising" (corrupted into clean).
         audit, seed, memory, progress, baseline, results, executor: as `sweep` takes them.
 
@@ -413,6 +437,7 @@ def patch(
     """
     kinds = some_of(kinds, tuple(GRIDS), "kind of patch")
     one_of(direction, DIRECTIONS, "direction")
+    metric = settled(metric, model, clean)
     plain_metric(metric, "patch")
     both = aligned(model, clean, corrupted)
     pair = both.clean, both.corrupted
@@ -429,41 +454,65 @@ def patch(
         for tokens in pair:
             keep = names if tokens is source else []
             logits, store = model.run_with_cache(tokens, names_filter=keep, attention_mask=both.mask)
-            each = metric(logits).double().cpu()
+            each = (metric if both.mask is None else among_real(metric, both.mask.bool(), tokens))(logits).double().cpu()
             by_example.append(each if each.ndim == 1 else each.nanmean(1) if each.ndim else each[None])
             means.append(float(each.nanmean()))
             if tokens is source:
                 cache = getattr(store, "cache_dict", store)
     if means[0] == means[1]:
         raise ShapeError(f"clean and corrupted prompts have the same {metric.name}, {means[0]:g}; there is nothing to recover")
+    prompts = clean if isinstance(clean, Prompts) else None
+    places = _places(prompts, positions)
+    run = target if prompts is None else replace(prompts if target is both.clean else prompts.counterparts, roles=prompts.roles)
     sweeps = {}
     for number, kind in enumerate(kinds):
         step = None if progress is None else _share(progress, number, len(kinds))
-        grid = Grid(put_in(cache), kind, GRIDS[kind])
+        grid = _grid(put_in(cache), kind, places, heads_there=positions is not None)
         sweeps[kind] = sweep(
-            model, target, grid, metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step, baseline=baseline,
+            model, run, grid, metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step, baseline=baseline,
             results=results, executor=executor,
         )  # fmt: skip
     first = sweeps[kinds[0]].averages()
     scaled = (first.data - means[1]) / (means[0] - means[1])
-    shown = _texts(model, pair[0][0]), _texts(model, pair[1][0])
+    real = None if both.mask is None else both.mask.bool()
+    words = tuple(words_of(model, one, real) for one in pair)
     return PatchingResult(
         Labelled(scaled, first.axes, first.labels, f"recovered by {kinds[0]}"),
         sweeps,
         means[0],
         means[1],
         direction,
-        shown,
+        (words[0][0], words[1][0]),
         (by_example[0], by_example[1]),
+        () if places is not None else _exchanged(position_names(words[0], prompts), position_names(words[1]), len(words[0]) == 1),
     )
+
+
+def _places(prompts: Prompts | None, positions: Where | None) -> list[str | int] | None:
+    """The places that are patched one by one; None: every column."""
+    if positions is not None:
+        return [positions] if isinstance(positions, str | int) else list(positions)
+    if prompts is None or len(set(prompts.lengths.tolist())) == 1 or len(prompts.roles) < 2:
+        return None
+    return list(prompts.roles)
+
+
+def _grid(change: Change, kind: str, places: list[str | int] | None, *, heads_there: bool) -> Grid:
+    axes = GRIDS[kind]
+    if places is None or not (heads_there or "pos" in axes):
+        return Grid(change, kind, axes)
+    if "pos" in axes:
+        return Grid(change, kind, axes, only={"pos": places})
+    return Grid(change, kind, axes, where={"positions": places})
+
+
+def _exchanged(clean: Sequence[str], corrupted: Sequence[str], single: bool) -> tuple[str, ...]:
+    """A label for each position; of a single pair, with the token that it is exchanged for."""
+    if not single:
+        return tuple(clean)
+    return tuple(one if one == other else f"{one}→{other.split(' ', 1)[1]}" for one, other in zip(clean, corrupted, strict=True))
 
 
 def _share(progress: Callable[[float, float], None], number: int, count: int) -> Callable[[float, float], None]:
     """Progress of one of several sweeps, as part of all."""
     return lambda done, total: progress(number + done / total, count)
-
-
-def _texts(model: Transformer, tokens: Tensor) -> tuple[str, ...]:
-    if model.tokenizer is None:
-        return tuple(map(str, tokens.tolist()))
-    return tuple(str(model.tokenizer.decode([token])) for token in tokens.tolist())

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cutaway.analysis.shared import Pair, aligned
+from cutaway.analysis.shared import Pair, Where, aligned, chosen_positions
 from cutaway.errors import ShapeError
 from cutaway.model.components import (
     LOGITS,
@@ -36,10 +36,9 @@ from cutaway.model.components import (
 from cutaway.model.frozen_norms import norm_module
 from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import indices
 from cutaway.runs.decompose import written
 from cutaway.runs.edits import Edit, replace
-from cutaway.runs.metrics import CustomMetric, Metric
+from cutaway.runs.metrics import settled
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, sweep
 from cutaway.view import Figure, bar_chart, heat_map
@@ -95,12 +94,12 @@ class PathResult(Result):
 def path_patch(
     model: Transformer,
     tokens: Any,
-    source: Any,
-    metric: Metric | CustomMetric | Callable[[Tensor], Any],
+    source: Any = None,
+    metric: Any = None,
     *,
     senders: Sequence[str] | None = None,
     receivers: Sequence[str] = ("logits",),
-    positions: Sequence[int] | None = None,
+    positions: Where | None = None,
     audit: int = 2,
     seed: int = 0,
     memory: int | None = None,
@@ -109,12 +108,14 @@ def path_patch(
     """Let each direct path from a sender to a receiver carry the activations of another run, and measure what changes.
 
     Args:
-        tokens: the run that is changed.
-        source: the run that the senders' activations come from: prompts of as many tokens, row by row.
+        tokens: the run that is changed: text, texts, tokens or `Prompts`.
+        source: the run that the senders' activations come from: prompts of as many tokens, row by row; None: the counterparts
+            of `Prompts`.
+        metric: one of `cutaway.metrics`, or a function of logits; None: what `Prompts` say themselves.
         senders: heads ("0.3"), MLPs ("1.mlp"), neurons ("1.mlp.17"), "embed", …; None: every head.
         receivers: heads' queries, keys or values ("1.4.k"), MLPs ("1.mlp"), or "logits". Where heads share keys and values,
             a head's stand for those of its group.
-        positions: where the senders' outputs are changed; None: everywhere.
+        positions: where the senders' outputs are changed: numbers or roles; None: everywhere.
         audit, seed, memory, progress: as `sweep` takes them.
 
     Raises:
@@ -125,7 +126,8 @@ def path_patch(
     cfg = model.cfg
     froms = heads(cfg) if senders is None else parse_writers(senders, cfg)
     tos = parse_readers(receivers, cfg)
-    places = None if positions is None else indices(positions, pair.clean.shape[1], "position")
+    metric = settled(metric, model, tokens)
+    places = chosen_positions(positions, tokens, None if pair.mask is None else pair.mask.bool(), pair.clean.shape)
     own, other = (_kept(model, one, pair, [*sites(cfg, froms), *_whole_sites(cfg, froms), *_read_sites(cfg, tos)])
                   for one in (pair.clean, pair.corrupted))  # fmt: skip
     edits, cells = [], []
@@ -195,7 +197,11 @@ def _read_sites(cfg: Any, receivers: Sequence[Component]) -> list[str]:
 
 
 def _difference(
-    model: Transformer, own: Mapping[str, Tensor], other: Mapping[str, Tensor], sender: Component, positions: Sequence[int] | None
+    model: Transformer,
+    own: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    sender: Component,
+    positions: Bool[Tensor, "batch pos"] | None,
 ) -> Float[Tensor, "batch pos d_model"]:
     """What a sender adds to the stream in the other run beyond what it adds in this one."""
     shape = next(iter(own.values())).shape[:2]
@@ -217,9 +223,7 @@ def _difference(
         change = module(whole + part) - module(whole)
     if positions is None:
         return change
-    kept = torch.zeros_like(change)
-    kept[:, list(positions)] = change[:, list(positions)]
-    return kept
+    return change.masked_fill(~positions[..., None].to(change.device), 0)
 
 
 def _received(model: Transformer, own: Mapping[str, Tensor], difference: Tensor, receiver: Component) -> Edit:

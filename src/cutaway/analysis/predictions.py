@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cutaway.analysis.shared import target_ids, token_name, tokens_of_text, vocabulary
+from cutaway.analysis.shared import answers_of, target_ids, token_name, tokens_of_text, vocabulary
 from cutaway.errors import TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import at_least, index
@@ -171,8 +171,8 @@ def predict(
     """Run a text, texts or tokens through a model and say how each token was predicted.
 
     Args:
-        text: a text (of any length), texts that fit the context, or token ids `[batch, pos]`.
-        targets: other than the next tokens: as for `attribute`.
+        text: a text (of any length), texts that fit the context, `Prompts`, or token ids `[batch, pos]`.
+        targets: other than the next tokens (of `Prompts`: than their answers): as for `attribute`.
 
     Raises:
         TokenError: nothing to predict.
@@ -182,6 +182,7 @@ def predict(
     device = model.W_U.device
     tokens = tokens.to(device)
     check_length(tokens.shape[1], model.cfg.n_ctx)
+    targets, _ = answers_of(text, targets)
     wanted = target_ids(model, targets, tokens, tokens.shape, vocab, device, asker="predict", real=real)
     real = None if real is None else real.to(device)
     if not bool((wanted >= 0).any()):

@@ -14,10 +14,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError, TokenError
+from cutaway.errors import MissingActivation, ShapeError, TokenError, UnknownRole
 from cutaway.model.components import heads
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import whole
+from cutaway.prompts import UNCOUNTED, Prompts
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.metrics import Metric
 from cutaway.tokens import check_length, encode, to_single_token
@@ -88,7 +89,7 @@ def as_tokens(model: Transformer, tokens: Any) -> Int[Tensor, "batch pos"]:
 
 
 def real_tokens(model: Transformer, tokens: Any) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"] | None]:
-    """Tokens of a text, texts or token ids, and which of them are no padding (None: all).
+    """Tokens of a text, texts, `Prompts` or token ids, and which of them are no padding (None: all).
 
     Of token ids, padding is what the model takes for it.
 
@@ -98,7 +99,9 @@ def real_tokens(model: Transformer, tokens: Any) -> tuple[Int[Tensor, "batch pos
     """
     side, device, cfg = model.default_padding_side, model.W_U.device, model.cfg
     mask: Tensor | None
-    if is_text(tokens):
+    if isinstance(tokens, Prompts):
+        ids, mask = model.tokens_and_padding(tokens, None, None)
+    elif is_text(tokens):
         ids, mask = encode(
             model.tokenizer, tokens, prepend_bos=cfg.default_prepend_bos, padding_side=side, truncate=False, device=device
         )
@@ -127,12 +130,16 @@ class Pair:
     mask: Int[Tensor, "batch pos"] | None
 
 
-def aligned(model: Transformer, clean: Any, corrupted: Any) -> Pair:
-    """Two prompts (or batches of them) that are compared position by position.
+def aligned(model: Transformer, clean: Any, corrupted: Any = None) -> Pair:
+    """Two prompts (or batches of them) that are compared position by position; of `Prompts`, they and their counterparts.
 
     Raises:
         ShapeError: they do not pair up, or one row has more tokens than its partner; says which, and where they differ.
     """
+    if corrupted is None:
+        if not isinstance(clean, Prompts):
+            raise ShapeError("corrupted prompts are missing: give them, or Prompts in pairs in the place of the clean ones")
+        corrupted = clean.counterparts
     (one, real), (other, other_real) = real_tokens(model, clean), real_tokens(model, corrupted)
     if len(one) != len(other):
         raise ShapeError(f"there are {len(one)} clean prompts and {len(other)} corrupted ones; give one for each")
@@ -325,3 +332,81 @@ def target_ids(
     if ids.numel() and int(ids.max()) >= model.cfg.d_vocab_out:
         raise TokenError(f"a target is token {int(ids.max())}, but there are {model.cfg.d_vocab_out} logits")
     return ids if real is None else ids.masked_fill(~real.to(device), -1)
+
+
+def answers_of(tokens: Any, targets: Any, minus: Any = None) -> tuple[Any, Any]:
+    """The targets of an analysis, and what they are compared with: where none are given, the answers that `Prompts` have."""
+    if targets is not None or minus is not None or not isinstance(tokens, Prompts) or not tokens.right:
+        return targets, minus
+    wrong = tokens.wrong_labels if tokens.wrong else None
+    return tokens.labels, wrong if wrong is not None and bool((wrong != UNCOUNTED).any()) else None
+
+
+Where = str | int | Sequence[str | int]
+
+
+def chosen_positions(
+    positions: Where | None, tokens: Any, real: Bool[Tensor, "batch pos"] | None, shape: Sequence[int]
+) -> Bool[Tensor, "batch pos"] | None:
+    """A mask of positions named by role or by number (of a row's own tokens; negative from its end); None: all.
+
+    Raises:
+        UnknownRole: a role without `Prompts` that have it.
+        PromptError: a row has no such position.
+    """
+    if positions is None:
+        return None
+    own = torch.ones(*shape, dtype=torch.bool) if real is None else real.cpu()
+    place, lengths, found = own.long().cumsum(1) - 1, own.sum(1), torch.zeros_like(own)
+    for one in [positions] if isinstance(positions, str | int) else positions:
+        found |= own & (place == _own_place(one, tokens, lengths)[:, None])
+    return found
+
+
+def _own_place(position: str | int, tokens: Any, lengths: Int[Tensor, "batch"]) -> Int[Tensor, "batch"]:
+    if isinstance(position, str) and isinstance(tokens, Prompts):
+        return tokens.place(position)
+    if isinstance(position, str) and position != "end":
+        raise UnknownRole(f"no role {position!r}: roles are those of Prompts; give Prompts with roles, or numbers")
+    number = -1 if isinstance(position, str) else whole(position, "a position")
+    places = torch.full_like(lengths, number) if number >= 0 else lengths + number
+    outside = ((places < 0) | (places >= lengths)).nonzero().flatten()
+    if len(outside):
+        row = int(outside[0])
+        raise ShapeError(f"there is no position {number}: prompt {row} has {int(lengths[row])} tokens, the first at position 0")
+    return places
+
+
+def words_of(
+    model: Transformer, ids: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None, vocab: Sequence[str] | None = None
+) -> Words:
+    """What the tokens of each example are called, padding as an empty string."""
+    known = {token: token_name(model, token, vocab) for token in ids.unique().tolist()}
+    rows = ids.tolist()
+    if real is None:
+        return tuple(tuple(known[token] for token in row) for row in rows)
+    return tuple(
+        tuple(known[token] if yes else "" for token, yes in zip(row, mask, strict=True))
+        for row, mask in zip(rows, real.tolist(), strict=True)
+    )
+
+
+Words = tuple[tuple[str, ...], ...]
+
+
+def position_names(words: Words, prompts: Any = None) -> list[str]:
+    """A label for each position of many prompts: the role that it has in all, else its token, with … where tokens differ."""
+    width = max(map(len, words))
+    roles: dict[int, str] = {}
+    if isinstance(prompts, Prompts):
+        for role, places in prompts.roles.items():
+            if len(set(places.tolist())) == 1:
+                roles.setdefault(int(places[0]), role)
+    names = []
+    for at in range(width):
+        here = [row[at] for row in words if at < len(row) and row[at]]
+        token = here[0] if here else ""
+        same = len(set(here)) <= 1
+        name = f"{at} {token}" if same else f"{at} {roles.get(at, token + '…')}"
+        names.append(f"{name} ({roles[at]})" if same and at in roles else name)
+    return names

@@ -28,6 +28,7 @@ from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import index, whole
+from cutaway.prompts import Prompts
 from cutaway.runs import edits
 from cutaway.runs.editing import hooks_of
 from cutaway.runs.hashes import model_hash
@@ -93,10 +94,12 @@ class SteeringVector:
         return sites.get_act_name(self.site, self.layer)
 
     @property
-    def position(self) -> int | str:
-        """At which position of each prompt it was read: a number, "mean", or "each" for a pair."""
+    def position(self) -> int | str | tuple[int, ...]:
+        """At which position of each prompt it was read: a number, "mean", "each" for a pair; of a role, one for each prompt."""
         if self.front:
             return "each"
+        if self.read_at.startswith("the role"):
+            return tuple(map(int, self.read_at.rpartition(" at ")[2].split(",")))
         return "mean" if self.read_at.startswith("the mean") else int(self.read_at.split()[1])
 
     def scaled(self, factor: float) -> SteeringVector:
@@ -195,28 +198,34 @@ def remembered_hash(model: Transformer) -> str:
 @torch.no_grad()
 def activations(
     model: Transformer,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Prompts,
     layers: Sequence[int],
     *,
     site: str = "resid_pre",
-    position: int | str = -1,
+    position: int | str | Sequence[int] = -1,
     prepend_bos: bool | None = None,
     batch: int = 16,
 ) -> Float[Tensor, "layer prompt d_model"]:
     """The activation of each prompt at one of its own positions, or its mean over them (`position="mean"`).
 
+    Of `Prompts` the position may be a role; a tuple has one for each prompt.
+
     Raises:
         TokenError: there are no prompts, or one is shorter than `position`.
         ContextTooLong: a prompt is longer than the model's context.
     """
-    if not prompts:
+    if not len(prompts):
         raise TokenError("there are no prompts; give at least one")
     names = [sites.resolve((site, layer), model.sites, model.cfg.n_layers) for layer in layers]
     rows = []
     for start in range(0, len(prompts), batch):
         bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-        some = list(prompts[start : start + batch])
-        tokens, mask = text.encode(model.tokenizer, some, prepend_bos=bos, truncate=False, device=model.W_E.device)
+        some = prompts[start : start + batch]
+        if isinstance(some, Prompts):
+            tokens, mask = (one.to(model.W_E.device) for one in some.padded())
+        else:
+            options: dict[str, Any] = {"prepend_bos": bos, "truncate": False, "device": model.W_E.device}
+            tokens, mask = text.encode(model.tokenizer, list(some), **options)
         text.check_length(tokens.shape[1], model.cfg.n_ctx)
         _, store = Transformer.run_with_cache(
             model, tokens, names_filter=names, attention_mask=mask, return_type=None, stop_at_layer=_stop(model, names)
@@ -229,12 +238,21 @@ def activations(
         if position == "mean":
             rows.append((kept * mask[..., None]).sum(2) / mask.sum(1)[:, None])
             continue
-        position = whole(position, "position, if not 'mean',")
+        at: Tensor | None = None
+        if isinstance(position, tuple):
+            at = torch.tensor(position[start : start + batch])
+        elif isinstance(some, Prompts) and isinstance(position, str):
+            at = some.place(position)
+        if at is not None:
+            rows.append(kept[:, torch.arange(len(some)), at.to(kept.device)])
+            continue
+        position = -1 if position == "end" else whole(position, "position, if not 'mean' or a role of Prompts,")
         lengths = mask.sum(1)
         where = position + lengths if position < 0 else torch.full_like(lengths, position)
         if bool((where < 0).any() | (where >= lengths).any()):
             short = int(((where < 0) | (where >= lengths)).nonzero()[0])
-            raise TokenError(f"the prompt {some[short]!r} has no position {position}; it has {int(lengths[short])} tokens")
+            said = f"it has {int(lengths[short])} tokens"
+            raise TokenError(f"the prompt {text_of(some, short)!r} has no position {position}; {said}")
         rows.append(kept[:, torch.arange(len(some)), where])
     return torch.cat(rows, 1)
 
@@ -301,8 +319,8 @@ def layer_of(model: Transformer, layer: int) -> int:
 
 def contrast_vectors(
     model: Transformer,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    positive: Sequence[str] | Prompts,
+    negative: Sequence[str] | Prompts | None = None,
     layers: int | Sequence[int] | None = None,
     *,
     method: str = "mean",
@@ -313,11 +331,12 @@ def contrast_vectors(
     """The direction from one set of prompts to another, at each layer.
 
     Args:
+        positive, negative: texts, or `Prompts`; without `negative`, the counterparts of the `Prompts`.
         layers: which layers; None: all.
         method: "mean", the difference of means (Rimsky et al. 2023, https://arxiv.org/abs/2312.06681); "pca", the first
             principal component of the differences of pairs (Zou et al. 2023, https://arxiv.org/abs/2310.01405);
             "probe", the weights of a logistic regression. All have the length of the difference of means.
-        position: the position of each prompt that is read, or "mean".
+        position: the position of each prompt that is read (of `Prompts`, a role too), or "mean".
 
     Raises:
         TokenError: a set of prompts is empty.
@@ -327,17 +346,38 @@ def contrast_vectors(
         raise ShapeError(f"method={method!r} is not known; there are {', '.join(METHODS)}")
     chosen = range(model.cfg.n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
     numbers = [layer_of(model, layer) for layer in chosen]
+    if negative is None:
+        if not isinstance(positive, Prompts):
+            raise TokenError("the negative prompts are missing: give them, or Prompts in pairs")
+        negative = positive.counterparts
     options: dict[str, Any] = {"site": site, "position": position, "prepend_bos": prepend_bos}
     plus, minus = (activations(model, prompts, numbers, **options) for prompts in (positive, negative))
     values = directions(plus, minus, method)
     own = remembered_hash(model)
+    sets, name = (texts_of(model, positive), texts_of(model, negative)), model.cfg.model_name
     read = "the mean over positions" if position == "mean" else f"position {position} of each prompt"
+    if isinstance(position, str) and isinstance(positive, Prompts) and isinstance(negative, Prompts) and position != "mean":
+        places = [*positive.place(position).tolist(), *negative.place(position).tolist()]
+        read = f"the role {position} of each prompt, at {','.join(map(str, places))}"
     return {
-        layer: SteeringVector(
-            values[index][None], layer, site, method, False, tuple(positive), tuple(negative), read, own, model.cfg.model_name
-        )
+        layer: SteeringVector(values[index][None], layer, site, method, False, *sets, read, own, name)
         for index, layer in enumerate(numbers)
     }
+
+
+def texts_of(model: Transformer, prompts: Sequence[str] | Prompts) -> tuple[str, ...]:
+    """Prompts as texts."""
+    if not isinstance(prompts, Prompts):
+        return tuple(prompts)
+    if prompts.texts:
+        return prompts.texts
+    rows = zip(prompts.tokens.tolist(), prompts.lengths.tolist(), strict=True)
+    return tuple(str(row[:size]) if model.tokenizer is None else str(model.tokenizer.decode(row[:size])) for row, size in rows)
+
+
+def text_of(prompts: Sequence[str] | Prompts, row: int) -> str:
+    """One of them, for an error."""
+    return (prompts.texts[row] if prompts.texts else f"number {row}") if isinstance(prompts, Prompts) else prompts[row]
 
 
 def directions(

@@ -15,13 +15,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway import tokens as text
-from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steer
+from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steer, texts_of
 from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import at_least
+from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.generation import Sampling, generate
 from cutaway.runs.intervals import interval_of_mean
+from cutaway.runs.metrics import settled
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep import Cells, SweepResult, sweep
 from cutaway.view import Figure, heat_map, line_chart, small_multiples, steering_response
@@ -152,8 +154,8 @@ def text_loss(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) 
 def dose_response(
     model: Transformer,
     vectors: Vectors,
-    prompts: Sequence[str],
-    metric: MakeMetric,
+    prompts: Sequence[str] | Prompts,
+    metric: Any,
     strengths: Sequence[float | int],
     *,
     side_text: Sequence[str] = (),
@@ -165,7 +167,9 @@ def dose_response(
     """The response of a target to a vector, or to one per layer, at each strength, with controls and side effects.
 
     Args:
-        metric: makes the metric for the prompts' tokens and mask: `target(…)`, `text_loss`, or your own.
+        prompts: texts, or `Prompts`.
+        metric: makes the metric for the prompts' tokens and mask: `steering_target(…)`, `text_loss`, or your own; or a metric,
+            such as `metrics.logit_difference(" Mary", " John")`; None: what `Prompts` say themselves.
         side_text: other texts, on which steering should change little.
         random: how many random directions of the same norm.
         shuffled: how many vectors made with shuffled labels, where the vector comes from sets of prompts.
@@ -187,8 +191,10 @@ def dose_response(
         "shuffled": _shuffled(model, chosen, shuffled, seed),
     }
     families = [chosen, *controls["random"], *controls["shuffled"]]
+    asked = metric(tokens, mask) if _makes(metric) else metric
     try:
-        result = sweep(model, tokens, _cells(families, strengths, tokens.shape[1]), metric(tokens, mask), mask=mask)
+        cells = _cells(families, strengths, tokens.shape[1])
+        result = sweep(model, tokens, cells, settled(asked, model, prompts), mask=mask)
     except NotFinite as error:
         raise NotFinite(f"a strength of {max(strengths, key=abs):g} is too much: {error}") from error
     values = result.values
@@ -206,9 +212,16 @@ def dose_response(
     return DoseResponse(examples, result.clean, shown["random"], shown["shuffled"], tuple(strengths), sides[0], sides[1], result)
 
 
-def _encoded(model: Transformer, prompts: Sequence[str], prepend_bos: bool | None) -> tuple[Tensor, Tensor]:
-    if not prompts:
+def _makes(metric: Any) -> bool:
+    """Whether this makes a metric, rather than being one."""
+    return metric is not None and not isinstance(metric, metrics.Metric | metrics.InWords | metrics.CustomMetric)
+
+
+def _encoded(model: Transformer, prompts: Sequence[str] | Prompts, prepend_bos: bool | None) -> tuple[Tensor, Tensor]:
+    if not len(prompts):
         raise TokenError("there are no prompts; give at least one")
+    if isinstance(prompts, Prompts):
+        return tuple(one.to(model.W_E.device) for one in prompts.padded())  # type: ignore[return-value]
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     found = text.encode(model.tokenizer, list(prompts), prepend_bos=bos, truncate=False, device=model.W_E.device)
     text.check_length(found[0].shape[1], model.cfg.n_ctx)
@@ -320,7 +333,7 @@ class SteeredTexts(Result):
 def steered_texts(
     model: Transformer,
     vector: SteeringVector,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Prompts,
     score: Callable[[str], float],
     strengths: Sequence[float | int],
     *,
@@ -332,6 +345,7 @@ def steered_texts(
 ) -> SteeredTexts:
     """Generate from each prompt at each strength (with the same seed), and score what is said."""
     texts: dict[str, list[str]] = {}
+    prompts = texts_of(model, prompts)
     for strength in strengths:
         torch.manual_seed(seed)
         with steer(model, Steer(vector, float(strength), positions)):
@@ -387,12 +401,12 @@ class Separability(Result):
 
 def separability(
     model: Transformer,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    positive: Sequence[str] | Prompts,
+    negative: Sequence[str] | Prompts | None = None,
     layers: Sequence[int] | None = None,
     *,
     site: str = "resid_pre",
-    position: int | str = -1,
+    position: Any = -1,
     folds: int = 5,
     seed: int = 0,
 ) -> Separability:
@@ -401,6 +415,10 @@ def separability(
     Raises:
         ShapeError: fewer than two prompts in a set.
     """
+    if negative is None:
+        if not isinstance(positive, Prompts):
+            raise TokenError("the negative prompts are missing: give them, or Prompts in pairs")
+        negative = positive.counterparts
     if min(len(positive), len(negative)) < 2:
         raise ShapeError("separability needs at least two prompts in each set, so that some can be held out")
     chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from cutaway.circuits.components import Written, attended, check, embedded, mlp_writes, project_by_head, read_by, written
 from cutaway.circuits.graph import Edges, Graph
-from cutaway.circuits.pairs import ablated, as_pair
+from cutaway.circuits.pairs import ablated, as_pair, metric_on
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
@@ -90,14 +90,15 @@ def largest(scores: Float[Tensor, "writer reader"], count: int) -> Edges:
 
 
 def edge_attribution(
-    model: Transformer, clean: Any, corrupted: Any, metric: Metric, *, steps: int = 5, path: str = "inputs",
+    model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *, steps: int = 5, path: str = "inputs",
     ablation: str = "resample", memory: int = ROOM, progress: Callable[[float, float], None] | None = None,
 ) -> EdgeScores:  # fmt: skip
     """Score every edge.
 
     Args:
-        clean, corrupted: text, texts or tokens, of one shape; `corrupted` may be None where `ablation` needs none.
-        metric: one with a gradient.
+        clean, corrupted: text, texts or tokens, of one shape; `corrupted` may be None where `ablation` needs none, and where
+            `clean` is `Prompts` in pairs.
+        metric: one with a gradient; None: what `Prompts` say themselves.
         steps: how many runs the gradient is a mean over; 1 is plain edge attribution patching, at the corrupted run.
         path: "inputs" or "activations" (see above).
         ablation: what an ablated edge carries: "resample" (the corrupted run's), "mean" (over the clean prompts) or "zero".
@@ -112,6 +113,7 @@ def edge_attribution(
         raise ConfigError(f"steps={steps}: the gradient is a mean over at least one run")
     if path not in PATHS:
         raise ConfigError(f"path={path!r} is not known; there are {' and '.join(PATHS)}")
+    metric = metric_on(model, metric, clean)
     if metric.compares:
         raise ShapeError(
             f"{metric.name} has no gradient at the clean run, where it is smallest; use edge_effects, which is exact"

@@ -28,11 +28,10 @@ from cutaway.circuits.components import (
     written,
 )
 from cutaway.circuits.graph import READS, Edges, Graph
-from cutaway.circuits.pairs import ablated, as_pair
+from cutaway.circuits.pairs import ablated, as_pair, metric_on
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit, replace
-from cutaway.runs.metrics import Metric
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, sweep
 from cutaway.view import Figure, heat_map
@@ -85,13 +84,16 @@ class EdgeEffects(Result):
 
 @torch.no_grad()
 def edge_effects(
-    model: Transformer, clean: Any, corrupted: Any, metric: Metric, *, edges: Edges | Iterable[tuple[str, str]] | None = None,
-    ablation: str = "resample", over: Any = None, positions: Iterable[int] | None = None, downstream: str = "recomputed",
-    audit: int = 1, memory: int | None = None, progress: Callable[[float, float], None] | None = None,
+    model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *,
+    edges: Edges | Iterable[tuple[str, str]] | None = None, ablation: str = "resample", over: Any = None,
+    positions: Iterable[int] | None = None, downstream: str = "recomputed", audit: int = 1,
+    memory: int | None = None, progress: Callable[[float, float], None] | None = None,
 ) -> EdgeEffects:  # fmt: skip
     """Ablate each edge by itself, exactly.
 
     Args:
+        clean: text, texts, tokens, or `Prompts` (in pairs, where no corrupted prompts are given).
+        metric: None: what `Prompts` say themselves.
         edges: which ones; None: all.
         ablation: what the edge carries instead: "resample" (the corrupted run's), "mean", "mean over positions" or "zero".
         over: the prompts that means are over; None: the clean ones.
@@ -106,6 +108,7 @@ def edge_effects(
     if downstream not in ("recomputed", "frozen"):
         raise ConfigError(f"downstream={downstream!r} is not known; there are 'recomputed' and 'frozen'")
     check(model)
+    metric = metric_on(model, metric, clean)
     tokens, source = as_pair(model, clean, corrupted, ablation)
     graph = Graph(model.cfg)
     base = ablated(model, ablation, tokens, source, tokens if over is None else as_pair(model, over, None, "mean")[0])

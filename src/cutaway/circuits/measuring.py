@@ -11,11 +11,11 @@ from torch import Tensor
 
 from cutaway.circuits.components import Written, check, run_mixed
 from cutaway.circuits.graph import Edges, Graph
-from cutaway.circuits.pairs import ablated, as_pair, batches
+from cutaway.circuits.pairs import ablated, as_pair, batches, metric_on
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.intervals import interval_of_ratio
-from cutaway.runs.metrics import LogitRows, Metric
+from cutaway.runs.metrics import LogitRows
 
 KEPT = 2**28  # numbers of ablated runs that are kept between circuits; more are computed each time
 ROOM = 2**25  # numbers that the parts of one batch may take
@@ -25,7 +25,9 @@ class CircuitRunner:
     """Runs circuits of one model on one set of prompts.
 
     Args:
-        clean, corrupted: text, texts or tokens, of one shape; `corrupted` may be None where `ablation` needs none.
+        clean, corrupted: text, texts or tokens, of one shape; `corrupted` may be None where `ablation` needs none, and where
+            `clean` is `Prompts` in pairs.
+        metric: None: what `Prompts` say themselves.
         ablation: "resample", "mean", "mean over positions" or "zero".
         over: the prompts that means are over; None: the clean ones.
 
@@ -35,9 +37,11 @@ class CircuitRunner:
     """
 
     def __init__(
-        self, model: Transformer, clean: Any, corrupted: Any, metric: Metric, *, ablation: str = "resample", over: Any = None
-    ):
+        self, model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *, ablation: str = "resample",
+        over: Any = None,
+    ):  # fmt: skip
         check(model)
+        metric = metric_on(model, metric, clean)
         self.model, self.metric, self.ablation = model, metric, ablation
         self.graph = Graph(model.cfg)
         self.tokens, self.source = as_pair(model, clean, corrupted, ablation)

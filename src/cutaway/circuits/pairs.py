@@ -12,6 +12,8 @@ from cutaway.analysis.shared import aligned, as_tokens
 from cutaway.circuits.components import Written, written
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model.transformer import Transformer
+from cutaway.prompts import Prompts
+from cutaway.runs.metrics import among_real, settled
 
 ABLATIONS = ("resample", "mean", "mean over positions", "zero")
 
@@ -28,19 +30,29 @@ def one_ablation(given: str) -> str:
 
 
 def as_pair(model: Transformer, clean: Any, corrupted: Any, ablation: str = "resample") -> tuple[Tensor, Tensor | None]:
-    """Tokens of both, checked.
+    """Tokens of both, checked; `Prompts` bring their own counterparts.
 
     Raises:
         ConfigError: an ablation that is not known.
         ShapeError: prompts that do not align, row by row, or none to resample from.
     """
     one_ablation(ablation)
+    if corrupted is None and isinstance(clean, Prompts) and ablation == "resample":
+        corrupted = clean.counterparts
     if corrupted is None:
         if ablation == "resample":
             raise ShapeError("resampling needs corrupted prompts; give them, or ablate by 'mean' or 'zero'")
         return as_tokens(model, clean), None
     pair = aligned(model, clean, corrupted)
     return pair.clean, pair.corrupted
+
+
+def metric_on(model: Transformer, metric: Any, clean: Any) -> Any:
+    """The metric in the model's tokens; on rows that are padded it reads no padding."""
+    asked = settled(metric, model, clean)
+    if not isinstance(clean, Prompts) or bool(clean.mask.all()):
+        return asked
+    return among_real(asked, clean.mask, clean.tokens)
 
 
 def ablated(model: Transformer, ablation: str, tokens: Tensor, source: Tensor | None, over: Tensor) -> Written:

@@ -18,7 +18,6 @@ from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.measuring import CircuitRunner
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
-from cutaway.runs.metrics import Metric
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, line_chart
 
@@ -90,7 +89,7 @@ def mib_sizes(edges: int) -> list[int]:
 
 
 def faithfulness(
-    model: Transformer, clean: Any, corrupted: Any, metric: Metric, scores: EdgeScores, *, sizes: Sequence[int] | None = None,
+    model: Transformer, clean: Any, corrupted: Any, metric: Any, scores: EdgeScores, *, sizes: Sequence[int] | None = None,
     draws: int = 3, seed: int = 0, ablation: str = "resample", over: Any = None,
 ) -> Faithfulness:  # fmt: skip
     """Run the circuits of the largest scores, their complements, and random circuits of the same sizes.

@@ -1,6 +1,7 @@
 """Commands that ask a model one question: heads, attribute, lens, predict, neurons, circuit, composition.
 
-Each prints a table, with `--json` the numbers, and with `--html FILE` writes a page that needs nothing else.
+Each prints a table no longer than a screen, with `--json` the numbers, and with `--html FILE` writes a page that needs nothing
+else.
 """
 
 from __future__ import annotations
@@ -11,28 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands.shared import (
-    DEFAULT,
-    Device,
-    File,
-    Html,
-    Json,
-    Model,
-    Text,
-    given_text,
-    lines,
-    load,
-    one_token,
-    read_tokens,
-    show,
-)
+from cutaway.commands.asking import Positions, Request, asks, positions_of
+from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, lines, load, one_token, show
 from cutaway.errors import TokenError, UnknownName
 
 
+@asks()
 def heads(
-    model: Model = DEFAULT,
-    text: Text = None,
-    file: File = None,
+    asked: Request,
     random_repeats: Annotated[
         bool, typer.Option("--random-repeats", help="Random tokens that come twice (where no text is given).")
     ] = False,
@@ -41,26 +28,20 @@ def heads(
     ] = 0.4,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of the random half. By default 50, or what fits.")] = None,
     examples: Annotated[int, typer.Option(min=1, help="Random sequences.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of the random tokens.")] = 0,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
 ) -> None:
     """Say which head attends to what: current, previous and first tokens, duplicates, induction."""
     from cutaway.analysis.heads import KINDS, head_scores, on_random_repeats
 
-    network = load(model, device)
-    given = text is not None or file is not None
-    if given:
+    network = asked.network
+    if asked.sources or asked.text:
         if random_repeats:
             raise TokenError("give either a text or --random-repeats")
-        tokens = read_tokens(network, given_text(text, file, "heads"))
-        found = head_scores(network, tokens)
-        left_out = _too_short(network, found, tokens, threshold)
+        found = head_scores(network, asked.asked_prompts)
+        left_out = _too_short(network, found, asked.asked_prompts, threshold)
         kept = [kind for kind in found.values.names("kind") if kind not in left_out]
         found = replace(found, values=found.values.sel(kind=kept), baseline=found.baseline.sel(kind=kept))
     else:
-        found = on_random_repeats(network, length=length, examples=examples, seed=seed)
+        found = on_random_repeats(network, length=length, examples=examples, seed=asked.seed)
         left_out = {}
     report = {
         kind: {head: found.mean.sel(kind=kind, head=head).item() for head in names}
@@ -74,20 +55,23 @@ def heads(
             interval = f"[{low:.3f}, {high:.3f}]" if low == low else ""
             rows.append([kind, head, f"{score:.3f}", interval, f"{found.baseline.sel(kind=kind).item():.3f}", KINDS[kind]])
     columns = ["kind", "head", "attention", "95%", "even", "attends to"]
-    said = _filled(columns, rows) if rows else f"no head's mean attention is above {threshold:g} for {', '.join(report)}"
+    shown, more = asked.rows(sorted(rows, key=lambda row: -float(row[2])))
+    shown.sort(key=lambda row: list(report).index(row[0]))
+    none = f"no head's mean attention is above {threshold:g} for {', '.join(report)}"
+    said = _filled(columns, shown) if rows else none
+    said += f"\n{more}" if more else ""
     said += "".join(f"\n{kind}: left out, as {why}" for kind, why in left_out.items())
     numbers = {
-        "model": model,
         "threshold": threshold,
         "heads": report,
         "left_out": left_out,
         "scores": found.mean.as_dict(6),
         "even": found.baseline.as_dict(6),
     }
-    show(said, numbers, [("What each head does", found.figure(threshold))], as_json=as_json, html=html, title=f"Heads of {model}")
+    asked.show(said, numbers, [("What each head does", found.figure(threshold))], f"Heads of {asked.model}")
 
 
-def _too_short(network: Any, found: Any, tokens: Any, threshold: float) -> dict[str, str]:
+def _too_short(network: Any, found: Any, prompts: Any, threshold: float) -> dict[str, str]:
     """Kind → why this text says nothing about it: attending evenly would do, or no token comes twice.
 
     Raises:
@@ -96,7 +80,8 @@ def _too_short(network: Any, found: Any, tokens: Any, threshold: float) -> dict[
     from cutaway.analysis.heads import OF_TOKENS, fewest_tokens
 
     evenness, causal = max(threshold, 0.4), network.cfg.attention_dir == "causal"
-    count = f"{tokens.shape[1]} token{'s' * (tokens.shape[1] != 1)}" + (" with BOS" if network.cfg.default_prepend_bos else "")
+    longest = int(prompts.lengths.max())
+    count = f"{longest} token{'s' * (longest != 1)}" + (" with BOS" if network.cfg.default_prepend_bos else "")
     why: dict[str, str] = {}
     for kind, even in zip(found.values.names("kind"), found.baseline.data.tolist(), strict=True):
         if even <= evenness:
@@ -120,46 +105,39 @@ def _filled(columns: list[str], rows: list[list[Any]]) -> str:
     return lines([columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
+@asks()
 def attribute(
-    model: Model = DEFAULT,
-    text: Text = None,
-    file: File = None,
+    asked: Request,
     target: Annotated[
-        str | None, typer.Option(help="The token whose logit is split. By default the next one at each position.")
+        str | None, typer.Option(help="The token whose logit is split. By default the answer, or the next one at each position.")
     ] = None,
     minus: Annotated[str | None, typer.Option(help="Split the difference to this token's logit.")] = None,
-    position: Annotated[int | None, typer.Option(help="One position; by default the mean over all.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="How many components to print.")] = 15,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
+    positions: Positions = None,
 ) -> None:
     """Say what each component adds to a logit, directly."""
     from cutaway.analysis import attribution
 
-    network = load(model, device)
-    tokens = read_tokens(network, given_text(text, file, "attribute"))
-    at = None if position is None else _place(position, tokens)
+    network, prompts = asked.network, asked.asked_prompts
     other = None if minus is None else one_token(network, minus, "--minus")
-    targets, whose = _targets(network, tokens, target)
-    found = attribution.attribute(network, tokens, targets=targets, minus=other)
-    count = int(found.counted.sum())
+    targets, whose = _targets(network, prompts, target)
+    places = positions_of(positions)
+    found = attribution.attribute(network, prompts, targets=targets, minus=other, positions=places)
+    count, single = int(found.counted.sum()), len(prompts) == 1 and places is not None and len(places) == 1
+    if not count and places is not None:
+        raise TokenError(f"position {positions} has no next token; give --target")
     if not count:
         raise TokenError("the text is one token, which none follows; give a longer text or --target")
-    if at is not None and not bool(found.counted[0, at]):
-        raise TokenError(f"position {position} has no next token; give --target")
-    values, logit = (found.values.mean("batch", "pos"), found.logit.mean()) if at is None else (
-        found.values.sel(batch=0, pos=at), found.logit.sel(batch=0, pos=at)
-    )  # fmt: skip
-    words = [_word(network, token) for token in tokens[0].tolist()]
-    whole = "logit" if minus is None else "logit difference"
-    whose = whose if minus is None else f"{whose} minus {minus!r}"
-    where = f"mean over {count} position{'s' * (count != 1)}"
-    if at is not None:
-        whose = whose if target is not None else f"{whose}, {_word(network, int(found.targets[0, at]))!r}"
+    values, logit = found.values.mean("batch", "pos"), found.logit.mean()
+    words = found.words[0]
+    whole = "logit difference" if found.values.what.endswith("difference") else "logit"
+    whose = found.of if whose is None else whose if minus is None else f"{whose} minus {minus!r}"
+    where = f"mean over {count} position{'s' * (count != 1)}" + (f" of {len(prompts)} prompts" if len(prompts) > 1 else "")
+    if single:
+        at = int(found.counted[0].nonzero()[0])
+        whose = whose if target is not None or prompts.right else f"{whose}, {_word(network, int(found.targets[0, at]))!r}"
         where = f"at position {at}, after {words[at]!r}"
-    order = values.data.abs().argsort(descending=True)[:top].tolist()
     names = values.names("component")
+    order, _ = asked.rows(values.data.abs().argsort(descending=True).tolist())
     left = float(found.remainder.data[found.counted].abs().max())
     rest = len(names) - len(order)
     said = f"effect on the {whole} of {whose}; {where}\n"
@@ -170,100 +148,115 @@ def attribute(
     said += f"\n{whole} {logit.item():+.3f}; left over by the sum of all components: at most {left:.1e}"
     said += " (rounding)" if left < 1e-3 * max(1.0, abs(logit.item())) else ""
     numbers = {
-        "model": model,
-        "position": position,
+        "positions": places,
         "of": whose,
         "logit": logit.item(),
         "components": values.as_dict(),
         "largest_left_over": left,
     }
-    show(said, numbers, [("Attribution", found.figure(0, words))], as_json=as_json, html=html, title=f"Attribution in {model}")
+    asked.show(said, numbers, [("Attribution", found.figure())], f"Attribution in {asked.model}")
 
 
+@asks()
 def lens(
-    model: Model = DEFAULT,
-    text: Text = None,
-    file: File = None,
+    asked: Request,
     of: Annotated[str, typer.Option(help="resid, attn_out, mlp_out, heads, or names of components: '0.1,1.attn'.")] = "resid",
     target: Annotated[str | None, typer.Option(help="The token whose probability and rank are shown.")] = None,
-    position: Annotated[int, typer.Option(help="Which position to print.")] = -1,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
+    positions: Positions = None,
 ) -> None:
-    """Say what the model would predict if it stopped at each layer."""
+    """Say what the model would predict if it stopped at each layer, at one position of each text (by default the end)."""
     from cutaway.analysis import logit_lens as room
 
-    network = load(model, device)
-    tokens = read_tokens(network, given_text(text, file, "lens"))
+    network, prompts = asked.network, asked.asked_prompts
     chosen: Any = of if of in room.STREAMS else [name.strip() for name in of.split(",")]
-    at = _place(position, tokens)
-    targets, whose = _targets(network, tokens, target)
-    found = room.lens(network, tokens, of=chosen, targets=targets)
-    words = [_word(network, token) for token in tokens[0].tolist()]
-    wanted = int(found.targets[0, at])
-    asked = None if wanted < 0 else _word(network, wanted)
+    place = (positions_of(positions) or ["end"])[0]
+    at = prompts.at if positions is None and prompts.right else _own_place(place, prompts)
+    targets, whose = _targets(network, prompts, target)
+    first = prompts[[0]]
+    shown_targets = targets[:1] if getattr(targets, "ndim", 0) > 1 else targets
+    found = room.lens(network, first, of=chosen, targets=shown_targets)
+    figures = [("Layer by layer", found.figure()), ("How far from the end", found.curve())]
+    single, read = len(prompts) == 1, found.read
+    if not single:  # of many prompts only these positions are computed
+        found = room.lens_at(network, prompts, at, of=chosen, targets=targets)
+        figures[1] = ("How far from the end", found.curve())
+        at = at * 0
+    wanted = found.targets.cpu()[range(len(prompts)), at]
+    counted = wanted >= 0
     rows, numbers = [], []
     for index, name in enumerate(found.values.names("row")):
-        ids, chances = found.top[index, 0, at].tolist(), found.top_probability.data[index, 0, at].tolist()
-        best = [(found.words[token], chance) for token, chance in zip(ids, chances, strict=True)]
-        facts = {key: float(getattr(found, key).data[index, 0, at]) for key in ("kl", "entropy")}
-        own = None if asked is None else float(found.values.data[index, 0, at])
-        rank = int(found.rank.data[index, 0, at])
-        rows.append(
-            [
-                name,
-                "  ".join(f"{word!r} {chance:.2f}" for word, chance in best[:3]),
-                *(["", ""] if own is None else [f"{own:.4f}", rank]),
-                f"{facts['kl']:.3f}",
-                f"{facts['entropy']:.2f}",
-            ]
-        )
-        numbers.append({"row": name, "top": best, "target_probability": own, "target_rank": rank, **facts})
-    said = f"at position {at}, after {words[at]!r}; "
-    if asked is None:
-        said += "no token follows: --target says the probability and rank of one, --position looks elsewhere\n"
-    else:
-        said += f"the target is {whose if target is not None else f'{whose}, {asked!r}'}\n"
-    said += _filled(["row", "likeliest", "target", "rank", "KL to the end", "entropy"], rows)
-    figures = [("Layer by layer", found.figure(0, words)), ("How far from the end", found.curve())]
-    show(
-        said,
-        {"model": model, "position": at, "target": asked, "rows": numbers},
-        figures,
-        as_json=as_json,
-        html=html,
-        title=f"Logit lens of {model}",
-    )
+        fact = _lens_row(found, index, at)
+        own = None if not bool(counted.any()) else float(fact["probability"][counted].mean())
+        rank = None if own is None else float(fact["rank"][counted].float().median())
+        best = [[found.words[token], chance] for token, chance in zip(fact["top"][0], fact["chances"][0], strict=True)]
+        likeliest = "  ".join(f"{word!r} {chance:.2f}" for word, chance in best[:3])
+        same = float((fact["first"] == found.final.cpu()[range(len(prompts)), at]).float().mean())
+        likeliest = likeliest if single else f"{same:.0%}"
+        measures = {key: float(fact[key].mean()) for key in ("kl", "entropy")}
+        told = ["", ""] if own is None else [f"{own:.4f}", f"{rank:g}"]
+        rows.append([name, likeliest, *told, f"{measures['kl']:.3f}", f"{measures['entropy']:.2f}"])
+        told_of = {"target_probability": own, "target_rank": rank, **measures}
+        numbers.append({"row": name, "top": best, "same_as_end": same, **told_of})
+    asked_for = None if not bool(counted.any()) else _word(network, int(wanted[0])) if single else found_name(whose)
+    said = _lens_said(asked_for, whose, target, read, at, place, single=single)
+    column = "likeliest" if single else "same as the end"
+    shown, more = asked.rows(rows)
+    said += _filled(["row", column, "target", "rank", "KL to the end", "entropy"], shown) + (f"\n{more}" if more else "")
+    position = int(at[0]) if single else place
+    asked.show(said, {"position": position, "target": asked_for, "rows": numbers}, figures, f"Logit lens of {asked.model}")
 
 
+def _lens_row(found: Any, index: int, at: Any) -> dict[str, Any]:
+    """What a lens holds of one row, at one position of each text."""
+    each = range(len(at))
+    facts = {name: getattr(found, name).data[index].cpu()[each, at] for name in ("kl", "entropy", "rank")}
+    top, chances = found.top[index].cpu()[each, at], found.top_probability.data[index].cpu()[each, at]
+    own = found.values.data[index].cpu()[each, at]
+    return {**facts, "probability": own, "top": top.tolist(), "chances": chances.tolist(), "first": top[:, 0]}
+
+
+def _lens_said(asked_for: Any, whose: str | None, target: str | None, read: Any, at: Any, place: Any, *, single: bool) -> str:
+    """The line above the table."""
+    here = int(at[0])
+    where = f"at position {here}, after {read[0][here]!r}" if single else f"at {place}, means over {len(at)} prompts"
+    if asked_for is None:
+        return f"{where}; no token follows: --target says the probability and rank of one, --position looks elsewhere\n"
+    plain = target is not None or whose is None or not single
+    named = found_name(whose) if plain else f"{whose}, {asked_for!r}"
+    named = f"{named}, {asked_for!r}" if whose is None and single else named
+    return f"{where}; the target is {named}\n"
+
+
+def found_name(whose: str | None) -> str:
+    """Whose the targets are; of prompts with answers these."""
+    return "the right answer" if whose is None else whose
+
+
+@asks()
 def predict(
-    model: Model = DEFAULT,
-    text: Text = None,
-    file: File = None,
-    rows: Annotated[int, typer.Option(min=0, help="How many tokens to print one by one.")] = 30,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
+    asked: Request,
+    rows: Annotated[int | None, typer.Option(min=0, help="How many tokens to print one by one; the same as --top.")] = None,
 ) -> None:
     """Say token by token what the model expected, and how often it was right.
 
-    Text longer than the context is read in windows. A model of a task is scored on the answers of its task.
+    Text longer than the context is read in windows. A model of a task is scored on the answers of its task, prompts with answers
+    on these.
     """
     from cutaway import tasks
     from cutaway.analysis.predictions import predict
     from cutaway.analysis.shared import tokens_of_text
 
-    network = load(model, device)
-    words = given_text(text, file, "predict")
-    tokens, _ = tokens_of_text(network, words)
-    answers = tasks.answers(network, tokens)
-    found = predict(network, words, targets=answers)
-    several = found.windows > 1
+    network = asked.network
+    text = asked.long_text
+    given = text if text is not None else asked.asked_prompts
+    tokens, _ = tokens_of_text(network, given)
+    answers = None if text is None and asked.asked_prompts.right else tasks.answers(network, tokens)
+    found = predict(network, given, targets=answers)
+    several = len(found.tokens) > 1
+    told, most = [*found.rows()], asked.top if rows is None else rows
+    most = len(told) if asked.all_rows else 20 if most is None else most
     table: list[list[Any]] = []
-    for row in found.rows():
-        if len(table) == rows:
-            break
+    for row in told[:most]:
         table.append(
             [
                 row["example"] if several else "",
@@ -279,75 +272,77 @@ def predict(
         )
     notes = [found.summary().splitlines()[0]]
     count = int(found.counted.sum())
-    notes += [f"shown: the first {len(table)} of {count}; --rows says how many"] if 0 < len(table) < count else []
-    notes += [found.split] if several else []
+    notes += [f"shown: the first {len(table)} of {count}; --top says how many"] if 0 < len(table) < count else []
+    notes += [found.split] if found.windows > 1 else []
     if answers is not None:
         notes.append(f"scored on its task and not on next tokens: {tasks.summaries()[network.cfg.model_name]}")
     said = "\n".join(notes)
     if table:
-        asked = ["after", "token"] if answers is None else ["position", "answer"]
-        columns = ["window", asked[0], "token", asked[1], "expected", "right", "rank", "probability", "loss"]
+        head = ["after", "token"] if answers is None else ["position", "answer"]
+        which = "window" if found.windows > 1 else "prompt"
+        columns = [which, head[0], "token", head[1], "expected", "right", "rank", "probability", "loss"]
         said = _filled(columns, table) + "\n" + said
     figures = [("Token by token", found.figure()), ("Loss by position", found.curve())]
-    show(said, {"model": model, **found.to_json()}, figures, as_json=as_json, html=html, title=f"Predictions of {model}")
+    asked.show(said, found.to_json(), figures, f"Predictions of {asked.model}")
 
 
+@asks(model=False)
 def neurons(
+    asked: Request,
     words: Annotated[
         list[str], typer.Argument(help="[MODEL] and then neurons (0.mlp.17) and heads (0.1).", metavar="[MODEL] FEATURE…")
     ],
-    text: Text = None,
-    file: File = None,
     k: Annotated[int, typer.Option(min=1, help="How many texts to show for each.")] = 5,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
 ) -> None:
     """Show the texts and tokens that activate neurons or heads most."""
     from cutaway.analysis.neurons import max_activating_texts
 
     named = not re.match(r"\d+\.", words[0])
     model, features = (words[0], words[1:]) if named else (DEFAULT, words)
+    asked.options["model"] = model
     if not features:
-        raise UnknownName(f"neurons needs at least one feature after {model!r}, such as 0.mlp.17 (a neuron) or 0.1 (a head)")
-    network = load(model, device)
-    found = max_activating_texts(network, features, given_text(text, file, "neurons"), k=k)
+        after = f"neurons needs at least one feature after {asked.model!r}"
+        raise UnknownName(f"{after}, such as 0.mlp.17 (a neuron) or 0.1 (a head)")
+    network = asked.network
+    texts = asked.long_text if asked.long_text is not None else asked.asked_prompts
+    found = max_activating_texts(network, features, texts, k=k)
     said = found.summary(k)
-    if found.examples > 1:
+    if found.examples > 1 and isinstance(texts, str):
         windows = f"{found.examples} windows of at most {network.cfg.n_ctx} tokens"
         said += f"\nthe text is longer than the context and was read in {windows}"
     figures = [
         ("Texts that activate most", found.figure(k)),
         *((f"Tokens of {name}", found.token_figure(name)) for name in found.most),
     ]
-    show(said, {"model": model, **found.to_json()}, figures, as_json=as_json, html=html, title=f"Features of {model}")
+    asked.show(said, found.to_json(), figures, f"Features of {asked.model}")
 
 
+@asks(model=False)
 def circuit(
+    asked: Request,
     words: Annotated[
         list[str], typer.Argument(help="[MODEL] and 'embed -> 0.1 -> logits', 'qk 0.1' or 'ov 0.1'.", metavar="[MODEL] PATH")
     ],
-    text: Annotated[str | None, typer.Option(help="Text to measure norm scales on; without, each counts as 1.")] = None,
-    file: File = None,
-    top: Annotated[int, typer.Option(min=1, help="How many entries to print.")] = 15,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
 ) -> None:
-    """Show what weights do along a path: the largest entries, and how much inputs raise themselves."""
+    """Show what weights do along a path: the largest entries, and how much inputs raise themselves.
+
+    Norm scales are measured on texts, where some are given; without, each counts as 1.
+    """
     from cutaway.analysis import weight_circuits
     from cutaway.analysis.scales import norm_scales
     from cutaway.model.frozen_norms import norms_of
 
     starts = re.match(r"(embed|pos|qk|ov)\b", words[0])
     model, path = (DEFAULT, " ".join(words)) if starts else (words[0], " ".join(words[1:]))
+    asked.options["model"] = model
     if not path:
-        raise UnknownName(f"circuit needs a path after {model!r}, such as 'embed -> 0.1 -> logits', 'qk 0.1' or 'ov 0.1'")
-    network = load(model, device)
-    measured = text is not None or file is not None
+        raise UnknownName(f"circuit needs a path after {asked.model!r}, such as 'embed -> 0.1 -> logits', 'qk 0.1' or 'ov 0.1'")
+    network = asked.network
+    measured = bool(asked.sources)
+    top = asked.top or 15
     scales = None
     if measured and norms_of(network.cfg):
-        scales = norm_scales(network, read_tokens(network, given_text(text, file, "circuit")))
+        scales = norm_scales(network, asked.asked_prompts)
     kind, _, head = path.strip().partition(" ")
     if kind in ("qk", "ov"):
         if not head.strip():
@@ -363,7 +358,7 @@ def circuit(
             [[repr(row), repr(column), value] for row, column, value in found.top(top)],
         )
     )
-    numbers: dict[str, Any] = {"model": model, "name": found.name, "top": [list(entry) for entry in found.top(top)]}
+    numbers: dict[str, Any] = {"name": found.name, "top": [list(entry) for entry in found.top(top)]}
     if found.unit == "logits" and found.rows == found.columns:
         numbers["copying_score"] = found.copying_score()
         said.append(f"copying score {numbers['copying_score']:+.2f}")
@@ -373,7 +368,7 @@ def circuit(
         said.append("this network has no norms, so the text changes nothing")
     if not found.spread and norms_of(network.cfg):
         said.append("norm scales count as 1; give --text or --file to measure them")
-    show("\n".join(said), numbers, [(found.name, found.figure())], as_json=as_json, html=html, title=f"Circuit of {model}")
+    asked.show("\n".join(said), numbers, [(found.name, found.figure())], f"Circuit of {asked.model}")
 
 
 def composition(
@@ -405,24 +400,29 @@ def composition(
     show(said, numbers, figures, as_json=as_json, html=html, title=f"Composition in {model}")
 
 
-def _targets(network: Any, tokens: Any, target: str | None) -> tuple[Any, str]:
-    """The targets of `--target`, else the answers of the model's task, else (None) the next tokens; and what to call them."""
+def _targets(network: Any, prompts: Any, target: str | None) -> tuple[Any, str | None]:
+    """The targets of `--target`, else (None) the prompts' answers, else those of the model's task, else (None) the next tokens.
+
+    And what to call them, where the analysis does not.
+    """
     from cutaway import tasks
 
     if target is not None:
         return one_token(network, target, "--target"), repr(target)
-    answers = tasks.answers(network, tokens)
+    if prompts.right:
+        return None, None
+    answers = tasks.answers(network, prompts.tokens.to(network.W_U.device))
     return answers, "the next token" if answers is None else "the right answer of its task"
 
 
-def _place(position: int, tokens: Any) -> int:
-    """A position counted from the start; one of `--position` may be counted from the end."""
-    length = int(tokens.shape[1])
-    if not -length <= position < length:
+def _own_place(place: str | int, prompts: Any) -> Any:
+    """A position of each prompt, counted from its start; a number may be counted from the end."""
+    length = int(prompts.lengths.min())
+    if isinstance(place, int) and not -length <= place < length:
         raise TokenError(
-            f"there is no position {position}: the text has {length} token{'s' * (length != 1)}, the first at position 0"
+            f"there is no position {place}: the text has {length} token{'s' * (length != 1)}, the first at position 0"
         )
-    return position % length
+    return prompts.place(place)
 
 
 def _word(network: Any, token: int) -> str:

@@ -10,13 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
+from cutaway.commands.console import visible
 from cutaway.errors import ConfigError, TokenError
 from cutaway.writing import check_writable
 
 DEFAULT = "attn-only-2l"
 Model = Annotated[str, typer.Argument(help="A bundled model, a name of the Hugging Face hub, a folder or a file.")]
-Text = Annotated[str | None, typer.Option(help="The text to run on.")]
-File = Annotated[Path | None, typer.Option(help="A file of text to run on.", exists=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 
 
@@ -64,37 +63,19 @@ def located(name: str) -> str:
     return str(trained) if trained.is_file() and not (Path(name) / "config.json").exists() else name
 
 
-def given_text(text: str | None, file: Path | None, what: str = "this command") -> str:
-    """The text of `--text` or `--file`.
+def read_file(file: Path, what: str) -> str:
+    """The text of a file.
 
     Raises:
-        TokenError: neither, or both, or a file that is not text, or nothing in it.
+        TokenError: a file that is not text, or nothing in it.
     """
-    if text is None and file is None:
-        raise TokenError(f"{what} needs text: give either --text or --file")
-    if text is not None and file is not None:
-        raise TokenError(f"{what} takes --text or --file, not both")
-    if file is None:
-        found = str(text)
-    else:
-        try:
-            found = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise TokenError(f"{file} is not UTF-8 text") from None
+    try:
+        found = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise TokenError(f"{file} is not UTF-8 text") from None
     if not found:
-        raise TokenError(f"{what} needs text, and {'--text' if file is None else file} is empty")
+        raise TokenError(f"{what} needs text, and {file} is empty")
     return found
-
-
-def read_tokens(network: Any, text: str) -> Any:
-    """The tokens of a text, `[1, pos]`: as many as the model has positions for. What is left unread is said on stderr."""
-    from cutaway.tokens import encode
-
-    cfg = network.cfg
-    ids, _ = encode(network.tokenizer, text, prepend_bos=cfg.default_prepend_bos, truncate=False, device=network.W_U.device)
-    if ids.shape[1] > cfg.n_ctx:
-        console.echo(f"only the first {cfg.n_ctx} of {ids.shape[1]} tokens are read: the model has no more positions", err=True)
-    return ids[:, : cfg.n_ctx]
 
 
 def one_token(network: Any, word: str, option: str) -> int:
@@ -140,10 +121,18 @@ def show(
 
 
 def lines(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """An aligned table of all rows."""
-    cells = [[f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
-    widths = [max(len(line[i]) for line in [list(columns), *cells]) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in [list(columns), *cells]
-    )
+    """An aligned table of all rows, drawn by rich; numbers have four digits."""
+    from rich.box import Box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=Box("\n".join(["    "] * 8) + "\n"), show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    for column in columns:
+        table.add_column(Text(visible(column)), no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(visible(f"{cell:.4g}" if isinstance(cell, float) else str(cell))) for cell in row))
+    drawn = Console(width=10_000, color_system=None, force_terminal=False)
+    with drawn.capture() as capture:
+        drawn.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""Commands that change a model and run it again: ablate, patch, plan; and replay and compare for what they recorded."""
+"""Commands that change a model and run it again: ablate, patch, paths, edges, plan; replay and compare for what they recorded."""
 
 from __future__ import annotations
 
@@ -11,29 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.shared import (
-    DEFAULT,
-    Device,
-    File,
-    Html,
-    Json,
-    Model,
-    Record,
-    Text,
-    given_text,
-    lines,
-    load,
-    one_token,
-    show,
-)
-from cutaway.errors import ConfigError
+from cutaway.commands.asking import Layers, Positions, Request, asks, layers_of, positions_of
+from cutaway.commands.shared import Device, Json, Record, lines, load
+from cutaway.errors import ConfigError, PromptError
 
 DIFFERENT = 1  # the exit code of numbers that are not those recorded
-Clean = Annotated[str, typer.Option(help="The prompt that gives the answer.")]
-Corrupted = Annotated[str, typer.Option(help="The prompt that does not; of as many tokens.")]
-Answer = Annotated[str, typer.Option(help="The token that the clean prompt should be followed by.")]
-Wrong = Annotated[str, typer.Option(help="The token that the corrupted prompt should be followed by.")]
-Seed = Annotated[int, typer.Option(help="Seed of the cells that the audit and the baseline draw.")]
 Baseline = Annotated[int, typer.Option(min=0, help="Also run this many random changes of the same size, to compare with.")]
 Memory = Annotated[float | None, typer.Option(min=0, help="MiB that running cells may take, beside the clean run.")]
 Results = Annotated[Path | None, typer.Option(help="A folder of results by what they are: what is there is not computed again.")]
@@ -58,160 +40,257 @@ def bar(what: str, quiet: bool) -> Iterator[Step | None]:
         yield lambda done, total: shown.update(task, completed=done / total)
 
 
+def metric_of(asked: Request) -> Any:
+    """What is measured: what the prompts' answers say, else None, which stands for the loss of the next token."""
+    from cutaway.runs.metrics import settled
+
+    prompts = asked.asked_prompts
+    return settled(None, asked.network, prompts) if prompts.right else None
+
+
+@asks()
 def ablate(
-    model: Model = DEFAULT,
-    text: Text = None,
-    file: File = None,
+    asked: Request,
     kind: Annotated[list[str] | None, typer.Option(help="zero or mean; may be repeated. By default zero.")] = None,
     site: Annotated[
         list[str] | None, typer.Option(help="z (what a head has seen), q, k, v or pattern; may be repeated. By default z.")
     ] = None,
-    answer: Annotated[str | None, typer.Option(help="Measure its log-probability at the end, in place of the loss.")] = None,
+    component: Annotated[
+        list[str] | None,
+        typer.Option(help="In place of all heads: mlps, attentions, heads, or labels, 0.mlp, 0.mlp.17, 1.3; may be repeated."),
+    ] = None,
+    layers: Layers = None,
+    positions: Positions = None,
     baseline: Baseline = 0,
     memory: Memory = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
     record: Record = None,
 ) -> None:
-    """Replace each head's output, queries, keys or values by zero or by a mean, and say what that changes.
+    """Replace heads, MLPs or neurons by zero or by a mean, and say what that changes.
 
-    The same is done to all heads of a layer at once. Measured is the loss of the text, or the log-probability of an answer
-    after it. A mean is over the positions of the text.
+    Of heads, the output, queries, keys or values are replaced, and the same is done to all heads of a layer at once. Measured is
+    the loss of the texts, or their answers: the logit difference, or the log-probability where there is no wrong answer. A mean
+    is over prompts and positions.
     """
     from cutaway import records
-    from cutaway.analysis.ablation import ablate_heads
-    from cutaway.runs import metrics
+    from cutaway.analysis import ablation
 
     if record is not None:
         records.check_free(record)
-    network = load(model, device)
-    tokens, _ = network.tokens_and_mask(given_text(text, file, "ablate"), None, None)
-    measured = None if answer is None else metrics.log_probability([one_token(network, answer, "--answer")])
-    kinds, sites = kind or ["zero"], site or ["z"]
-    with bar("ablating", as_json) as progress:
-        found = ablate_heads(
-            network, tokens, measured, kinds=kinds, sites=sites, over=("batch", "pos"), seed=seed, memory=in_bytes(memory),
-            progress=progress, baseline=baseline,
-        )  # fmt: skip
+    network, prompts = asked.network, asked.asked_prompts
+    kinds, sites, places = kind or ["zero"], site or ["z"], positions_of(positions)
+    chosen = layers_of(layers, network.cfg.n_layers)
+    options: dict[str, Any] = {
+        "over": ("batch", "pos"), "positions": places, "seed": asked.seed, "memory": in_bytes(memory), "baseline": baseline,
+    }  # fmt: skip
+    with bar("ablating", asked.as_json) as progress:
+        if component is not None:
+            labels = _components(network.cfg, component, chosen)
+            found: Any = ablation.ablate(
+                network, prompts, metric_of(asked), components=labels, kinds=kinds, progress=progress, **options
+            )
+        else:
+            found = ablation.ablate_heads(
+                network, prompts, metric_of(asked), kinds=kinds, sites=sites, progress=progress, **options
+            )
+    if component is not None:
+        rows = [[which, name, change] for which in kinds for name, change in found.changes(which).items()]
+        columns = ["kind", "component", found.values.what]
+        numbers: dict[str, Any] = {"components": {which: found.changes(which) for which in kinds}}
+        figures = [("Ablation", found.figure())]
+    else:
+        rows, numbers = _head_rows(found, kinds, sites, chosen)
+        columns = ["kind", "of", "head", found.values.what]
+        figures = [(f"{which} ablation", found.figure(which)) for which in kinds]
+    shown, more = asked.rows(rows)
+    said = lines(columns, shown) + (f"\n{more}" if more else "")
+    if record is not None:
+        records.write(record, found.sweep, asked.model)
+    numbers |= {"metric": found.clean.what, "clean": float(found.clean.data.nanmean()), "audit": found.audit.difference}
+    if (random := found.sweep.baseline) is not None:
+        said, numbers["baseline"] = f"{said}\n{random.summary()}", random.to_json()
+    said += f"\n{found.clean.what} {numbers['clean']:.4g} without; {found.audit}"
+    asked.show(said, numbers, figures, f"Ablation of {asked.model}")
+
+
+def _head_rows(found: Any, kinds: list[str], sites: list[str], layers: list[int]) -> tuple[list[list[Any]], dict[str, Any]]:
+    """Rows of heads and of whole layers, and the same as numbers; the largest changes of each kind and site first."""
+    wanted = {str(layer) for layer in layers}
+
+    def some(changes: dict[str, float]) -> dict[str, float]:
+        return {name: change for name, change in changes.items() if name.partition(".")[0] in wanted}
+
+    heads = {which: {where: some(found.increases(which, where)) for where in sites} for which in kinds}
+    whole = {which: {where: some(found.layer_increases(which, where)) for where in sites} for which in kinds}
     rows = [
         [which, where, head, change]
         for which in kinds
         for where in sites
-        for head, change in sorted(found.increases(which, where).items(), key=lambda item: -abs(item[1]))
+        for head, change in sorted(
+            [*heads[which][where].items(), *((f"all of layer {layer}", one) for layer, one in whole[which][where].items())],
+            key=lambda item: -abs(item[1]),
+        )
     ]
-    rows += [
-        [which, where, f"all of layer {layer}", change]
-        for which in kinds
-        for where in sites
-        for layer, change in found.layer_increases(which, where).items()
-    ]
-    said = lines(["kind", "of", "head", found.values.what], rows)
-    if record is not None:
-        records.write(record, found.sweep, model)
-    numbers = {
-        "model": model, "metric": found.clean.what, "clean": float(found.clean.data.nanmean()), "audit": found.audit.difference,
-        "heads": {which: {where: found.increases(which, where) for where in sites} for which in kinds},
-        "layers": {which: {where: found.layer_increases(which, where) for where in sites} for which in kinds},
-    }  # fmt: skip
-    figures = [(f"{which} ablation", found.figure(which)) for which in kinds]
-    if (random := found.sweep.baseline) is not None:
-        said, numbers["baseline"] = f"{said}\n{random.summary()}", random.to_json()
-    show(f"{said}\n{found.audit}", numbers, figures, as_json=as_json, html=html, title=f"Ablation of {model}")
+    return rows, {"heads": heads, "layers": whole}
 
 
+def _components(cfg: Any, given: list[str], layers: list[int]) -> list[str]:
+    """The labels that `--component` names: all of a sort, in some layers, or labels."""
+    sorts = {
+        "mlps": [f"{layer}.mlp" for layer in layers],
+        "attentions": [f"{layer}.attn" for layer in layers],
+        "heads": [f"{layer}.{head}" for layer in layers for head in range(cfg.n_heads)],
+    }
+    parts = [part.strip() for one in given for part in one.split(",")]
+    return list(dict.fromkeys(label for part in parts for label in sorts.get(part, [part])))
+
+
+@asks(pairs=True)
 def patch(
-    clean: Clean,
-    corrupted: Corrupted,
-    answer: Answer,
-    wrong: Wrong,
-    model: Model = DEFAULT,
+    asked: Request,
     what: Annotated[
         list[str] | None,
         typer.Option(help="resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v, pattern; may be repeated. By default the "
                           "stream, what attention and MLP add to it, and z."),
     ] = None,
     direction: Annotated[str, typer.Option(help="denoising (clean into corrupted) or noising.")] = "denoising",
+    positions: Positions = None,
     baseline: Baseline = 0,
     memory: Memory = None,
     results: Results = None,
     executor: Executor = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
     record: Record = None,
 ) -> None:  # fmt: skip
-    """Take one activation after another from another prompt, and say how far the answer moves."""
+    """Take one activation after another from another prompt, and say how far the answer moves.
+
+    Prompts of different lengths are patched at their roles, each prompt at its own place.
+    """
     from cutaway import records
     from cutaway.analysis import patching
 
     kinds = what or ["resid_pre", "attn_out", "mlp_out", "z"]
     if record is not None:
         records.check_free(record, kinds)
-    network = load(model, device)
-    metric = _difference(network, answer, wrong)
-    with bar("patching", as_json) as progress:
+    network, prompts = asked.network, _in_pairs(asked)
+    with bar("patching", asked.as_json) as progress:
         found = patching.patch(
-            network,
-            clean,
-            corrupted,
-            metric,
-            kinds=kinds,
-            direction=direction,
-            seed=seed,
-            memory=in_bytes(memory),
-            progress=progress,
-            baseline=baseline,
-            results=results,
+            network, prompts, metric=metric_of(asked), kinds=kinds, positions=positions_of(positions), direction=direction,
+            seed=asked.seed, memory=in_bytes(memory), progress=progress, baseline=baseline, results=results,
             executor=executor,
-        )
+        )  # fmt: skip
     if record is not None:
-        records.write(record, found.sweeps, model)
+        records.write(record, found.sweeps, asked.model)
     numbers = {
-        "model": model, "direction": direction, "clean": found.clean, "corrupted": found.corrupted,
+        "direction": direction, "clean": found.clean, "corrupted": found.corrupted,
         "audit": found.audit.difference, "tokens": [list(one) for one in found.tokens],
         "recovered": {kind: found.normalised(kind).to_json() for kind in found.sweeps},
     }  # fmt: skip
     if baseline:
         numbers["baseline"] = {kind: one.baseline.to_json() for kind, one in found.sweeps.items() if one.baseline is not None}
-    figures = [(kind, found.figure(kind)) for kind in found.sweeps]
-    show(found.summary(), numbers, figures, as_json=as_json, html=html, title=f"Patching of {model}")
+    asked.show(found.summary(), numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {asked.model}")
 
 
+def _in_pairs(asked: Request) -> Any:
+    """The prompts, with counterparts and answers.
+
+    Raises:
+        PromptError: they lack either.
+    """
+    prompts = asked.asked_prompts
+    if prompts.corrupted is None:
+        raise PromptError(f"{asked.command} needs pairs: give --corrupted for each --clean, --pairs FILE or --behaviour NAME")
+    if not prompts.right:
+        raise PromptError(f"{asked.command} needs answers: give --answer (and --wrong), or pairs that have them")
+    return prompts
+
+
+@asks(pairs=True)
+def paths(
+    asked: Request,
+    sender: Annotated[list[str] | None, typer.Option(help="0.3, 0.mlp, embed …; may be repeated. By default every head.")] = None,
+    receiver: Annotated[list[str] | None, typer.Option(help="1.4.k, 1.mlp, logits; may be repeated. By default logits.")] = None,
+    layers: Layers = None,
+    positions: Positions = None,
+    memory: Memory = None,
+) -> None:
+    """Let one direct path after another carry the other prompt's activations, and say what that changes."""
+    from cutaway.analysis.paths import path_patch
+
+    network, prompts = asked.network, _in_pairs(asked)
+    senders = sender or _components(network.cfg, ["heads"], layers_of(layers, network.cfg.n_layers))
+    with bar("patching paths", asked.as_json) as progress:
+        found = path_patch(
+            network, prompts, metric=metric_of(asked), senders=senders, receivers=receiver or ["logits"],
+            positions=positions_of(positions), seed=asked.seed, memory=in_bytes(memory), progress=progress,
+        )  # fmt: skip
+    top = found.top(found.averages().data.numel())
+    shown, more = asked.rows([[f"{one} → {other}", change] for one, other, change in top])
+    said = lines(["path", found.values.what], shown) + (f"\n{more}" if more else "")
+    clean = float(found.clean.data.nanmean())
+    said += f"\n{found.clean.what} {clean:.4g} without; {found.audit}" + (f"\n{found.note}" if found.note else "")
+    numbers = {"metric": found.clean.what, "clean": clean, "audit": found.audit.difference, "paths": [list(one) for one in top]}
+    asked.show(said, numbers, [("Direct paths", found.figure())], f"Paths in {asked.model}")
+
+
+@asks(pairs=True)
+def edges(
+    asked: Request,
+    exact: Annotated[int, typer.Option(min=0, help="Also ablate this many of the strongest edges exactly.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Runs that each edge's gradient is a mean over.")] = 5,
+    ablation: Annotated[str, typer.Option(help="What an ablated edge carries: resample, mean or zero.")] = "resample",
+) -> None:
+    """Score every edge by integrated gradients: what its writer adds for its reader alone. `circuit find` searches among them."""
+    from cutaway.circuits.attribution import edge_attribution
+    from cutaway.circuits.effects import edge_effects
+
+    network, prompts = asked.network, _in_pairs(asked) if ablation == "resample" else asked.asked_prompts
+    metric = metric_of(asked)
+    with bar("scoring edges", asked.as_json) as progress:
+        found = edge_attribution(network, prompts, None, metric, steps=steps, ablation=ablation, progress=progress)
+    count = int((~found.values.data.isnan()).sum())
+    top = found.top(max(asked.top or 0, exact, 100))
+    effects = {}
+    if exact:
+        with bar("ablating edges", asked.as_json) as progress:
+            chosen = [(one, other) for one, other, _ in top[:exact]]
+            done = edge_effects(network, prompts, None, metric, edges=chosen, ablation=ablation, progress=progress)
+        effects = {(one, other): change for one, other, change in done.top(exact)}
+    rows = [[f"{one} → {other}", score, effects.get((one, other), "")] for one, other, score in top]
+    shown, more = asked.rows(rows)
+    columns = ["edge", "score", "when ablated"]
+    said = lines(columns, shown) if exact else lines(columns[:2], [row[:2] for row in shown])
+    said += (f"\n{more}" if more else "") + f"\n{found.method}; {count} edges"
+    edges_ = [{"writer": one, "reader": other, "score": score, "ablated": effects.get((one, other))} for one, other, score in top]
+    numbers = {"method": found.method, "count": count, "metric": found.values.what, "edges": edges_}
+    asked.show(said, numbers, [("Edges", found.figure())], f"Edges of {asked.model}")
+
+
+@asks()
 def plan(
-    model: Model = DEFAULT,
-    text: Text = None,
-    file: File = None,
+    asked: Request,
     what: Annotated[str, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern.")] = "z",
     by_position: Annotated[bool, typer.Option("--by-position", help="Heads at every position by itself.")] = False,
-    answer: Annotated[str | None, typer.Option(help="The metric reads the end only: this token …")] = None,
-    wrong: Annotated[str | None, typer.Option(help="… against that one. By default the loss of the text.")] = None,
     baseline: Baseline = 0,
     memory: Memory = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    as_json: Json = False,
 ) -> None:
-    """Count what ablating or patching would cost, without running it."""
+    """Count what ablating or patching would cost, without running it.
+
+    Measured is the loss of the texts, or, with answers, what is read at the end only.
+    """
+    from cutaway.analysis.shared import real_tokens
     from cutaway.runs import metrics
     from cutaway.runs.edits import zero
     from cutaway.runs.sweep.cells import Grid
     from cutaway.runs.sweep.planning import plan as count
 
-    network = load(model, device)
-    tokens, mask = network.tokens_and_mask(given_text(text, file, "plan"), None, None)
-    if (answer is None) != (wrong is None):
+    network, prompts = asked.network, asked.asked_prompts
+    if bool(asked.answer) and not asked.wrong:
         raise ConfigError("give both --answer and --wrong, or neither, for the loss of the text")
-    metric: Any = metrics.loss(tokens, mask=mask)
-    if answer is not None and wrong is not None:
-        metric = _difference(network, answer, wrong)
+    tokens, real = real_tokens(network, prompts)
+    metric = metric_of(asked) or metrics.loss(tokens, mask=real)
     streams = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
     axes = ("layer", "pos") if what in streams else ("layer", "pos", "head") if by_position else ("layer", "head")
-    grid = Grid(zero(), what, axes)
-    found = count(network, tokens, grid, metric, mask=mask, memory=in_bytes(memory), baseline=baseline, seed=seed)
-    show(found.summary(), found.to_json(), [], as_json=as_json, html=None, title="")
+    found = count(network, prompts, Grid(zero(), what, axes), metric, memory=in_bytes(memory), baseline=baseline, seed=asked.seed)
+    asked.show(found.summary(), found.to_json(), [], f"A plan for {asked.model}")
 
 
 def replay(
@@ -248,15 +327,9 @@ def compare(
     console.echo(json.dumps(found.to_json(), indent=2) if as_json else found.summary())
 
 
-def _difference(network: Any, answer: str, wrong: str) -> Any:
-    from cutaway.runs import metrics
-
-    return metrics.logit_difference([one_token(network, answer, "--answer")], [one_token(network, wrong, "--wrong")])
-
-
 def in_bytes(mebibytes: float | None) -> int | None:
     """MiB as bytes."""
     return None if mebibytes is None else int(mebibytes * 2**20)
 
 
-COMMANDS = (ablate, patch, plan, replay, compare)
+COMMANDS = (ablate, patch, paths, edges, plan, replay, compare)

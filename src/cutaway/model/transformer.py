@@ -36,6 +36,7 @@ from cutaway.model.origins import Kept, Origin
 from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
+from cutaway.prompts import Prompts
 
 _FIELDS = """
     n_layers d_model d_head n_heads n_key_value_heads d_mlp d_vocab d_vocab_out act_fn eps attn_only attn_scale
@@ -279,7 +280,7 @@ class Transformer(HookedRootModule, StackedWeights):
     def tokens_and_mask(self, input: Any, prepend_bos: bool | None, padding_side: str | None) -> tuple[Tokens, Tokens | None]:
         """Checked tokens `[batch, pos]` on the model's device, and the padding mask where attention needs one.
 
-        Takes text, texts, a conversation (a list of messages), what a tokenizer gave (`BatchEncoding`), or tokens.
+        Takes text, texts, `Prompts`, a conversation (a list of messages), what a tokenizer gave (`BatchEncoding`), or tokens.
         """
         tokens, padding = self.tokens_and_padding(input, prepend_bos, padding_side)
         return tokens, padding if padding is not None and self._masks(padding) else None
@@ -289,7 +290,10 @@ class Transformer(HookedRootModule, StackedWeights):
         side = padding_side or self.default_padding_side
         prepend_bos = self._bos(prepend_bos)
         device = self.embed.W_E.device
-        if not isinstance(input, Tensor):
+        if isinstance(input, Prompts):
+            pad = None if self.tokenizer is None else self.tokenizer.pad_token_id
+            tokens, mask = (one.to(device) for one in input.padded(padding_side or "right", pad))
+        elif not isinstance(input, Tensor):
             options: dict[str, Any] = {"prepend_bos": prepend_bos, "padding_side": side, "truncate": False}
             tokens, mask = text.encode(self.tokenizer, input, n_ctx=self.cfg.n_ctx, device=device, **options)
         else:

@@ -20,8 +20,8 @@ from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.edits import Edit, Put
-from cutaway.runs.metrics import Metric, among_real, as_metric
-from cutaway.runs.places import Places, edits_at, some_values, values_along
+from cutaway.runs.metrics import Metric, among_real, as_metric, settled
+from cutaway.runs.places import Places, edits_at, some_values, values_along, with_places
 from cutaway.runs.values import mean_axes
 from cutaway.tokens import check_mask
 
@@ -67,7 +67,7 @@ def run(
     Example: `run(model, tokens, edits=[zero().at(("z", 3), heads=1)], keep=["resid_post5"], metric=loss(tokens)).value`
 
     Args:
-        tokens: text, texts, or token ids `[batch, pos]`.
+        tokens: text, texts, `Prompts`, or token ids `[batch, pos]`.
         edits: what is changed: edits, or what makes them (a `Steer`). Held or averaged values of the run itself
             (`freeze()`, `mean()`) are those of a run without edits, which is made first.
         keep: sites whose activations are kept, after the edits; full or short names.
@@ -78,9 +78,9 @@ def run(
         UnknownSite, ShapeError: an edit or a kept site does not fit the network or the tokens.
     """
     found, mask, real = tokens_of(model, tokens, mask)
-    asked = None if metric is None else as_metric(metric)
+    asked = None if metric is None else as_metric(settled(metric, model, tokens))
     asked = asked if real is None else among_real(asked, real, found)
-    every = as_edits(model, edits)
+    every = [with_places(one, tokens) for one in as_edits(model, edits)]
     clean_needed = isinstance(asked, Metric) and asked.compares
     taken = [sites.resolve(one.site, model.hook_dict, model.cfg.n_layers) for one in every if _own_values(one)]
     clean: Tensor | None = None

@@ -292,7 +292,8 @@ class Edit:
 
     Args:
         site: full or short name of a site, or a tuple as ("z", 3).
-        positions: columns, of the destination for patterns and scores; or a row's own tokens (`places.own(-1)`).
+        positions: columns, of the destination for patterns and scores; or a row's own tokens (`places.own(-1)`); or roles of the
+            `Prompts` that run ("S2", "end"), which a sweep or a run finds in each row.
         heads: heads; groups of them for keys and values that heads share.
         neurons: entries of the last axis of an MLP's sites.
         examples: entries of the batch.
@@ -301,7 +302,7 @@ class Edit:
 
     site: str | tuple[Any, ...]
     change: Change
-    positions: int | Sequence[int] | Places | None = None
+    positions: Any = None  # int | str | Sequence[int | str] | Places | None
     heads: int | Sequence[int] | None = None
     neurons: int | Sequence[int] | None = None
     examples: int | Sequence[int] | None = None
@@ -556,5 +557,5 @@ def index_of(chosen: Sequence[tuple[int, ...] | None], sizes: Sequence[int]) -> 
     return tuple(parts)
 
 
-def _short(chosen: int | Sequence[int] | Places) -> str:
-    return str(chosen) if isinstance(chosen, int | Places) else ",".join(map(str, chosen))
+def _short(chosen: int | str | Sequence[int | str] | Places) -> str:
+    return str(chosen) if isinstance(chosen, int | str | Places) else ",".join(map(str, chosen))

@@ -247,6 +247,12 @@ def _stop_tokens(model: Transformer, given: int | Sequence[int] | None) -> list[
     return [int(own), *stops] if own in stops else stops
 
 
+def stops_of(model: Transformer) -> list[int]:
+    """What ends a row by default; nothing, where there is no EOS token."""
+    own = None if model.tokenizer is None else model.tokenizer.eos_token_id
+    return _stop_tokens(model, None) if own is not None or model.end_tokens else []
+
+
 def _with_progress(steps: Iterator[Tensor], total: int, *, shown: bool) -> Iterator[Tensor]:
     if not shown:
         yield from steps

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from cutaway.errors import ShapeError, nearest
+from cutaway.errors import ShapeError, UnknownRole, nearest
+from cutaway.prompts import Prompts
 
 if TYPE_CHECKING:
     from cutaway.runs.edits import Change, Edit
@@ -31,6 +32,7 @@ class Places:
         start, stop: a range of them, beside or instead of numbers.
         strict: whether every row must have the numbered tokens; otherwise a row that lacks one goes without.
         part: "all", or only the "prompt", or only what is "generated". Without a generation everything is prompt.
+        each: for each row, the numbers of its own tokens; `name` is what to call them (a role).
     """
 
     tokens: tuple[int, ...] | None = None
@@ -38,12 +40,16 @@ class Places:
     stop: int | None = None
     part: str = "all"
     strict: bool = True
+    each: tuple[tuple[int, ...], ...] | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.part not in PARTS:
             raise ShapeError(f"part={self.part!r} is not known{nearest(str(self.part), PARTS)}; there are {', '.join(PARTS)}")
 
     def __str__(self) -> str:
+        if self.name:
+            return self.name
         numbers = "" if self.tokens is None else ",".join(map(str, self.tokens))
         if self.start is not None or self.stop is not None:
             numbers += f"{'' if self.start is None else self.start}:{'' if self.stop is None else self.stop}"
@@ -74,6 +80,12 @@ class Places:
             if bound is not None:
                 edge = bound + prompt if bound < 0 else bound
                 here &= place >= edge if above else place < edge
+        if self.each is not None:
+            if len(self.each) != len(own):
+                raise ShapeError(f"an edit at {self}: {len(self.each)} rows have such a token, and {len(own)} run")
+            here &= torch.stack(
+                [torch.isin(row, torch.tensor(some, device=own.device)) for row, some in zip(place, self.each, strict=True)]
+            )
         if self.part != "all":
             columns = torch.arange(own.shape[1], device=own.device) < prompt_columns
             here &= columns if self.part == "prompt" else ~columns
@@ -83,6 +95,30 @@ class Places:
 def own(*tokens: int, start: int | None = None, stop: int | None = None) -> Places:
     """A row's own tokens, whatever its padding: `own(-1)` its last one, `own(start=2)` all but the first two."""
     return Places(tokens or None, start, stop)
+
+
+def at_roles(prompts: Any, roles: str | int | Sequence[str | int]) -> Places:
+    """The tokens that have a role in `Prompts`, in each row its own; a number counts from a row's start or its end.
+
+    Raises:
+        UnknownRole: the prompts have no such role.
+    """
+    listed = [roles] if isinstance(roles, str | int) else list(roles)
+    if not isinstance(prompts, Prompts):
+        if any(isinstance(one, str) and one != "end" for one in listed):
+            named = next(one for one in listed if isinstance(one, str) and one != "end")
+            raise UnknownRole(f"an edit at {named!r}: roles are those of Prompts; give Prompts that have it")
+        return own(*(-1 if isinstance(one, str) else one for one in listed))
+    places = torch.stack([prompts.place(one) for one in listed], 1).tolist()
+    return Places(each=tuple(tuple(row) for row in places), name=", ".join(map(str, listed)))
+
+
+def with_places(edit: Edit, prompts: Any) -> Edit:
+    """An edit whose positions are named by roles, at the places that have them."""
+    given = edit.positions
+    if isinstance(given, str) or (isinstance(given, list | tuple) and any(isinstance(one, str) for one in given)):
+        return replace(edit, positions=at_roles(prompts, given))
+    return edit
 
 
 PROMPT, GENERATED = Places(part="prompt"), Places(part="generated")

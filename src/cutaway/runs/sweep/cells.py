@@ -19,7 +19,7 @@ from cutaway.model.steps import FIRST, LAST, PATTERN, RESULT, SCORES, BlockProgr
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Change, Edit, Put, Random, Zero, zero
 from cutaway.runs.metrics import AnyMetric
-from cutaway.runs.places import Places, edits_at
+from cutaway.runs.places import Places, edits_at, with_places
 from cutaway.runs.sweep.regions import BY_HEAD, Region
 
 EDIT_OF = {"pos": "positions", "dest": "positions", "head": "heads", "src": "sources", "neuron": "neurons"}
@@ -34,17 +34,17 @@ class Grid:
         change: what happens at each place.
         site: the short name of a site in every layer, as "z" or "resid_pre"; with layer type, as ("scale", "ln1").
         axes: of "layer", "pos" (or "dest"), "head", "src", "neuron"; an axis that is absent is edited as a whole.
-        only: which entries an axis goes over, where not all: {"layer": [0, 1]}.
+        only: which entries an axis goes over, where not all: {"layer": [0, 1]}; of "pos", also roles of `Prompts`.
         where: the rest of the place, the same in every cell: {"positions": [3]}.
     """
 
     change: Change
     site: str
     axes: tuple[str, ...] = ("layer", "head")
-    only: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    only: Mapping[str, Sequence[int | str]] = field(default_factory=dict)
     where: Mapping[str, Any] = field(default_factory=dict)
 
-    def entries(self, axis: str, cfg: HookedTransformerConfig, length: int) -> list[int]:
+    def entries(self, axis: str, cfg: HookedTransformerConfig, length: int) -> list[Any]:
         """What an axis goes over."""
         full = {"layer": cfg.n_layers, "pos": length, "dest": length, "src": length, "neuron": cfg.d_mlp or 0}
         full["head"] = self._heads(cfg)
@@ -110,15 +110,20 @@ class Cells:
         return Cells(every, ("cell",), (len(every),), [list(map(label_of, every))])
 
 
-def at_columns(cells: Cells, model: Transformer, tokens: Tensor, mask: Tensor | None) -> Cells:
-    """The same cells with their edits at columns, where they are at a row's own tokens.
+def at_columns(
+    cells: Cells, model: Transformer, prompts: Any, tokens: Tensor, mask: Tensor | None, real: Tensor | None = None
+) -> Cells:
+    """The same cells with their edits at columns, where they are at a row's own tokens or at roles of the prompts.
 
     Raises:
         ShapeError: a row has no such token, or a cell has nowhere to be edited.
+        UnknownRole: the prompts have no such role.
     """
+    cells = replace(cells, edits=tuple(tuple(with_places(edit, prompts) for edit in one) for one in cells.edits))
     if not any(isinstance(edit.positions, Places) for one in cells.edits for edit in one):
         return cells
-    own = torch.ones(tokens.shape, dtype=torch.bool) if mask is None else mask.bool().cpu()
+    real = mask if real is None else real
+    own = torch.ones(tokens.shape, dtype=torch.bool) if real is None else real.bool().cpu()
     table, out = sites.table(model.cfg), []
     for edits in cells.edits:
         names = [sites.resolve(edit.site, table, model.cfg.n_layers) for edit in edits]

@@ -6,7 +6,7 @@ Only matrix products are counted, as 2 operations per multiplication. The audit 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from cutaway.model.products import linear
 from cutaway.model.steps import FROM_KEYS, LAST
 from cutaway.model.transformer import Transformer
-from cutaway.runs.metrics import CustomMetric, Metric
+from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import drawn
 from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, Task, bind, bytes_per_token, kept_sites, own_means
@@ -101,7 +101,7 @@ def plan(
     model: Transformer,
     tokens: Any,
     edits: Grid | Edits | Cells,
-    metric: Metric | CustomMetric | Callable[[Tensor], Any],
+    metric: Any = None,
     *,
     mask: Tensor | None = None,
     skip: str = "all",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, Unknown
 from cutaway.executors import Executor, executor_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.editing import ManyEdits, plainly, tokens_of
-from cutaway.runs.metrics import CustomMetric, Metric, among_real, as_metric
+from cutaway.runs.metrics import Metric, among_real, as_metric, settled
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep.baseline import check as check_baseline
@@ -163,7 +163,7 @@ def sweep(
     model: Transformer,
     tokens: Any,
     edits: Grid | ManyEdits | Cells,
-    metric: Metric | CustomMetric | Callable[[Tensor], Any],
+    metric: Any = None,
     *,
     mask: Tensor | None = None,
     method: str = "exact",
@@ -182,10 +182,10 @@ def sweep(
     """The metric of every edit.
 
     Args:
-        tokens: what runs: text, texts or token ids `[batch, pos]`.
+        tokens: what runs: text, texts, `Prompts` or token ids `[batch, pos]`.
         edits: a grid, an edit, or a list of edits (or of lists of edits that happen together); what makes edits (a
             circuit) stands for one.
-        metric: one of `cutaway.runs.metrics`, or any function of logits `[batch, pos, d_vocab]`.
+        metric: one of `cutaway.metrics`, or any function of logits `[batch, pos, d_vocab]`; None: what `Prompts` say themselves.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding; found in the tokens where None.
         method: "exact"; "gradient", a first-order estimate of every cell from two forward passes and a backward; or
             "screen", which then computes the `top` cells exactly and says how well the two agree.
@@ -309,14 +309,14 @@ def _agreement(estimated: Tensor, exact: Tensor) -> str:
 
 
 def task_of(
-    model: Transformer, tokens: Any, edits: Grid | ManyEdits | Cells, metric: Any, *, mask: Tensor | None = None,
+    model: Transformer, tokens: Any, edits: Grid | ManyEdits | Cells, metric: Any = None, *, mask: Tensor | None = None,
     skip: str = "all", memory: int | None = None,
 ) -> Task:  # fmt: skip
     """What a sweep is asked, checked."""
     if skip not in ("all", "layers"):
         raise ConfigError(f"skip={skip!r} is not known; there are 'all' and 'layers'")
     found, mask, real = tokens_of(model, tokens, mask)
-    cells = at_columns(Cells.of(plainly(model, edits), model.cfg, found.shape[1]), model, found, mask)
+    cells = at_columns(Cells.of(plainly(model, edits), model.cfg, found.shape[1]), model, tokens, found, mask, real)
     if not cells.edits:
         raise ShapeError("there is no edit to sweep over")
     if len(found) == 1 and ("batch",) in own_means(cells, model.cfg).values():
@@ -324,7 +324,8 @@ def task_of(
             "the mean over one example is that example, and changes nothing; run several, or take the mean over positions "
             "too (over=('batch', 'pos')), or over a reference"
         )
-    asked = as_metric(metric) if real is None else among_real(as_metric(metric), real, found)
+    asked = as_metric(settled(metric, model, tokens))
+    asked = asked if real is None else among_real(asked, real, found)
     if isinstance(asked, Metric):
         asked.check(model.cfg.d_vocab_out)
     return Task(model, found, mask, cells, asked, skip, memory)

@@ -1,0 +1,316 @@
+"""What commands are asked about: one set of options for texts, pairs, files and behaviours, the same in every command.
+
+`@asks()` puts these options into a command's signature and hands it one `Request`, which loads the model and makes the `Prompts`
+when the command first looks at them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from cutaway.commands import console
+from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, load, one_token, read_file, show
+from cutaway.errors import ConfigError, ContextTooLong, TokenError
+
+if TYPE_CHECKING:
+    from cutaway.prompts import Prompts
+
+Words = list[str] | None
+SCREEN = 20  # rows of a table, unless --top or --all say otherwise
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+Texts = Annotated[Words, typer.Option("--text", help="A text to run on; may be repeated.")]
+Cleans = Annotated[Words, typer.Option("--clean", "--text", help="A prompt that gives the answer; may be repeated.")]
+Corrupteds = Annotated[Words, typer.Option("--corrupted", help="Its counterpart, of as many tokens; as many as --clean.")]
+File = Annotated[Path | None, typer.Option(help="A file that is one text.", exists=False)]
+PromptsFile = Annotated[Path | None, typer.Option("--prompts", help="A file with a text on each line.")]
+PairsFile = Annotated[Path | None, typer.Option("--pairs", help="JSON lines: clean, corrupted, answer, wrong, roles.")]
+BehaviourName = Annotated[
+    str | None, typer.Option("--behaviour", help="Prompts of a behaviour: ioi, greater-than, subject-verb, …")
+]
+Count = Annotated[int, typer.Option(min=1, help="How many prompts of the behaviour.")]
+Seed = Annotated[int, typer.Option(help="Seed of the behaviour's prompts, and of all else that is drawn.")]
+AnswerWords = Annotated[Words, typer.Option("--answer", help="The token after each text: one for all, or one for each.")]
+WrongWords = Annotated[Words, typer.Option("--wrong", help="The token that it is compared with: one for all, or one for each.")]
+FirstToken = Annotated[bool, typer.Option("--allow-first-token", help="Of an answer of several tokens take the first.")]
+NoBos = Annotated[bool, typer.Option("--no-bos", help="Put no beginning-of-text token in front.")]
+Messages = Annotated[bool, typer.Option("--messages", help="Each text is a user's message, put into the chat template.")]
+Dtype = Annotated[str | None, typer.Option(help=f"Precision of the weights: {', '.join(DTYPES)}.")]
+Top = Annotated[int | None, typer.Option(min=1, help="How many rows to print. By default what fits on a screen.")]
+All = Annotated[bool, typer.Option("--all", help="Print all rows.")]
+Positions = Annotated[str | None, typer.Option("--positions", "--position", help="Roles or numbers: 'end', 'S2', '3,-1'.")]
+Layers = Annotated[str | None, typer.Option("--layers", help="Some of the layers: '0-3,7'. By default all.")]
+
+SHARED: dict[str, tuple[Any, Any]] = {
+    "file": (File, None),
+    "prompts": (PromptsFile, None),
+    "pairs": (PairsFile, None),
+    "behaviour": (BehaviourName, None),
+    "count": (Count, 64),
+    "answer": (AnswerWords, None),
+    "wrong": (WrongWords, None),
+    "allow_first_token": (FirstToken, False),
+    "no_bos": (NoBos, False),
+    "messages": (Messages, False),
+}
+LAST: dict[str, tuple[Any, Any]] = {
+    "top": (Top, None),
+    "all_rows": (All, False),
+    "seed": (Seed, 0),
+    "dtype": (Dtype, None),
+    "device": (Device, "cpu"),
+    "as_json": (Json, False),
+    "html": (Html, None),
+}
+
+
+def asks(*, pairs: bool = False, model: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the shared options, and hand it what they say as its first argument.
+
+    Args:
+        pairs: whether texts come with counterparts (`--clean`, `--corrupted`).
+        model: whether the model is the first argument; otherwise the command sets `asked.model` itself.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(command, include_extras=True)
+        own = [one.replace(annotation=hints[name]) for name, one in list(inspect.signature(command).parameters.items())[1:]]
+        first = {"model": (Model, DEFAULT)} if model else {}
+        texts = {"text": (Cleans, None), "corrupted": (Corrupteds, None)} if pairs else {"text": (Texts, None)}
+        own_names = {one.name for one in own}
+        taken = {name: pair for name, pair in {**first, **texts, **SHARED, **LAST}.items() if name not in own_names}
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        made = [inspect.Parameter(name, keyword, default=default, annotation=kind) for name, (kind, default) in taken.items()]
+        at = len(made) - len(LAST)
+        parameters = [one.replace(kind=keyword) for one in [*made[:at], *own, *made[at:]]]
+        if not model:  # the argument that names the model comes first
+            parameters.sort(key=lambda one: one.name != "words")
+
+        @functools.wraps(command)
+        def asked(**given: Any) -> None:
+            shared = {name: given.pop(name) for name in taken}
+            command(Request(command.__name__.rstrip("_"), shared, pairs=pairs), **given)
+
+        asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        asked.__annotations__ = {one.name: one.annotation for one in parameters}
+        del asked.__wrapped__
+        return asked
+
+    return decorate
+
+
+@dataclass
+class Request:
+    """What the shared options of a command say; the model and the prompts are made when they are first looked at."""
+
+    command: str
+    options: dict[str, Any]
+    pairs: bool = False
+
+    @property
+    def model(self) -> str:
+        """The name of the model."""
+        return str(self.options["model"])
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["options"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @cached_property
+    def network(self) -> Any:
+        """The model, loaded."""
+        import torch
+
+        if self.dtype is None:
+            return load(self.model, self.device)
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"--dtype {self.dtype!r} is not known; there are {', '.join(DTYPES)}")
+        return load(self.model, self.device, dtype=getattr(torch, self.dtype))
+
+    @property
+    def sources(self) -> list[str]:
+        """The options that give texts."""
+        named = {
+            "--clean" if self.pairs else "--text": self.text, "--file": self.file, "--prompts": self.prompts_file,
+            "--pairs": self.options["pairs"], "--behaviour": self.behaviour,
+        }  # fmt: skip
+        return [name for name, value in named.items() if value]
+
+    @property
+    def prompts_file(self) -> Path | None:
+        """The file of `--prompts`."""
+        found: Path | None = self.options["prompts"]
+        return found
+
+    @cached_property
+    def long_text(self) -> str | None:
+        """The one text of `--text` or `--file`, where nothing else is said about it: it may be longer than the context."""
+        self._one_source()
+        if self.file is not None:
+            return read_file(self.file, self.command)
+        known = self.answer or self.no_bos or self.messages
+        return self._texts()[0] if self.text and len(self.text) == 1 and not known else None
+
+    @cached_property
+    def asked_prompts(self) -> Prompts:
+        """The prompts.
+
+        Raises:
+            TokenError: no text, or several sources of texts.
+            PromptError: a broken line of a file (its number is said), pairs of different lengths, answers of several tokens.
+        """
+        from cutaway.prompts import Prompts
+
+        self._one_source()
+        bos = False if self.no_bos or self.messages else None
+        if self.options["pairs"] is not None:
+            made = Prompts.read(self.options["pairs"], self.network, **self._reading(bos))
+        elif self.behaviour is not None:
+            made = self._drawn()
+        else:
+            made = self._of_texts(bos)
+        return self._fitting(made)
+
+    def _one_source(self) -> None:
+        names = self.sources
+        if not names:
+            first = "--clean" if self.pairs else "--text"
+            raise TokenError(
+                f"{self.command} needs text: give either {first} or --file, --prompts FILE, --pairs FILE or --behaviour NAME"
+            )
+        if len(names) > 1:
+            more = ", not both" if len(names) == 2 else "; give one of them"
+            raise TokenError(f"{self.command} takes {' or '.join(names)}{more}")
+
+    def _texts(self) -> list[str]:
+        if self.text and not all(self.text):
+            raise TokenError(f"{self.command} needs text, and {'--clean' if self.pairs else '--text'} is empty")
+        return list(self.text or ())
+
+    def _of_texts(self, bos: bool | None) -> Prompts:
+        from cutaway.prompts import Prompts
+
+        known: dict[str, Any] = {"answers": self._for_each("answer"), "wrong": self._for_each("wrong")}
+        known["corrupted"] = (self.options.get("corrupted") or None) if self.pairs else None
+        if self.prompts_file is not None:
+            texts = list(Prompts.read(self.prompts_file, self.network).texts)
+        else:
+            texts = [read_file(self.file, self.command)] if self.file is not None else self._texts()
+        if self.messages:
+            texts = [self._message(one) for one in texts]
+            known["corrupted"] = known["corrupted"] and [self._message(one) for one in known["corrupted"]]
+        return Prompts.of_texts(self.network, texts, **self._reading(bos), **known)
+
+    def _reading(self, bos: bool | None) -> dict[str, Any]:
+        return {"prepend_bos": bos, "allow_first_token": self.allow_first_token}
+
+    def _for_each(self, name: str) -> str | list[str] | None:
+        words = self.options[name]
+        for word in words or ():
+            if not self.allow_first_token:
+                one_token(self.network, word, f"--{name}")
+        return None if not words else words[0] if len(words) == 1 else words
+
+    def _message(self, text: str) -> str:
+        template = getattr(self.network.tokenizer, "chat_template", None)
+        if template is None:
+            raise TokenError(f"--messages needs a model with a chat template, and {self.model} has none")
+        said = [{"role": "user", "content": text}]
+        return str(self.network.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+
+    def _drawn(self) -> Prompts:
+        from cutaway.tasks.behaviours import behaviour
+
+        return behaviour(self.behaviour).prompts(self.count, self.seed, self.network.tokenizer)
+
+    def _fitting(self, made: Prompts) -> Prompts:
+        """Prompts that fit the context: a text without answers is cut to it, and what is left unread is said on stderr."""
+        from cutaway.prompts import Prompts
+
+        most, longest = self.network.cfg.n_ctx, made.tokens.shape[1]
+        if longest <= most:
+            return made
+        if made.right or made.corrupted is not None:
+            raise ContextTooLong(f"a prompt has {longest} tokens, and the model has {most} positions; give shorter prompts")
+        console.echo(f"only the first {most} of {longest} tokens are read: the model has no more positions", err=True)
+        return Prompts(made.tokens[:, :most], made.mask[:, :most], texts=made.texts)
+
+    # What is said of it.
+
+    @property
+    def said(self) -> str:
+        """Model, and count and length of the texts, in a line."""
+        found = self.__dict__.get("asked_prompts")
+        if found is None:
+            return str(self.model)
+        low, high = int(found.lengths.min()), int(found.lengths.max())
+        count, length = len(found), f"{low}" if low == high else f"{low} to {high}"
+        source = f" ({self.behaviour}, seed {self.seed})" if self.behaviour else ""
+        pairs = " in pairs" if found.corrupted is not None else ""
+        return f"{self.model}: {count} prompt{'s' * (count != 1)} of {length} token{'s' * (length != '1')}{pairs}{source}"
+
+    def about(self) -> dict[str, Any]:
+        """The same as numbers, for `--json`."""
+        found = self.__dict__.get("asked_prompts")
+        said: dict[str, Any] = {"command": self.command, "model": self.model}
+        if found is not None:
+            lengths = found.lengths.tolist()
+            pairs = found.corrupted is not None
+            said["prompts"] = {"count": len(found), "shortest": min(lengths), "longest": max(lengths), "pairs": pairs}
+        return said
+
+    def rows(self, rows: Sequence[Any]) -> tuple[list[Any], str]:
+        """The rows that are printed, and a line that says how many are not."""
+        most = len(rows) if self.all_rows else self.top or SCREEN
+        rest = len(rows) - most
+        return list(rows[:most]), f"{rest} more row{'s' * (rest != 1)}; --all prints them" if rest > 0 else ""
+
+    def show(self, text: str, numbers: dict[str, Any], figures: Any, title: str) -> None:
+        """Print, and write the page."""
+        found = {**self.about(), **numbers}
+        show(f"{text}\n{self.said}", found, figures, as_json=self.as_json, html=self.html, title=title)
+
+
+# Options with one meaning everywhere.
+
+
+def positions_of(given: str | None) -> list[str | int] | None:
+    """The roles and numbers of `--positions`."""
+    if given is None:
+        return None
+    found: list[str | int] = []
+    for one in map(str.strip, given.split(",")):
+        if not one:
+            raise ConfigError(f"--positions {given!r} has an empty part; write roles or numbers, such as 'S2,end' or '3,-1'")
+        found.append(int(one) if one.lstrip("-").isdecimal() else one)
+    return found
+
+
+def layers_of(given: str | None, n_layers: int) -> list[int]:
+    """The layers of `--layers`: '0-3,7'.
+
+    Raises:
+        ConfigError: no numbers, or layers that the model lacks.
+    """
+    if given is None:
+        return list(range(n_layers))
+    found: list[int] = []
+    for part in map(str.strip, given.split(",")):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ConfigError(f"--layers {given!r}: write numbers and ranges, such as '0-3,7'")
+        found += range(int(first), int(last or first) + 1)
+    outside = [one for one in found if one >= n_layers]
+    if outside:
+        raise ConfigError(f"--layers {given!r} names layer {outside[0]}, and the model has the layers 0 to {n_layers - 1}")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,228 @@
+"""Commands about what comes next and what is looked at: next, generate, attention."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cutaway.commands import console
+from cutaway.commands.asking import Layers, Request, asks, layers_of
+from cutaway.commands.shared import lines, one_token
+from cutaway.errors import ConfigError, TokenError
+
+SHADES = " ░▒▓█"
+WIDEST = 40  # tokens of an attention pattern that a terminal shows
+
+
+@asks()
+def next_(
+    asked: Request,
+    word: Annotated[list[str] | None, typer.Option(help="Also say the rank of this token; may be repeated.")] = None,
+    k: Annotated[int, typer.Option(min=1, help="How many of the likeliest tokens.")] = 10,
+) -> None:
+    """Say what comes after each text: the likeliest tokens, and the ranks of given words."""
+    import torch
+
+    from cutaway.analysis.shared import token_name
+
+    network, prompts = asked.network, asked.asked_prompts
+    wanted = {one: one_token(network, one, "--word") for one in word or ()}
+    with torch.no_grad():
+        resid = network(prompts, stop_at_layer=network.cfg.n_layers)
+        last = resid[torch.arange(len(prompts)), prompts.place("end").to(resid.device)]
+        chances = network.logits_of(last[:, None])[:, 0].float().softmax(-1)
+    rows, numbers = [], []
+    for number, chance in enumerate(chances):
+        best = chance.topk(min(k, len(chance)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        top = [[token_name(network, token), value] for token, value in pairs]
+        told = dict(wanted)
+        if prompts.right:
+            told |= {token_name(network, ids[0]): ids[0] for ids in prompts.right[number].values() if ids}
+        given = {
+            name: {"probability": float(chance[one]), "rank": int((chance > chance[one]).sum())} for name, one in told.items()
+        }
+        numbers.append({"text": prompts.texts[number] if prompts.texts else None, "top": top, "words": given})
+        likeliest = top if len(chances) == 1 else [top[0]]
+        rows += [[number, repr(name), f"{value:.4f}", rank] for rank, (name, value) in enumerate(likeliest)]
+        rows += [[number, repr(name), f"{one['probability']:.4f}", one["rank"]] for name, one in given.items()]
+    single = len(chances) == 1
+    shown, more = asked.rows([row[single:] for row in rows])
+    said = lines(["prompt", "token", "probability", "rank"][single:], shown) + (f"\n{more}" if more else "")
+    asked.show(said, {"next": numbers}, _next_figures(numbers) if asked.html else [], f"What {asked.model} expects")
+
+
+def _next_figures(numbers: list[dict[str, Any]]) -> list[tuple[str, Any]]:
+    from cutaway.view import bar_chart
+
+    return [
+        (one["text"] or f"prompt {at}", bar_chart([repr(name) for name, _ in one["top"]], [value for _, value in one["top"]],
+         x_name="token", value_name="probability"))
+        for at, one in enumerate(numbers[:20])
+    ]  # fmt: skip
+
+
+@asks()
+def generate(
+    asked: Request,
+    tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 40,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Sample among this many likeliest tokens.")] = None,
+    zero: Annotated[list[str] | None, typer.Option(help="Without these: 0.3, 0.attn, 0.mlp, 0.mlp.17; may be repeated.")] = None,
+) -> None:
+    """Continue each text; with --zero without some heads, MLPs or neurons, beside what the whole model says.
+
+    One text is printed as it is generated.
+    """
+    from cutaway.runs.generation import Sampling
+
+    network, prompts = asked.network, asked.asked_prompts
+    edits = _zeros(network, zero or [])
+    sampling = Sampling(temperature=temperature, top_k=top_k)
+    texts = list(prompts.texts)
+    streaming = len(texts) == 1 and not edits and not asked.as_json
+    runs = {"whole model": _continued(asked, tokens, sampling, [], say=streaming)}
+    if edits:
+        runs[f"without {', '.join(zero or [])}"] = _continued(asked, tokens, sampling, edits, say=False)
+    numbers = {"texts": texts, "continuations": runs, "temperature": temperature}
+    said = "" if streaming else "\n".join(
+        f"{text!r}\n" + "\n".join(f"  {name}: {found[at]!r}" for name, found in runs.items()) for at, text in enumerate(texts)
+    )  # fmt: skip
+    asked.show(said, numbers, _generated_figure(texts, runs) if asked.html else [], f"Texts of {asked.model}")
+
+
+def _generated_figure(texts: list[str], runs: dict[str, list[str]]) -> list[tuple[str, Any]]:
+    from cutaway.view import table
+
+    rows = [[text, *(found[at] for found in runs.values())] for at, text in enumerate(texts)]
+    return [("Continuations", table(["text", *runs], rows, title="Continuations"))]
+
+
+def _zeros(network: Any, names: list[str]) -> list[Any]:
+    from cutaway.analysis.ablation import ablated_at
+    from cutaway.model.components import parse_writers
+    from cutaway.runs.edits import zero
+
+    return [ablated_at(zero(), one, None) for one in parse_writers(names, network.cfg)] if names else []
+
+
+def _continued(asked: Request, count: int, sampling: Any, edits: list[Any], *, say: bool) -> list[str]:
+    """What each prompt is continued with; printed token by token where asked."""
+    import torch
+
+    from cutaway.runs.editing import edited
+    from cutaway.runs.generation import stops_of, stream
+
+    network, prompts = asked.network, asked.asked_prompts
+    pad = network.tokenizer.pad_token_id
+    ids, mask = (one.to(network.W_U.device) for one in prompts.padded("left", pad))
+    torch.manual_seed(asked.seed)
+    stops = stops_of(network)
+    found: list[list[int]] = [[] for _ in range(len(prompts))]
+    if say:
+        console.echo(prompts.texts[0], nl=False)
+    given = None if bool(mask.all()) else mask
+    with edited(network, edits):
+        for column in stream(network, ids, count, attention_mask=given, sampling=sampling, stop_tokens=stops):
+            before = network.tokenizer.decode(found[0]) if say else ""
+            for row, token in zip(found, column.tolist(), strict=True):
+                row.append(token)
+            if say:
+                console.echo(network.tokenizer.decode(found[0])[len(before) :], nl=False)
+    if say:
+        console.echo("")
+    return [str(network.tokenizer.decode(_until(row, stops))) for row in found]
+
+
+def _until(row: list[int], stops: list[int]) -> list[int]:
+    """A row without what stands behind its first stop token."""
+    at = next((number for number, token in enumerate(row) if token in stops), len(row))
+    return row[:at]
+
+
+@asks()
+def attention(
+    asked: Request,
+    head: Annotated[list[str] | None, typer.Option(help="layer.head, such as 3.1; may be repeated. By default --layers.")] = None,
+    layers: Layers = None,
+) -> None:
+    """Draw attention patterns: shaded blocks in the terminal, and with --html a page where every head can be looked at.
+
+    The terminal shows the heads of --head, or, without, what each head of the layers attends to from the last token.
+    """
+    import torch
+
+    network, prompts = asked.network, asked.asked_prompts
+    if len(prompts) > 1:
+        raise TokenError(f"attention draws one text, and there are {len(prompts)}; give one, or ask `heads` about many")
+    chosen = _heads(network, head, layers)
+    sites = {f"blocks.{layer}.attn.hook_pattern": layer for layer in sorted({layer for layer, _ in chosen})}
+    with torch.no_grad():
+        _, store = network.run_with_cache(prompts, names_filter=list(sites), return_type=None)
+    patterns = {layer: store[name][0].float().cpu() for name, layer in sites.items()}
+    words = _words(network, prompts)
+    named = [(f"{layer}.{number}", patterns[layer][number]) for layer, number in chosen]
+    last, rest = asked.rows([[name, *_looked_at(pattern[-1], words)] for name, pattern in named])
+    blocks = [shaded(pattern, words, name) for name, pattern in named] if head else []
+    said = "\n\n".join([*blocks, lines(["head", "from the last token to"], last) + (f"\n{rest}" if rest else "")])
+    numbers = {"tokens": words, "heads": {name: _rounded(pattern) for name, pattern in named}}
+    asked.show(said, numbers, _attention_figures(words, named) if asked.html else [], f"Attention in {asked.model}")
+
+
+def _rounded(pattern: Any) -> list[list[float]]:
+    return [[round(float(value), 4) for value in row] for row in pattern.tolist()]
+
+
+def _heads(network: Any, names: list[str] | None, layers: str | None) -> list[tuple[int, int]]:
+    from cutaway.model.components import parse_head
+
+    if names:
+        return [parse_head(part.strip(), network.cfg) for one in names for part in one.split(",")]
+    return [(layer, number) for layer in layers_of(layers, network.cfg.n_layers) for number in range(network.cfg.n_heads)]
+
+
+def _words(network: Any, prompts: Any) -> list[str]:
+    from cutaway.analysis.shared import token_name
+
+    return [token_name(network, token) for token in prompts.tokens[0].tolist()]
+
+
+def _looked_at(row: Any, words: list[str]) -> list[str]:
+    """The tokens that one query looks at most."""
+    best = row.topk(min(4, len(words)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return ["  ".join(f"{at} {words[at]!r} {value:.2f}" for at, value in pairs if value >= 0.05) or "spread evenly"]
+
+
+def shaded(pattern: Any, words: list[str], name: str) -> str:
+    """A pattern as blocks, a row for each query and a column for each key: darker is more.
+
+    Raises:
+        ConfigError: more tokens than a terminal shows.
+    """
+    if len(words) > WIDEST:
+        raise ConfigError(f"a pattern of {len(words)} tokens is wider than a terminal; at most {WIDEST}, or give --html")
+    width = max(len(repr(word)) for word in words)
+    columns = "".join(f"{at % 100:>2}" for at in range(len(words)))
+    rows = [f"{name}: each row looks at the columns; {SHADES[1]} from 0.05, {SHADES[-1]} from 0.75", " " * (width + 4) + columns]
+    for at, word in enumerate(words):
+        cells = "".join(2 * SHADES[_shade(float(value))] for value in pattern[at])
+        rows.append(f"{at:>3} {word!r:<{width}}{cells}".rstrip())
+    return "\n".join(rows)
+
+
+def _shade(value: float) -> int:
+    return sum(value >= bound for bound in (0.05, 0.25, 0.5, 0.75))
+
+
+def _attention_figures(words: list[str], named: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    import torch
+
+    from cutaway.view import attention_patterns
+
+    patterns = torch.stack([pattern for _, pattern in named])
+    return [("Attention", attention_patterns(words, patterns, [name for name, _ in named]))]
+
+
+COMMANDS = {"next": next_, "generate": generate, "attention": attention}
