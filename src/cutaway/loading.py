@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
 from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.model import placement
+from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.transformer import Transformer
 from cutaway.sources import adapters, files, folders, gguf, hub, objects, packages, toys, wrapped
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
@@ -304,15 +305,18 @@ def build(
     shown: Shown | None = None,
     mine: bool = False,
     where: Mapping[str, torch.device] | None = None,
+    stream: int | None = None,
 ) -> Network:
     """A network of class `kind` with these weights; a dict of them is emptied as they move in.
 
     Args:
         mine: nobody else has these tensors, so that those that fit as they are may become parameters.
         where: the device of each part (`embed`, `blocks.3`, …), where parts are placed one by one; see `placement`.
+        stream: bytes that all weights may take; blocks beyond them are read when they run, each time anew.
 
     Raises:
         WeightsMismatch: the weights do not fit the configuration.
+        ConfigError: embeddings and the largest block do not fit into `stream`.
     """
     cfg = copy.copy(cfg)
     cfg.device = device or cfg.device
@@ -321,12 +325,53 @@ def build(
     with torch.device("meta"):
         model = kind(cfg, tokenizer, move_to_device=False, default_padding_side=default_padding_side)
     names = sorted((name for name, _ in model.named_parameters()), key=lambda name: -model.get_parameter(name).numel())
+    if stream is not None:
+        names = [name for name in names if not name.startswith("blocks.")]
+        _stream(model, weights, stream - sum(_bytes(model, name) for name in names))
     step = (shown or Shown()).steps(len(names), "loading")
     for name in names:
         tensor = weights.pop(name) if isinstance(weights, MutableMapping) else weights[name]
         _place(model, name, tensor, device=placement.device_of(name, cfg, where or {}), dtype=cfg.torch_dtype, mine=mine)
         step()
     return model.eval() if not model.training else model
+
+
+def streamed(kind: type[Network], model_name: str | PathLike[str], most: int, *, dtype: torch.dtype, device: str) -> Network:
+    """A network with its weights as published, of which no more than `most` bytes are in memory at once.
+
+    Raises:
+        ConfigError: embeddings and the largest block are larger than that.
+        UnknownModel, UnsupportedArchitecture, CheckpointError: as `from_pretrained`.
+    """
+    source = find(model_name)
+    checkpoint = understand(source)
+    cfg = copy.copy(checkpoint.config)
+    cfg.dtype, cfg.device = dtype, device
+    check_device(cfg)
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is None and cfg.tokenizer_name is not None:
+        tokenizer = pretrained_tokenizer(cfg.tokenizer_name)
+    model = build(kind, cfg, checkpoint.tensors, tokenizer=tokenizer, stream=most)
+    model.provenance = dict(checkpoint.provenance)
+    return model
+
+
+def _stream(model: Transformer, weights: Mapping[str, Tensor], room: int) -> None:
+    """Let blocks be read when they run."""
+    like = {name: (one.shape, one.stride()) for name, one in model.named_parameters()}
+    device, dtype = torch.device(str(model.cfg.device)), model.cfg.torch_dtype
+
+    def read(name: str) -> Tensor:
+        real = torch.empty_strided(*like[name], dtype=dtype, device=device)
+        real.copy_(weights[name].detach())
+        return _checked(name, real)
+
+    model.blocks = StreamedBlocks(model.blocks, read, room)
+
+
+def _bytes(model: nn.Module, name: str) -> int:
+    one = model.get_parameter(name)
+    return one.numel() * one.element_size()
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device, dtype: torch.dtype, mine: bool) -> None:
@@ -341,12 +386,17 @@ def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device,
         real = torch.empty_strided(empty.shape, empty.stride(), dtype=dtype, device=device)
         with torch.no_grad():
             real.copy_(tensor)
-    if not finite(real):
-        raise CheckpointError(f"{name!r} holds {_not_finite(real)} of {real.numel()} numbers that are NaN or infinite: {DAMAGED}")
-    setattr(module, last, nn.Parameter(real, requires_grad=dtype.is_floating_point))
+    setattr(module, last, nn.Parameter(_checked(name, real), requires_grad=dtype.is_floating_point))
 
 
 DAMAGED = "the file is damaged, or the training went astray; to look at it all the same, build the model and load_state_dict"
+
+
+def _checked(name: str, x: Tensor) -> Tensor:
+    """The same tensor, if all its numbers are finite."""
+    if not finite(x):
+        raise CheckpointError(f"{name!r} holds {_not_finite(x)} of {x.numel()} numbers that are NaN or infinite: {DAMAGED}")
+    return x
 
 
 def finite(x: Tensor) -> bool:

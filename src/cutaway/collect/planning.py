@@ -136,9 +136,9 @@ def per_token(model: Transformer, layers: int, options: Options) -> float:
     """Operations of one token through the first layers, 2 for each multiplication; attention at half a row's length."""
     cfg = model.cfg
     return float(sum(
-        sum(cost for step in block.program.steps for cost in step.cost if step.writes[0] != "attn.hook_z")
+        sum(cost for step in program.steps for cost in step.cost if step.writes[0] != "attn.hook_z")
         + 4 * cfg.n_heads * cfg.d_head * options.length / 2
-        for block in list(model.blocks)[:layers]
+        for program in map(model.program_of, range(layers))
     ))  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from cutaway.model.origins import Kept, Origin
 from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
+from cutaway.model.steps import BlockProgram
 from cutaway.prompts import Prompts
 
 _FIELDS = """
@@ -220,6 +221,11 @@ class Transformer(HookedRootModule, StackedWeights):
         if words is None:  # a point that somebody added: [batch, pos, …], as nearly all are
             return 1
         return next((index for index, word in enumerate(words) if word in ("pos", "dest")), None)
+
+    def program_of(self, layer: int) -> BlockProgram:
+        """The steps of a block; asking for the block itself would read the weights of one that is streamed."""
+        program: BlockProgram = self.blocks.get_submodule(str(layer)).program
+        return program
 
     def _left_out(self, name: str) -> str | None:
         """What of the last run's beginning or end left this site out; None: nothing did."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.transformer import Transformer
 
 
@@ -30,7 +32,10 @@ def model_hash(model: Transformer) -> str:
     """A hash of a network's weights and architecture, the same wherever it was loaded from: what records and vectors keep."""
     skipped = ("device", "model_name", "seed", "n_devices", "init_weights", "tokenizer_name", "original_architecture")
     cfg = {name: str(value) for name, value in model.cfg.to_dict().items() if name not in skipped}
-    parts: list[Any] = [cfg]
-    for name, tensor in model.state_dict().items():
-        parts += [name, tensor]
-    return digest(parts)
+    return digest(itertools.chain([cfg], *(_named(model, name, tensor) for name, tensor in model.state_dict().items())))
+
+
+def _named(model: Transformer, name: str, tensor: Tensor) -> Iterator[Any]:
+    """A weight with its name; of a streamed block it is read when its turn comes."""
+    yield name
+    yield model.blocks.weight(name) if tensor.is_meta and isinstance(model.blocks, StreamedBlocks) else tensor

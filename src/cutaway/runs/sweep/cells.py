@@ -361,7 +361,7 @@ def kept_sites(model: Transformer, cells: Sequence[Cell]) -> list[str]:
     names: dict[str, None] = {}
     for cell in cells:
         if cell.way != "alone":
-            names |= dict.fromkeys(f"blocks.{cell.layer}.{name}" for name in cell.kept(model.blocks[cell.layer].program))
+            names |= dict.fromkeys(f"blocks.{cell.layer}.{name}" for name in cell.kept(model.program_of(cell.layer)))
         if cell.way != "join":
             for bound in cell.bounds:
                 if isinstance(bound.change, Put) and bound.source is None:

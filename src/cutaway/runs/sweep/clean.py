@@ -95,7 +95,7 @@ class Clean:
         return self._moved[key]
 
     def _reads(self, layer: int) -> tuple[str, ...]:
-        reads: tuple[str, ...] = self.model.blocks[layer].program.writer(Z).reads
+        reads: tuple[str, ...] = self.model.program_of(layer).writer(Z).reads
         return reads
 
 

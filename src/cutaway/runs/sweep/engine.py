@@ -210,7 +210,7 @@ class _OneBatch:
 
     def _rules(self) -> Rules:
         if self.rules is None or self.rules.asked is not self.asked:
-            programs = [block.program for block in self.task.model.blocks]
+            programs = [self.task.model.program_of(layer) for layer in range(self.task.model.cfg.n_layers)]
             self.rules = Rules.of(self.task.model.cfg, self.task.length, self.asked, programs)
         return self.rules
 

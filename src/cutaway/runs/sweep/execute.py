@@ -184,7 +184,7 @@ class _Chunk:
         here = [(cell, way.layers[layer - way.start]) for cell, way in self.ways if way.start <= layer]
         before = self.sheets.get(LAST)
         self.sheets, self.parts = {} if before is None else {"before": before}, {}
-        program = self.model.blocks[layer].program
+        program = self.model.program_of(layer)
         for step in program.steps:
             if step.writes == (FIRST,):
                 self._first(layer, here)

@@ -169,7 +169,7 @@ class _Costs:
             width = self.cfg.d_vocab_out if columns is None else len(columns)
             most = max(int(self.wanted[first:last].sum()) for first, last in settled.batches)
             self.again += task.metric.compares and most * width > KEPT
-        programs = [block.program for block in task.model.blocks]
+        programs = [task.model.program_of(layer) for layer in range(self.cfg.n_layers)]
         self.rules = [Rules.of(self.cfg, task.length, self._asked(*rows), programs) for rows in settled.batches]
 
     def _asked(self, first: int, last: int) -> Tensor | None:
@@ -179,8 +179,8 @@ class _Costs:
     def forward(self, length: int, start: int = 0) -> int:
         """The layers from one on, for one example."""
         total = 0
-        for block in list(self.task.model.blocks)[start:]:
-            for step in block.program.steps:
+        for layer in range(start, self.cfg.n_layers):
+            for step in self.task.model.program_of(layer).steps:
                 total += sum(step.cost) * (length**2 if FROM_KEYS in step.spread else length)
         return total
 
