@@ -17,7 +17,7 @@ from cutaway.collect.formats import packed
 from cutaway.collect.options import Options
 from cutaway.collect.shards import Receipt, finished
 from cutaway.collect.worker import Reach, activations
-from cutaway.executors import Executor, Processes, Ranks, Ray, executor_of
+from cutaway.executors import Executor, executor_of
 from cutaway.model.transformer import Transformer
 
 
@@ -95,7 +95,7 @@ def plan(
     return CollectPlan(
         count, len(kept), documents, characters, int(sum(one.tokens for one in kept) + probe.tokens * scale),
         int(sum(one.rows for one in kept) + probe.rows * scale), probe.operations * scale,
-        int(sum(one.bytes for one in kept) + probe.bytes * scale), probe.memory, probe.seconds * scale, _workers(executor),
+        int(sum(one.bytes for one in kept) + probe.bytes * scale), probe.memory, probe.seconds * scale, executor_of(executor).workers,
     )  # fmt: skip
 
 
@@ -140,15 +140,6 @@ def per_token(model: Transformer, layers: int, options: Options) -> float:
         + 4 * cfg.n_heads * cfg.d_head * options.length / 2
         for program in map(model.program_of, range(layers))
     ))  # fmt: skip
-
-
-def _workers(executor: str | Executor | None) -> int | None:
-    chosen = executor_of(executor)
-    if isinstance(chosen, Processes):
-        return chosen.count
-    if isinstance(chosen, Ranks):
-        return chosen.world
-    return chosen.workers if isinstance(chosen, Ray) else 1
 
 
 def _time(seconds: float) -> str:

@@ -67,6 +67,11 @@ class Executor(Protocol):
         """Whether the job goes to other processes, which load the model themselves."""
         ...
 
+    @property
+    def workers(self) -> int | None:
+        """How many compute at once; None where only the cluster knows."""
+        ...
+
     def run(self, job: Job, units: Iterable[Any], done: Done) -> list[SetAside]:
         """Compute every unit and call `done(unit, receipt)` for each, in any order; returns those set aside.
 

@@ -20,6 +20,7 @@ class Local:
 
     leader: ClassVar[bool] = True
     travels: ClassVar[bool] = False
+    workers: ClassVar[int] = 1
 
     def __str__(self) -> str:
         return "this process"

@@ -38,6 +38,11 @@ class Processes:
         if self.count < 1:
             raise ConfigError(f"processes({self.count}): there must be one at least")
 
+    @property
+    def workers(self) -> int:
+        """As many as there are processes."""
+        return self.count
+
     def __str__(self) -> str:
         return f"{self.count} process{'es' * (self.count != 1)} on this machine"
 

@@ -45,6 +45,11 @@ class Ranks:
         """Whether this is rank 0, which writes what belongs to the whole."""
         return self.rank == 0
 
+    @property
+    def workers(self) -> int | None:
+        """As many as there are ranks."""
+        return self.world
+
     def __str__(self) -> str:
         return f"rank {self.rank} of {self.world}"
 

@@ -18,16 +18,16 @@ WEIGHTS = ".weights"
 
 @dataclass(frozen=True)
 class SweepChunk:
-    """A chunk of a sweep's plan."""
+    """Some chunks of one batch of a sweep's plan, which go to one worker, as they start from one clean run."""
 
     number: int
     batch: int
-    chunk: int
+    chunks: tuple[int, ...]
 
     @property
     def name(self) -> str:
         """Its place in the plan."""
-        return "clean run" if self.chunk == CLEAN else f"batch {self.batch}, chunk {self.chunk}"
+        return f"batch {self.batch}, chunks {self.chunks[0]} to {self.chunks[-1]}"
 
     @property
     def head(self) -> SweepChunk:
@@ -59,13 +59,25 @@ class _Worker:
         self.batch: BatchRun | None = None
 
     def compute(self, unit: SweepChunk) -> int:
-        if self.kept.known(unit.batch, unit.chunk) is not None:
-            return unit.number
         if self.batch is None or self.batch.number != unit.batch:
             self.batch = self.engine.batch(unit.batch)
-        with self.source.computing():
-            self.kept.keep(unit.batch, unit.chunk, self.batch.values(unit.chunk))
+        for chunk in unit.chunks:
+            if self.kept.known(unit.batch, chunk) is None:
+                with self.source.computing():
+                    self.kept.keep(unit.batch, chunk, self.batch.values(chunk))
         return unit.number
+
+
+def units_of(kept: Keyed, workers: int) -> list[SweepChunk]:
+    """What goes to workers: whole batches where there are twice as many as workers, else parts of them."""
+    parts = -(-2 * workers // len(kept.schedule.batches))
+    units: list[SweepChunk] = []
+    for batch, chunks in enumerate(kept.schedule.chunks):
+        every = range(CLEAN, len(chunks))
+        step = -(-len(every) // parts)
+        units += [SweepChunk(len(units) + n, batch, tuple(every[start : start + step]))
+                  for n, start in enumerate(range(0, len(every), step))]  # fmt: skip
+    return units
 
 
 def fill(kept: Keyed, executor: Executor, progress: Progress | None = None) -> None:
@@ -75,8 +87,8 @@ def fill(kept: Keyed, executor: Executor, progress: Progress | None = None) -> N
         WorkerFailed: a chunk failed three times; the others are kept.
         NotWritten, WorkerRefused: see `Executor.run`.
     """
-    units = [SweepChunk(number, *place) for number, place in enumerate(kept.units)]
-    missing = [unit for unit in units if kept.known(unit.batch, unit.chunk) is None]
+    units = units_of(kept, executor.workers or 1)
+    missing = [unit for unit in units if any(kept.known(unit.batch, chunk) is None for chunk in unit.chunks)]
     done = len(units) - len(missing)
 
     def note(unit: Any, receipt: Any) -> None:

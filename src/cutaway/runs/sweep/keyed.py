@@ -126,11 +126,6 @@ class Keyed:
                     found[key, about.rows] = path, row
         return found
 
-    @property
-    def units(self) -> list[tuple[int, int]]:
-        """Batch and chunk of everything that is planned, clean runs included."""
-        return [(batch, chunk) for batch, chunks in enumerate(self.schedule.chunks) for chunk in range(CLEAN, len(chunks))]
-
     # Values.
 
     def _names(self, batch: int, chunk: int) -> list[str]:

@@ -1,0 +1,138 @@
+"""kill −9 at random moments, of drivers, workers and Ray's own processes: every run ends or goes on to the same bytes.
+
+After each kill every file in the folder is a draft or has the bytes of an uninterrupted run, and no process outlives its driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+TEXTS = [f"line {number} of a corpus, and {number * 7} words more of what is in it" for number in range(120)]
+PASSING = ("s/asked", "s/.weights")  # what a finished sweep removes
+PATIENCE = 150.0  # seconds for one run, and then for its processes to end
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from cutaway import edits, loading, metrics, sweep
+from cutaway.collect import collect
+from cutaway.errors import WorkerFailed
+from cutaway.model.transformer import Transformer
+
+if __name__ == "__main__":
+    folder, executor = Path(sys.argv[1]), sys.argv[2]
+    done = collect("attn-only-2l", folder.parent / "corpus.jsonl", ["resid_post0"], folder / "c", chunk=2**9, executor=executor)
+    model = loading.from_pretrained(Transformer, "attn-only-2l")
+    tokens = model.tokens_and_mask("the house of a sailor stood at the end", None, None)[0]
+    cells = [edits.Edit(("z", n % 2), edits.zero(), heads=n // 2, positions=p) for p in (2, 4, 6) for n in range(16)]
+    try:
+        sweep(model, tokens, cells, metrics.loss(tokens), results=folder / "s", executor=executor, memory=400_000)
+    except WorkerFailed:
+        sys.exit(3)
+    sys.exit(3 if done.set_aside else 0)
+"""
+
+
+def tree(folder: Path) -> dict[str, str]:
+    found = {}
+    for one in sorted(folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # a worker may still be renaming
+            if one.is_file():
+                found[one.relative_to(folder).as_posix()] = hashlib.md5(one.read_bytes()).hexdigest()
+    return found
+
+
+def begin(script: Path, folder: Path, executor: str) -> subprocess.Popen[bytes]:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    command = [sys.executable, str(script), str(folder), executor]
+    return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def family(driver: psutil.Process) -> list[psutil.Process]:
+    """The driver and all that came of it."""
+    try:
+        return [driver, *driver.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def lives(one: psutil.Process) -> bool:
+    """Whether a process runs, and is no zombie."""
+    try:
+        return bool(one.is_running() and one.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def killed(random_: random.Random, script: Path, folder: Path, executor: str, kills: int) -> int:
+    """Run once, killing up to so many processes at random moments; how many were killed. Nobody outlives the driver."""
+    started = begin(script, folder, executor)
+    driver, seen, done = psutil.Process(started.pid), set[psutil.Process](), 0
+    until = time.monotonic() + PATIENCE
+    while started.poll() is None:
+        assert time.monotonic() < until, f"{executor}: a run does not end after {done} kills"
+        time.sleep(random_.uniform(0.0, 1.2) if done < kills else 0.1)
+        here = family(driver)
+        seen |= set(here)
+        if done < kills and here:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                random_.choice(here).kill()
+                done += 1
+    until = time.monotonic() + PATIENCE
+    while (
+        left := [one for one in seen if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    ) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left, f"{executor}: orphans: {[' '.join(one.cmdline())[:80] for one in left]}"
+    assert started.returncode in (0, 1, 2, 3, -9, -6, -15), started.returncode
+    return done
+
+
+def harness(tmp_path: Path, executor: str, kills: int, seed: int) -> None:
+    random_ = random.Random(seed)
+    (tmp_path / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+    script = tmp_path / "driver.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    assert begin(script, tmp_path / "whole", "local").wait(timeout=PATIENCE) == 0
+    wanted = tree(tmp_path / "whole")
+    assert len(wanted) > 25
+    done = turn = 0
+    while done < kills:
+        folder = tmp_path / f"turn-{turn}"
+        for _ in range(random_.randint(1, 3)):
+            done += killed(random_, script, folder, executor, min(kills - done, random_.randint(1, 4)))
+            here = tree(folder)
+            final = {
+                name: mark
+                for name, mark in here.items()
+                if "partial" not in name and not name.startswith(("s/asked", "s/.weights"))
+            }
+            card = final.pop("c/card.json", None)  # one with chunks set aside, after three kills, is not the last
+            assert card is None or "c/plan.json" in final
+            assert {name: wanted.get(name) for name in final} == final, "a file is neither a draft nor whole"
+        again = begin(script, folder, executor)
+        assert again.wait(timeout=PATIENCE) == 0
+        assert {name: mark for name, mark in tree(folder).items() if "partial" not in name} == wanted
+        turn += 1
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(150, marks=pytest.mark.fuzz)])
+def test_processes(tmp_path: Path, kills: int) -> None:
+    harness(tmp_path, "processes:2", kills, seed=kills)
+
+
+@pytest.mark.fuzz
+def test_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    harness(tmp_path, "ray", 50, seed=1)
