@@ -1,7 +1,7 @@
 """More than one worker, on SmolLM2-135M: collecting beside a plain loop with `transformers`, two workers beside one, Ray.
 
 Rates of several workers are taken from when each has finished its first chunk, since what comes before is the loading of the
-model. A machine that is busy with something else makes them wrong; the load is printed. The corpus is this repository's docs.
+model, and are of processor time, since the clock of a busy machine says nothing; it is printed beside them. The corpus is this repository's docs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 MODEL, LENGTH = "smollm2-135m-instruct", 128
@@ -100,31 +102,35 @@ def beside(count: int, rounds: int) -> Iterator[tuple[str, float, str]]:
 
 
 class Clock:
-    """Notes when each chunk is done, and gives the rate after every worker's first."""
+    """Notes, when a chunk is done, the time of the clock and the processor time of all workers."""
 
     def __init__(self) -> None:
-        self.times: list[tuple[float, float]] = []
+        self.notes: list[tuple[float, float, float]] = []
 
     def __call__(self, done: float, total: float) -> None:
-        self.times.append((time.perf_counter(), done))
+        used = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children())
+        self.notes.append((time.perf_counter(), used, done))
 
-    def rate(self, workers: int) -> float:
-        """Work a second, from when the first chunk of each worker was done until one of them had nothing left."""
-        first, last = self.times[workers], self.times[-workers]
-        return (last[1] - first[1]) / (last[0] - first[0])
+    def rates(self, workers: int) -> tuple[float, float]:
+        """Work a second of the clock, and of one worker's processor; from each worker's first chunk until one has no more."""
+        (start, used_before, before), (end, used, done) = self.notes[workers], self.notes[-workers]
+        return (done - before) / (end - start), (done - before) / (used - used_before)
 
 
 def workers(run: Callable[[Any, Clock, Path], None]) -> tuple[float, str]:
-    """The rate of two processes over that of one."""
+    """How many times as fast two processes are as one, if each has a processor for itself; and what the clock says."""
     from cutaway.executors import Processes
 
-    rates = []
+    rates, own = [], 0.0
     for count in (1, 2):
-        clock = Clock()
+        clock, begun = Clock(), time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             run(Processes(count), clock, Path(folder))
-        rates.append(clock.rate(count))
-    return rates[1] / rates[0], f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
+        rates.append(clock.rates(count))
+        own = (time.process_time() - begun) / (clock.notes[-1][1] or 1.0)
+    busy = f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} processors"
+    said = f"{rates[1][0] / rates[0][0]:.2f} by the clock, {busy}; the driver takes {own:.1%} of the workers' processor time"
+    return 2 * rates[1][1] / rates[0][1], said
 
 
 def collecting(count: int) -> Callable[[Any, Clock, Path], None]:

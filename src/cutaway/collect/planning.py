@@ -92,10 +92,11 @@ def plan(
         first = first or chunk
     probe = _Probe() if first is None else _probe(asked, first)
     scale = 0.0 if first is None else missing / first.characters
+    workers = executor_of(executor).workers
     return CollectPlan(
         count, len(kept), documents, characters, int(sum(one.tokens for one in kept) + probe.tokens * scale),
         int(sum(one.rows for one in kept) + probe.rows * scale), probe.operations * scale,
-        int(sum(one.bytes for one in kept) + probe.bytes * scale), probe.memory, probe.seconds * scale, executor_of(executor).workers,
+        int(sum(one.bytes for one in kept) + probe.bytes * scale), probe.memory, probe.seconds * scale, workers,
     )  # fmt: skip
 
 
