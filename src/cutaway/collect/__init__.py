@@ -5,8 +5,9 @@ corpus → chunks of documents → rows of tokens → activations → shards, in
 
 from cutaway.collect.collecting import Collected, collect
 from cutaway.collect.collection import Collection, RowBatch
-from cutaway.collect.planning import CollectPlan
+from cutaway.collect.corpus import Corpus
+from cutaway.collect.planning import CollectPlan, plan
 from cutaway.collect.shuffling import Permutation
 from cutaway.collect.statistics import Statistics
 
-__all__ = ["CollectPlan", "Collected", "Collection", "Permutation", "RowBatch", "Statistics", "collect"]
+__all__ = ["CollectPlan", "Collected", "Collection", "Corpus", "Permutation", "RowBatch", "Statistics", "collect", "plan"]
