@@ -292,7 +292,7 @@ def _in_blocks(model: Transformer, bounds: Sequence[Bound]) -> bool:
         if not bound.change.declared or bound.layer is None:
             return False
         between = name in (SCORES, PATTERN) or (name == RESULT and len(bounds) == 1)
-        if not between and name not in model.blocks[bound.layer].program.writes:
+        if not between and name not in model.program_of(bound.layer).writes:
             return False
     return True
 
