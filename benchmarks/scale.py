@@ -1,7 +1,7 @@
 """More than one worker, on SmolLM2-135M: collecting beside a plain loop with `transformers`, two workers beside one, Ray.
 
-Rates of several workers are taken from when each has finished its first chunk, since what comes before is the loading of the
-model, and are of processor time, since the clock of a busy machine says nothing; it is printed beside them. The corpus is this repository's docs.
+Rates of several workers begin where each has finished its first chunk, since what comes before is the loading of the model. They
+are of processor time, since the clock of a busy machine says nothing; it is printed beside. The corpus is this repository's docs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import psutil
 
 HERE = Path(__file__).resolve().parent
 MODEL, LENGTH = "smollm2-135m-instruct", 128
+ROOM = 6 * 2**20  # bytes of running cells: about 30 batches of the prompts
 NEAR = 1e-3  # largest difference of stored activations, relative to the largest
 AT_LEAST = {"collect, last layer": 1.3, "collect, middle": 1.3, "workers, collect": 1.7, "workers, sweep": 1.7}
 
@@ -164,7 +165,7 @@ def sweeping(prompts: int) -> Callable[[Any, Clock, Path], None]:
         assert len(tokens) == prompts
         cells = [edits.Edit(("attn_out", layer), edits.zero(), positions=-1) for layer in range(model.cfg.n_layers)]
         metric = metrics.log_probability([int(model.tokens_and_mask(" Mary", False, None)[0][0, -1])])
-        sweep(model, tokens, cells, metric, results=folder, executor=executor, progress=clock, audit=0)
+        sweep(model, tokens, cells, metric, results=folder, executor=executor, progress=clock, audit=0, memory=ROOM)
 
     return run
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,8 @@ class Keyed:
     def _key(self, number: int) -> str:
         """What tells a cell apart: its edits, and the values that they put in."""
         edits = self.task.cells.edits[number]
-        own = written.Writer(written.sites_of(self.task.model, replace(self.task.cells, edits=(edits,))))
+        alone = Cells((edits,), ("cell",), (1,), [[str(number)]])
+        own = written.Writer(written.sites_of(self.task.model, alone))
         said = own.write(edits)
         if '"function": ' in json.dumps([said, own.changes]):
             raise CheckpointError("an edit of this sweep is a function, which has no key; use edits of cutaway.edits")

@@ -238,7 +238,7 @@ def sweep(
             if saved is None:
                 engine.run(own)
             else:
-                engine.run(own, saved.known, saved.keep)
+                engine.run(None if isinstance(saved, Keyed) else own, saved.known, saved.keep)  # filled, it runs nothing
             found = finished(task, engine, audited(task, engine, audit, seed))
     found = replace(found, options=options | ({"baseline": baseline} if baseline else {}))
     if not baseline:
