@@ -52,9 +52,10 @@ def html(
         intro.append("The model does not do this better than chance, so nothing below is a claim about how it does it.")
     if left:
         intro.append(f"Unfinished: {', '.join(left)} were not asked.")
-    claims = [sentence(one) for found in findings.values() for one in found if one.claims and not one.silent]
+    firsts = (next((one for one in found if one.claims and not one.silent), None) for found in findings.values())
+    claims = [sentence(one) for one in firsts if one is not None]
     if claims:
-        sections.insert(0, Section("In short", [claims[:8]]))
+        sections.insert(0, Section("In short", [claims]))
     return whole(title(about), sections, intro=intro, subtitle=subtitle(about)).html()
 
 

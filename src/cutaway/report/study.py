@@ -163,6 +163,20 @@ class Study:
         return self.over(self.lead > 0, self.paired) if bool(self.paired.any()) else None
 
     @cached_property
+    def coin(self) -> Value:
+        """How often one fixed order of all answers would put the right ones above the wrong ones, at least a half.
+
+        The order is by how often each is right and not wrong, counted in one half of the prompts and tried on the other.
+        """
+        hit = torch.full((len(self.right),), 0.5)
+        odd = self.places[0] % 2 == 1
+        for half in (odd, ~odd):
+            score = (self.contrast[half & self.paired]).sum(0)
+            hit[~half] = ((self.contrast[~half] @ score).sign() + 1) / 2
+        found = self.over(hit, self.paired)
+        return found if found.value > 0.5 else Value(0.5)
+
+    @cached_property
     def lead(self) -> Float[Tensor, "answer"]:
         """The mean logit of the right tokens less that of the others."""
         return (self.logits * self.contrast).sum(1)
@@ -178,7 +192,7 @@ class Study:
 
         Where nearly every answer is the same, a model that gives them is not at chance.
         """
-        prefers = self.preference is not None and self.preference.above(0.5)
+        prefers = self.preference is not None and self.preference.above(self.coin.value)
         return not (self.accuracy.above(self.chance.value) or prefers or self.accuracy.value > 0.99)
 
     @property

@@ -37,10 +37,11 @@ def visible(study: Study) -> Sources:
 def sources(study: Study) -> dict[str, Sources]:
     """Name → where the source stands, for each query that counts."""
     seen = visible(study)
-    named = {
-        f"{name}, from the answer": mask & seen & study.prompts.answered[:, :, None]
-        for name, mask in study.behaviour.sources(study.prompts).items()
-    }
+    named, answered = {}, study.prompts.answered[:, :, None]
+    for name, mask in study.behaviour.sources(study.prompts).items():
+        named[f"{name}, from the answer"] = mask & seen & answered
+        if bool((mask & seen & ~answered).any()):
+            named[name] = mask & seen
     tokens, length = study.prompts.tokens, study.prompts.tokens.shape[1]
     for kind, said in KINDS.items():
         mask = kind_mask(kind, tokens, length, study.prompts.mask)

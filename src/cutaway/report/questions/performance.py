@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 
 HEADING = "How well it does"
@@ -29,7 +29,7 @@ def ask(study: Study) -> list[Finding]:
     if study.preference is not None:
         pairs = {"all": study.preference}
         what = "the share of answers with a higher logit than the wrong ones given"
-        found.append(Finding("share", what, pairs, "share", Value(0.5), "a coin", study.on))
+        found.append(Finding("share", what, pairs, "share", study.coin, "a fixed order of answers", study.on))
     rows, at = study.places
     classes = study.behaviour.classes(study.prompts)
     named = {name: where[rows, at] for name, where in classes.items()}
