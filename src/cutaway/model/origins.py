@@ -36,7 +36,8 @@ class Origin:
     @staticmethod
     def of(model: Any, tokens: Tensor, padding: Tensor | None) -> Origin:
         """The origin of what a network keeps of a run on these tokens."""
-        return Origin(tokens.clone(), None if padding is None else padding.bool().clone(), weakref.ref(model), model.weights_state())
+        mask = None if padding is None else padding.bool().clone()
+        return Origin(tokens.clone(), mask, weakref.ref(model), model.weights_state())
 
     def shared_with(self, model: Any, tokens: Tensor, padding: Tensor | None) -> Int[Tensor, "batch"] | None:
         """How many positions each row of another run begins with that are the same here; None: it may differ anywhere.
