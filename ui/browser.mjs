@@ -11,23 +11,25 @@ const axe = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.mi
 let context, page, frame, requests, errors;
 
 const commands = {
-  /** Opens a file; `ready` is what to wait for. */
-  async open({ file, width = 1200, height = 900, dark = false, ready = "html[data-ready=yes]", scale = 1, timeout = 30000, allow = false }) {
+  /** Opens a file, or a page of a server on this machine; `ready` is what to wait for. */
+  async open({ file, url = "", width = 1200, height = 900, dark = false, ready = "html[data-ready=yes]", scale = 1, timeout = 30000, allow = false }) {
     await context?.close();
-    context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? "dark" : "light", deviceScaleFactor: scale, offline: !allow });
+    context = await browser.newContext({ viewport: { width, height }, colorScheme: dark ? "dark" : "light", deviceScaleFactor: scale, offline: !allow && !url });
     page = await context.newPage();
+    const origin = url && new URL(url).origin;
     requests = [];
     errors = [];
     page.on("console", (message) => message.type() === "error" && errors.push(message.text()));
     page.on("pageerror", (error) => errors.push(error.message));
     await page.route("**/*", (route) => {
-      const url = route.request().url();
-      if (url === "file://" + file || url.startsWith("data:") || url.startsWith("about:")) return route.continue();
-      requests.push(url);
+      const asked = route.request().url();
+      const own = origin ? new URL(asked).origin === origin : asked === "file://" + file;
+      if (own || asked.startsWith("data:") || asked.startsWith("about:")) return route.continue();
+      requests.push(asked);
       return route.abort();
     });
     const start = performance.now();
-    await page.goto("file://" + file, { timeout });
+    await page.goto(url || "file://" + file, { timeout });
     if (ready) await page.waitForSelector(ready, { timeout, state: "attached" });
     frame = page.mainFrame();
     return { milliseconds: performance.now() - start };
@@ -54,6 +56,13 @@ const commands = {
   },
   async choose({ selector, value }) {
     await frame.locator(selector).first().selectOption(String(value));
+  },
+  async wait({ code, timeout = 30000 }) {
+    const end = performance.now() + timeout; // asked from outside: a page's policy may forbid to evaluate text
+    while (!(await frame.evaluate(code))) {
+      if (performance.now() > end) throw new Error(`not within ${timeout} ms: ${code}`);
+      await new Promise((done) => setTimeout(done, 15));
+    }
   },
   text: ({ selector }) => frame.locator(selector).first().innerText(),
   async axe() {

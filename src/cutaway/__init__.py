@@ -70,6 +70,7 @@ _MODULES = {
     "records": "cutaway.records",
     "tasks": "cutaway.tasks",
     "view": "cutaway.view",
+    "workbench": "cutaway.workbench",
 }
 __all__ = [*_HOME, *_MODULES, "__version__"]
 

@@ -27,6 +27,7 @@ from cutaway.commands import (
     sweeps,
     texts,
 )
+from cutaway.commands.opening import open_model
 from cutaway.errors import CutawayError
 
 TASKS = (
@@ -197,6 +198,8 @@ app.command(context_settings={"ignore_unknown_options": True})(scripts.run)
 app.add_typer(scripts.stand_in, name="stand-in")
 for name, group in {**learning.GROUPS, **circuits.GROUPS, **collecting.GROUPS}.items():
     app.add_typer(group, name=name)
+
+app.command("open")(open_model)
 
 
 def main() -> None:

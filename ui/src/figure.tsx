@@ -34,7 +34,7 @@ class Guard extends Component<{ children: ComponentChildren; text: string }> {
   }
 }
 
-function Figure({ spec, arrays, store }: Omit<ViewProps, "width">) {
+export function Figure({ spec, arrays, store }: Omit<ViewProps, "width">) {
   const root = useRef<HTMLElement>(null);
   const width = useSignal(0);
   useLayoutEffect(() => {
@@ -56,7 +56,7 @@ function Figure({ spec, arrays, store }: Omit<ViewProps, "width">) {
 }
 
 /** How many panels a figure has: heads, heat maps, components. */
-function panels(spec: Spec, arrays: Record<string, Data>): number {
+export function panels(spec: Spec, arrays: Record<string, Data>): number {
   if (spec.view === "attention") return spec.meta.heads.length;
   if (spec.view === "grid") return spec.meta.panels.length;
   if (spec.view === "attribution") return planes(spec.meta, arrays).length;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -184,6 +184,7 @@ class Task:
     metric: AnyMetric
     skip: str = "all"
     memory: int | None = None
+    between: Callable[[], None] | None = None  # called between layers; may raise
 
     @property
     def batch(self) -> int:

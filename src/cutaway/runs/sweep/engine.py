@@ -206,7 +206,7 @@ class _OneBatch:
     def _ended(self, chunk: Sequence[Cell]) -> list[Ended]:
         if self.asked is not None and not len(self.asked):
             return []
-        return run_chunk(self.task.model, self.clean, self._rules(), chunk)
+        return run_chunk(self.task.model, self.clean, self._rules(), chunk, self.task.between)
 
     def _rules(self) -> Rules:
         if self.rules is None or self.rules.asked is not self.asked:

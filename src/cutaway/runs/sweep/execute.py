@@ -7,7 +7,7 @@ some heads or neurons alone stays a part beside the sheet until a step needs it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -86,9 +86,11 @@ class Tokens(Stream):
         return self.length
 
 
-def run_chunk(model: Transformer, clean: Clean, rules: Rules, cells: Sequence[Cell]) -> list[Ended]:
-    """Run cells from where they leave the clean run to the end of the last layer."""
-    return _Chunk(model, clean, rules, cells).run()
+def run_chunk(
+    model: Transformer, clean: Clean, rules: Rules, cells: Sequence[Cell], between: Callable[[], None] | None = None
+) -> list[Ended]:
+    """Run cells from where they leave the clean run to the end of the last layer; `between` is called before each layer."""
+    return _Chunk(model, clean, rules, cells).run(between)
 
 
 class _Chunk:
@@ -109,10 +111,12 @@ class _Chunk:
         self.streams: dict[tuple[int, ...], Tokens] = {}
         self.groups: dict[tuple[int, ...], list[Group]] = {}
 
-    def run(self) -> list[Ended]:
+    def run(self, between: Callable[[], None] | None = None) -> list[Ended]:
         if not self.ways:
             return []
         for layer in range(min(way.start for _, way in self.ways), self.model.cfg.n_layers):
+            if between is not None:
+                between()
             self._layer(layer)
         sheet = self.sheets[LAST]
         values = sheet.data[0].split([region.tokens for region in sheet.regions])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,7 @@ def sweep(
     results: Path | str | None = None,
     executor: str | Executor | None = None,
     progress: Progress | None = None,
+    between: Callable[[], None] | None = None,
 ) -> SweepResult:
     """The metric of every edit.
 
@@ -204,6 +205,7 @@ def sweep(
         executor: where chunks are computed: "processes:N", "ray", "ray:ADDRESS", "ranks" or one of `cutaway.executors`, which
             all need `results` that they all see; "local" gives their bits in this process.
         progress: called with (work done, all work).
+        between: called between the layers of a chunk of cells. What it raises stops the sweep.
 
     Raises:
         CheckpointError: the folder holds another sweep, or edits that are functions should go to other processes.
@@ -211,8 +213,7 @@ def sweep(
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
         NotExact: an audited cell is further from its full forward pass than its precision allows (`BOUNDS`).
         NotFinite: a metric is not a finite number; says of which cell.
-        ConfigError: not even one cell fits into `memory`, a baseline is asked for edits that are functions, or a number of
-            cells is negative.
+        ConfigError: not even one cell fits into `memory`, functions as edits have no baseline, or a number is negative.
         TokenError: the metric names a token that the vocabulary lacks.
     """
     if method not in METHODS:
@@ -222,7 +223,9 @@ def sweep(
             raise ConfigError(f"{name}={number}: it is a number of cells; 0 runs none")
     if method != "exact" and (executor is not None or results is not None):
         raise ConfigError(f"executor= and results= are for method='exact', not {method!r}, which is two passes over the prompts")
-    task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
+    if between is not None and executor is not None:
+        raise ConfigError("between= is called in this process; leave out executor=")
+    task = replace(task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory), between=between)
     check_baseline(task.cells, baseline)
     runs = task if dtype is None else replace(task, model=copy.deepcopy(model).to(dtype))
     options = {"method": method, "top": top, "skip": skip, "dtype": None if dtype is None else str(dtype), "seed": seed}
