@@ -16,7 +16,7 @@ from cutaway.runs import edits
 from cutaway.runs.editing import run
 from cutaway.runs.sweep.cells import heads
 from cutaway.tokens import CharTokenizer
-from tests.architectures import network
+from tests.architectures import ALL, network, some_tokens
 
 TEXTS = ["abcdefga", "ab", "cabca", "h"]
 LONG = ["abcdefga", "abca", "cabcad"]  # where an analysis needs several tokens
@@ -176,3 +176,12 @@ def test_an_analysis_counts_the_real_targets(side: str) -> None:
     tokens, _ = padded(model, TEXTS, side)
     found = cutaway.predict(model, tokens)
     assert int(found.counted.sum()) == sum(len(model.to_tokens(text)[0]) - 1 for text in TEXTS)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_one_prompt_with_padding_before_it_is_that_prompt(name: str) -> None:
+    model, tokens = network(name), some_tokens(1, 9)
+    mask = torch.ones_like(tokens)
+    mask[:, :2] = 0
+    for padded in (model(tokens, attention_mask=mask), model.run_with_cache(tokens, attention_mask=mask)[0]):
+        torch.testing.assert_close(padded[:, 2:], model(tokens[:, 2:]), rtol=1e-4, atol=1e-5)

@@ -278,3 +278,39 @@ def test_the_dialects_patching_leaves_the_same_beginning_out(monkeypatch: pytest
     every = patching.get_act_patch_attn_head_all_pos_every(model, TOKENS, cache, metric)
     plain = patching.get_act_patch_attn_head_all_pos_every(model, TOKENS, without_origin(cache), metric)
     torch.testing.assert_close(every, plain, rtol=1e-5, atol=1e-6)
+
+
+# Prompts that share a beginning.
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma", "bloom", "olmo-2"])
+def test_a_shared_beginning_runs_once_to_the_same_numbers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, mask = MODELS[name].requires_grad_(False), torch.ones_like(TOKENS)
+    tokens = TOKENS.clone()
+    tokens[:, :5] = tokens[:1, :5]
+    mask[:, :2] = 0
+    grids: list[Any] = [residual(edits.scale(0.5)), heads(edits.mean()), heads(edits.zero(), "k")]
+    grids.append([[edits.zero().at("z0", heads=1), edits.freeze().at("attn_out1")], [edits.function(lambda x: 2 * x).at("z1")]])
+    for grid in grids:
+        for padding in (None, mask) if grid is grids[0] else (mask,):
+            monkeypatch.setattr("cutaway.runs.sweep.clean.WORTH_SHARING", 1)
+            found = sweep(model, tokens, grid, METRIC, mask=padding, audit=2)
+            planned = plan(model, tokens, grid, METRIC, mask=padding, measure=False)
+            task = Task(model, tokens, padding, Cells.of(grid, model.cfg, LENGTH), METRIC)
+            with torch.no_grad(), flop_counter() as counter:
+                Engine(task).run()
+            assert counter.get_total_flops() == planned.operations
+            monkeypatch.setattr("cutaway.runs.sweep.clean.WORTH_SHARING", 10**9)
+            apart = sweep(model, tokens, grid, METRIC, mask=padding, audit=0)
+            scale = apart.values.data.abs().max()
+            assert (found.values.data - apart.values.data).abs().max() <= 1e-5 * scale
+            assert (found.clean.data - apart.clean.data).abs().max() <= 1e-5 * scale
+            assert planned.operations < plan(model, tokens, grid, METRIC, mask=padding, measure=False).operations
+
+
+def test_only_plain_passes_have_the_bits_of_plain_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cutaway.runs.sweep.clean.WORTH_SHARING", 1)
+    model, tokens = MODELS["gpt2"], TOKENS.clone()
+    tokens[:, :5] = tokens[:1, :5]
+    found = sweep(model, tokens, heads(edits.zero()), METRIC, skip="layers")
+    assert torch.equal(found.clean.data, METRIC(model(tokens)))

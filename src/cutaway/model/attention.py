@@ -236,15 +236,10 @@ class Attention(nn.Module):
         scores = self.hook_attn_scores(scores)
         scores = scores if touch is None else touch("attn.hook_attn_scores", scores)
         pattern = scores.softmax(-1)
-        if visible is not None and not self.visible_everywhere(visible):
+        if stream.padding is not None:
             pattern = pattern.masked_fill(pattern.isnan(), 0)  # the queries of padding see nothing
         pattern = self.hook_pattern(pattern)
         return (pattern if touch is None else touch("attn.hook_pattern", pattern)).to(dtype)
-
-    @staticmethod
-    def visible_everywhere(visible: Tensor) -> bool:
-        """Whether each query sees at least one key, as is certain where all rows are alike and causal."""
-        return visible.shape[0] == 1
 
     # From what each head has seen to the residual stream.
 

@@ -144,7 +144,7 @@ def _absorbed(chunk: Any, attention: Attention, group: Group, layer: int) -> Ten
     if visible is not None:
         scores = scores.masked_fill(~visible, -torch.inf)
     pattern = scores.softmax(-1)
-    if visible is not None and visible.shape[0] > 1:
+    if group.stream.padding is not None:
         pattern = pattern.masked_fill(pattern.isnan(), 0)
     own = pattern[..., group.first :]
     mixed = (own.flatten(1, 2) @ values_of).unflatten(1, (q.shape[2], q.shape[1]))

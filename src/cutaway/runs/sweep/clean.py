@@ -6,7 +6,7 @@ resume at any layer and any position; and the sites at which cells are edited.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,10 +15,15 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.model.hook_points import KeepActivation, NamedHook
+from cutaway.model.key_values import KeyValueCache, KeyValues
+from cutaway.model.origins import shared_beginning
 from cutaway.model.positions import Stream, offset_positions
+from cutaway.model.sites import axes
 from cutaway.model.steps import FIRST, LAST, POST, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Put
+
+WORTH_SHARING = 64  # tokens that running a shared beginning once must save
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Clean:
     first: int
     stream: Stream
     resid: list[Tensor]
-    read: dict[int, tuple[Tensor, Tensor, Tensor]]
+    read: Mapping[int, tuple[Tensor, ...]]
     store: dict[str, Tensor]
     _moved: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
 
@@ -119,18 +124,45 @@ def differs(new: Tensor, own: Tensor, same: Tensor | None, places: Tensor | None
     return apart & ~(proven & near)
 
 
-def run_clean(model: Transformer, tokens: Tensor, sites: Collection[str], *, mask: Tensor | None = None, first: int = 0) -> Clean:
+def beginning(model: Transformer, tokens: Tensor, mask: Tensor | None, sites: Collection[str]) -> int:
+    """How many positions all examples begin with in common, where running those once is worth a pass of its own; else 0."""
+    shared = min(shared_beginning(tokens, mask), tokens.shape[1] - 1)
+    cfg = model.cfg
+    plain = cfg.attention_dir == "causal" and cfg.positional_embedding_type != "shortformer"
+    if (len(tokens) - 1) * shared < WORTH_SHARING or not plain:
+        return 0
+    words = [axes(site, cfg) for site in sites]
+    by_position = all("src" not in one and {"pos", "dest"} & set(one) for one in words)
+    return shared if by_position and model.untouched() else 0
+
+
+def run_clean(
+    model: Transformer, tokens: Tensor, sites: Collection[str], *, mask: Tensor | None = None, first: int = 0, share: bool = False
+) -> Clean:
     """Run once and keep what a sweep needs.
+
+    Args:
+        share: whether what all examples begin with may run once, for all of them. Its bits are not those of a plain pass.
 
     Raises:
         HookNeverFired: the run never passes one of the sites.
     """
+    shared = beginning(model, tokens, mask, sites) if share else 0
+    if shared:
+        head = run_clean(model, tokens[:1, :shared], sites, mask=None if mask is None else mask[:1, :shared])
+        return _continued(head, tokens, sites, mask, first)
+    return _run(model, tokens, sites, mask, first, None)
+
+
+def _run(
+    model: Transformer, tokens: Tensor, sites: Collection[str], mask: Tensor | None, first: int, kept: KeyValueCache | None
+) -> Clean:
     store: dict[str, Tensor] = {}
     keep = KeepActivation(store, copies=False)
     hooks: list[NamedHook] = [(name, keep) for name in sites]
     with model.hooks(hooks):
         model.runs += 1
-        stream = model.prepare(tokens, mask)
+        stream = model.prepare(tokens, mask, kept)
         resid, stream = model.embed_tokens(tokens, stream)
         recording = Recording(stream.start, stream.padding, stream.kept, stream.shortformer)
         resids = [resid]
@@ -139,6 +171,25 @@ def run_clean(model: Transformer, tokens: Tensor, sites: Collection[str], *, mas
         if any(name.startswith("ln_final.") for name in sites):
             model.ln_final(resids[-1])
     return Clean(model, tokens, mask, first, stream, resids, recording.read, store)
+
+
+def _continued(head: Clean, tokens: Tensor, sites: Collection[str], mask: Tensor | None, first: int) -> Clean:
+    """The run of examples that all begin with the one example of `head`, each from there on."""
+    model, count, shared = head.model, len(tokens), head.length
+
+    def both(one: Tensor, rest: Tensor, axis: int = 1) -> Tensor:
+        return torch.cat([one.expand(count, *one.shape[1:]), rest], axis)
+
+    entries = [KeyValues(*(x.expand(count, *x.shape[1:]) for x in head.read[layer][1:])) for layer in range(model.cfg.n_layers)]
+    kept = KeyValueCache(entries, tokens.new_ones(count, shared) if mask is None else mask[:, :shared].long())
+    kept.freeze()
+    rest = _run(model, tokens[:, shared:], sites, None if mask is None else mask[:, shared:], first, kept)
+    return Clean(
+        model, tokens, mask, first, model.prepare(tokens, mask),
+        [both(one, other) for one, other in zip(head.resid, rest.resid, strict=True)],
+        {layer: tuple(map(both, head.read[layer], read)) for layer, read in rest.read.items()},
+        {name: both(head.store[name], x, model.position_axis(name) or 1) for name, x in rest.store.items()},
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ class Engine:
         parts: dict[str, list[Tensor]] = {site: [] for site in wanted}
         for first, last in self.plan.batches:
             tokens, mask = self.task.rows(first, last)
-            store = run_clean(self.task.model, tokens, list(wanted), mask=mask, first=first).store
+            store = run_clean(self.task.model, tokens, list(wanted), mask=mask, first=first, share=self.task.skip == "all").store
             for site, axes in wanted.items():
                 part = store[site].sum(0, keepdim=True) if "batch" in axes else store[site]
                 parts[site].append(part.mean(mean_axes(site, ["pos"]), keepdim=True) if "pos" in axes else part)
@@ -179,7 +179,8 @@ class _OneBatch:
         self.task = task
         self.rules: Rules | None = None
         tokens, mask = task.rows(first, last)
-        self.clean = run_clean(task.model, tokens, kept_sites(task.model, cells), mask=mask, first=first)
+        kept = kept_sites(task.model, cells)
+        self.clean = run_clean(task.model, tokens, kept, mask=mask, first=first, share=task.skip == "all")
         self.measure: Measure | Opaque
         if isinstance(task.metric, Metric):
             wanted = task.metric.wanted(task.batch, task.length)[first:last].to(tokens.device)

@@ -20,6 +20,7 @@ from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import drawn
 from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, Task, bind, bytes_per_token, kept_sites, own_means
+from cutaway.runs.sweep.clean import beginning
 from cutaway.runs.sweep.engine import Schedule, schedule
 from cutaway.runs.sweep.measure import KEPT
 from cutaway.runs.sweep.regions import Region, Rules, Way, cost_of, way_from, way_of
@@ -176,8 +177,8 @@ class _Costs:
         asked = self.wanted[first:last].any(0).nonzero().flatten()
         return None if len(asked) == self.task.length else asked
 
-    def forward(self, length: int, start: int = 0) -> int:
-        """The layers from one on, for one example."""
+    def forward(self, length: int, start: int = 0, *, keys: int | None = None) -> int:
+        """The layers from one on, for one example; `keys`: how many positions it sees, where that is more than it runs."""
         total = 0
         for layer in range(start, self.cfg.n_layers):
             for step in self.task.model.program_of(layer).steps:
@@ -188,8 +189,17 @@ class _Costs:
         """Clean runs, with the logits that the metric reads; and once more, where edits take means of these examples."""
         task, read = self.task, int(self.wanted.sum()) * self.read
         compares = isinstance(task.metric, Metric) and task.metric.compares
-        runs = 1 + bool(own_means(task.cells, self.cfg))
-        return runs * task.batch * self.forward(task.length) + read * (2 if compares else 1)
+        means = own_means(task.cells, self.cfg)
+        kept = [kept_sites(task.model, self.settled.cells), *([list(means)] if means else [])]
+        runs = sum(self._clean_run(*rows, sites) for rows in self.settled.batches for sites in kept)
+        return runs + read * (2 if compares else 1)
+
+    def _clean_run(self, first: int, last: int, sites: Sequence[str]) -> int:
+        """One run of some examples; what they all begin with runs once."""
+        task = self.task
+        shared = beginning(task.model, *task.rows(first, last), sites) if task.skip == "all" else 0
+        rest = (last - first) * self.forward(task.length - shared, keys=task.length)
+        return rest + (self.forward(shared) if shared else 0)
 
     def cells(self) -> Iterator[int]:
         """Each cell, in each batch."""
