@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from cutaway.cli import app
 from cutaway.errors import ExplainError
 from cutaway.explain import explain, numbers, save, summary
 from cutaway.explain.batched import Batch
+from cutaway.explain.determining import determine
 from cutaway.explain.explaining import Explanation
 from cutaway.explain.fitting import fit, tree_answers
+from cutaway.explain.mechanisms import Proposal
+from cutaway.explain.nodes import Selected, ordered
 from cutaway.explain.subject import Subject
 from cutaway.explain.substitution import Exchange, localise, scrub
 from cutaway.explain.verdict import EXPLAINED, NOT, PARTLY, Score, agreement, judge
@@ -144,7 +148,7 @@ FULL = Score(1.0, 0.99, 1.0)
         ({"controls": {"shuffled tables": 0.4}}, NOT, "'shuffled tables' reaches 0.40"),
         ({"bits": 60.0}, NOT, "more than 5% of the parameters' 1000"),
         ({"accuracy": 0.3}, NOT, "does not do its task: 30.0%"),
-        ({"accuracy": 0.7}, PARTLY, "does not do its task: 70.0%"),
+        ({"accuracy": 0.7}, NOT, "does not do its task: 70.0%"),
     ],
 )
 def test_each_test_can_refuse_a_story(given: dict[str, Any], verdict: str, reason: str):
@@ -196,3 +200,76 @@ def test_published_subjects(name: str, verdict: str, shared: Path, tmp_path: Pat
     done = CliRunner().invoke(app, [*said, "--out", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["verdict"] == verdict
+
+
+def drawn(seed: int, norm: str | None = None) -> tuple[Any, Any, Prompts]:
+    """A random program, the network that it compiles to, and its inputs."""
+    program = programs.draw(seed)
+    dice = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, 11, (500,), generator=dice).tolist()
+    rows = [[0, *torch.randint(1, len(program.vocabulary), (n - 1,), generator=dice).tolist()] for n in lengths]
+    return program, compile_program(program, Transformer, norm=norm).model, prompts_of(program, rows)
+
+
+def equivalent(program: Any, other: Any, longest: int = 6) -> bool:
+    """Whether two programs answer alike on all inputs up to a length."""
+    letters = range(1, len(program.vocabulary))
+    rows = ([0, *tail] for length in range(longest) for tail in itertools.product(letters, repeat=length))
+    return all(programs.predict(program, row) == programs.predict(other, row) for row in rows)
+
+
+def back_again(seed: int, norm: str | None = None) -> bool:
+    program, model, prompts = drawn(seed, norm)
+    subject = Subject(model, prompts)
+    return equivalent(program, fit(subject, subject.answered(prompts)).program)
+
+
+# Published: 26 of 50 at 90% of inputs. Of these, the answers alone do not determine the program: its hidden values are read.
+@pytest.mark.parametrize("seed", [1, 5, 11, 13, 18, 20])
+def test_a_random_program_comes_back_equal_on_every_short_input(seed: int):
+    assert back_again(seed)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("norm", [None, "LN"])
+def test_random_programs_come_back(norm: str | None):
+    assert sum(back_again(seed, norm) for seed in range(100)) >= 95
+
+
+def test_padding_is_not_seen_by_a_network_that_looks_both_ways():
+    program, model, prompts = drawn(5)
+    assert not program.causal and not bool(prompts.mask.all())
+    subject = Subject(model, prompts)
+    alone = [subject.answered(prompts[n : n + 1]) for n in range(8)]
+    together = subject.answered(prompts[:8])
+    for n, one in enumerate(alone):
+        width = int(prompts.lengths[n])
+        assert torch.equal(one.answers[0, :width], together.answers[n, :width])
+
+
+def test_levels_are_found_where_there_are_some_and_only_there():
+    levels = torch.tensor([[2, 0, 1], [0, 1, 0]])
+    dice = torch.Generator().manual_seed(0)
+    query, keys = torch.randint(2, (400,), generator=dice), torch.randint(3, (400, 5), generator=dice)
+    visible = torch.ones(400, 5, dtype=torch.bool)
+    score = levels[query[:, None], keys] * 10 + torch.arange(5)
+    chosen = Selected(torch.arange(400), torch.nn.functional.one_hot(score.argmax(1), 5).bool(), visible)
+    found = ordered(query, keys, chosen, 2, 3, latest=True)
+    assert found is not None and torch.equal(found, levels)
+    assert ordered(query, keys, chosen, 2, 3, latest=False) is None
+    random = Selected(torch.arange(400), torch.nn.functional.one_hot(torch.randint(5, (400,), generator=dice), 5).bool(), visible)
+    assert ordered(query, keys, random, 2, 3, latest=True) is None
+
+
+def test_what_determines_a_target_is_found_and_what_does_not_is_refused():
+    dice = torch.Generator().manual_seed(0)
+    columns = {name: torch.randint(3, (600,), generator=dice) for name in "abcd"}
+    columns["number"] = torch.rand(600, generator=dice, dtype=torch.float64)
+    bank = [Proposal((), 1.0, numeric=name == "number", named=name) for name in columns]
+    sizes = dict.fromkeys("abcd", 3)
+    target = (columns["a"] + columns["c"]) % 3 + 3 * (columns["number"] > 0.4).long()
+    found = determine(target, bank, columns, sizes)
+    assert found is not None and {one.name for one in found.variables} == {"a", "c", "number"}
+    (edge,), gap = found.edges["number"]
+    assert abs(edge - 0.4) < 0.02 and gap > 0
+    assert determine(torch.randint(2, (600,), generator=dice), bank[:4], columns, sizes) is None

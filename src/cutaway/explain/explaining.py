@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ExplainError
-from cutaway.explain.fitting import Fit, batch_of, fit, tree_answers, values, variables
-from cutaway.explain.mechanisms import Proposal
+from cutaway.explain.fitting import ANSWER, Fit, batch_of, fit, kinds_of, tree_answers, values, variables
+from cutaway.explain.mechanisms import Proposal, Setting
 from cutaway.explain.ranging import Far, far_inputs
 from cutaway.explain.spectrum import Spectrum, spectrum_of
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.substitution import Exchange, NodeSet, Scrubbed, localise, name_of, scrub
 from cutaway.explain.tree import Leaf, Split, Tree
 from cutaway.explain.verdict import LEAST, Verdict, agreement, interval, judge
-from cutaway.programs.language import Attend, Program
+from cutaway.programs.language import Attend, Line, Map, Program
 from cutaway.prompts import Prompts
 
 FITTED, SUBSTITUTED = 800, 300  # sequences
@@ -175,7 +175,8 @@ def controls_of(
     if 2 * len(graph.inside) <= len(exchange.nodes):  # of most of the nodes, random sets are the graph
         drawn = [localise_at_random(exchange, graph, len(graph.inside)) for _ in range(5)]
         found["random graph"] = max(0.0, sorted(drawn)[len(drawn) // 2])
-    found["shuffled weights"] = max(0.0, _on_shuffled_weights(fitted, subject, unseen, generator))
+    again = [_on_shuffled_weights(fitted, subject, unseen, generator) for _ in range(3)]
+    found["shuffled weights"] = max(0.0, sorted(again)[1])
     return found
 
 
@@ -213,9 +214,19 @@ def _other(fitted: Fit, subject: Subject, part: InputSet, generator: torch.Gener
     def pick(options: list[Proposal]) -> Proposal:
         return options[int(torch.randint(0, len(options), (), generator=generator))]
 
+    codes = [one for one in others if not one.numeric and one.lines]
+
+    def leaf(of: Proposal | None) -> Proposal | None:
+        if of is None:
+            return None
+        last = of.lines[-1] if of.lines else None
+        if isinstance(last, Map) and last.name == ANSWER and codes:
+            return _with_inputs(last, [pick(codes) for _ in last.inputs], of, fitted.setting)
+        return pick(sources) if sources else of
+
     def swapped(node: Tree) -> Tree:
         if isinstance(node, Leaf):
-            return Leaf(node.constant, pick(sources) if node.variable is not None and sources else node.variable, node.bits)
+            return Leaf(node.constant, leaf(node.variable), node.bits)
         of = pick(askable) if askable else node.test.variable
         column = values(batch, fitted.setting, of)[part.counted]
         value = float(column[int(torch.randint(0, len(column), (), generator=generator))])
@@ -226,6 +237,21 @@ def _other(fitted: Fit, subject: Subject, part: InputSet, generator: torch.Gener
         constant = int(torch.randint(1, len(subject.sets), (), generator=generator))
         tree = Leaf(((tree.constant or 0) + constant) % len(subject.sets))
     return Fit(fitted.setting, fitted.proposals, tree, fitted.program, fitted.bits)
+
+
+def _with_inputs(table: Map, others: list[Proposal], of: Proposal, setting: Setting) -> Proposal:
+    """The same table over other variables, their values wrapped to the number of values that it has places for."""
+    sizes = kinds_of(setting, of.lines)
+    lines: dict[str, Line] = {}
+    inputs = []
+    for number, (name, other) in enumerate(zip(table.inputs, others, strict=True)):
+        lines |= {line.name: line for line in other.lines}
+        size, there = sizes[name].size, kinds_of(setting, other.lines)[other.name].size
+        wrapped = Map(f"other_{number}", (other.name,), tuple(value % size for value in range(there)), size)
+        lines[wrapped.name] = wrapped
+        inputs.append(wrapped.name)
+    swapped = replace(table, name="other_answer", inputs=tuple(inputs))
+    return Proposal((*lines.values(), swapped), of.bits, answers=True)
 
 
 def relations(one: Proposal) -> set[str]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.explain.batched import Batch
-from cutaway.explain.mechanisms import Proposal, Setting, proposals
+from cutaway.explain.determining import determine
+from cutaway.explain.mechanisms import Proposal, Setting, most_frequent, proposals
+from cutaway.explain.nodes import node_proposals
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leaves, pruned, tests, tree_bits
 from cutaway.programs.language import Bucket, Kind, Line, Map, Program, ReadOut, Table
 
+ANSWER = "answer"  # the name of a table that gives the answer
+VOTED = 0.99  # of answers that are the most frequent token
 DIGITS = 9  # numbers that agree to so many places are equal
 
 
@@ -64,6 +68,8 @@ def values(batch: Batch, setting: Setting, one: Proposal) -> Tensor:
     """The values of a proposal at every position, `[batch, pos]`."""
     batch.add(one.lines, kinds_of(setting, one.lines))
     found = batch.values[one.name]
+    if one.votes:
+        return torch.tensor(setting.content)[found[..., list(setting.content)].argmax(-1)]
     return found[..., 0].mul(10.0**DIGITS).round().div(10.0**DIGITS) if found.ndim == 3 else found
 
 
@@ -71,11 +77,33 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     """The shortest tree found for the model's answers on these inputs, as a program."""
     setting = setting_of(subject, part)
     batch, counted = batch_of(setting, part), part.counted
-    proposed = proposals(setting)
+    proposed = [*proposals(setting), *node_proposals(subject, setting, part)]
     columns: dict[str, Int[Tensor, "item"]] = {one.name: values(batch, setting, one)[counted] for one in proposed}
-    tree = pruned(Grower(proposed, columns, part.answers[counted], len(subject.sets)).grow())
+    target = part.answers[counted]
+    votes = most_frequent(setting)
+    if not subject.several and float((values(batch, setting, votes)[counted] == target).double().mean()) >= VOTED:
+        leaf = Leaf(variable=votes, bits=3.0)
+        return Fit(setting, proposed, leaf, program_of(leaf, subject, setting, part, name), tree_bits(leaf))
+    joint = joint_answer(subject, proposed, columns, target, setting)
+    if subject.several:  # numbers of answers are numbers of sets: no variable of tokens is one
+        proposed = [replace(one, answers=False) for one in proposed]
+    if joint is not None and joint.name not in columns:
+        proposed.append(joint)
+        columns[joint.name] = values(batch, setting, joint)[counted]
+    tree = pruned(Grower(proposed, columns, target, len(subject.sets)).grow())
     program = program_of(tree, subject, setting, part, name)
     return Fit(setting, proposed, tree, program, tree_bits(tree))
+
+
+def joint_answer(
+    subject: Subject, proposed: list[Proposal], columns: dict[str, Tensor], target: Int[Tensor, "item"], setting: Setting
+) -> Proposal | None:
+    """The answer as a table over the few variables that determine it, if there are such."""
+    sizes = {one.name: kinds_of(setting, one.lines)[one.name].size for one in proposed if not one.numeric}
+    found = determine(target, proposed, columns, sizes)
+    if found is None:
+        return None
+    return found.proposal(ANSWER, len(subject.sets) if subject.several else setting.d_answers, itself=not subject.several)
 
 
 def tree_answers(fitted: Fit, part: InputSet) -> Int[Tensor, "item"]:
@@ -114,7 +142,7 @@ def program_of(tree: Tree, subject: Subject, setting: Setting, part: InputSet, n
             terms.append(("otherwise", _tokens(width + 1, width)))
     for number, leaf in enumerate(ends):
         if leaf.variable is not None:
-            terms.append(_answering(leaf.variable, number, len(ends), setting, lines))
+            terms.append(_answering(leaf.variable, number, len(ends), subject, setting, lines))
     bias = _row(subject, ends[0], width) if len(ends) == 1 else (0.0,) * width
     read = ReadOut(tuple(terms), bias, kind="above" if subject.several else "most likely", at=_places(part))
     names = tuple(map(str, range(setting.d_vocab)))
@@ -164,15 +192,27 @@ def _row(subject: Subject, leaf: Leaf, width: int) -> tuple[float, ...]:
     return tuple(1.0 if token in chosen else off for token in range(width))
 
 
-def _answering(of: Proposal, number: int, count: int, setting: Setting, lines: dict[str, Line]) -> tuple[str, Table]:
-    """A term of the read-out that says a variable's value in its leaf."""
+def _answering(
+    of: Proposal, number: int, count: int, subject: Subject, setting: Setting, lines: dict[str, Line]
+) -> tuple[str, Table]:
+    """A term of the read-out that says a variable's value in its leaf: a token, or the number of a set of tokens."""
     size, width = kinds_of(setting, of.lines)[of.name].size, setting.d_answers
+    if of.votes:
+        answering = [float(value in setting.content) for value in range(size)]
+        return of.name, tuple(tuple(there * (value == token) for token in range(width)) for value, there in enumerate(answering))
+    if subject.several:
+        answers = [_row(subject, Leaf(value), width) for value in range(size)]
+    else:
+        answers, size = [*_tokens(width, width)], min(size, width)
+    nothing = (0.0,) * width
     if count == 1:
-        return of.name, _tokens(size, width)
+        values = kinds_of(setting, of.lines)[of.name].size
+        return of.name, tuple(answers[value] if value < size else nothing for value in range(values))
     name = _free(f"then_{of.name}", lines)
-    there = tuple(min(value, width) if case == number else width for case in range(count) for value in range(size))
-    lines[name] = Map(name, ("case", of.name), there, width + 1)
-    return name, _tokens(width + 1, width)
+    values = kinds_of(setting, of.lines)[of.name].size
+    there = tuple(min(value, size) if case == number else size for case in range(count) for value in range(values))
+    lines[name] = Map(name, ("case", of.name), there, size + 1)
+    return name, (*answers[:size], nothing)
 
 
 def _tokens(size: int, width: int) -> Table:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cutaway.programs.language import (
     Attend,
+    Bucket,
     Line,
     Map,
     Multiply,
@@ -33,17 +34,21 @@ class Proposal:
 
     Args:
         answers: whether its values are tokens, so that it can be an answer itself.
+        votes: its numbers are votes for tokens, of which the answer has most.
+        named: without lines, `tokens` or `positions`.
     """
 
     lines: tuple[Line, ...]
     bits: float
     answers: bool = False
     numeric: bool = False
+    named: str = "tokens"
+    votes: bool = False
 
     @property
     def name(self) -> str:
-        """The variable's name."""
-        return self.lines[-1].name if self.lines else "tokens"
+        """The variable's name: that of its last line, or one of the two that are there from the start."""
+        return self.lines[-1].name if self.lines else self.named
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,12 @@ class Setting:
 TOKENS = Proposal((), 0.0, answers=True)
 
 
+def most_frequent(setting: Setting) -> Proposal:
+    """The most frequent token so far: its share is the largest logit."""
+    shares = Attend("shares", Selector(()), "tokens", "mean")
+    return Proposal((shares,), 2 * CHOICE, answers=True, numeric=True, votes=True)
+
+
 def proposals(setting: Setting) -> list[Proposal]:
     """All proposals, shortest first; each name once."""
     codes = [TOKENS, *copies(setting)]
@@ -85,6 +96,10 @@ def proposals(setting: Setting) -> list[Proposal]:
         *sums(setting, codes),
         *comparisons(setting, codes),
         *counts(setting),
+        *remainders(setting),
+        *interleaved(setting),
+        *totals(setting),
+        *open_brackets(setting),
         *existences(setting),
     ]
     named: dict[str, Proposal] = {}
@@ -219,6 +234,95 @@ def counts(setting: Setting) -> Iterator[Proposal]:
         share = Attend(f"share_{name}", Selector(()), "tokens", "mean", rows)
         yield Proposal((share,), bits, numeric=True)
         yield Proposal((share, place, Multiply(name, share.name, place.name)), bits + 2 * CHOICE, numeric=True)
+
+
+def remainders(setting: Setting) -> Iterator[Proposal]:
+    """Counts of each token modulo small numbers, of changes of the token, and the latest token but one."""
+    if setting.d_vocab > SMALL or not setting.causal:
+        return
+    numbers = range(setting.d_vocab)
+    for token in setting.content:
+        number = Attend(f"number_{token}", Selector((Term("among", "tokens", values=(token,)),)), how="count")
+        for modulus in (2, 3, 4):
+            table = tuple(value % modulus for value in range(setting.n_ctx))
+            made = Map(f"number_{token}_mod_{modulus}", (number.name,), table, modulus)
+            yield Proposal((number, made), 2 * CHOICE + setting.token_bits + 3.0)
+        others = tuple(other for other in numbers if other != token)
+        chosen = Term("among", "tokens", values=others)
+        yield _attend(f"latest_but_{token}", chosen, LATEST, bits=setting.token_bits)
+    previous = Attend("previous", Selector((Term("offset", constant=1),)), "tokens")
+    changed = Map("changed", ("tokens", "previous"), tuple(int(a != b) for a in numbers for b in numbers), 2)
+    runs = Attend("runs", Selector((Term("among", "changed", values=(1,)),)), how="count")
+    yield Proposal((previous, changed, runs), 4 * CHOICE)
+    # The length of the run that a token stands in: positions since the latest change.
+    start = Attend("run_start", Selector((Term("among", "changed", values=(1,)), LATEST)), "positions")
+    place = setting.n_ctx
+    for modulus in (2, 3):
+        table = tuple((at - begun) % modulus for at in range(place) for begun in range(place))
+        made = Map(f"run_mod_{modulus}", ("positions", "run_start"), table, modulus)
+        before = Attend(f"run_mod_{modulus}_before", Selector((Term("equal", "positions", "run_start", -1), LATEST)), made.name)
+        yield Proposal((previous, changed, start, made), 6 * CHOICE)
+        yield Proposal((previous, changed, start, made, before), 8 * CHOICE)
+
+
+def interleaved(setting: Setting) -> Iterator[Proposal]:
+    """Shares of tokens among the places of the query's class modulo a small number, before the separator."""
+    if setting.d_vocab > SMALL:
+        return
+    numbers = range(setting.d_vocab)
+    for modulus in (2, 3, 4):
+        where = Map(f"position_mod_{modulus}", ("positions",), tuple(at % modulus for at in range(setting.n_ctx)), modulus)
+        for separator in (token for token in numbers if token not in setting.content or token == max(setting.content)):
+            after = Attend(f"seen_{separator}", Selector((Term("among", "tokens", values=(separator,)),)), how="exists")
+            terms = (Term("among", after.name, values=(0,)), Term("equal", where.name, where.name))
+            for a, b in itertools.combinations(setting.content, 2):
+                rows = tuple((1.0 if token == a else -1.0 if token == b else 0.0,) for token in numbers)
+                name = f"share_{a}_minus_{b}_mod_{modulus}_before_{separator}"
+                share = Attend(name, Selector(terms), "tokens", "mean", rows)
+                yield Proposal((where, after, share), 5 * CHOICE + 4 * setting.token_bits, numeric=True)
+
+
+def totals(setting: Setting) -> Iterator[Proposal]:
+    """The sum of all tokens so far, taken as numbers."""
+    values = len(setting.content)
+    if not 2 < values <= 2**8 or setting.content != tuple(range(values)) or not setting.causal:
+        return
+    place = numbered(setting)
+    rows = tuple((float(token) if token < values else 0.0,) for token in range(setting.d_vocab))
+    mean = Attend("mean_token", Selector(()), "tokens", "mean", rows)
+    yield Proposal((mean,), 2 * CHOICE, numeric=True)
+    total = Multiply("total", "mean_token", place.name)
+    yield Proposal((mean, place, total), 4 * CHOICE, numeric=True)
+    most = min(int((values - 1) * setting.longest), 512)
+    edges = tuple(n + 0.5 for n in range(most))
+    count = Bucket("total_code", "total", edges, 0.5)
+    table = tuple(n % values for n in range(most + 1))
+    made = Map(f"total_mod_{values}", ("total_code",), table, values)
+    yield Proposal((mean, place, total, count, made), 6 * CHOICE, answers=True)
+
+
+def open_brackets(setting: Setting) -> Iterator[Proposal]:
+    """With half of the tokens opening and half closing: the depth as a code, and the latest bracket that is still open."""
+    content = setting.content
+    if not 2 <= len(content) <= 6 or not setting.causal:
+        return
+    place, deepest = numbered(setting), min(setting.longest, 64)
+    for count in range(1, len(content) // 2 + 1):
+        for opening in itertools.combinations(content, count):
+            rest = [token for token in content if token not in opening]
+            for closing in itertools.combinations(rest, count):
+                named = "_".join(map(str, opening))
+                rows = tuple((1.0 if t in opening else -1.0 if t in closing else 0.0,) for t in range(setting.d_vocab))
+                share = Attend(f"rise_{named}_{'_'.join(map(str, closing))}", Selector(()), "tokens", "mean", rows)
+                rise = Multiply(f"depth_{share.name}", share.name, place.name)
+                depth = Bucket(f"code_{share.name}", rise.name, tuple(n + 0.5 for n in range(deepest)), 0.5)
+                lines = (share, place, rise, depth)
+                bits = 4 * CHOICE + 2 * count * setting.token_bits
+                if count > 1:
+                    yield Proposal(lines[:-1], bits, numeric=True)
+                chosen = (Term("among", "tokens", values=opening), Term("equal", depth.name, depth.name), LATEST)
+                inner = Attend(f"open_{share.name}", Selector(chosen), "tokens")
+                yield Proposal((*lines, inner), bits + 4 * CHOICE, answers=True)
 
 
 def existences(setting: Setting) -> Iterator[Proposal]:

@@ -17,6 +17,7 @@ from cutaway.explain.verdict import agreement
 from cutaway.prompts import Prompts
 
 COUNT = 64
+HOLDS = 0.98
 LONGEST = 160  # tokens
 
 
@@ -39,9 +40,10 @@ class Far:
     def sentence(self) -> str:
         """What it means, in words."""
         low, high = self.lengths
-        said = f"on {self.kind}, {low} to {high} tokens long (the examples have up to {self.longest}), "
+        length = f"{low}" if low == high else f"{low} to {high}"
+        said = f"on {self.kind}, {length} tokens long (the examples have up to {self.longest}), "
         said += f"the agreement is {self.agreement:.2f}"
-        if self.holds_to is not None:
+        if self.holds_to is not None and self.agreement < HOLDS:
             said += f": the model departs from the program after about {self.holds_to} tokens and does not generalise beyond"
         return said
 

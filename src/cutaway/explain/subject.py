@@ -68,13 +68,25 @@ class Subject:
 
     def answered(self, prompts: Prompts) -> InputSet:
         """Inputs with the model's answers."""
-        return InputSet(prompts, self.read(self.logits(prompts.tokens)))
+        return InputSet(prompts, self.read(self.logits(prompts.tokens, prompts.mask)))
 
     @torch.no_grad()
-    def logits(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
-        """The model's logits."""
+    def logits(self, tokens: Int[Tensor, "batch pos"], mask: Bool[Tensor, "batch pos"] | None = None) -> Tensor:
+        """The model's logits; padding is not seen."""
         size = max(1, AT_ONCE // tokens.shape[1])
-        return torch.cat([self.model(tokens[at : at + size]) for at in range(0, len(tokens), size)])
+        parts = [slice(at, at + size) for at in range(0, len(tokens), size)]
+        return torch.cat([self.model(tokens[part], **self.masked(None if mask is None else mask[part])) for part in parts])
+
+    def masked(self, mask: Bool[Tensor, "batch pos"] | None) -> dict[str, Tensor]:
+        """The argument that hides padding; causal networks never see what stands on the right."""
+        hidden = mask is not None and self.cfg.attention_dir != "causal" and not bool(mask.all())
+        return {"attention_mask": mask.long()} if hidden and mask is not None else {}
+
+    @torch.no_grad()
+    def cached(self, prompts: Prompts, sites: tuple[str, ...]) -> Any:
+        """The activations of a run at the sites whose names end so."""
+        keep = lambda name: name.endswith(sites)  # noqa: E731
+        return self.model.run_with_cache(prompts.tokens, names_filter=keep, **self.masked(prompts.mask))[1]
 
     def read(self, logits: Tensor) -> Int[Tensor, "batch pos"]:
         """The number of the answer that logits stand for."""

@@ -22,6 +22,7 @@ from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.tree import Leaf, Tree
 from cutaway.programs.language import Attend, reads
 
+NOTHING = 1e-6  # of loss
 Node = tuple[int, int | None]  # layer, and a head or None for the MLP
 Matches = dict[Node, Int[Tensor, "item"]]
 
@@ -48,7 +49,9 @@ class Scrubbed:
         """The share of the loss that exchanging within classes keeps."""
         clean, within, at_random = (x if rows is None else x[rows] for x in (self.clean, self.within, self.at_random))
         whole = float((at_random - clean).mean())
-        return 1 - float((within - clean).mean()) / whole if whole > 1e-6 else 0.0
+        if whole <= NOTHING:  # no node matters: the answers come straight from the embedding
+            return float(float((within - clean).abs().mean()) <= NOTHING)
+        return 1 - float((within - clean).mean()) / whole
 
 
 class Exchange:
@@ -67,8 +70,7 @@ class Exchange:
             self.nodes += [(layer, None) for layer in range(cfg.n_layers)]
         self.generator = torch.Generator().manual_seed(seed)
         self.flat = part.prompts.mask.flatten().nonzero().flatten()  # every position that holds a token
-        with torch.no_grad():
-            _, cache = subject.model.run_with_cache(part.prompts.tokens, names_filter=[self.site(node) for node in self.nodes])
+        cache = subject.cached(part.prompts, tuple(self.site(node) for node in self.nodes))
         self.kept = {node: self._of(cache[self.site(node)], node) for node in self.nodes}
 
     @staticmethod
@@ -97,8 +99,8 @@ class Exchange:
 
         with torch.no_grad():
             hooks = [put(node, source) for node, source in chosen.items()]
-            return self.loss(self.subject.model.run_with_hooks(self.part.prompts.tokens, fwd_hooks=hooks) if hooks else
-                             self.subject.model(self.part.prompts.tokens))  # fmt: skip
+            hidden = self.subject.masked(self.part.prompts.mask)
+            return self.loss(self.subject.model.run_with_hooks(self.part.prompts.tokens, fwd_hooks=hooks, **hidden))
 
     def loss(self, logits: Float[Tensor, "batch pos token"]) -> Float[Tensor, "batch"]:
         """The mean loss of the model's own answers in each sequence."""
@@ -252,7 +254,9 @@ class NodeSet:
         """The share of the exact effect that lies inside."""
         clean, without, destroyed = (x if rows is None else x[rows] for x in (self.clean, self.without, self.destroyed))
         whole = float((destroyed - clean).mean())
-        return 1 - float((without - clean).mean()) / whole if whole > 1e-6 else 0.0
+        if whole <= NOTHING:
+            return float(float((without - clean).abs().mean()) <= NOTHING)
+        return 1 - float((without - clean).mean()) / whole
 
 
 def localise(exchange: Exchange, *, keep: float = 0.99, size: int | None = None) -> NodeSet:
@@ -266,7 +270,7 @@ def localise(exchange: Exchange, *, keep: float = 0.99, size: int | None = None)
     ordered = sorted(exchange.nodes, key=lambda node: -effects[node])
     if size is not None:
         ordered = [exchange.nodes[n] for n in torch.randperm(len(exchange.nodes), generator=exchange.generator).tolist()]
-    for count in range(1, len(ordered) + 1) if size is None else [size]:
+    for count in range(len(ordered) + 1) if size is None else [size]:
         inside = tuple(ordered[:count])
         without = exchange.run({node: exchange.shuffled() for node in exchange.nodes if node not in inside})
         found = NodeSet(effects, inside, clean, without, destroyed)

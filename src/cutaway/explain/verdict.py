@@ -110,6 +110,6 @@ def judge(
     if bits > MOST_SHARE * of_bits:
         reasons.append(f"the program takes {bits:.0f} bits, more than {MOST_SHARE:.0%} of the parameters' {of_bits:.0f}")
     held = [score.value for score in (match, scrubbed, graph)]
-    broken = accuracy < HALF or max(controls.values(), default=0.0) > MOST_CONTROL or bits > MOST_SHARE * of_bits
+    broken = accuracy < LEAST_ACCURACY or max(controls.values(), default=0.0) > MOST_CONTROL or bits > MOST_SHARE * of_bits
     verdict = EXPLAINED if not reasons else NOT if broken or min(held) < HALF else PARTLY
     return Verdict(verdict, tuple(reasons), match, scrubbed, graph, controls, bits, of_bits, accuracy, notes)

@@ -1,0 +1,161 @@
+"""Kinds of mechanisms: from the answers alone, the program of every kind is found, and agrees on inputs that it has not seen.
+
+Answers are computed by oracles (automata, sums, brackets), as a model that does its task perfectly would give them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cutaway.explain import fitting
+from cutaway.explain.subject import InputSet, Subject
+from cutaway.explain.verdict import agreement
+from cutaway.prompts import Prompts
+
+Automaton = dict[int, dict[int, int]]  # state → token → state
+
+
+def dyck(depth: int) -> tuple[Automaton, set[int], int]:
+    states = range(depth + 1)
+    return {s: ({0: s + 1} if s < depth else {}) | ({1: s - 1} if s else {}) for s in states}, {0}, 2
+
+
+# Automaton (it starts in state 0), states in which a word may end, and number of letters. Tomita's grammars by their numbers.
+LANGUAGES: dict[str, tuple[Automaton, set[int], int]] = {
+    "tomita 2": ({0: {1: 1}, 1: {0: 0}}, {0}, 2),
+    "tomita 3": ({0: {0: 0, 1: 1}, 1: {1: 0, 0: 2}, 2: {0: 3}, 3: {0: 2, 1: 1}}, {0, 1, 3}, 2),
+    "tomita 4": ({0: {0: 1, 1: 0}, 1: {0: 2, 1: 0}, 2: {1: 0}}, {0, 1, 2}, 2),
+    "tomita 5": ({0: {0: 1, 1: 2}, 1: {0: 0, 1: 3}, 2: {0: 3, 1: 0}, 3: {0: 2, 1: 1}}, {0}, 2),
+    "tomita 6": ({0: {0: 1, 1: 2}, 1: {0: 2, 1: 0}, 2: {0: 0, 1: 1}}, {0}, 2),
+    "tomita 7": ({0: {0: 0, 1: 1}, 1: {1: 1, 0: 2}, 2: {0: 2, 1: 3}, 3: {1: 3}}, {0, 1, 2, 3}, 2),
+    "parity": ({0: {0: 0, 1: 1}, 1: {0: 1, 1: 0}}, {0}, 2),
+    "(aaaa)*": ({0: {0: 1}, 1: {0: 2}, 2: {0: 3}, 3: {0: 0}}, {0}, 1),
+    "(abab)*": ({0: {0: 1}, 1: {1: 2}, 2: {0: 3}, 3: {1: 0}}, {0}, 2),
+    "{a,b}*d{b,c}*": ({0: {0: 0, 1: 0, 3: 1}, 1: {1: 1, 2: 1}}, {1}, 4),
+    "{0,1,2}*02*": ({0: {0: 1, 1: 0, 2: 0}, 1: {0: 1, 1: 0, 2: 1}}, {1}, 3),
+    "depth 4": dyck(4),
+    "depth 12": dyck(12),
+}
+
+
+def words(name: str, seed: int, count: int, longest: int = 36) -> tuple[Prompts, int]:
+    """Words of a language; after every prefix, which tokens may follow (the end of a word is a token, too)."""
+    delta, ends, letters = LANGUAGES[name]
+    dice, rows, right = random.Random(seed), [], []
+    while len(rows) < count:
+        state, row, answers, wanted = 0, [letters], {}, dice.randint(1, longest)
+        while len(row) < longest + 20:
+            options = [*delta[state], *([letters + 2] if state in ends else [])]
+            answers[len(row) - 1] = tuple(sorted(options))
+            token = letters + 2 if state in ends and len(row) >= wanted else dice.choice([*delta[state]] or [letters + 2])
+            row.append(token)
+            if token == letters + 2:
+                rows.append(row)
+                right.append(answers)
+                break
+            state = delta[state][token]
+    return Prompts.of_rows(rows, right=tuple(right), several=True), letters + 4
+
+
+def interleaved(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    """Two lists of 0 and 1 in turns; after the separator which is more frequent in each."""
+    half = dice.randrange(1, 9, 2)
+    bits = [dice.randint(0, 1) for _ in range(2 * half)]
+    said = [int(2 * sum(bits[turn::2]) > half) for turn in range(2)]
+    end = len(bits) + 1
+    return [2, *bits, 3, *said, 4], dict(zip(range(end, end + 3), [*said, 4], strict=True))
+
+
+def most_frequent(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    row = [dice.randrange(8) for _ in range(dice.randint(1, 25))]
+    row.append(max(range(8), key=row.count))
+    return [8, *row, 9], {len(row) + 1: max(range(8), key=row.count)}
+
+
+def sum_of_five(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    row = [dice.randrange(10) for _ in range(5)]
+    return [*row, 10], {5: sum(row) % 10}
+
+
+def cipher(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    row = [dice.randrange(10) for _ in range(6)]
+    return [10, *row], {at + 1: (token + 3) % 10 for at, token in enumerate(row)}
+
+
+def group(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    """The product of two permutations of three things."""
+    every = list(itertools.permutations(range(3)))
+    a, b = dice.randrange(6), dice.randrange(6)
+    return [a, b, 6], {2: every.index(tuple(every[a][every[b][n]] for n in range(3)))}
+
+
+def two_kinds_of_brackets(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    """After every prefix, which bracket closes next; 4 where none is open."""
+    row, stack, answers = [5], [], {0: 4}
+    for _ in range(dice.randint(2, 20)):
+        token = stack.pop() + 1 if stack and dice.random() < 0.5 else dice.choice([0, 2])
+        if token in (0, 2):
+            stack.append(token)
+        row.append(token)
+        answers[len(row) - 1] = stack[-1] + 1 if stack else 4
+    return row, answers
+
+
+def reversed_list(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    row = dice.sample(range(20), dice.randint(2, 10))
+    said = [*row[::-1], 22]
+    return [20, *row, 21, *said], {len(row) + 1 + at: token for at, token in enumerate(said)}
+
+
+LISTS: dict[str, tuple[Callable[[random.Random], tuple[list[int], dict[int, int]]], int]] = {
+    "interleaved majorities": (interleaved, 6), "most frequent": (most_frequent, 10), "sum": (sum_of_five, 11),
+    "cipher": (cipher, 11), "group": (group, 7), "two kinds of brackets": (two_kinds_of_brackets, 6),
+    "reversed": (reversed_list, 23),
+}  # fmt: skip
+
+
+class Oracle(Subject):
+    """A subject whose answers are the right ones."""
+
+    def __init__(self, prompts: Prompts, d_vocab: int) -> None:
+        self.cfg: Any = SimpleNamespace(d_vocab=d_vocab, d_vocab_out=d_vocab, n_ctx=64, attention_dir="causal")
+        self.several = prompts.several
+        self.sets = [] if self.several else [(token,) for token in range(d_vocab)]
+        self._number = {tokens: number for number, tokens in enumerate(self.sets)}
+
+    def answered(self, prompts: Prompts) -> InputSet:
+        return InputSet(prompts, self.right(prompts).clamp(min=0))
+
+
+def found_and_true(known: Prompts, unseen: Prompts, d_vocab: int, monkeypatch: Any) -> float:
+    monkeypatch.setattr(fitting, "node_proposals", lambda *_: [])  # there is no network to read
+    subject = Oracle(known, d_vocab)
+    fitted, test = fitting.fit(subject, subject.answered(known)), subject.answered(unseen)
+    return agreement(test.answers[test.counted], fitting.tree_answers(fitted, test), subject.set_table())
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.fuzz) for name in LANGUAGES if name not in ("tomita 5", "depth 4")]
+
+
+@pytest.mark.parametrize("name", ["tomita 5", "depth 4", *SLOW])
+def test_regular_languages(name: str, monkeypatch: Any):
+    known, d_vocab = words(name, 0, 500)
+    assert found_and_true(known, words(name, 1, 150)[0], d_vocab, monkeypatch) >= 0.999
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists(name: str, monkeypatch: Any):
+    make, d_vocab = LISTS[name]
+    drawn = []
+    for seed, count in ((0, 500), (1, 200)):
+        dice = random.Random(seed)
+        rows, answers = zip(*(make(dice) for _ in range(count)), strict=True)
+        right = tuple({at: (token,) for at, token in one.items()} for one in answers)
+        drawn.append(Prompts.of_rows(list(rows), right=right))
+    assert found_and_true(*drawn, d_vocab, monkeypatch) >= 0.999
