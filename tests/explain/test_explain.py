@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cutaway import programs
+from cutaway import HookedTransformer, programs
 from cutaway.cli import app
 from cutaway.errors import ExplainError
 from cutaway.explain import explain, numbers, save, summary
@@ -29,6 +29,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.programs.compiler import compile_program
 from cutaway.programs.interpreter import run
 from cutaway.prompts import Prompts
+from cutaway.tasks.behaviours import behaviour
 from cutaway.tasks.palindromes import Palindromes
 from cutaway.tasks.sorted_list import SortedList
 
@@ -273,3 +274,12 @@ def test_what_determines_a_target_is_found_and_what_does_not_is_refused():
     (edge,), gap = found.edges["number"]
     assert abs(edge - 0.4) < 0.02 and gap > 0
     assert determine(torch.randint(2, (600,), generator=dice), bank[:4], columns, sizes) is None
+
+
+def test_the_bundled_model_of_first_unique_characters_is_an_election():
+    model = HookedTransformer.from_pretrained("first-unique-char", center_unembed=False)
+    task = behaviour("first-unique-char")
+    known, unseen = (task.prompts(count, seed, model.tokenizer).without_counterparts() for seed, count in ((0, 250), (1, 120)))
+    found = explain(model, known, unseen)
+    assert found.verdict.verdict == EXPLAINED, found.verdict.reasons
+    assert {"often", "repeated", "votes"} <= {line.name for line in found.program.lines}

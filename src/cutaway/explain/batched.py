@@ -41,6 +41,10 @@ class Batch:
                 self.values[line.name] = self._line(line, kinds)
                 self.kinds[line.name] = kinds[line.name]
 
+    def forget(self, name: str) -> None:
+        """Let go of a variable, so that another can have its name."""
+        del self.values[name], self.kinds[name]
+
     def logits(self, program: Program) -> Float[Tensor, "batch pos token"]:
         """The logits of a program."""
         self.add(program.live, program.kinds)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.explain.batched import Batch
 from cutaway.explain.determining import determine
-from cutaway.explain.mechanisms import Proposal, Setting, most_frequent, proposals
+from cutaway.explain.mechanisms import Proposal, Setting, elections, proposals
 from cutaway.explain.nodes import node_proposals
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leaves, pruned, tests, tree_bits
 from cutaway.programs.language import Bucket, Kind, Line, Map, Program, ReadOut, Table
 
 ANSWER = "answer"  # the name of a table that gives the answer
-VOTED = 0.99  # of answers that are the most frequent token
 DIGITS = 9  # numbers that agree to so many places are equal
 
 
@@ -69,7 +69,7 @@ def values(batch: Batch, setting: Setting, one: Proposal) -> Tensor:
     batch.add(one.lines, kinds_of(setting, one.lines))
     found = batch.values[one.name]
     if one.votes:
-        return torch.tensor(setting.content)[found[..., list(setting.content)].argmax(-1)]
+        return found.argmax(-1)
     return found[..., 0].mul(10.0**DIGITS).round().div(10.0**DIGITS) if found.ndim == 3 else found
 
 
@@ -80,19 +80,33 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     proposed = [*proposals(setting), *node_proposals(subject, setting, part)]
     columns: dict[str, Int[Tensor, "item"]] = {one.name: values(batch, setting, one)[counted] for one in proposed}
     target = part.answers[counted]
-    votes = most_frequent(setting)
-    if not subject.several and float((values(batch, setting, votes)[counted] == target).double().mean()) >= VOTED:
-        leaf = Leaf(variable=votes, bits=3.0)
-        return Fit(setting, proposed, leaf, program_of(leaf, subject, setting, part, name), tree_bits(leaf))
     joint = joint_answer(subject, proposed, columns, target, setting)
     if subject.several:  # numbers of answers are numbers of sets: no variable of tokens is one
         proposed = [replace(one, answers=False) for one in proposed]
     if joint is not None and joint.name not in columns:
         proposed.append(joint)
         columns[joint.name] = values(batch, setting, joint)[counted]
-    tree = pruned(Grower(proposed, columns, target, len(subject.sets)).grow())
+    grower = Grower(proposed, columns, target, len(subject.sets))
+    tree = pruned(grower.grow())
+    if not subject.several:
+        tree = min((tree, *elections_of(batch, setting, target, counted, columns)), key=lambda one: grower.price(one))
     program = program_of(tree, subject, setting, part, name)
     return Fit(setting, proposed, tree, program, tree_bits(tree))
+
+
+def elections_of(
+    batch: Batch, setting: Setting, target: Int[Tensor, "item"], counted: Bool[Tensor, "batch pos"], columns: dict[str, Tensor]
+) -> Iterator[Tree]:
+    """The best election of each kind, with its values among the columns."""
+    best: dict[str, int] = {}
+    kept: dict[str, Proposal] = {}
+    for one in elections(setting):
+        said = values(batch, setting, one)[counted]
+        right = int((said == target).sum())
+        if right > best.get(one.name, 0):
+            best[one.name], kept[one.name], columns[one.name] = right, one, said
+        batch.forget(one.name)  # the next one has the same name
+    yield from (Leaf(variable=one, bits=3.0) for one in kept.values())
 
 
 def joint_answer(
@@ -198,8 +212,7 @@ def _answering(
     """A term of the read-out that says a variable's value in its leaf: a token, or the number of a set of tokens."""
     size, width = kinds_of(setting, of.lines)[of.name].size, setting.d_answers
     if of.votes:
-        answering = [float(value in setting.content) for value in range(size)]
-        return of.name, tuple(tuple(there * (value == token) for token in range(width)) for value, there in enumerate(answering))
+        return of.name, _tokens(width, width)
     if subject.several:
         answers = [_row(subject, Leaf(value), width) for value in range(size)]
     else:

@@ -80,10 +80,30 @@ class Setting:
 TOKENS = Proposal((), 0.0, answers=True)
 
 
-def most_frequent(setting: Setting) -> Proposal:
-    """The most frequent token so far: its share is the largest logit."""
-    shares = Attend("shares", Selector(()), "tokens", "mean")
-    return Proposal((shares,), 2 * CHOICE, answers=True, numeric=True, votes=True)
+def elections(setting: Setting) -> Iterator[Proposal]:
+    """Keys that vote for tokens: the most frequent token; the first one that is alone, which a repetition votes against."""
+    size, width, places = setting.d_vocab, setting.d_answers, setting.n_ctx
+    counted = tuple(tuple(float(a == b and a in setting.content) for b in range(width)) for a in range(size))
+    yield Proposal((Attend("shares", Selector(()), "tokens", "mean", counted),), 2 * CHOICE, numeric=True, votes=True)
+    if size * places > 2**11:
+        return
+    same = Term("equal", "tokens", "tokens")
+    often = Attend("often", Selector((same,)), how="count")
+    repeated = Map("repeated", ("often",), tuple(int(count > 1) for count in range(places)), 2)
+    joint = tuple(itertools.product(range(size), range(2), range(places)))
+    voter = Map("voter", ("tokens", "repeated", "positions"), tuple(range(len(joint))), len(joint))
+    for otherwise in (None, *setting.content):
+        letters = set(setting.content) - {otherwise}
+        rows = []
+        for token, again, place in joint:
+            row = [0.0] * width
+            if token in letters and token < width:
+                row[token] = -1.0 if again else 1 - place / (2 * places)
+            if otherwise is not None and otherwise < width:
+                row[otherwise] += 1e-3  # every key's small vote for what is said where no token is alone
+            rows.append(tuple(row))
+        votes = Attend("votes", Selector(()), "voter", "mean", tuple(rows))
+        yield Proposal((often, repeated, voter, votes), 6 * CHOICE + 2 * setting.token_bits, numeric=True, votes=True)
 
 
 def proposals(setting: Setting) -> list[Proposal]:
@@ -100,6 +120,7 @@ def proposals(setting: Setting) -> list[Proposal]:
         *interleaved(setting),
         *totals(setting),
         *open_brackets(setting),
+        *uniques(setting),
         *existences(setting),
     ]
     named: dict[str, Proposal] = {}
@@ -323,6 +344,17 @@ def open_brackets(setting: Setting) -> Iterator[Proposal]:
                 chosen = (Term("among", "tokens", values=opening), Term("equal", depth.name, depth.name), LATEST)
                 inner = Attend(f"open_{share.name}", Selector(chosen), "tokens")
                 yield Proposal((*lines, inner), bits + 4 * CHOICE, answers=True)
+
+
+def uniques(setting: Setting) -> Iterator[Proposal]:
+    """Duplicates: whether a token was there before, how often it is there, and the first key whose token is alone so far."""
+    same = Term("equal", "tokens", "tokens")
+    often = Attend("often", Selector((same,)), how="count")
+    yield Proposal((often,), 2 * CHOICE)
+    repeated = Map("repeated", ("often",), tuple(int(count > 1) for count in range(setting.n_ctx)), 2)
+    yield Proposal((often, repeated), 3 * CHOICE)
+    alone = Attend("first_alone", Selector((Term("among", "often", values=(1,)), EARLIEST)), "tokens")
+    yield Proposal((often, alone), 5 * CHOICE, answers=True)
 
 
 def existences(setting: Setting) -> Iterator[Proposal]:

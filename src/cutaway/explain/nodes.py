@@ -194,7 +194,7 @@ class _Reader:
         for one in sorted(found, key=lambda one: one.bits):
             if function_of(told, self.values(one).flatten()[self.there]):
                 return one
-            del self.batch.values[name], self.batch.kinds[name]  # the next one has the same name
+            self.batch.forget(name)  # the next one has the same name
         return None
 
     def _averages(self, name: str, chosen: Selected, out: Float[Tensor, "item d_model"]) -> Proposal | None:

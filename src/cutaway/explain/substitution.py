@@ -195,7 +195,9 @@ def _read_at(fitted: Fit, part: InputSet, attended: dict[str, Tensor]) -> list[I
 
 def _coded(x: Tensor) -> Int[Tensor, "batch pos"]:
     """Values as whole numbers; numbers are equal where they agree to six places."""
-    return x if x.ndim == 2 else x.mul(1e6).round().long().sum(-1)
+    if x.ndim == 2:
+        return x
+    return torch.unique(x.flatten(0, 1).mul(1e6).round().long(), dim=0, return_inverse=True)[1].view(x.shape[:2])
 
 
 def _answer_everywhere(fitted: Fit, part: InputSet) -> Int[Tensor, "batch pos"]:

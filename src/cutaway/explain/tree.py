@@ -135,6 +135,10 @@ class Grower:
         self.generator = torch.Generator().manual_seed(0)
         return self._grow(torch.arange(len(self.target)), DEEPEST)
 
+    def price(self, tree: Tree) -> float:
+        """Bits of a tree and of the answers that it gets wrong."""
+        return tree_bits(tree) + self.per_error * int((answers(tree, self.columns, len(self.target)) != self.target).sum())
+
     def _tests(self, one: Proposal) -> list[Test]:
         """The tests of one variable that are worth trying."""
         values, counts = self.columns[one.name].unique(return_counts=True)
