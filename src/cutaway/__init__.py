@@ -23,7 +23,7 @@ _BY_MODULE = {
     # runs
     "runs.activation_cache": "ActivationCache",
     "runs.editing": "edited run",
-    "runs.factored_matrix": "FactoredMatrix",
+    "model.factored_matrix": "FactoredMatrix",
     "runs.generation": "Sampling",
     "runs.sweep": "sweep",
     "runs.sweep.planning": "plan",

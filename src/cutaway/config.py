@@ -294,6 +294,12 @@ class HookedTransformerConfig:
         return self.n_key_value_heads or self.n_heads
 
     @property
+    def n_params_total(self) -> int:
+        """All parameters: `n_params`, embeddings, positions and unembedding (norms and biases, a thousandth of them, aside)."""
+        positions = self.n_ctx if self.positional_embedding_type in ("standard", "shortformer") else 0
+        return (self.n_params or 0) + self.d_model * (self.d_vocab + positions + self.d_vocab_out)
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         assert isinstance(self.dtype, torch.dtype)
         return self.dtype

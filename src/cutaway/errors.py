@@ -38,13 +38,16 @@ from collections.abc import Iterable
 
 
 class CutawayError(Exception):
-    """The root of every error that cutaway raises on purpose."""
+    """The root of every error that cutaway raises on purpose.
+
+    Some are an `AssertionError` too, because the dialect asserts where they are raised, and code written for it catches that.
+    """
 
     def __str__(self) -> str:  # KeyError would show the repr
         return str(self.args[0]) if self.args else ""
 
 
-class ConfigError(CutawayError, ValueError):
+class ConfigError(CutawayError, ValueError, AssertionError):
     """A configuration that contradicts itself or asks for something unknown."""
 
 
@@ -108,7 +111,7 @@ class UnsupportedArchitecture(CutawayError, ValueError):
     """A model family, or a field of its config, that is not understood."""
 
 
-class TokenError(CutawayError, ValueError):
+class TokenError(CutawayError, ValueError, AssertionError):
     """Text or tokens that the model cannot take."""
 
 
@@ -124,7 +127,7 @@ class PackageNeeded(CutawayError, ImportError):
     """Something that only an optional package can do."""
 
 
-class ShapeError(CutawayError, ValueError):
+class ShapeError(CutawayError, ValueError, AssertionError):
     """Arrays or axes that do not fit each other."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,13 +20,14 @@ from cutaway import loading
 from cutaway import tokens as text
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
+from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.model.losses import next_token_loss
 from cutaway.model.norm import norm_of
 from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.editing import AnyEdits, edited
-from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.runs.generation import Sampling, generate
+from cutaway.sources import sample_texts
 from cutaway.weights import canonical, processing
 
 StateDict = dict[str, Tensor]
@@ -235,7 +237,7 @@ class HookedTransformer(Transformer):
     # Weights.
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights in the dialect's keys; buffers of old files are dropped.
+        """Load weights in the dialect's keys; masks and what they hide scores by (`attn.mask`, `attn.IGNORE`) are taken over too.
 
         Raises:
             WeightsMismatch: with `strict`, when they do not fit the configuration.
@@ -373,6 +375,23 @@ class HookedTransformer(Transformer):
         shortformer = positions if self.cfg.positional_embedding_type == "shortformer" else None
         resid = embed if positions is None or shortformer is not None else embed + positions
         return (resid, shortformer) if return_shortformer_pos_embed else resid
+
+    # Texts like those that it was trained on.
+
+    def load_sample_training_dataset(self, **kwargs: Any) -> None:
+        """Fetch some 10,000 texts like those that the model was trained on, as `dataset` (package `datasets`, network).
+
+        Raises:
+            ConfigError: on what models of this architecture were trained is not known.
+        """
+        self.dataset = sample_texts.get_dataset_of(self.cfg.original_architecture, **kwargs)
+
+    def sample_datapoint(self, tokenize: bool = False, prepend_bos: bool | None = None, padding_side: str | None = None) -> Any:
+        """One of those texts, drawn at random by NumPy's generator, or its tokens; they are fetched the first time."""
+        if getattr(self, "dataset", None) is None:
+            self.load_sample_training_dataset()
+        text = self.dataset[int(np.random.randint(len(self.dataset)))]["text"]
+        return self.to_tokens(text, prepend_bos, padding_side, truncate=True) if tokenize else text
 
     # Circuits.
 

@@ -24,6 +24,7 @@ from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
 from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.model import placement
 from cutaway.model.streaming import StreamedBlocks
+from cutaway.model.dialect_attention import DialectAttention
 from cutaway.model.transformer import Transformer
 from cutaway.sources import adapters, files, folders, gguf, hub, objects, packages, toys, wrapped
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
@@ -101,6 +102,8 @@ def from_pretrained(
     revision, chosen = _revision(model_name, hf_kwargs.pop("revision", None), checkpoint_index, value)
     access, without_effect = _handed_through(hf_kwargs, revision)
     source = find(model_name, hf_model=hf_model, tokenizer=tokenizer, access=access)
+    if n_ctx is None and hf_model is None:
+        n_ctx = hub.usual_length(str(model_name))
     checkpoint = understand(source, n_ctx=n_ctx, first_n_layers=first_n_layers, architecture=architecture)
     checkpoint = replace(checkpoint, provenance={**checkpoint.provenance, **without_effect})
     cfg = copy.copy(checkpoint.config)
@@ -493,6 +496,17 @@ def as_today(weights: Mapping[str, Any], cfg: HookedTransformerConfig) -> Mappin
     return old_layout.modern(wrapped.plain_state_dict(weights), cfg)
 
 
+def _take_masks(model: Transformer, weights: Mapping[str, Any]) -> None:
+    """Masks, and what scores are where one hides them, as a state dict of the dialect has them; those of other lengths aside."""
+    for layer, block in enumerate(model.blocks.children()):  # (streamed blocks are not read for this)
+        attention = getattr(block, "attn", None)
+        ignore, mask = (weights.get(f"blocks.{layer}.attn.{name}") for name in ("IGNORE", "mask"))
+        if ignore is not None and ignore.numel() == 1 and isinstance(attention, DialectAttention):
+            attention.IGNORE = ignore
+        if mask is not None and tuple(mask.shape) == (model.cfg.n_ctx,) * 2 and isinstance(attention, DialectAttention):
+            attention.mask = mask
+
+
 def fill(model: Transformer, weights: Mapping[str, Any], *, strict: bool = True, assign: bool = False) -> Any:
     """Copy weights into a network that has memory already; what did not fit, as `nn.Module.load_state_dict` returns it.
 
@@ -504,6 +518,7 @@ def fill(model: Transformer, weights: Mapping[str, Any], *, strict: bool = True,
     Raises:
         WeightsMismatch: with `strict`, when they do not fit exactly.
     """
+    _take_masks(model, weights)
     names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     ordinary = names == set(canonical.shapes(model.cfg))
     weights = canonical.without_buffers(as_today(weights, model.cfg) if ordinary else weights, model.cfg)

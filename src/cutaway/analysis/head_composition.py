@@ -18,10 +18,10 @@ from torch import Tensor
 from cutaway.analysis.shared import head_names
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.components import Component, head, norm_after, norm_before
+from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.model.frozen_norms import FINAL, frozen_norm
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import at_least
-from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, bar_chart, heat_map, small_multiples
 

@@ -33,7 +33,7 @@ from cutaway.runs import edits
 from cutaway.runs.editing import hooks_of
 from cutaway.runs.hashes import model_hash
 from cutaway.runs.places import Places
-from cutaway.weights.canonical import weights_hash
+from cutaway.weights.canonical import weights_hash, without_buffers
 from cutaway.writing import write
 
 Vector = Float[Tensor, "place d_model"]
@@ -114,7 +114,7 @@ class SteeringVector:
         """Stop with `WeightsMismatch` where this is not the model that the vector was made with."""
         if self.values.shape[-1] != model.cfg.d_model:
             raise ShapeError(f"the vector has width {self.values.shape[-1]}, and the model's residual stream {model.cfg.d_model}")
-        own = weights_hash(model.state_dict()) if len(self.model_hash) == OLD_HASH else remembered_hash(model)
+        own = weights_hash(without_buffers(model.state_dict())) if len(self.model_hash) == OLD_HASH else remembered_hash(model)
         if own != self.model_hash:
             raise WeightsMismatch(
                 f"the vector was made with another model ({self.model_name}, {self.model_hash[:12]}) than this one "

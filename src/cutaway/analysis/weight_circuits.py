@@ -25,10 +25,10 @@ from cutaway.analysis.scales import NormScales, divisor
 from cutaway.analysis.shared import ARROW, Subject, kept, network, run_for, vocabulary
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.model.components import parse_head
+from cutaway.model.factored_matrix import FactoredMatrix
 from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
-from cutaway.runs.factored_matrix import FactoredMatrix
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, small_multiples
 from cutaway.view import circuit as draw

@@ -26,6 +26,7 @@ from cutaway.circuits.components import Written, attended, check, embedded, mlp_
 from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, metric_on
 from cutaway.errors import ConfigError, ShapeError
+from cutaway.model.norm import post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import LogitRows, Metric
@@ -199,7 +200,7 @@ def _gradients(
                 projected = [project_by_head(block, which, read_by(block, which, resid, stream)) for which in "qkv"]
                 nodes += projected
                 z = attended(block, projected, stream)
-                resid = resid + block.ln1_post(block.attn.output(z))
+                resid = resid + post_norm(block, "ln1_post")(block.attn.output(z))
             reads.append((number, before, begun))
             if not cfg.attn_only:
                 inner = before if cfg.parallel_attn_mlp else resid

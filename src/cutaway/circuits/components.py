@@ -18,7 +18,7 @@ from cutaway.axes import Resid
 from cutaway.circuits.graph import Edges, Graph
 from cutaway.errors import ShapeError
 from cutaway.model.attention import project
-from cutaway.model.norm import LayerNorm
+from cutaway.model.norm import LayerNorm, post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.products import linear_by_head
 from cutaway.model.transformer import Transformer
@@ -122,23 +122,23 @@ def heads_write(block: Any, z: Tensor) -> Float[Tensor, "batch pos head d_model"
 
 def results_write(block: Any, results: Float[Tensor, "batch pos head d_model"]) -> Float[Tensor, "batch pos head d_model"]:
     """The same, from the heads' results."""
-    if isinstance(block.ln1_post, nn.Identity):
+    if isinstance(post_norm(block, "ln1_post"), nn.Identity):
         return results
     results = results + block.attn.b_O / results.shape[-2]
-    return through_norm(block.ln1_post, results.sum(-2), results)
+    return through_norm(post_norm(block, "ln1_post"), results.sum(-2), results)
 
 
 def beside_heads(block: Any) -> Float[Tensor, "d_model"]:
     """What attention adds to the stream whatever the heads do."""
-    if isinstance(block.ln1_post, nn.Identity):
+    if isinstance(post_norm(block, "ln1_post"), nn.Identity):
         return block.attn.b_O
-    bias = getattr(block.ln1_post, "b", None)
+    bias = getattr(post_norm(block, "ln1_post"), "b", None)
     return torch.zeros_like(block.attn.b_O) if bias is None else bias
 
 
 def mlp_writes(block: Any, resid: Tensor) -> Tensor:
     """What the MLP adds to the stream, from the stream that it reads."""
-    out: Tensor = block.ln2_post(block.mlp(block.ln2(resid)))
+    out: Tensor = post_norm(block, "ln2_post")(block.mlp(block.ln2(resid)))
     return out
 
 
@@ -200,7 +200,7 @@ def run_mixed(model: Transformer, tokens: Tensor, circuit: Edges, base: Written)
         if bool(computed.any()):
             base_stream = base.stream(graph, layer)
             some = computed.nonzero()[:, 0].tolist()
-            alone = by_head_alone(model) and isinstance(block.ln1_post, nn.Identity)
+            alone = by_head_alone(model) and isinstance(post_norm(block, "ln1_post"), nn.Identity)
             chosen = some if alone else list(range(model.cfg.n_heads))
             projected = []
             for which, where in columns.items():

@@ -30,6 +30,7 @@ from cutaway.circuits.components import (
 from cutaway.circuits.graph import READS, Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, metric_on
 from cutaway.errors import ConfigError, ShapeError
+from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.results import Labelled, Result
@@ -204,7 +205,7 @@ class _Reading:
             return replace(new[:, at]).at(f"blocks.{layer}.attn.hook_z", heads=heads, positions=at)
         changed = self._z.clone()
         changed[:, :, heads] = new
-        out, before = (block.ln1_post(block.attn.output(z[:, at])) for z in (changed, self._z))
+        out, before = (post_norm(block, "ln1_post")(block.attn.output(z[:, at])) for z in (changed, self._z))
         return self._into_logits(out - before, at)
 
     def _into_logits(self, change: Tensor, at: list[int]) -> Edit:

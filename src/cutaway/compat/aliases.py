@@ -14,12 +14,23 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-from cutaway.compat import plotly_titles
+from cutaway.compat import plotly_titles, transformers4
 from cutaway.compat.names import ELSEWHERE, IF_ABSENT, MODULES, ROOTS
+from cutaway.compat.watching import Watch
 from cutaway.errors import CutawayError, nearest
 from cutaway.sources.short_names import LEFT_TO_THE_DIALECT, OURS_TOO
 
 _displaced: dict[str, ModuleType] = {}  # modules of the originals, imported before `install`
+
+
+ATTENTION = "cutaway.model.dialect_attention"
+
+
+def _masks_in_state_dicts(module: ModuleType, on: bool = True) -> None:
+    module.DialectAttention.in_state_dict = on
+
+
+_MASKS = Watch(ATTENTION, _masks_in_state_dicts)  # (it is not imported here, since it takes Torch)
 
 
 class NoSuchAlias(CutawayError, ImportError):
@@ -34,7 +45,9 @@ def install() -> None:
         _displaced[name] = sys.modules.pop(name)
     sys.meta_path.insert(0, _FINDER)
     LEFT_TO_THE_DIALECT.update(OURS_TOO)
+    _MASKS.start()
     plotly_titles.allow()
+    transformers4.allow()
 
 
 def uninstall() -> None:
@@ -43,7 +56,11 @@ def uninstall() -> None:
         return
     sys.meta_path.remove(_FINDER)
     LEFT_TO_THE_DIALECT.clear()
+    _MASKS.stop()
+    if ATTENTION in sys.modules:
+        _masks_in_state_dicts(sys.modules[ATTENTION], False)
     plotly_titles.forbid()
+    transformers4.forbid()
     for name in [one for one, module in sys.modules.items() if isinstance(module, Alias)]:
         del sys.modules[name]
     sys.modules.update(_displaced)

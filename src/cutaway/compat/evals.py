@@ -148,8 +148,8 @@ class IOIDataset(Dataset[dict[str, Tensor]]):
     """Sentences whose last word is the indirect object: `prompt`, `IO` and `S` as tokens.
 
     In a template `[A]` is the indirect object, `[B]` the subject, other words in brackets come from `nouns`.
-    As in the dialect, every sentence is drawn from the same seed, so that all are alike; give templates and names of
-    your own, one data set for each, to measure on more. Source of the task: https://arxiv.org/abs/2211.00593
+    As in the dialect, every sentence is drawn from the same seed, so that all are alike; with a `seed` of your own they
+    differ. Source of the task: https://arxiv.org/abs/2211.00593
     """
 
     def __init__(
@@ -161,7 +161,9 @@ class IOIDataset(Dataset[dict[str, Tensor]]):
         num_samples: int = 1000,
         symmetric: bool = False,
         prepend_bos: bool = True,
+        seed: int | None = None,
     ):
+        self._draw = random.Random(seed) if seed is not None else None
         self.tokenizer, self.prepend_bos = tokenizer, prepend_bos
         self.templates = list(templates) if templates is not None else self.get_default_templates()
         self.names = list(names) if names is not None else self.get_default_names()
@@ -181,7 +183,7 @@ class IOIDataset(Dataset[dict[str, Tensor]]):
 
     def get_sample(self, symmetric: bool = False) -> list[dict[str, str]]:
         """A sentence with its names; with `symmetric`, also the one with the names exchanged."""
-        draw = random.Random(42)
+        draw = self._draw or random.Random(42)
         template = draw.choice(self.templates)
         for noun, words in self.nouns.items():
             template = template.replace(f"[{noun}]", draw.choice(words))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ __all__ = [
     "OFFICIAL_MODEL_NAMES",
     "PYTHIA_CHECKPOINTS",
     "STANFORD_CRFM_CHECKPOINTS",
+    "Config",
     "convert_hf_model_config",
     "fill_missing_keys",
+    "get_basic_config",
     "get_checkpoint_labels",
     "get_official_model_name",
     "get_pretrained_model_config",
@@ -91,6 +94,7 @@ def get_pretrained_model_config(
     if checkpoint_index is not None or checkpoint_value is not None:
         revision = hub.checkpoint_revision(hub.official(model_name), index=checkpoint_index, value=checkpoint_value)[0]
     source = loading.find(model_name, access=hub.Access(revision))
+    n_ctx = hub.usual_length(model_name) if n_ctx is None else n_ctx
     cfg = copy.copy(loading.understand(source, n_ctx=n_ctx, first_n_layers=first_n_layers).config)
     if fold_ln and cfg.normalization_type in ("LN", "RMS"):
         cfg.normalization_type += "Pre"
@@ -104,6 +108,28 @@ def get_pretrained_model_config(
 def convert_hf_model_config(model_name: str, **kwargs: Any) -> dict[str, Any]:
     """The configuration of a published model, as a dictionary of its fields."""
     return get_pretrained_model_config(model_name, **kwargs).to_dict()
+
+
+@dataclass
+class Config:
+    """The sizes of a model, as the course that builds GPT-2 by hand names them."""
+
+    d_model: int = 768
+    debug: bool = True
+    layer_norm_eps: float = 1e-5
+    d_vocab: int = 50257
+    init_range: float = 0.02
+    n_ctx: int = 1024
+    d_head: int = 64
+    d_mlp: int = 3072
+    n_heads: int = 12
+    n_layers: int = 12
+
+
+def get_basic_config(model_name: str, **kwargs: Any) -> Config:
+    """The sizes of a published model; fields that our configuration has no name for keep their defaults, as in the dialect."""
+    found = get_pretrained_model_config(model_name, **kwargs).to_dict()
+    return Config(**{field.name: found[field.name] for field in fields(Config) if field.name in found})
 
 
 def fill_missing_keys(model: torch.nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

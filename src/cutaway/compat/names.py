@@ -11,7 +11,7 @@ IF_ABSENT = ("fancy_einsum",)  # aliased where the original is not installed
 TRANSFORMER = "cutaway.hooked_transformer:HookedTransformer"
 CONFIG = "cutaway.config:HookedTransformerConfig"
 CACHE = "cutaway.runs.activation_cache:ActivationCache"
-FACTORED = "cutaway.runs.factored_matrix:FactoredMatrix"
+FACTORED = "cutaway.model.factored_matrix:FactoredMatrix"
 POINT = "cutaway.model.hook_points:HookPoint"
 ROOT_MODULE = "cutaway.model.hooked_root:HookedRootModule"
 SVD = "cutaway.compat.svd_interpreter:SVDInterpreter"
@@ -60,6 +60,7 @@ _PARTS: dict[str, dict[str, str]] = {
         "HookedTransformerKeyValueCacheEntry": KEPT_ENTRY,
     },
     "patching": {"*": "cutaway.analysis.patching"},
+    "torchtyping_helper": {"T": "cutaway.compat.utils:T"},
     "train": {"*": "cutaway.compat.train"},
     "utilities": UTILS,
     "utils": UTILS,
@@ -71,8 +72,8 @@ _SPLIT = {
         "mlps.can_be_used_as_mlp mlps.moe pos_embed rms_norm rms_norm_pre transformer_block unembed"
     ),
     "utilities": (
-        "activation_functions attribute_utils components_utils defaults_utils devices exploratory_utils gpu_utils hf_utils "
-        "initialization_utils library_utils lm_utils logits_utils slice tensors tensor_utils tokenize_utils"
+        "activation_functions attention attribute_utils components_utils defaults_utils devices exploratory_utils gpu_utils "
+        "hf_utils initialization_utils library_utils lm_utils logits_utils slice tensors tensor_utils tokenize_utils"
     ),
 }
 _PARTS |= {f"{whole}.{part}": _PARTS[whole] for whole, parts in _SPLIT.items() for part in parts.split()}
@@ -113,7 +114,10 @@ MODULES: dict[str, dict[str, str]] = {
     "circuitsvis": {part: f"circuitsvis.{part}" for part in (*_VISUALS, "utils")} | {"__version__": "cutaway:__version__"},
     **{f"circuitsvis.{part}": {name: f"cutaway.compat.visuals:{name}" for name in names} for part, names in _VISUALS.items()},
     "circuitsvis.utils": {"render": "circuitsvis.utils.render"},
-    "circuitsvis.utils.render": {"RenderedHTML": "cutaway.compat.rendered:Rendered"},
+    "circuitsvis.utils.render": {
+        "RenderedHTML": "cutaway.compat.rendered:Rendered",
+        **{name: f"cutaway.compat.visuals:{name}" for name in ("render", "render_cdn", "render_local")},
+    },
 }
 MODULES["fancy_einsum"] = {"einsum": "cutaway.compat.einsums:einsum"}
 MODULES["circuitsvis.attention"] |= {name: f"cutaway.compat.forked:{name}" for name in _FORKED}

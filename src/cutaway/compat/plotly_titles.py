@@ -7,11 +7,10 @@ has a title has the old names in it again.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
+
+from cutaway.compat.watching import Watch
 
 MODULE = "plotly.basedatatypes"
 OLD_NAMES = {  # old name → where it is now, and the only class that had it (None: all that have a title)
@@ -30,42 +29,22 @@ class _MappedProperties:
         return {old: new for old, (new, only) in OLD_NAMES.items() if only in (None, kind.__name__)}
 
 
-class _Watch(MetaPathFinder):
-    """Adds the old names as soon as plotly is imported."""
-
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """Plotly's own module, followed by `_add`; None for every other name."""
-        spec = PathFinder.find_spec(fullname, path) if fullname == MODULE else None
-        if spec is not None and spec.loader is not None:
-            run = spec.loader.exec_module
-
-            def run_and_add(module: ModuleType) -> None:
-                run(module)
-                _add(module)
-
-            spec.loader.exec_module = run_and_add  # type: ignore[method-assign]
-        return spec
-
-
-_WATCH = _Watch()
-
-
 def _add(module: ModuleType) -> None:
     if vars(module.BasePlotlyType).get("_mapped_properties") == {}:  # older versions have names of their own there
         module.BasePlotlyType._mapped_properties = _MappedProperties()
 
 
+_WATCH = Watch(MODULE, _add)
+
+
 def allow() -> None:
     """Understand the old names from now on, in a plotly that is imported or will be."""
-    if MODULE in sys.modules:
-        _add(sys.modules[MODULE])
-    sys.meta_path.insert(0, _WATCH)
+    _WATCH.start()
 
 
 def forbid() -> None:
     """Leave plotly as it is by itself."""
-    if _WATCH in sys.meta_path:
-        sys.meta_path.remove(_WATCH)
+    _WATCH.stop()
     module = sys.modules.get(MODULE)
     if module is not None and isinstance(vars(module.BasePlotlyType)["_mapped_properties"], _MappedProperties):
         module.BasePlotlyType._mapped_properties = {}

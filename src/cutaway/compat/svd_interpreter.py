@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownName, nearest
-from cutaway.runs.factored_matrix import FactoredMatrix
+from cutaway.model.factored_matrix import FactoredMatrix
 
 VECTOR_TYPES = ("OV", "w_in", "w_out")
 

@@ -25,6 +25,7 @@ from cutaway.compat.defaults import (
 )
 from cutaway.compat.text_data import (
     CACHE_DIR,
+    clear_huggingface_cache,
     download_file_from_hf,
     get_dataset,
     get_input_with_manually_prepended_bos,
@@ -34,12 +35,13 @@ from cutaway.compat.text_data import (
     tokenize_and_concatenate,
 )
 from cutaway.errors import ShapeError
+from cutaway.model.attention import project
+from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.model.losses import next_token_loss
 from cutaway.model.mlp import ACTIVATIONS, gelu_fast, gelu_new, solu
 from cutaway.model.positions import offset_positions
 from cutaway.model.sites import get_act_name
 from cutaway.model.slices import Slice, SliceInput
-from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.runs.generation import sample_logits
 
 __all__ = [
@@ -51,6 +53,8 @@ __all__ = [
     "SliceInput",
     "calc_fan_in_and_fan_out",
     "check_structure",
+    "clear_huggingface_cache",
+    "complex_attn_linear",
     "composition_scores",
     "download_file_from_hf",
     "gelu_fast",
@@ -84,6 +88,7 @@ __all__ = [
     "sample_logits",
     "select_compatible_kwargs",
     "set_nested_attr",
+    "simple_attn_linear",
     "solu",
     "test_prompt",
     "to_numpy",
@@ -95,7 +100,30 @@ ACTIVATION_FN_DICT = ACTIVATIONS
 gelu_pytorch_tanh = gelu_new
 
 
+class _OwnNames(type):
+    """A class whose attributes are their names."""
+
+    def __getattr__(cls, name: str) -> str:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return name
+
+
+class T(metaclass=_OwnNames):
+    """Names of axes, as the oldest notebooks wrote them into types: `T.batch` is "batch"."""
+
+
 # Arrays.
+
+
+def simple_attn_linear(input: Tensor, w: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]) -> Tensor:
+    """`input @ w + b` for each head, from an input `[batch, pos, d_model]` that they share."""
+    return project(input, w, b)
+
+
+def complex_attn_linear(input: Tensor, w: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]) -> Tensor:
+    """The same from an input of each head, `[batch, pos, head, d_model]`."""
+    return project(input, w, b)
 
 
 def to_numpy(tensor: Any) -> np.ndarray:

@@ -6,6 +6,7 @@ our scales can be told apart by everybody and fit dark pages.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 
 from cutaway import view
 from cutaway.compat.rendered import Rendered, RenderedPage
-from cutaway.errors import ShapeError
+from cutaway.errors import ShapeError, UnknownName, nearest
 from cutaway.view.arrays import as_array
 
 __all__ = [
@@ -324,3 +325,42 @@ def under_headings(title: str, figures: Sequence[Rendered], headings: Sequence[s
         return figures[0]
     sections = [view.Section(heading, [figure]) for heading, figure in zip(headings, figures, strict=True)]
     return RenderedPage(view.page(title, sections), figures)
+
+
+# By the names of CircuitsVis' components.
+
+COMPONENTS: dict[str, Callable[..., Rendered | RenderedPage]] = {
+    "AttentionHeads": attention_heads,
+    "AttentionPattern": attention_pattern,
+    "AttentionPatterns": attention_patterns,
+    "ColoredTokens": colored_tokens,
+    "ColoredTokensMulti": colored_tokens_multi,
+    "Hello": hello,
+    "TextNeuronActivations": text_neuron_activations,
+    "TokenLogProbs": token_log_probs,
+    "TopkSamples": topk_samples,
+    "TopkTokens": topk_tokens,
+}
+
+
+def render(react_element_name: str, **properties: Any) -> Rendered | RenderedPage:
+    """A figure by the name of CircuitsVis' component and its properties (`attentionHeadNames` or `attention_head_names`).
+
+    Raises:
+        UnknownName: there is no component of this name; says the near ones.
+    """
+    if react_element_name not in COMPONENTS:
+        near = nearest(react_element_name, COMPONENTS)
+        raise UnknownName(f"no component called {react_element_name!r}{near}; there are {', '.join(COMPONENTS)}")
+    given = {re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower(): value for name, value in properties.items()}
+    return COMPONENTS[react_element_name](**given)
+
+
+def render_local(react_element_name: str, **properties: Any) -> str:
+    """The HTML of `render`."""
+    return str(render(react_element_name, **properties))
+
+
+def render_cdn(react_element_name: str, **properties: Any) -> str:
+    """The same as `render_local`: nothing is fetched from anywhere."""
+    return render_local(react_element_name, **properties)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cutaway.axes import Heads, Keys, Pattern
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError
+from cutaway.model.dialect_attention import DialectAttention, masked_by_hand
 from cutaway.model.hook_points import HookPoint, listening, written
 from cutaway.model.key_values import KeyValues
 from cutaway.model.listeners import HERE
@@ -33,7 +34,7 @@ KeyInput = Float[Tensor, "batch key d_model"] | Float[Tensor, "batch key kv d_mo
 PACKED = 2**16  # up to this many weights, one joint product for queries, keys and values pays for joining them
 
 
-class Attention(nn.Module):
+class Attention(DialectAttention, nn.Module):
     """One layer of attention heads.
 
     Called with the (normalised) inputs of queries, keys and values, each `[batch, pos, d_model]` or, split by
@@ -80,11 +81,6 @@ class Attention(nn.Module):
     def _kv_heads(self) -> int:
         return self.cfg.n_heads
 
-    @property
-    def OV(self) -> Any:
-        """What each head does to what it looks at, `W_V @ W_O`, as a pair of factors."""
-        return self.W_V, self.W_O
-
     def forward(
         self,
         query_input: Input,
@@ -123,7 +119,8 @@ class Attention(nn.Module):
             k, v = kept.append(k, v)
         visible = self._visible(q, k, stream)
         if touch is None and self._fusible(additive_attention_mask):
-            return self._fused(q, k, v, visible, causal_only=stream.padding is None and self._all_in_window(k))
+            plain = stream.padding is None and self._own_mask is None and self._all_in_window(k)
+            return self._fused(q, k, v, visible, causal_only=plain)
         return self.mixed(self._pattern(q, k, visible, additive_attention_mask, stream, touch), v)
 
     def mixed(self, pattern: Pattern, v: Keys) -> Heads:
@@ -136,7 +133,8 @@ class Attention(nn.Module):
 
     def _visible(self, q: Tensor, k: Tensor, stream: Stream) -> Tensor | None:
         causal = self.cfg.attention_dir == "causal"
-        return stream.visible(q.shape[1], k.shape[1], causal=causal, window=self.window, device=q.device)
+        seen = stream.visible(q.shape[1], k.shape[1], causal=causal, window=self.window, device=q.device)
+        return masked_by_hand(self, seen, q.shape[1], k.shape[1], stream)
 
     # Queries, keys and values.
 
@@ -230,13 +228,13 @@ class Attention(nn.Module):
             back = stream.back(scores.shape[-2], scores.shape[-1], scores.device)
             scores = scores + alibi_at(self.cfg.n_heads, back).to(scores.dtype)
         if visible is not None:
-            scores = scores.masked_fill_(~visible, -torch.inf)  # the product is fresh, and nobody has seen it
+            scores = scores.masked_fill_(~visible, self._ignore)  # the product is fresh, and nobody has seen it
         if additive_attention_mask is not None:
             scores = scores + additive_attention_mask
         scores = self.hook_attn_scores(scores)
         scores = scores if touch is None else touch("attn.hook_attn_scores", scores)
         pattern = scores.softmax(-1)
-        if stream.padding is not None:
+        if stream.padding is not None or self._own_mask is not None:
             pattern = pattern.masked_fill(pattern.isnan(), 0)  # the queries of padding see nothing
         pattern = self.hook_pattern(pattern)
         return (pattern if touch is None else touch("attn.hook_pattern", pattern)).to(dtype)

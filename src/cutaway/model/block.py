@@ -46,10 +46,12 @@ class TransformerBlock(nn.Module):
         before = not cfg.post_norm_only
         norm_after = RMSNorm if str(cfg.normalization_type).startswith("RMS") else LayerNorm
         self.ln1 = norm_of(cfg) if before else nn.Identity()
-        self.ln1_post = norm_after(cfg) if cfg.has_post_norms else nn.Identity()
+        if cfg.has_post_norms:
+            self.ln1_post = norm_after(cfg)
         if not cfg.attn_only:
             self.ln2 = norm_of(cfg) if before else nn.Identity()
-            self.ln2_post = norm_after(cfg) if cfg.has_post_norms else nn.Identity()
+            if cfg.has_post_norms:
+                self.ln2_post = norm_after(cfg)
         kind = Attention if cfg.n_key_value_heads is None else GroupedQueryAttention
         attn_type = "global" if cfg.window(block_index) is None else "local"
         self.attn = kind(cfg, attn_type, block_index, rotary_of)

@@ -20,11 +20,29 @@ New = Float[Tensor, "batch new kv d_head"]
 
 
 class KeyValues:
-    """The keys and values of one layer; `append` adds those of new positions and returns all."""
+    """The keys and values of one layer; `append` adds those of new positions and returns all.
 
-    def __init__(self, keys: Keys, values: Keys):
-        self._keys, self._values, self.length = keys, values, keys.shape[1]
-        self.frozen = False
+    Args:
+        past_keys, past_values: those of positions before, `[batch, key, kv, d_head]`; keys rotated, where attention rotates.
+        frozen: whether `append` leaves them as they are.
+
+    Raises:
+        ShapeError: keys and values are not of one shape.
+    """
+
+    def __init__(self, past_keys: Keys, past_values: Keys, frozen: bool = False):
+        if past_keys.ndim != 4 or past_keys.shape != past_values.shape:
+            shapes = f"{tuple(past_keys.shape)} and {tuple(past_values.shape)}"
+            raise ShapeError(f"keys and values of one layer must both be [batch, key, head, d_head], and they are {shapes}")
+        self._keys, self._values, self.length = past_keys, past_values, past_keys.shape[1]
+        self.frozen = frozen
+
+    @classmethod
+    def init_cache_entry(
+        cls, cfg: HookedTransformerConfig | dict[str, Any], device: torch.device | str | None = None, batch_size: int = 1
+    ) -> KeyValues:
+        """Those of no positions, for a batch of this size."""
+        return KeyValueCache.init_cache({**HookedTransformerConfig.unwrap(cfg).to_dict(), "n_layers": 1}, device, batch_size)[0]
 
     @property
     def past_keys(self) -> Keys:
@@ -68,11 +86,18 @@ class KeyValueCache:
     Args:
         entries: one `KeyValues` per layer.
         previous_attention_mask: `[batch, key]`, true where a position is not padding.
+        frozen: whether runs leave the cache as it is.
+
+    Raises:
+        ShapeError: entries and mask do not have as many positions as each other.
     """
 
-    def __init__(self, entries: list[KeyValues], previous_attention_mask: Int[Tensor, "batch key"]):
+    def __init__(self, entries: list[KeyValues], previous_attention_mask: Int[Tensor, "batch key"], frozen: bool = False):
         self.entries, self.previous_attention_mask = entries, previous_attention_mask
-        self.frozen = False
+        lengths = {entry.length for entry in entries} | {previous_attention_mask.shape[-1]}
+        if len(lengths) > 1:
+            raise ShapeError(f"entries and mask of a cache must have equally many positions, and they have {sorted(lengths)}")
+        self._freeze(frozen or any(entry.frozen for entry in entries))
         self._of: int | None = None  # the model that filled it
 
     def length_for(self, model: object) -> int:

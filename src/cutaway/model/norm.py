@@ -145,6 +145,15 @@ def through(point: nn.Module, x: Tensor, heads: int | None) -> Tensor:
 NORMS: dict[str, type[LayerNorm] | type[RMSNorm]] = {"LN": LayerNorm, "LNPre": LayerNormPre, "RMS": RMSNorm, "RMSPre": RMSNormPre}
 
 
+def post_norm(block: nn.Module, name: str) -> nn.Module:
+    """The norm after attention ("ln1_post") or MLP ("ln2_post") of a block; one that does nothing where there is none."""
+    found: nn.Module = getattr(block, name, NO_NORM)
+    return found
+
+
+NO_NORM = nn.Identity()
+
+
 def norm_of(cfg: HookedTransformerConfig, *, final: bool = False) -> nn.Module:
     """The norm that a configuration asks for: before attention and MLP, or before the unembedding."""
     if cfg.normalization_type is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.transformer import Transformer
+from cutaway.weights.canonical import without_buffers
 
 
 def digest(parts: Iterable[Any]) -> str:
@@ -32,7 +33,7 @@ def model_hash(model: Transformer) -> str:
     """A hash of a network's weights and architecture, the same wherever it was loaded from: what records and vectors keep."""
     skipped = ("device", "model_name", "seed", "n_devices", "init_weights", "tokenizer_name", "original_architecture")
     cfg = {name: str(value) for name, value in model.cfg.to_dict().items() if name not in skipped}
-    return digest(itertools.chain([cfg], *(_named(model, name, tensor) for name, tensor in model.state_dict().items())))
+    return digest(itertools.chain([cfg], *(_named(model, name, tensor) for name, tensor in without_buffers(model.state_dict()).items())))
 
 
 def _named(model: Transformer, name: str, tensor: Tensor) -> Iterator[Any]:

@@ -20,6 +20,7 @@ from cutaway.model import kernels
 from cutaway.model.transformer import Transformer
 from cutaway.runs.hashes import model_hash
 from cutaway.sources import files
+from cutaway.weights.canonical import without_buffers
 
 AS_PUBLISHED: dict[str, Any] = {
     "fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False,
@@ -79,7 +80,7 @@ class ModelSource:
         assert self.live is not None
         path = folder / f"model-{self.hash[:16]}.safetensors"
         if not path.exists():
-            weights = dict(self.live.state_dict())
+            weights = without_buffers(self.live.state_dict())
             files.save(path, weights, self.live.cfg, tokenizer=self.live.tokenizer, processed=True)
         return replace(self, name=str(path.resolve()), live=None)
 

@@ -84,6 +84,16 @@ ALIASES = _aliases()
 """Short name → id on the hub."""
 
 
+USUAL_LENGTHS = {"roneneldan/TinyStories": 512}
+"""Repositories whose models have more positions than they were trained on, by how their names begin; and how many those are."""
+
+
+def usual_length(name: str) -> int | None:
+    """How many positions a model is loaded with where nobody says, if fewer than it has."""
+    repo = official(name)
+    return next((length for start, length in USUAL_LENGTHS.items() if repo.startswith(start)), None)
+
+
 def official(name: str) -> str:
     """The id behind a name; a name that is no alias is an id already."""
     return ALIASES.get(name) or ALIASES.get(name.lower()) or name

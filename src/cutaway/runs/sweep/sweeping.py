@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, UnknownName, nearest
 from cutaway.executors import Executor, executor_of
+from cutaway.model.dialect_attention import has_masks
 from cutaway.model.transformer import Transformer
 from cutaway.runs.editing import ManyEdits, plainly, tokens_of
 from cutaway.runs.metrics import Metric, among_real, as_metric, settled
@@ -331,6 +332,7 @@ def task_of(
     asked = asked if real is None else among_real(asked, real, found)
     if isinstance(asked, Metric):
         asked.check(model.cfg.d_vocab_out)
+    skip = "layers" if has_masks(model.blocks.children()) else skip
     return Task(model, found, mask, cells, asked, skip, memory)
 
 

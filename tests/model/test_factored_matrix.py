@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import ShapeError
-from cutaway.runs.factored_matrix import FactoredMatrix, composition_scores
+from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
 
 SIZES = [(10, 4, 10), (10, 4, 8), (5, 9, 7), (6, 6, 6), (3, 8, 12), (9, 2, 3)]  # l, m, r
 LEADS = [(), (3,), (2, 3)]

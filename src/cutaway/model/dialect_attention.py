@@ -1,0 +1,180 @@
+"""Names of the dialect that a layer of attention has besides its forward pass: its mask, its circuits, its steps one by one.
+
+Notebooks and libraries call these; our own forward pass computes the same without them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cutaway.axes import Heads, Keys, Pattern
+from cutaway.errors import ConfigError, ShapeError
+from cutaway.model.factored_matrix import FactoredMatrix
+from cutaway.model.positions import Stream
+
+if TYPE_CHECKING:
+    from cutaway.model.attention import Attention
+
+LARGEST_KEPT = 2**14  # positions up to which state dicts hold masks: one of more is larger than the weights of a layer
+
+
+@functools.lru_cache(maxsize=4)
+def standard_mask(n_ctx: int, window: int | None, causal: bool, device: torch.device) -> Bool[Tensor, "dest src"]:
+    """Which positions each position may look at; one tensor for all layers that are alike, which nobody may write into."""
+    with torch.inference_mode(False):
+        mask = torch.ones(n_ctx, n_ctx, dtype=torch.bool, device=device)
+        mask = mask.tril() if causal else mask
+        return mask if window is None else mask.triu(1 - window)
+
+
+class DialectAttention:
+    """What the dialect calls on `blocks[i].attn`."""
+
+    in_state_dict: ClassVar[bool] = False
+    """Whether state dicts hold `mask` and `IGNORE`, as notebooks written for the dialect expect; set with the aliases."""
+
+    _own_mask: Tensor | None = None
+    _shown: tuple[Tensor, int] | None = None  # a mask that somebody was given, and its version then
+    _ignore: float = -torch.inf
+
+    @property
+    def mask(self: Any) -> Bool[Tensor, "dest src"]:
+        """Which positions (second axis) each position (first axis) may look at, `[n_ctx, n_ctx]`; can be set.
+
+        A text is held to the last rows and columns of a mask, as in the dialect, and cannot be longer than it. A mask that is
+        set can take positions away and never show later ones, since sweeps and kept keys rest on that.
+
+        Raises:
+            ShapeError: (when set) it is not square, or larger than `n_ctx`; (in a run) the text is longer than it.
+            ConfigError: (when set) it lets a position see a later one, and attention is causal.
+        """
+        self.take_written_mask()
+        if self._shown is None:
+            with torch.inference_mode(False):
+                shown = self._standing_mask().clone()
+            self._shown = shown, shown._version
+        return self._shown[0]
+
+    @mask.setter
+    def mask(self: Any, given: Tensor) -> None:
+        n_ctx = self.cfg.n_ctx
+        if given.ndim != 2 or given.shape[0] != given.shape[1] or len(given) > n_ctx:
+            square = f"[{n_ctx}, {n_ctx}], or a smaller square"
+            raise ShapeError(f"a mask {tuple(given.shape)} for {n_ctx} positions: it must be {square}")
+        given = given.detach().to(self.W_Q.device).bool()
+        if self.cfg.attention_dir == "causal" and bool(given.triu(1).any()):
+            raise ConfigError(
+                "this mask lets positions see later ones, and attention here is causal; for a network that looks both ways, "
+                "set attention_dir='bidirectional' in its configuration"
+            )
+        self._own_mask = self._shown = None
+        self._own_mask = None if torch.equal(given, self._standing_mask()) else given.clone()
+
+    def _standing_mask(self: Any) -> Tensor:
+        """The mask as it stands, which may be shared with other layers."""
+        if self._own_mask is not None:
+            own: Tensor = self._own_mask
+            return own
+        return standard_mask(self.cfg.n_ctx, self.window, self.cfg.attention_dir == "causal", self.W_Q.device)
+
+    def take_written_mask(self: Any) -> None:
+        """Set the mask that somebody was given and wrote into."""
+        if self._shown is not None and self._shown[0]._version != self._shown[1]:
+            self.mask = self._shown[0]
+
+    @property
+    def IGNORE(self: Any) -> Float[Tensor, ""]:
+        """What masked scores are: -inf, or what an older checkpoint says (-1e5); can be set."""
+        return torch.tensor(self._ignore, device=self.W_Q.device)
+
+    @IGNORE.setter
+    def IGNORE(self, given: Tensor | float) -> None:
+        self._ignore = float(given)
+
+    @property
+    def QK(self: Any) -> FactoredMatrix:
+        """What queries look for in keys, `W_Q @ W_K.T` of each head, never multiplied out."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self: Any) -> FactoredMatrix:
+        """What each head does to what it looks at, `W_V @ W_O`, never multiplied out."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def _save_to_state_dict(self: Any, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc] # (of nn.Module)
+        if self.in_state_dict and self.cfg.n_ctx <= LARGEST_KEPT:
+            self.take_written_mask()
+            destination |= {f"{prefix}mask": self._standing_mask(), f"{prefix}IGNORE": self.IGNORE}
+
+    # The steps of the dialect's forward pass.
+
+    def calculate_qkv_matrices(
+        self: Any, query_input: Tensor, key_input: Tensor, value_input: Tensor
+    ) -> tuple[Heads, Keys, Keys]:
+        """Queries, keys and values after their sites, before they are rotated."""
+        q, k, v = self.project(query_input, key_input, value_input)
+        return (self.normed(q, self.q_norm), self.normed(k, self.k_norm), v) if self.cfg.use_qk_norm else (q, k, v)
+
+    def calculate_attention_scores(self: Any, q: Heads, k: Keys) -> Float[Tensor, "batch head dest src"]:
+        """Scores before any mask, capped where the model caps them."""
+        k = self._for_all_heads(k, q.shape[2])
+        scores = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) / self.attn_scale
+        cap = self.cfg.attn_scores_soft_cap
+        return cap * torch.tanh(scores / cap) if cap > 0 else scores
+
+    def apply_causal_mask(
+        self: Any,
+        attn_scores: Float[Tensor, "batch head dest src"],
+        past_kv_pos_offset: int = 0,
+        attention_mask: Tensor | None = None,
+    ) -> Float[Tensor, "batch head dest src"]:
+        """Scores with `IGNORE` where a query may not look; `attention_mask [batch, src]` is 0 at padding."""
+        dest, src = attn_scores.shape[-2:]
+        if src != dest + past_kv_pos_offset:
+            raise ShapeError(f"{src} keys for {dest} queries after {past_kv_pos_offset} kept positions")
+        seen = self._standing_mask()[None, None, -src:, -src:][:, :, past_kv_pos_offset:]
+        if attention_mask is not None:
+            seen = seen & attention_mask.bool()[:, None, None, :]
+        return attn_scores.masked_fill(~seen.to(attn_scores.device), self._ignore)
+
+    def calculate_z_scores(self: Any, v: Keys, pattern: Pattern) -> Heads:
+        """What each head has seen, after its site."""
+        z: Heads = self.hook_z(self.mixed(pattern, v))
+        return z
+
+    def apply_rotary(self: Any, x: Heads, past_kv_pos_offset: int = 0, attention_mask: Tensor | None = None) -> Heads:
+        """Queries or keys rotated by the positions of their tokens."""
+        if self.rotary is None:
+            raise ConfigError("this attention does not rotate: positional_embedding_type is not 'rotary' in this layer")
+        padding = None if attention_mask is None else attention_mask.bool()
+        turned: Heads = self.rotary.rotate(x, Stream(past_kv_pos_offset, padding))
+        return turned
+
+
+def has_masks(blocks: Iterable[Any]) -> bool:
+    """Whether somebody set the mask of a layer, which shortcuts know nothing of."""
+    layers = [block.attn for block in blocks if isinstance(getattr(block, "attn", None), DialectAttention)]
+    for attention in layers:
+        attention.take_written_mask()
+    return any(attention._own_mask is not None for attention in layers)
+
+
+def masked_by_hand(attention: Attention, seen: Tensor | None, dest: int, src: int, stream: Stream) -> Tensor | None:
+    """Which keys each query may look at, where somebody set the mask: as always, and as that says."""
+    attention.take_written_mask()
+    own = attention._own_mask
+    if own is None:
+        return seen
+    columns = stream.back(dest, src, own.device)[:, 0]  # of the queries
+    first = len(own) - src
+    if first < 0:
+        raise ShapeError(f"a text of {src} tokens, and attn.mask was set to one of {len(own)} positions")
+    allowed = own[first + columns][:, first:][None, None]
+    return allowed if seen is None else seen & allowed.to(seen.device)

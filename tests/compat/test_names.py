@@ -1,0 +1,150 @@
+"""Names and small behaviours that published notebooks and libraries rely on: the lists are kept here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+import torch
+
+from cutaway import compat
+from cutaway.compat.evals import IOIDataset
+from cutaway.errors import ConfigError, ShapeError, TokenError
+from cutaway.model.key_values import KeyValueCache, KeyValues
+from cutaway.sources import hub
+from tests.architectures import network, some_tokens
+
+MODULES = {
+    "transformer_lens": "ActivationCache EasyTransformer FactoredMatrix HookedTransformer HookedTransformerConfig evals "
+    "utils patching "
+    "head_detector hook_points components train loading_from_pretrained torchtyping_helper SVDInterpreter",
+    "transformer_lens.HookedTransformer": "HookedRootModule Loss HookPoint HookedTransformerConfig HookedTransformer Output "
+    "ActivationCache FactoredMatrix HookedTransformerKeyValueCache",
+    "transformer_lens.HookedTransformerConfig": "HookedTransformerConfig",
+    "transformer_lens.config.HookedTransformerConfig": "HookedTransformerConfig",
+    "transformer_lens.HookedRootModule": "HookedRootModule",
+    "transformer_lens.SVDInterpreter": "SVDInterpreter",
+    "transformer_lens.hook_points": "HookPoint HookedRootModule HookFunction LensHandle NamesFilter",
+    "transformer_lens.components": "Embed Unembed PosEmbed LayerNorm LayerNormPre RMSNorm RMSNormPre Attention "
+    "AbstractAttention "
+    "GroupedQueryAttention MLP GatedMLP MoE TransformerBlock",
+    "transformer_lens.components.mlps.can_be_used_as_mlp": "CanBeUsedAsMLP",
+    "transformer_lens.utilities.attention": "simple_attn_linear complex_attn_linear",
+    "transformer_lens.utils": "get_act_name to_numpy test_prompt Slice lm_cross_entropy_loss lm_accuracy sample_logits "
+    "gelu_new "
+    "gelu_fast solu get_corner remove_batch_dim composition_scores transpose is_square is_lower_triangular check_structure "
+    "get_device "
+    "tokenize_and_concatenate get_dataset keep_single_column get_attention_mask get_offset_position_ids print_gpu_mem "
+    "download_file_from_hf clear_huggingface_cache USE_DEFAULT_VALUE",
+    "transformer_lens.loading_from_pretrained": "get_basic_config get_pretrained_model_config get_official_model_name "
+    "OFFICIAL_MODEL_NAMES MODEL_ALIASES DEFAULT_MODEL_ALIASES make_model_alias_map get_checkpoint_labels fill_missing_keys "
+    "Config",
+    "transformer_lens.head_detector": "detect_head ErrorMeasure",
+    "transformer_lens.evals": "IOIDataset ioi_eval sanity_check evaluate induction_loss",
+    "transformer_lens.past_key_value_caching": "HookedTransformerKeyValueCache HookedTransformerKeyValueCacheEntry",
+    "transformer_lens.torchtyping_helper": "T",
+    "circuitsvis.utils.render": "RenderedHTML render render_cdn render_local",
+    "transformers.models.gpt2.tokenization_gpt2_fast": "GPT2TokenizerFast",
+    "transformers.models.llama.tokenization_llama_fast": "LlamaTokenizerFast",
+    "transformers.generation_utils": "GenerationMixin",
+}
+ON_A_MODEL = (
+    "input_to_embed get_residual get_pos_offset check_and_add_hook sample_datapoint load_sample_training_dataset hook_dict "
+    "mod_dict "
+    "add_caching_hooks get_caching_hooks check_hooks_to_add to_single_token to_single_str_token get_token_position "
+    "accumulated_bias "
+    "all_composition_scores all_head_labels center_writing_weights center_unembed fold_layer_norm fold_value_biases "
+    "process_weights_ "
+    "load_and_process_state_dict set_use_attn_result set_use_split_qkv_input set_use_attn_in set_use_hook_mlp_in QK OV W_E "
+    "W_U b_U"
+)
+ON_ATTENTION = (
+    "mask IGNORE QK OV apply_rotary apply_causal_mask calculate_qkv_matrices calculate_attention_scores calculate_z_scores "
+    "W_Q W_K W_V "
+    "W_O b_Q b_K b_V b_O hook_q hook_k hook_v hook_z hook_pattern hook_attn_scores hook_result"
+)
+
+
+@pytest.fixture(autouse=True)
+def aliases() -> object:
+    compat.install()
+    yield
+    compat.uninstall()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_that_published_sources_import(module: str) -> None:
+    lacking = [name for name in MODULES[module].split() if not hasattr(import_module(module), name)]
+    assert lacking == []
+
+
+def test_attributes_that_published_sources_use() -> None:
+    model = network("gpt2")
+    assert [name for name in ON_A_MODEL.split() if not hasattr(model, name)] == []
+    assert [name for name in ON_ATTENTION.split() if not hasattr(model.blocks[0].attn, name)] == []
+    everything = sum(parameter.numel() for name, parameter in model.named_parameters() if ".W_" in name)
+    assert model.cfg.n_params_total == everything
+
+
+def test_parameters_come_in_the_order_of_the_dialect() -> None:
+    """TransformerLens 2.18 of the same configuration; a seed draws weights in this order."""
+    block = [name.removeprefix("blocks.0.") for name, _ in network("gpt2").named_parameters() if name.startswith("blocks.0.")]
+    attention = [f"attn.{name}" for name in ("W_Q", "W_O", "b_Q", "b_O", "W_K", "W_V", "b_K", "b_V")]
+    assert block[:12] == ["ln1.w", "ln1.b", "ln2.w", "ln2.b", *attention]
+    assert block[12:] == ["mlp.W_in", "mlp.W_out", "mlp.b_in", "mlp.b_out"]
+
+
+@torch.no_grad()
+def test_kept_keys_and_values_may_be_built_by_hand() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    _, cache = model.run_with_cache(tokens[:, :5])
+    entries = [KeyValues(past_keys=cache["k", layer], past_values=cache["v", layer]) for layer in (0, 1)]
+    kept = KeyValueCache(entries=entries, previous_attention_mask=torch.ones(3, 5, dtype=torch.long))
+    torch.testing.assert_close(model(tokens[:, 5:], past_kv_cache=kept), model(tokens)[:, 5:])
+    assert KeyValues.init_cache_entry(model.cfg, "cpu", 3).past_keys.shape == (3, 0, 4, 6)
+    with pytest.raises(ShapeError, match="equally many positions"):
+        KeyValueCache(entries=entries[:1], previous_attention_mask=torch.ones(3, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize("error", [ConfigError, ShapeError, TokenError])
+def test_where_the_dialect_asserts_our_errors_are_assertion_errors_too(error: type[Exception]) -> None:
+    assert issubclass(error, AssertionError) and issubclass(error, ValueError)
+
+
+def test_one_row_is_decoded_token_by_token_while_the_aliases_stand() -> None:
+    code = (
+        "import torch, transformers, cutaway.compat as c\n"
+        "from tokenizers import Tokenizer, models\n"
+        "words = Tokenizer(models.WordLevel({'a': 0, 'b': 1, 'u': 2}, unk_token='u'))\n"
+        "tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words)\n"
+        "plain = tokenizer.batch_decode([0, 1])\n"
+        "c.install()\n"
+        "assert tokenizer.batch_decode(torch.tensor([0, 1])) == tokenizer.batch_decode([0, 1]) == ['a', 'b']\n"
+        "assert tokenizer.batch_decode(torch.tensor([[0, 1]])) == ['a b'] and tokenizer.batch_decode([[0], [1]]) == ['a', "
+        "'b']\n"
+        "c.uninstall()\n"
+        "assert tokenizer.batch_decode([0, 1]) == plain\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_sentences_are_those_of_the_dialect_unless_a_seed_is_given() -> None:
+    samples = IOIDataset(None, num_samples=4).samples
+    assert all(sample == samples[0] for sample in samples)
+    seeded = [IOIDataset(None, num_samples=40, seed=seed).samples for seed in (1, 1, 2)]
+    assert seeded[0] == seeded[1] != seeded[2] and len({sample["text"] for sample in seeded[0]}) > 5
+
+
+@pytest.mark.parametrize(("name", "length"), [("tiny-stories-33M", 512), ("roneneldan/TinyStories-1M", 512), ("gpt2", None)])
+def test_models_are_as_long_as_they_are_there(name: str, length: int | None) -> None:
+    assert hub.usual_length(name) == length
+
+
+def test_figures_by_the_names_of_components() -> None:
+    from cutaway.compat.visuals import render, render_cdn
+
+    attention = torch.full((2, 3, 3), 0.5)
+    figure = render("AttentionPatterns", tokens=["a", "b", "c"], attention=attention, attentionHeadNames=["x", "y"])
+    assert "x" in str(figure) and render_cdn("Hello", name="you").startswith("<")
