@@ -7,7 +7,7 @@ so that installing costs nothing. What is handed out is cutaway's own object, ne
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -108,7 +108,7 @@ class Alias(ModuleType):
 class AliasFinder(MetaPathFinder, Loader):
     """Finds the aliases, before the import system looks for installed packages of these names."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         """The module of this name; None where it is none of ours to answer for.
 
         Raises:
