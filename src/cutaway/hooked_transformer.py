@@ -27,7 +27,6 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.editing import AnyEdits, edited
 from cutaway.runs.generation import Sampling, generate
-from cutaway.sources import sample_texts
 from cutaway.weights import canonical, processing
 
 StateDict = dict[str, Tensor]
@@ -384,6 +383,8 @@ class HookedTransformer(Transformer):
         Raises:
             ConfigError: on what models of this architecture were trained is not known.
         """
+        from cutaway.sources import sample_texts  # (takes the hub's library)
+
         self.dataset = sample_texts.get_dataset_of(self.cfg.original_architecture, **kwargs)
 
     def sample_datapoint(self, tokenize: bool = False, prepend_bos: bool | None = None, padding_side: str | None = None) -> Any:
