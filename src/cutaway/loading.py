@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
 from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.model import placement
-from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.dialect_attention import DialectAttention
+from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.transformer import Transformer
 from cutaway.sources import adapters, files, folders, gguf, hub, objects, packages, toys, wrapped
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
