@@ -33,7 +33,8 @@ def model_hash(model: Transformer) -> str:
     """A hash of a network's weights and architecture, the same wherever it was loaded from: what records and vectors keep."""
     skipped = ("device", "model_name", "seed", "n_devices", "init_weights", "tokenizer_name", "original_architecture")
     cfg = {name: str(value) for name, value in model.cfg.to_dict().items() if name not in skipped}
-    return digest(itertools.chain([cfg], *(_named(model, name, tensor) for name, tensor in without_buffers(model.state_dict()).items())))
+    weights = without_buffers(model.state_dict())
+    return digest(itertools.chain([cfg], *(_named(model, name, tensor) for name, tensor in weights.items())))
 
 
 def _named(model: Transformer, name: str, tensor: Tensor) -> Iterator[Any]:
