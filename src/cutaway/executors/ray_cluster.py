@@ -120,8 +120,10 @@ def line(ray: Any, workers: int) -> str:
     """What runs where, in one line."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     hosts = ", ".join(sorted({str(node["NodeManagerHostname"]) for node in nodes}))
-    dashboard = ray.get_runtime_context().gcs_address if not (url := _dashboard(ray)) else f"dashboard http://{url}"
-    return f"Ray: {workers} worker{'s' * (workers != 1)} on {len(nodes)} node{'s' * (len(nodes) != 1)} ({hosts}); {dashboard}"
+    seen = (
+        f"dashboard http://{url}" if (url := _dashboard(ray)) else f"no dashboard, head {ray.get_runtime_context().gcs_address}"
+    )
+    return f"Ray: {workers} worker{'s' * (workers != 1)} on {len(nodes)} node{'s' * (len(nodes) != 1)} ({hosts}); {seen}"
 
 
 def _dashboard(ray: Any) -> str:
