@@ -11,6 +11,7 @@ from torch import Tensor
 
 import cutaway
 from cutaway import metrics
+from cutaway.circuits.graph import Graph
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs import edits
 from cutaway.runs.editing import run
@@ -71,6 +72,85 @@ def norm_scales(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
     return cutaway.norm_scales(model, tokens).values.data.nan_to_num(), "*bp"
 
 
+def pathways(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return cutaway.pathways(model, tokens, layer=1, biases=True).values.data.nan_to_num(), "*bp"
+
+
+def scores_by_key(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return cutaway.scores_by_key(model, "1.0", tokens).data, "*bps"
+
+
+def logits_by_source(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return cutaway.logits_by_source(model, "1.1", tokens.roll(-1, 1), tokens).data, "*bts"
+
+
+def outputs_by_component(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return cutaway.outputs_by_component(model, 1, tokens)[0].movedim(-1, 0), "*bp"
+
+
+def attribute_all_tokens(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    found = cutaway.attribute_all_tokens(model, tokens, examples=range(len(tokens))).values
+    order = [found.axes.index(axis) for axis in ("component", "token", "batch", "pos")]
+    return found.data.permute(order), "*bp"
+
+
+def average_over(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    found = cutaway.average_over(model, lambda query, key: query == key, tokens)
+    return found.data, "*b"
+
+
+def likeliest_tokens(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    rows = [cutaway.likeliest_tokens(model, tokens, k=3, example=row) for row in range(len(tokens))]
+    return torch.tensor([[value for _, value in row] for row in rows]).T, "*b"
+
+
+def ablate_heads(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return cutaway.ablate_heads(model, tokens, kinds=["zero"], audit=1).values.data.nan_to_num(), "*bt"
+
+
+def other(tokens: Tensor) -> Tensor:
+    """The same texts with every letter another."""
+    return torch.where(tokens < len(LETTERS), (tokens + 3) % len(LETTERS), tokens)
+
+
+DIFFERENCE = metrics.logit_difference([1], [2])
+EDGES = [("embed", "0.0.v"), ("0.0", "1.1.q"), ("embed", "logits"), ("1.1", "logits")]
+
+
+def patch(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    found = cutaway.patch(model, tokens, other(tokens), DIFFERENCE, kinds=["z"], audit=1)
+    ends = torch.stack(found.by_example).float()
+    return torch.cat([found.sweeps["z"].values.data.flatten(0, -2).float(), ends]), "*b"
+
+
+def path_patch(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    found = cutaway.path_patch(model, tokens, other(tokens), DIFFERENCE, receivers=["1.0.v", "logits"], audit=1)
+    return found.values.data.nan_to_num(), "*b"
+
+
+def edge_attribution(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return cutaway.edge_attribution(model, tokens, other(tokens), DIFFERENCE, steps=2).each.movedim(0, -1).nan_to_num(), "*b"
+
+
+def edge_effects(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    found = cutaway.edge_effects(model, tokens, other(tokens), DIFFERENCE, edges=EDGES)
+    return found.each.movedim(0, -1).nan_to_num(), "*b"
+
+
+def some_edges(model: Any) -> Tensor:
+    mask = Graph(model.cfg).mask
+    return mask & (torch.arange(mask.numel()).reshape(mask.shape) % 3 > 0)
+
+
+def run_circuit(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return cutaway.run_circuit(model, tokens, other(tokens), some_edges(model)), "bp"
+
+
+def circuit_runner(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    runner = cutaway.CircuitRunner(model, tokens, other(tokens), DIFFERENCE)
+    return torch.stack([runner.clean, runner.ablated, runner.values(some_edges(model))]), "*b"
+
+
 def swept(make: Callable[[Tensor], Any]) -> Callable[[Any, Tensor], tuple[Tensor, str]]:
     def sweep(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
         return cutaway.sweep(model, tokens, heads(), make(tokens), audit=1).values.data, "*b"
@@ -97,10 +177,40 @@ METRICS: dict[str, Callable[[Tensor], Any]] = {
 LAW: dict[str, tuple[Callable[[Any, Tensor], tuple[Tensor, str]], list[str]]] = {
     "logits": (logits, TEXTS), "loss per token": (loss_per_token, TEXTS), "attribute": (attribute, TEXTS),
     "lens": (lens, TEXTS), "predict": (predict, TEXTS), "head_scores": (head_scores, LONG),
-    "norm_scales": (norm_scales, TEXTS),
+    "norm_scales": (norm_scales, TEXTS), "pathways": (pathways, TEXTS), "scores_by_key": (scores_by_key, TEXTS),
+    "logits_by_source": (logits_by_source, TEXTS), "outputs_by_component": (outputs_by_component, TEXTS),
+    "attribute_all_tokens": (attribute_all_tokens, TEXTS), "average_over": (average_over, LONG),
+    "likeliest_tokens": (likeliest_tokens, TEXTS), "ablate_heads": (ablate_heads, TEXTS), "patch": (patch, LONG),
+    "path_patch": (path_patch, LONG), "edge_attribution": (edge_attribution, LONG), "edge_effects": (edge_effects, LONG),
+    "run_circuit": (run_circuit, LONG), "CircuitRunner": (circuit_runner, LONG),
     **{f"sweep, {name}": (swept(make), LONG) for name, make in METRICS.items()},
     **{f"run, {name}": (once(make), LONG) for name, make in METRICS.items()},
 }  # fmt: skip
+
+
+NOT_FOR = {("scores_by_key", "llama"): "rotated keys are no sum over components"}
+
+# Front-door names that the law above leaves out, and why; a new name belongs here or there.
+ELSEWHERE = {
+    "a class or a module": "HookedTransformerConfig CharTokenizer HookPoint HookedRootModule FactoredMatrix Sampling Prompts"
+    " Circuit SteeringVector edits errors explain grids metrics programs records tasks view collect executors __version__",
+    "reads weights, not texts": "composition copying duplicate_detectors responsible_heads ov_circuit path_circuit qk_circuit"
+    " compile_program",
+    "makes its own inputs, all of one length": "random_repeats on_random_repeats hill_climb behaviour behaviour_names",
+    "compared with transformers, a text at a time": "verify",
+    "counts what a sweep would cost": "plan",
+    "runs other names of the law on the prompts that it is given": "faithfulness find_circuit stability recovery",
+    "has a law of its own below": "HookedTransformer ActivationCache contrast_vectors activation_addition max_activating_texts"
+    " dose_response separability patching",
+    "generates, which has a law of its own below; one text at a time": "steered_texts steer Steer steering_target edited",
+}
+
+
+def test_every_public_name_is_in_the_law_or_has_a_reason() -> None:
+    reasons = [name for names in ELSEWHERE.values() for name in names.split()]
+    held = {name.partition(",")[0] for name in LAW}
+    assert len(set(reasons)) == len(reasons) and not held & set(reasons)
+    assert set(cutaway.__all__) == (held & set(cutaway.__all__)) | set(reasons)
 
 
 def of_row(found: Tensor, axes: str, row: int, real: Tensor) -> Tensor:
@@ -108,6 +218,9 @@ def of_row(found: Tensor, axes: str, row: int, real: Tensor) -> Tensor:
     at = real[row].nonzero().flatten()
     if axes.endswith("b"):
         return found[..., row]
+    if axes.endswith("s"):  # sources as well
+        seen = at[:-1] if axes == "*bts" else at
+        return found[..., row, :, :][..., seen, :][..., at]
     part = found[..., row, :] if axes.startswith("*") or axes in ("bt", "bn") else found[row]
     if axes == "bn":
         return part[at[:-1]]
@@ -121,6 +234,8 @@ def of_row(found: Tensor, axes: str, row: int, real: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", LAW)
 def test_a_text_in_a_batch_gets_the_numbers_that_it_gets_alone(name: str, kind: str, side: str) -> None:
     function, texts = LAW[name]
+    if (name, kind) in NOT_FOR:
+        pytest.skip(NOT_FOR[name, kind])
     model = model_for(kind, side)
     tokens, real = padded(model, texts, side)
     together, axes = function(model, tokens)
@@ -148,6 +263,69 @@ def test_steering_vectors_read_the_last_real_token(side: str) -> None:
     vector = cutaway.contrast_vectors(model, TEXTS[:2], TEXTS[2:], [1], position=-1)[1].values[0]
     ends = [model.run_with_cache(model.to_tokens(text))[1]["resid_pre", 1][0, -1] for text in TEXTS]
     assert torch.allclose(vector, (ends[0] + ends[1] - ends[2] - ends[3]) / 2, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("over", [("batch", "pos"), ("batch",)])
+def test_means_count_real_tokens(side: str, over: tuple[str, ...]) -> None:
+    model = model_for("gpt2", side)
+    tokens, real = padded(model, LONG, side)
+    kept = model.run_with_cache(tokens, attention_mask=real.long())[1]
+    z = kept["blocks.0.attn.hook_z"]
+    whole = over == ("batch", "pos")
+    columns = [z[real].mean(0) if whole else z[real[:, at], at].mean(0) for at in range(z.shape[1])]
+    by_hand = edits.replace(torch.stack(columns)[None]).at(("z", 0))
+    metric = metrics.loss(tokens)
+    expected = run(model, tokens, edits=[by_hand], metric=metric).value
+    own = [edits.mean(over=over).at(("z", 0))]
+    assert torch.allclose(run(model, tokens, edits=own, metric=metric).value, expected, atol=1e-5)
+    swept = cutaway.sweep(model, tokens, [own], metric, audit=1)
+    assert torch.allclose(swept.values.data[0], expected, atol=1e-5)
+    of_cache = [edits.mean(kept, over=over, mask=real).at(("z", 0))]
+    assert torch.allclose(run(model, tokens, edits=of_cache, metric=metric).value, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_means_of_circuits_count_real_tokens(side: str) -> None:
+    """With everything ablated by the mean over positions, what a text gets depends on no padding: both sides are one."""
+    model, other_side = model_for("gpt2", side), "left" if side == "right" else "right"
+    found = []
+    for one in (side, other_side):
+        model.default_padding_side = one
+        runner = cutaway.CircuitRunner(model, padded(model, LONG, one)[0], None, DIFFERENCE, ablation="mean over positions")
+        found.append(torch.stack([runner.clean, runner.ablated, runner.values(some_edges(model))]))
+    assert torch.allclose(*found, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_texts_that_activate_are_found_without_padding(side: str) -> None:
+    model = model_for("gpt2", side)
+    features = ["0.mlp.1", "0.1", "embed"]
+    together = cutaway.max_activating_texts(model, features, padded(model, TEXTS, side)[0])
+    apart = cutaway.max_activating_texts(model, features, TEXTS, batch_size=1)
+    assert together.positions == apart.positions and together.counts.tolist() == apart.counts.tolist()
+    assert torch.allclose(together.values.data, apart.values.data, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_directions_are_told_apart_at_each_texts_end(side: str) -> None:
+    model = model_for("gpt2", side)
+    positive, negative = ["abca", "ab", "abcde"], ["hg", "hgfe", "h"]
+    found = cutaway.separability(model, positive, negative, [1])
+    ends = [model.run_with_cache(model.to_tokens(text))[1]["resid_pre", 1][0, -1] for text in positive + negative]
+    plus, minus = sum(ends[:3]) / 3, sum(ends[3:]) / 3
+    unit = (plus - minus) / (plus - minus).norm()
+    expected = torch.stack([(one - (plus + minus) / 2) @ unit for one in ends])
+    assert torch.allclose(found.projections.data[0], expected, atol=1e-4)
+    answers = cutaway.steering_target(1)
+    along = cutaway.contrast_vectors(model, positive, negative, [1])
+    together = cutaway.dose_response(model, along, positive, answers, [0.5, 2.0], random=0, shuffled=0).values.data
+    for row, text in enumerate(positive):
+        alone = cutaway.dose_response(model, along, [text], answers, [0.5, 2.0], random=0, shuffled=0).values.data
+        assert torch.allclose(together[..., row], alone[..., 0], atol=1e-4)
+    vector = cutaway.contrast_vectors(model, positive, negative, [1], position="mean")[1].values[0]
+    means = [model.run_with_cache(model.to_tokens(text))[1]["resid_pre", 1][0].mean(0) for text in positive + negative]
+    assert torch.allclose(vector, (sum(means[:3]) - sum(means[3:])) / 3, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

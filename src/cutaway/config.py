@@ -200,8 +200,8 @@ class HookedTransformerConfig:
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise ConfigError(f"{field}={value} must be positive")
-        if self.eps < 0 or self.attn_scale == 0:
-            raise ConfigError(f"eps={self.eps} must not be negative, nor attn_scale={self.attn_scale} zero")
+        if self.eps <= 0 or self.attn_scale == 0:
+            raise ConfigError(f"eps={self.eps} must be positive, and attn_scale={self.attn_scale} not zero")
 
     def _check_number(self, field: str, value: Any, declared: str) -> None:
         """Beyond these bounds float32 has zero or infinity, and a whole number may be longer than any float."""

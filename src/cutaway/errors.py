@@ -36,6 +36,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of a message
+
 
 class CutawayError(Exception):
     """The root of every error that cutaway raises on purpose.
@@ -44,7 +46,10 @@ class CutawayError(Exception):
     """
 
     def __str__(self) -> str:  # KeyError would show the repr
-        return str(self.args[0]) if self.args else ""
+        said = str(self.args[0]) if self.args else ""
+        if len(said) <= LONGEST:
+            return said
+        return f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"  # it quotes something of any length
 
 
 class ConfigError(CutawayError, ValueError, AssertionError):

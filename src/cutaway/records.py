@@ -187,10 +187,13 @@ def _digest(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest(parts)
 
 
+Dtype = Literal["torch.float32", "torch.float64", "torch.float16", "torch.bfloat16"]
+
+
 class _Model(msgspec.Struct):
     name: str
     hash: str
-    dtype: Literal["torch.float32", "torch.float64", "torch.float16", "torch.bfloat16"]
+    dtype: Dtype
 
 
 Count = Annotated[int, Meta(ge=0, le=10**7)]
@@ -204,7 +207,7 @@ class _Options(msgspec.Struct):
     skip: str
     seed: Annotated[int, Meta(ge=-(2**62), le=2**62)]
     memory: Annotated[int, Meta(ge=0, le=2**60)] | None = None
-    dtype: str | None = None
+    dtype: Dtype | None = None
     baseline: Count = 0
 
 

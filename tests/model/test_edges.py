@@ -259,7 +259,7 @@ def test_starting_after_stopping_and_losses_of_a_stopped_run_are_refused() -> No
     ],
 )  # fmt: skip
 def test_an_option_that_can_have_no_effect_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"can have no effect|must not be negative"):
+    with pytest.raises(ConfigError, match=r"can have no effect|must not be negative|must be positive"):
         speaking().generate("ab", 2, verbose=False, **options)
 
 

@@ -21,7 +21,7 @@ from cutaway.analysis.score_pathways import (
     sites_into,
     visible_only,
 )
-from cutaway.analysis.shared import Subject, answers_of, kept, network, run_for, scale_of
+from cutaway.analysis.shared import Subject, answers_of, kept, network, real_tokens, run_for, scale_of
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.components import head as head_at
 from cutaway.model.components import norm_after, parse_head
@@ -64,7 +64,8 @@ def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
     keys = linear(parts, attn.W_K.detach()[one].to(parts.dtype))
     queries = kept(cache, f"blocks.{layer}.attn.hook_q")[:, :, one]
     scores = torch.einsum("bdh,cbsh->cbds", queries, keys) / attn.attn_scale
-    scores = visible_only(scores, attn.window, causal=model.cfg.attention_dir == "causal")
+    real = None if tokens is None else real_tokens(model, tokens)[1]
+    scores = visible_only(scores, attn.window, causal=model.cfg.attention_dir == "causal", real=real)
     return Labelled(scores, ("component", "batch", "dest", "src"), {"component": labels}, "part of the attention score")
 
 

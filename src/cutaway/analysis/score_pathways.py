@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cutaway.analysis.shared import KeptSites, Subject, head_names, kept, network, run_for
+from cutaway.analysis.shared import KeptSites, Subject, head_names, kept, network, real_tokens, run_for
 from cutaway.errors import ConfigError, UnknownName
 from cutaway.model.attention import project
 from cutaway.model.components import POS_EMBED, Component, norm_before, parse_writers, reaches, sites, writers
@@ -132,7 +132,8 @@ def pathways(
     """How much each pair of components contributes to the attention scores of a layer, by head, example and position.
 
     The scores are those before masking, divided by the attention scale; the norm is over the keys that the query
-    sees (all keys with `causal=False`).
+    sees (all keys with `causal=False`), padding left out; queries that are padding have NaN. A cache does not know its padding:
+    give its tokens too.
 
     Args:
         components: which to pair (labels such as `embed`, `pos_embed`, `0.1`, `0.bias`, `0.mlp`); all where None.
@@ -145,6 +146,7 @@ def pathways(
         raise ConfigError("this network normalises queries and keys, so its scores are no sum over components")
     chosen = None if components is None else _before(model, layer, components)
     cache = run_for(subject, tokens, sites_into(model, layer, chosen), "pathways")
+    real = None if tokens is None else real_tokens(model, tokens)[1]
     parts, labels = components_looked_up(cache, layer, chosen)
     q, k = (projected(model, layer, parts, which) for which in "qk")
     if biases:
@@ -158,13 +160,19 @@ def pathways(
     for a, query in enumerate(q):
         for b, key in enumerate(k):
             scores = torch.einsum("bqhd,bkhd->hbqk", query, key) / attn.attn_scale
-            scores = visible_only(scores, attn.window, causal=causal)
+            scores = visible_only(scores, attn.window, causal=causal, real=real)
             total = total + scores
-            sizes.append(scores.norm(dim=-1))
+            sizes.append(_size(scores, real))
             names.append(f"Q={labels[a]}, K={labels[b]}")
     heads = {"head": head_names(cfg, [layer])}
     values = Labelled(torch.stack(sizes), ("pair", "head", "batch", "pos"), {"pair": names} | heads, "norm of scores")
-    return Pathways(values, Labelled(total.norm(dim=-1), ("head", "batch", "pos"), heads, "norm of all scores"))
+    return Pathways(values, Labelled(_size(total, real), ("head", "batch", "pos"), heads, "norm of all scores"))
+
+
+def _size(scores: Float[Tensor, "head batch dest src"], real: Bool[Tensor, "batch dest"] | None) -> Tensor:
+    """The norm over keys; NaN where the query is padding."""
+    size = scores.norm(dim=-1)
+    return size if real is None else size.masked_fill(~real.to(size.device), torch.nan)
 
 
 def _before(model: Transformer, layer: int, components: Sequence[str]) -> list[Component]:
@@ -198,7 +206,14 @@ def _weights(model: Transformer, layer: int, which: str) -> Float[Tensor, "head 
     return weights.detach()
 
 
-def visible_only(scores: Float[Tensor, "*any dest src"], window: int | None, *, causal: bool) -> Float[Tensor, "*any dest src"]:
-    """The scores, 0 where the key is hidden from the query."""
+def visible_only(
+    scores: Float[Tensor, "*any batch dest src"],
+    window: int | None,
+    *,
+    causal: bool,
+    real: Bool[Tensor, "batch src"] | None = None,
+) -> Float[Tensor, "*any batch dest src"]:
+    """The scores, 0 where the key is hidden from the query or is padding."""
     seen = Stream().visible(scores.shape[-2], scores.shape[-1], causal=causal, window=window, device=scores.device)
-    return scores if seen is None else scores.masked_fill(~seen[0, 0], 0)
+    scores = scores if seen is None else scores.masked_fill(~seen[0, 0], 0)
+    return scores if real is None else scores.masked_fill(~real.to(scores.device)[:, None], 0)

@@ -48,7 +48,7 @@ class CircuitRunner:
         self.over = self.tokens if over is None else as_pair(model, over, None, "mean")[0]
         if ablation.startswith("mean") and self.over.shape[1] != self.tokens.shape[1]:
             raise ShapeError(f"means over prompts of {self.over.shape[1]} tokens do not fit prompts of {self.tokens.shape[1]}")
-        self.wanted = metric.wanted(*self.tokens.shape)
+        self.wanted = self.metric.wanted(*self.tokens.shape)
         numbers = len(self.graph.writers) * self.tokens.shape[1] * model.cfg.d_model
         self._room, self._keep = max(1, ROOM // numbers), len(self.tokens) * numbers <= KEPT
         self._kept: list[tuple[slice, Written]] = []

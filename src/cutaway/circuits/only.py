@@ -123,9 +123,9 @@ def _ablated(model: Transformer, tokens: Tensor, source: Tensor | None, mean: Te
 def _mean(model: Transformer, what: OnlyCircuit, length: int) -> Tensor:
     """Means `[writer, pos, d_model]` for so many positions."""
     assert what.over is not None
-    mean = mean_parts(model, what.over)
+    mean = mean_parts(model, what.over, by_position=what.ablation == "mean")
     if what.ablation == "mean over positions":
-        return mean.mean(1, keepdim=True).expand(-1, length, -1)
+        return mean.expand(-1, length, -1)
     if mean.shape[1] < length:
         raise ShapeError(
             f"the means of this circuit are over prompts of {mean.shape[1]} tokens, position by position, and the run has "

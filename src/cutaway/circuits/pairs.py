@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.analysis.shared import aligned, as_tokens
+from cutaway.analysis.shared import aligned, as_tokens, real_tokens
 from cutaway.circuits.components import Written, written
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model.transformer import Transformer
@@ -50,9 +50,8 @@ def as_pair(model: Transformer, clean: Any, corrupted: Any, ablation: str = "res
 def metric_on(model: Transformer, metric: Any, clean: Any) -> Any:
     """The metric in the model's tokens; on rows that are padded it reads no padding."""
     asked = settled(metric, model, clean)
-    if not isinstance(clean, Prompts) or bool(clean.mask.all()):
-        return asked
-    return among_real(asked, clean.mask, clean.tokens)
+    tokens, real = real_tokens(model, clean)
+    return asked if real is None else among_real(asked, real, tokens)
 
 
 def ablated(model: Transformer, ablation: str, tokens: Tensor, source: Tensor | None, over: Tensor) -> Written:
@@ -71,17 +70,20 @@ def ablated(model: Transformer, ablation: str, tokens: Tensor, source: Tensor | 
             len(first.parts), *tokens.shape, first.parts.shape[-1], device=first.parts.device, dtype=first.parts.dtype
         )
         return Written(parts, first.rest, run=False)
-    mean = mean_parts(model, over)
-    if ablation == "mean over positions":
-        mean = mean.mean(1, keepdim=True).expand_as(mean)
+    mean = mean_parts(model, over, by_position=ablation == "mean").expand(-1, tokens.shape[1], -1)
     return Written(mean[:, None].expand(-1, len(tokens), -1, -1), written(model, tokens[:1]).rest, run=False)
 
 
-def mean_parts(model: Transformer, tokens: Tensor, room: int = 16) -> Tensor:
-    """What each writer adds, mean over prompts, `[writer, pos, d_model]`."""
-    total = sum(written(model, tokens[first : first + room]).parts.sum(1) for first in range(0, len(tokens), room))
-    assert isinstance(total, Tensor)
-    return total / len(tokens)
+def mean_parts(model: Transformer, tokens: Tensor, *, by_position: bool, room: int = 16) -> Tensor:
+    """What each writer adds, mean over the prompts' real tokens: `[writer, pos, d_model]`, or `[writer, 1, d_model]` of all."""
+    real = real_tokens(model, tokens)[1]
+    kept = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
+    total: Tensor | None = None
+    for rows in batches(len(tokens), room):
+        parts = written(model, tokens[rows]).parts.masked_fill(~kept[rows][..., None], 0).sum(1)
+        total = parts if total is None else total + parts
+    assert total is not None
+    return total / kept.sum(0).clamp(min=1)[:, None] if by_position else total.sum(1, keepdim=True) / kept.sum()
 
 
 def batches(count: int, room: int) -> Iterator[slice]:

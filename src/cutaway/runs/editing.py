@@ -22,7 +22,7 @@ from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.edits import Edit, Put
 from cutaway.runs.metrics import Metric, among_real, as_metric, settled
 from cutaway.runs.places import Places, edits_at, some_values, values_along, with_places
-from cutaway.runs.values import mean_axes
+from cutaway.runs.values import mean_over
 from cutaway.tokens import check_mask
 
 
@@ -80,7 +80,7 @@ def run(
     found, mask, real = tokens_of(model, tokens, mask)
     asked = None if metric is None else as_metric(settled(metric, model, tokens))
     asked = asked if real is None else among_real(asked, real, found)
-    every = [with_places(one, tokens) for one in as_edits(model, edits)]
+    every = [of_real(with_places(one, tokens), real) for one in as_edits(model, edits)]
     clean_needed = isinstance(asked, Metric) and asked.compares
     taken = [sites.resolve(one.site, model.hook_dict, model.cfg.n_layers) for one in every if _own_values(one)]
     clean: Tensor | None = None
@@ -112,6 +112,14 @@ def tokens_of(model: Transformer, tokens: Any, mask: Tensor | None = None) -> tu
         return found, needed, None if padding is None else padding.bool()
     mask = check_mask(mask.to(found.device), found)
     return found, mask, mask.bool()
+
+
+def of_real(edit: Edit, real: Tensor | None) -> Edit:
+    """The edit, its mean over the run's own examples (if it takes one) over these tokens."""
+    change = edit.change
+    if real is None or not isinstance(change, Put) or change.values is not None or not change.mean_over:
+        return edit
+    return replace(edit, change=replace(change, real=real))
 
 
 def as_edits(model: Transformer, given: AnyEdits) -> list[Edit]:
@@ -220,6 +228,6 @@ def _with_values(edit: Edit, store: dict[str, Tensor], model: Transformer) -> Ed
     if not _own_values(edit) or not isinstance(edit.change, Put):
         return edit
     site = sites.resolve(edit.site, model.hook_dict, model.cfg.n_layers)
-    over = mean_axes(site, edit.change.mean_over)
-    value = store[site].mean(over, keepdim=True) if over else store[site]
+    over = edit.change.mean_over
+    value = mean_over(store[site], site, over, edit.change.real) if over else store[site]
     return replace(edit, change=Put(value, edit.change.word))

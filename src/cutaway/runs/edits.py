@@ -27,7 +27,7 @@ from cutaway.model import sites
 from cutaway.model.origins import Origin
 from cutaway.runs.places import Places
 from cutaway.runs.random_numbers import normal
-from cutaway.runs.values import AveragedValues, ReorderedValues, Values, mean_axes, origin_in, values_of
+from cutaway.runs.values import AveragedValues, ReorderedValues, Values, mean_over, origin_in, values_of
 
 Index = tuple[slice | Tensor, ...]
 
@@ -73,11 +73,13 @@ class Put(Change):
         values: one tensor, or site → tensor; None: those of the clean run of the sweep that the edit is part of.
         word: what these numbers are.
         mean_over: with `values=None`, axes to take the mean over, of "batch" and "pos"; empty: none.
+        real: which tokens `[batch, pos]` a mean counts; None: all. Runs fill it in where texts are padded.
     """
 
     values: Values | None
     word: str = "replace"
     mean_over: tuple[str, ...] = ()
+    real: Tensor | None = None
 
     def new(self, x: Tensor, value: Tensor | None) -> Tensor:
         assert value is not None
@@ -229,18 +231,19 @@ def freeze(cache: Values | Any | None = None) -> Put:
     return Put(None if cache is None else values_of(cache), "freeze")
 
 
-def mean(reference: Values | Any | None = None, over: Sequence[str] = ("batch",)) -> Put:
-    """Set to the mean over a reference: a cache, or (None) the examples of the sweep itself.
+def mean(reference: Values | Any | None = None, over: Sequence[str] = ("batch",), *, mask: Tensor | None = None) -> Put:
+    """Set to the mean over a reference: a cache, or (None) the examples of the sweep itself, without their padding.
 
     Args:
+        mask: `[batch, pos]`, 1 for tokens and 0 for padding of the reference's run, which a cache does not know.
         over: axes of the mean: ("batch",) gives each position its own mean, ("batch", "pos") one for all.
     """
     over = tuple(over)
     if not over or set(over) - {"batch", "pos"}:
         raise ShapeError(f"a mean is taken over 'batch', 'pos' or both, not {over}")
     if reference is None:
-        return Put(None, "mean", over)
-    return Put(AveragedValues(values_of(reference), over), "mean")
+        return Put(None, "mean", over, mask)
+    return Put(AveragedValues(values_of(reference), over, mask), "mean")
 
 
 def resample(cache: Values | Any, seed: int = 0, order: Tensor | None = None) -> Put:
@@ -486,8 +489,9 @@ class Bound:
     def _value(self, clean: Tensor | None, positions: Sequence[int] | None) -> Tensor | None:
         source = self.source
         if source is None and isinstance(self.change, Put) and clean is not None:
-            over = mean_axes(self.site, self.change.mean_over)
-            source = clean.mean(over, keepdim=True) if over else clean
+            over, real = self.change.mean_over, self.change.real
+            real = None if real is None else real[self.begin : self.begin + len(clean)]
+            source = mean_over(clean, self.site, over, real) if over else clean
         if source is None:
             return None
         picks: list[tuple[int, ...] | None] = []

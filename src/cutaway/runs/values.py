@@ -5,6 +5,7 @@ All are site → tensor, and say of each site which run its numbers come from, w
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,22 @@ def mean_axes(site: str, over: Sequence[str]) -> list[int]:
     """Which axes of a site a mean is taken over; the position of patterns and scores is that of the destination."""
     by_head = site.endswith(("hook_pattern", "hook_attn_scores"))
     return [{"batch": 0, "pos": 2 if by_head else 1}[axis] for axis in over]
+
+
+def mean_over(x: Tensor, site: str, over: Sequence[str], real: Tensor | None = None) -> Tensor:
+    """The mean of a site over axes, which stay with one entry; padding (where `real` is false) does not count."""
+    total, weight = summed_over(x, site, over, real)
+    return total / weight
+
+
+def summed_over(x: Tensor, site: str, over: Sequence[str], real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The sum over the real tokens, and how many there are (1 where there are none, so that a mean of nothing is 0)."""
+    axes, x = mean_axes(site, over), x if x.is_floating_point() else x.float()
+    if real is None:
+        return x.sum(axes, keepdim=True), x.new_tensor(math.prod(x.shape[axis] for axis in axes))
+    place = mean_axes(site, ["pos"])[0]
+    kept = real.to(x.device).bool().reshape([len(x), *(x.shape[axis] if axis == place else 1 for axis in range(1, x.ndim))])
+    return x.masked_fill(~kept, 0).sum(axes, keepdim=True), kept.sum(axes, keepdim=True).clamp(min=1)
 
 
 class DerivedValues(Mapping[str, Tensor]):
@@ -81,15 +98,15 @@ class DerivedValues(Mapping[str, Tensor]):
 
 
 class AveragedValues(DerivedValues):
-    def __init__(self, values: Values, over: tuple[str, ...]):
+    def __init__(self, values: Values, over: tuple[str, ...], real: Tensor | None = None):
         super().__init__(values)
-        self.over = over
+        self.over, self.real = over, real
 
     def derive(self, site: str, tensor: Tensor) -> Tensor:
-        return (tensor if tensor.is_floating_point() else tensor.float()).mean(mean_axes(site, self.over), keepdim=True)
+        return mean_over(tensor, site, self.over, self.real)
 
     def derived(self, origin: Origin, tensor: Tensor) -> Origin | None:
-        return origin.mean() if self.over == ("batch",) else None
+        return origin.mean() if self.over == ("batch",) and self.real is None else None
 
 
 class ReorderedValues(DerivedValues):

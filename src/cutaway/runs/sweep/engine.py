@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cutaway.model.transformer import Transformer
-from cutaway.runs.edits import Bound
+from cutaway.runs.edits import Bound, Put
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.cells import Cell, Task, bind, chunks, kept_sites, own_means, room_for
 from cutaway.runs.sweep.clean import Clean, run_clean
@@ -22,7 +22,7 @@ from cutaway.runs.sweep.execute import Ended, run_chunk
 from cutaway.runs.sweep.logits import NotComputed
 from cutaway.runs.sweep.measure import Measure, Opaque
 from cutaway.runs.sweep.regions import Region, Rules
-from cutaway.runs.values import mean_axes
+from cutaway.runs.values import summed_over
 
 Progress = Callable[[float, float], None]
 CLEAN = -1  # stands for the clean run among the chunks of a batch
@@ -123,17 +123,15 @@ class Engine:
         wanted = own_means(self.task.cells, self.task.model.cfg)
         if not wanted:
             return None
-        parts: dict[str, list[Tensor]] = {site: [] for site in wanted}
+        parts: dict[str, list[tuple[Tensor, Tensor]]] = {site: [] for site in wanted}
+        changes = (edit.change for one in self.task.cells.edits for edit in one)
+        real = next((one.real for one in changes if isinstance(one, Put) and one.real is not None), None)
         for first, last in self.plan.batches:
             tokens, mask = self.task.rows(first, last)
             store = run_clean(self.task.model, tokens, list(wanted), mask=mask, first=first, share=self.task.skip == "all").store
             for site, axes in wanted.items():
-                part = store[site].sum(0, keepdim=True) if "batch" in axes else store[site]
-                parts[site].append(part.mean(mean_axes(site, ["pos"]), keepdim=True) if "pos" in axes else part)
-        return {
-            site: torch.cat(some) if "batch" not in wanted[site] else sum(some[1:], some[0]) / self.task.batch
-            for site, some in parts.items()
-        }
+                parts[site].append(summed_over(store[site], site, axes, real if real is None else real[first:last]))
+        return {site: _mean_of(some, "batch" in wanted[site]) for site, some in parts.items()}
 
     def _store_clean(self, values: Tensor, first: int, last: int) -> None:
         if self.clean is None:
@@ -153,6 +151,14 @@ class Engine:
             self.values[numbers, first:last] = values
         else:
             self.values[numbers] = values
+
+
+def _mean_of(parts: list[tuple[Tensor, Tensor]], whole: bool) -> Tensor:
+    """A mean from sums and counts of several batches, of all examples together or of each."""
+    if not whole:
+        return torch.cat([total / count for total, count in parts])
+    totals, counts = zip(*parts, strict=True)
+    return sum(totals[1:], totals[0]) / sum(counts[1:], counts[0]).clamp(min=1)
 
 
 class BatchRun:

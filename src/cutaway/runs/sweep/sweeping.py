@@ -21,7 +21,7 @@ from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, Unknown
 from cutaway.executors import Executor, executor_of
 from cutaway.model.dialect_attention import has_masks
 from cutaway.model.transformer import Transformer
-from cutaway.runs.editing import ManyEdits, plainly, tokens_of
+from cutaway.runs.editing import ManyEdits, of_real, plainly, tokens_of
 from cutaway.runs.metrics import Metric, among_real, as_metric, settled
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
@@ -321,6 +321,8 @@ def task_of(
         raise ConfigError(f"skip={skip!r} is not known; there are 'all' and 'layers'")
     found, mask, real = tokens_of(model, tokens, mask)
     cells = at_columns(Cells.of(plainly(model, edits), model.cfg, found.shape[1]), model, tokens, found, mask, real)
+    if real is not None:
+        cells = replace(cells, edits=tuple(tuple(of_real(edit, real) for edit in one) for one in cells.edits))
     if not cells.edits:
         raise ShapeError("there is no edit to sweep over")
     if len(found) == 1 and ("batch",) in own_means(cells, model.cfg).values():
