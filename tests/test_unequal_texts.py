@@ -108,6 +108,11 @@ def ablate_heads(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
     return cutaway.ablate_heads(model, tokens, kinds=["zero"], audit=1).values.data.nan_to_num(), "*bt"
 
 
+def ablate(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    components = ["0.1", "1.attn"]
+    return cutaway.ablate(model, tokens, DIFFERENCE, components=components, kinds=["zero"], audit=1).values.data, "*b"
+
+
 def other(tokens: Tensor) -> Tensor:
     """The same texts with every letter another."""
     return torch.where(tokens < len(LETTERS), (tokens + 3) % len(LETTERS), tokens)
@@ -180,7 +185,8 @@ LAW: dict[str, tuple[Callable[[Any, Tensor], tuple[Tensor, str]], list[str]]] = 
     "norm_scales": (norm_scales, TEXTS), "pathways": (pathways, TEXTS), "scores_by_key": (scores_by_key, TEXTS),
     "logits_by_source": (logits_by_source, TEXTS), "outputs_by_component": (outputs_by_component, TEXTS),
     "attribute_all_tokens": (attribute_all_tokens, TEXTS), "average_over": (average_over, LONG),
-    "likeliest_tokens": (likeliest_tokens, TEXTS), "ablate_heads": (ablate_heads, TEXTS), "patch": (patch, LONG),
+    "likeliest_tokens": (likeliest_tokens, TEXTS), "ablate_heads": (ablate_heads, TEXTS), "ablate": (ablate, LONG),
+    "patch": (patch, LONG),
     "path_patch": (path_patch, LONG), "edge_attribution": (edge_attribution, LONG), "edge_effects": (edge_effects, LONG),
     "run_circuit": (run_circuit, LONG), "CircuitRunner": (circuit_runner, LONG),
     **{f"sweep, {name}": (swept(make), LONG) for name, make in METRICS.items()},
