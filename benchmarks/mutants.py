@@ -37,7 +37,7 @@ METRICS, MEASURES, RESULTS = "runs/metrics.py", "runs/measures.py", "runs/interv
 EFFECTS, COMPOSITION = "analysis/steering_effects.py", "analysis/head_composition.py"
 
 FAULTS = [
-    Fault("a padding target counts among next-token labels", METRICS, "        following = following.masked_fill(~both, -1)",
+    Fault("a padding target counts among next-token labels", METRICS, "        following = following.masked_fill(~(mask & mask.roll(-1, 1)), -1)",
           "        following = following.masked_fill(~mask.bool(), -1)", CONTROLS, "labels_at_padding"),
     Fault("the baseline of copying is made of the model's own weights", COMPOSITION,
           "random.append(_copying(model, l, between, *noise))", "random.append(_copying(model, l, between, W_V, W_O))", CONTROLS, "copying"),
