@@ -199,7 +199,8 @@ NOT_FOR = {("scores_by_key", "llama"): "rotated keys are no sum over components"
 # Front-door names that the law above leaves out, and why; a new name belongs here or there.
 ELSEWHERE = {
     "a class or a module": "HookedTransformerConfig CharTokenizer HookPoint HookedRootModule FactoredMatrix Sampling Prompts"
-    " Circuit SteeringVector edits errors explain grids metrics programs records tasks view collect executors __version__",
+    " Circuit SteeringVector edits errors explain grids metrics programs records tasks view collect executors workbench"
+    " __version__",
     "reads weights, not texts": "composition copying duplicate_detectors responsible_heads ov_circuit path_circuit qk_circuit"
     " compile_program",
     "makes its own inputs, all of one length": "random_repeats on_random_repeats hill_climb behaviour behaviour_names",
