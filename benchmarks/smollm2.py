@@ -20,6 +20,10 @@ from beside import Claim, main
 
 NAME = "smollm2-135m-instruct"
 NEW = 64  # generated tokens
+TEXT = (
+    "On a quiet morning in early spring the old keeper of the lighthouse climbed the long stairs, opened the window, looked over "
+    "the grey water, and said to the young visitor that the capital of {} is the city of"
+)  # 43 tokens; the word is the 39th
 PRODUCTS = {  # name → rows, d_in, d_out, gradients
     "one_row": (1, 576, 1536, False),
     "few_rows": (16, 576, 1536, False),
@@ -40,6 +44,10 @@ CLAIMS = [
     Claim("forward_long", "forward, 1 × 1024, beside `transformers`", at_most=1.0, baseline="plain", tolerance=1e-4),
     Claim("cache", "`run_with_cache` of everything, 8 × 64, beside our own forward", at_most=1.08, baseline="ours",
           baseline_case="forward_only"),
+    Claim("residual", "residual patch, 30 × 43, one word differs, cache of everything, in full passes (of 1290; 12.9: 100 times)",
+          at_most=12.9, baseline="ours", baseline_case="residual_pass", tolerance=1e-4),
+    Claim("heads", "270 heads at all positions, the same pair, in full passes (18: 15 times)", at_most=18, baseline="ours",
+          baseline_case="heads_pass", tolerance=1e-4),
     Claim("generate", f"{NEW} greedy tokens after 16, beside `transformers`", at_most=0.8, baseline="plain", tolerance=0),
     Claim("forward_bfloat16", "forward in bfloat16, 8 × 64, beside `transformers`", at_most=1.2, baseline="plain",
           tolerance=0.05),
@@ -186,7 +194,46 @@ def ours(folder: Path) -> dict[str, Any]:
     cases = network_cases(forward, generate)
     cases["forward_only"] = (lambda: forward("short"), dict)
     cases["cache"] = (lambda: model(torch.float32).run_with_cache(read(folder, "short")), dict)
+    cases |= patches(model)
     return cases | {name: Later(lambda name: product(name, linear), name) for name in PRODUCTS}
+
+
+def patches(model: Callable[[Any], Any]) -> dict[str, Any]:
+    """Whole sweeps from a cache of everything; a full pass beside them, whose answers are some of the cells by hooks."""
+    import torch
+
+    from cutaway.runs import edits, metrics
+    from cutaway.runs.sweep import heads, residual, sweep
+
+    @cache
+    def pair() -> Any:
+        net = model(torch.float32)
+        clean, corrupted = (net.to_tokens(TEXT.format(word)) for word in ("France", "Italy"))
+        right, wrong = (torch.tensor([net.to_single_token(word)]) for word in (" Paris", " Rome"))
+        return net, corrupted, net.run_with_cache(clean)[1], metrics.logit_difference(right, wrong)
+
+    def swept(grid: Callable[[Any], Any]) -> Any:
+        net, corrupted, kept, metric = pair()
+        return sweep(net, corrupted, grid(edits.patch(kept)), metric, audit=0).values.data[..., 0]
+
+    def by_hooks(places: Any, edit: Callable[[Any, int, int], Any]) -> dict[str, Any]:
+        net, corrupted, kept, metric = pair()
+        change = edits.patch(kept)
+        values = [metric(net.run_with_hooks(corrupted, edits=edit(change, layer, at)))[0] for layer, at in places]
+        return {"cells": torch.stack(values).numpy()}
+
+    def chosen(table: Any, places: Any) -> dict[str, Any]:
+        return {"cells": torch.stack([table[layer, at] for layer, at in places]).numpy()}
+
+    streams, some = [(0, 3), (0, 38), (14, 37), (14, 40), (29, 42)], [(0, 1), (13, 4), (22, 8), (29, 0)]
+    return {
+        "residual": (lambda: swept(residual), lambda: chosen(swept(residual), streams)),
+        "residual_pass": (lambda: pair()[0](pair()[1]),
+                          lambda: by_hooks(streams, lambda change, layer, at: change.at(("resid_pre", layer), positions=at))),
+        "heads": (lambda: swept(heads), lambda: chosen(swept(heads), some)),
+        "heads_pass": (lambda: pair()[0](pair()[1]),
+                       lambda: by_hooks(some, lambda change, layer, at: change.at(("z", layer), heads=at))),
+    }  # fmt: skip
 
 
 def network_cases(forward: Callable[..., Any], generate: Callable[..., Any]) -> dict[str, Any]:
