@@ -213,3 +213,20 @@ def test_sentences_of_every_question_of_a_behaviour_of_two_classes():
     report = made(model, behaviour.prompts(40), behaviour=behaviour, anyway=True, vocab=behaviour.vocabulary)
     said = [sentence(one) for found in report.findings.values() for one in found]
     assert len(report.findings) == len(QUESTIONS) and all(one.endswith(".") and "nan" not in one for one in said)
+
+
+def test_where_one_answer_is_right_everywhere_what_changes_with_the_prompt_tells():
+    """Token 7 is among the right ones of every prompt, so that accuracy says nothing; noise does not answer to the prompt."""
+    tokens = prompts_of().tokens
+    other = tokens.clone()
+    other[:, 1] = (other[:, 1] + 1) % 7
+    rows = [{LENGTH - 1: (row[1], 7)} for row in tokens.tolist()]
+    counter = [{LENGTH - 1: (row[1],)} for row in other.tolist()]
+    known: dict[str, Any] = {"right": tuple(rows), "wrong": tuple(counter), "several": True}
+    prompts = Prompts.of_rows(tokens.tolist(), corrupted=Prompts.of_rows(other.tolist()), **known)
+    for model, expected in ((copier(), False), (random_model(0), True)):
+        study = Study(model, prompts[(tokens[:, 1] < 7).nonzero().flatten().tolist()], Given())
+        assert study.chance.value == 1.0
+        assert study.at_chance == (expected and study.accuracy.value <= 0.99)
+        if not expected:
+            assert study.response is not None and study.response.value == 1.0

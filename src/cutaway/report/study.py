@@ -177,6 +177,14 @@ class Study:
         return found if found.value > 0.5 else Value(0.5)
 
     @cached_property
+    def response(self) -> Value | None:
+        """How often the right answers lead by more than they do in the counterpart; None where there are no pairs."""
+        if self.prompts.corrupted is None or not bool(self.paired.any()):
+            return None
+        other = self.logits_at(self.run(self.corrupted, self.streams[-1:])[self.streams[-1]])
+        return self.over(self.lead > (other * self.contrast).sum(1), self.paired)
+
+    @cached_property
     def lead(self) -> Float[Tensor, "answer"]:
         """The mean logit of the right tokens less that of the others."""
         return (self.logits * self.contrast).sum(1)
@@ -193,7 +201,9 @@ class Study:
         Where nearly every answer is the same, a model that gives them is not at chance.
         """
         prefers = self.preference is not None and self.preference.above(self.coin.value)
-        return not (self.accuracy.above(self.chance.value) or prefers or self.accuracy.value > 0.99)
+        # Where one answer is right nearly everywhere (a later year), only what changes with the prompt tells.
+        responds = self.chance.value > 0.9 and self.response is not None and self.response.above(0.5)
+        return not (self.accuracy.above(self.chance.value) or prefers or responds or self.accuracy.value > 0.99)
 
     @property
     def loss(self) -> AnswerMetric:

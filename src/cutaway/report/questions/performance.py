@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cutaway.report.findings import Finding
+from cutaway.report.findings import Finding, Value
 from cutaway.report.study import Study
 
 HEADING = "How well it does"
@@ -30,6 +30,9 @@ def ask(study: Study) -> list[Finding]:
         pairs = {"all": study.preference}
         what = "the share of answers with a higher logit than the wrong ones given"
         found.append(Finding("share", what, pairs, "share", study.coin, "a fixed order of answers", study.on))
+    if study.response is not None:
+        what = "the share of answers that lead by more than in the counterpart"
+        found.append(Finding("share", what, {"all": study.response}, "share", Value(0.5), "a coin", study.on))
     rows, at = study.places
     classes = study.behaviour.classes(study.prompts)
     named = {name: where[rows, at] for name, where in classes.items()}
