@@ -78,9 +78,11 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def clicked(browser: Browser, draw: random.Random, rest: float) -> float:
-    """One random click; seconds until it is painted."""
-    spent = browser("evaluate", code=CLICK % json.dumps([draw.random(), draw.random()]))
+def clicked(browser: Browser, draw: random.Random, rest: float, cells: tuple[int, int]) -> float:
+    """A click on the middle of a random cell of the map; seconds until it is painted."""
+    layers, rows = cells
+    at = [(draw.randrange(layers) + 0.5) / layers, (draw.randrange(rows) + 0.5) / rows]
+    spent = browser("evaluate", code=CLICK % json.dumps(at))
     if spent < 0:
         raise RuntimeError("a click was never painted")
     time.sleep(rest)
@@ -93,7 +95,7 @@ def full_pass(made: serving.Workbench) -> float:
     made.bench.lanes.look.idle.wait()
     found = session.find(session.state, session.pair)
     start = time.perf_counter()
-    with editing.edited(session.model, found.edits):
+    with torch.no_grad(), editing.edited(session.model, found.edits):
         logits = session.model.last_logits(found.own.tokens)
     spent = time.perf_counter() - start
     assert torch.allclose(logits, found.now.logits(found.at), atol=1e-3 * float(logits.abs().max())), "other numbers"
@@ -124,9 +126,9 @@ def main() -> int:
         made.bench.show()
         browser("wait", code=f"Number(document.documentElement.dataset.turn) >= {session.turn}")
         browser("click", selector='.wb-choice label:has-text("click switches off")')
-        draw = random.Random(0)
+        draw, cells = random.Random(0), (model.cfg.n_layers, model.cfg.n_heads + (not model.cfg.attn_only))
         for _ in range(5):
-            clicked(browser, draw, given.rest)
+            clicked(browser, draw, given.rest, cells)
         spent, passes, threads = [], [], torch.get_num_threads()
         for number in range(given.clicks):
             if len(session.state.switches) >= 12:
@@ -134,7 +136,7 @@ def main() -> int:
                 made.bench.show()
                 browser("wait", code=f"Number(document.documentElement.dataset.turn) >= {session.turn}")
                 made.bench.lanes.look.idle.wait()
-            spent.append(clicked(browser, draw, given.rest))
+            spent.append(clicked(browser, draw, given.rest, cells))
             if number % 10 == 0:
                 passes.append(full_pass(made))
         kept = resident()
@@ -144,7 +146,7 @@ def main() -> int:
                 session.set({"switches": []})
                 made.bench.show()
                 browser("wait", code=f"Number(document.documentElement.dataset.turn) >= {session.turn}")
-            clicked(browser, draw, 0.0)
+            clicked(browser, draw, 0.0, cells)
             if number % 100 == 99:
                 heap_now = browser("memory")["heap"] / 1e6
                 print(f"  {number + 1} clicks: {resident() / 1e6:.0f} MB here, {heap_now:.1f} MB in the page", flush=True)
