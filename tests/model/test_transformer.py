@@ -131,8 +131,9 @@ def test_short_and_long_texts_are_rotated_by_factors_of_their_own() -> None:
     close(model(padded, attention_mask=mask)[:, 6:], model(short))
     resid = model(long, stop_at_layer=1)
     assert torch.equal(model(resid, start_at_layer=1), model(long))
-    metric = metrics.logit_difference(torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6]))
-    for tokens in (short, long):
+    alike = torch.cat([long[:1, :8].expand(70, -1), torch.randint(0, 13, (70, 1))], 1)  # (begin with the same 8 tokens)
+    for tokens in (short, long, alike):
+        metric = metrics.logit_difference(*(torch.arange(2 * len(tokens)).view(2, -1) % 13))
         sweep(model, tokens, residual(edits.zero()), metric, audit=99)  # (stops where a cell is not its full forward pass)
 
 

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from cutaway.model.dialect_attention import has_masks
 from cutaway.model.hook_points import KeepActivation, NamedHook
 from cutaway.model.key_values import KeyValueCache, KeyValues
 from cutaway.model.origins import shared_beginning
@@ -129,6 +130,8 @@ def beginning(model: Transformer, tokens: Tensor, mask: Tensor | None, sites: Co
     shared = min(shared_beginning(tokens, mask), tokens.shape[1] - 1)
     cfg = model.cfg
     plain = cfg.attention_dir == "causal" and cfg.positional_embedding_type != "shortformer"
+    if cfg.longrope_long_factor is not None or has_masks(model.blocks.children()):
+        return 0  # a beginning alone is rotated, or masked, as a shorter text is
     if (len(tokens) - 1) * shared < WORTH_SHARING or not plain:
         return 0
     words = [axes(site, cfg) for site in sites]
@@ -180,7 +183,8 @@ def _continued(head: Clean, tokens: Tensor, sites: Collection[str], mask: Tensor
     def both(one: Tensor, rest: Tensor, axis: int = 1) -> Tensor:
         return torch.cat([one.expand(count, *one.shape[1:]), rest], axis)
 
-    entries = [KeyValues(*(x.expand(count, *x.shape[1:]) for x in head.read[layer][1:])) for layer in range(model.cfg.n_layers)]
+    read = ([x.expand(count, *x.shape[1:]) for x in head.read[layer][1:]] for layer in range(model.cfg.n_layers))
+    entries = [KeyValues(keys, values) for keys, values in read]
     kept = KeyValueCache(entries, tokens.new_ones(count, shared) if mask is None else mask[:, :shared].long())
     kept.freeze()
     rest = _run(model, tokens[:, shared:], sites, None if mask is None else mask[:, shared:], first, kept)
