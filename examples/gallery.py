@@ -55,6 +55,17 @@ def head_types() -> view.Figure:
     return view.head_types(scores, threshold=0.5)
 
 
+def circuit_layers() -> view.Figure:
+    """A circuit: layers up, components across. A click on an edge shows the attention patterns behind it."""
+    edges = [
+        ("embed", "0.4.v"), ("embed", "0.mlp"), ("0.mlp", "1.5.v"), ("0.4", "1.5.k"), ("0.4", "1.7.k"), ("0.4", "1.0.k"),
+        ("1.5", "logits"), ("1.0", "logits"), ("1.7", "2.1.q"), ("2.1", "logits"), ("1.5", "2.mlp"), ("2.mlp", "logits"),
+    ]  # fmt: skip
+    heads = ["0.4", "1.0", "1.5", "1.7", "2.1"]
+    behind = dict(zip(heads, patterns(len(heads), tokens=TEXT), strict=True))
+    return view.circuit_layers(edges, rng.normal(size=len(edges)), patterns=behind, tokens=TEXT, patterns_of="One prompt.")
+
+
 def colored_tokens() -> view.Figure:
     """A text coloured by one value of several."""
     values = rng.normal(size=(3, len(TEXT)))
@@ -237,6 +248,7 @@ VIEWS: list[Callable[[], view.Figure]] = [
     bar_chart,
     steering_response,
     table,
+    circuit_layers,
 ]
 
 

@@ -10,6 +10,7 @@ import torch
 
 from cutaway import programs
 from cutaway.analysis.paths import path_patch
+from cutaway.circuits import attribution, effects
 from cutaway.circuits.attribution import edge_attribution
 from cutaway.circuits.circuit import Circuit, jaccard
 from cutaway.circuits.components import written
@@ -101,6 +102,20 @@ def test_frozen_effects_pass_through_nothing_else() -> None:
     torch.testing.assert_close(
         found.each[:, place[0], place[1]].float(), METRIC(logits) - METRIC(model(CLEAN)), rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_frozen_effects_are_those_of_whole_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All writers of a reader at once, and each edge by itself in a run of its own."""
+    model = network(name)
+    corrupted = torch.cat([CLEAN[:, :2], CORRUPTED[:, 2:]], 1)
+    for metric in (METRIC, metrics.kl([3, -1])):
+        at_once = edge_effects(model, CLEAN, corrupted, metric, downstream="frozen")
+        with monkeypatch.context() as patched:
+            patched.setattr(effects, "by_head_alone", lambda model: False)
+            chosen = Graph(model.cfg).mask & (torch.rand(at_once.unseen.shape, generator=torch.Generator().manual_seed(0)) < 0.2)
+            apart = edge_effects(model, CLEAN, corrupted, metric, edges=chosen, downstream="frozen")
+        torch.testing.assert_close(at_once.each[:, chosen], apart.each[:, chosen], rtol=1e-3, atol=1e-4)
 
 
 def test_positions_are_ablated_apart() -> None:
@@ -204,6 +219,28 @@ def test_more_steps_come_closer_to_the_truth(path: str) -> None:
         scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=steps, path=path)
         off.append(abs(float(scores.values.sel(writer="embed").data.nansum()) - truth))
     assert off[2] < 0.05 * abs(truth) + 0.02 and off[2] < off[0]
+
+
+@pytest.mark.parametrize("path", ["inputs", "activations"])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_shared_beginning_changes_no_score(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pairs that differ from a position on, another one in each row: runs begin there, and scores are those of whole runs."""
+    model = network(name)
+    corrupted = CLEAN.clone()
+    for row, place in enumerate((6, 3, 6)):
+        corrupted[row, place:] = CORRUPTED[row, place:] + (CORRUPTED[row, place:] == CLEAN[row, place:])
+    corrupted %= 13
+    shared = edge_attribution(model, CLEAN, corrupted, METRIC, steps=2, path=path)
+    monkeypatch.setattr(attribution, "_first_differences", lambda *_: torch.zeros(3, dtype=torch.long))
+    whole = edge_attribution(model, CLEAN, corrupted, METRIC, steps=2, path=path)
+    torch.testing.assert_close(shared.each, whole.each, equal_nan=True, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_counterparts_have_no_part_in_other_ablations(ablation: str) -> None:
+    model, late = network("llama"), torch.cat([CLEAN[:, :4], CORRUPTED[:, 4:]], 1)
+    given, none = (edge_attribution(model, CLEAN, one, METRIC, ablation=ablation, steps=1) for one in (late, None))
+    torch.testing.assert_close(given.each, none.each, equal_nan=True)
 
 
 def test_batches_change_nothing() -> None:

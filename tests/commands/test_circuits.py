@@ -38,6 +38,18 @@ def test_a_circuit_is_found_written_and_comes_back(tmp_path: Path) -> None:
     circuit = Circuit.load(folder / "circuit.json", load("attn-only-2l", "cpu"))
     assert [list(pair) for pair in circuit.pairs()] == numbers["edges"]
     assert (tmp_path / "page.html").stat().st_size > 10_000
+    assert set(numbers["ablations"]) == {"mean", "zero"} and "of the same edges" in done.output
+    again = CliRunner().invoke(app, ["replay", str(folder)])
+    assert again.exit_code == 0 and "gives what was recorded" in again.output
+    twice = CliRunner().invoke(app, [*arguments, "--record", str(folder)])
+    assert twice.exit_code == 2 and "holds a circuit already" in twice.output
+    text = (folder / "circuit.json").read_text(encoding="utf-8")
+    less = json.loads(text) | {"edges": circuit.pairs()[:2], "effects": None}
+    (folder / "circuit.json").write_text(json.dumps(less), encoding="utf-8")
+    other = CliRunner().invoke(app, ["replay", str(folder)])
+    assert other.exit_code == 1 and "OTHER numbers" in other.output
+    (folder / "metric.json").write_text("{", encoding="utf-8")
+    assert CliRunner().invoke(app, ["replay", str(folder)]).exit_code == 2
 
 
 def test_a_size_is_kept_and_json_is_printed(tmp_path: Path) -> None:
@@ -65,6 +77,7 @@ def test_a_size_is_kept_and_json_is_printed(tmp_path: Path) -> None:
         (["--behaviour", "iol"], "no behaviour called 'iol'"),
         (["--pairs", "none.jsonl"], "cannot be read"),
         (["--behaviour", "ioi"], "vocabulary has"),
+        (["--behaviour", "ioi", "--metric", "logit-diff"], "vocabulary has"),
     ],
 )
 def test_what_cannot_be_found_is_said_in_a_sentence(more: list[str], words: str) -> None:

@@ -132,6 +132,28 @@ def test_dark_and_light_differ_and_can_be_switched(show: Callable[..., Browser])
     assert (browser.canvas(".ct-cells") != painted).any()
 
 
+def test_an_edge_shows_the_patterns_behind_it(show: Callable[..., Browser]) -> None:
+    """Strongest first; width by effect; a click shows the pattern of the head that reads, and again hides it."""
+    pattern = np.tril(np.ones((3, 3))) / np.arange(1, 4)[:, None]
+    figure = view.circuit_layers(
+        [("embed", "0.1.v"), ("0.1", "1.0.k"), ("1.0", "logits")], [0.5, -2.0, 1.0], sure=[1, 0.9, 0.25],
+        patterns={"0.1": pattern, "1.0": pattern}, tokens=["a", "b", "c"],
+    )  # fmt: skip
+    browser = show(figure)
+    widths = "[...document.querySelectorAll('path.ct-edge')].map(one => Number(one.getAttribute('stroke-width')))"
+    assert browser("evaluate", code=widths) == pytest.approx([1.95, 3.3, 6.0])
+    browser("focus", selector="svg.ct-layers")
+    for key in ("ArrowRight", "Enter"):
+        browser("press", key=key)
+    said = browser("text", selector=".ct-readout")
+    assert "0.1 → 1.0.k" in said and "-2" in said.replace("−", "-") and "90% of the draws" in said
+    assert browser("evaluate", code="document.querySelectorAll('.ct-head-button').length") == 2
+    assert_painted(browser.canvas(".ct-cells")[:, :1], pattern[:, :1].astype(np.float32), "sequential", 0, 1)
+    browser("press", key="Enter")
+    assert browser("evaluate", code="document.querySelectorAll('.ct-head-button').length") == 0
+    browser.quiet()
+
+
 # ------------------------------------------------------------------------------------------------- hostile text
 
 
@@ -154,6 +176,7 @@ def hostile() -> list[view.Figure]:
         view.topk_tokens(HOSTILE, noise[:, None, :], neuron_names=HOSTILE, title=image + script),
         view.vocabulary_circuit(noise, None, HOSTILE, row_name=image),
         view.head_types({script: [[1.0]], image: [[0.0]]}, title=image),
+        view.circuit_layers([("embed", "0.1.v"), ("0.1", "logits")], [1.0, -1.0], title=image, value_name=script),
     ]
 
 

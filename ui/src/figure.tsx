@@ -10,6 +10,7 @@ import { Attribution, planes } from "./views/attribution";
 import { Bars } from "./views/bars";
 import { Grid } from "./views/grid";
 import { HeadTypes } from "./views/headtypes";
+import { Layers } from "./views/layers";
 import { Lines } from "./views/lines";
 import { LogProbs } from "./views/logprobs";
 import { Search } from "./views/search";
@@ -19,7 +20,7 @@ import { TopK } from "./views/topk";
 import type { ViewProps } from "./views/view";
 
 const VIEWS: Record<string, FunctionComponent<ViewProps>> = {
-  attention: Attention, attribution: Attribution, bars: Bars, grid: Grid, headtypes: HeadTypes, lines: Lines,
+  attention: Attention, attribution: Attribution, bars: Bars, grid: Grid, headtypes: HeadTypes, layers: Layers, lines: Lines,
   logprobs: LogProbs, search: Search, table: TableView, tokens: Tokens, topk: TopK,
 };
 

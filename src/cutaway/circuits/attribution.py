@@ -5,8 +5,8 @@ corrupted run: what its writer adds (clean − corrupted) times the gradient at 
 gradient is a mean over runs between the two: between their inputs (`path="inputs"`), or, for the edges out of each writer,
 between what it writes (`path="activations"`).
 
-Heads read one stream, so the forward pass is the ordinary one; the gradient of each head's own input is brought back from its
-queries, keys and values afterwards. Keys and values that heads share are told apart by giving each head a copy of them.
+Runs begin where the two prompts begin to differ, and gradients are brought back to heads' own inputs once for all steps
+(`gradients.py`).
 
 Source: Syed et al. 2023 (https://arxiv.org/abs/2310.10348); integrated gradients: Hanna et al. 2024
 (https://arxiv.org/abs/2403.17806); MIB 2025 (https://arxiv.org/abs/2504.13151) for activations.
@@ -16,22 +16,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from cutaway.circuits.components import Written, attended, check, embedded, mlp_writes, project_by_head, read_by, written
+from cutaway.circuits.components import Written, check, embedded, kept_of, written
+from cutaway.circuits.gradients import GradientSum
 from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, metric_on
 from cutaway.errors import ConfigError, ShapeError
-from cutaway.model.norm import post_norm
-from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import LogitRows, Metric
 from cutaway.runs.results import Labelled, Result
-from cutaway.runs.sweep.gradient import weights_held
 from cutaway.view import Figure, heat_map
 
 PATHS = ("inputs", "activations")
@@ -121,163 +120,134 @@ def edge_attribution(
         )
     check(model)
     tokens, source = as_pair(model, clean, corrupted, ablation)
+    source = source if ablation == "resample" else None
     graph = Graph(model.cfg)
     each = torch.full((len(tokens), *graph.mask.shape), torch.nan)
-    room = max(1, memory // (2 * len(graph.writers) * tokens.shape[1] * model.cfg.d_model))
-    for first in range(0, len(tokens), room):
-        rows = slice(first, min(first + room, len(tokens)))
-        each[rows] = _scores(model, graph, tokens[rows], source, rows, metric, steps, path, ablation, tokens)
+    begin = _first_differences(model, tokens, source, metric.wanted(*tokens.shape))
+    order = begin.argsort(stable=True)
+    done = 0
+    while done < len(tokens):
+        start = int(begin[order[done]])
+        room = max(1, memory // (2 * len(graph.writers) * (tokens.shape[1] - start) * model.cfg.d_model))
+        rows = order[done : done + room].to(tokens.device)
+        each[rows.cpu()] = _scores(_Some(model, graph, tokens, source, rows, start, metric, ablation), steps, path)
+        done += len(rows)
         if progress is not None:
-            progress(rows.stop, len(tokens))
+            progress(done, len(tokens))
     labels = {"writer": graph.writers, "reader": graph.readers}
     values = Labelled(each.mean(0), ("writer", "reader"), labels, f"change of {metric.name}", metric.unit)
     named = f"edge attribution, {ablation} ablation, {steps} step{'s' * (steps > 1)} between {path}"
     return EdgeScores(values, each, named)
 
 
-def _scores(
-    model: Transformer, graph: Graph, tokens: Tensor, source: Tensor | None, rows: slice, metric: Metric, steps: int, path: str,
-    ablation: str, everything: Tensor,
-) -> Float[Tensor, "batch writer reader"]:  # fmt: skip
-    """The scores of some examples."""
-    now = written(model, tokens)
-    base = ablated(model, ablation, tokens, None if source is None else source[rows], everything)
-    value = _value_of(model, metric, everything.shape, rows, tokens.device)
-    difference = now.parts - base.parts
-    if path == "activations":
-        return _by_activations(model, graph, tokens, now, base, difference, value, steps)
-    shares = [step / steps for step in range(steps)] if ablation == "resample" else [1.0]
-    total: list[Tensor] | None = None
-    for share in shares:
-        start = base.stream(graph, 0) + share * (now.stream(graph, 0) - base.stream(graph, 0))
-        grads = list(_gradients(model, graph, tokens, start, value))
-        total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
-    assert total is not None
-    return _products(graph, difference, [one / len(shares) for one in total])
+def _first_differences(model: Transformer, tokens: Tensor, source: Tensor | None, wanted: Tensor) -> Int[Tensor, "batch"]:
+    """For each example the first position where the two runs differ, or the metric reads.
+
+    What is written before it is the same in both runs, so it has no part in any score, and later gradients pass through later
+    positions alone: runs begin there, with the kept keys and values of the shared beginning.
+    """
+    none = torch.zeros(len(tokens), dtype=torch.long)
+    if source is None or model.cfg.attention_dir != "causal":
+        return none
+    if any(model.tokens_and_mask(one, None, None)[1] is not None for one in (tokens, source)):
+        return none
+    return ((tokens != source).cpu() | wanted.cpu()).int().argmax(1)
 
 
-def _value_of(
-    model: Transformer, metric: Metric, shape: torch.Size, rows: slice, device: torch.device
-) -> Callable[[Tensor], Tensor]:
-    """The metric of some examples, from the stream after the last layer."""
-    wanted = metric.wanted(*shape)[rows].to(device)
-    columns = metric.columns()
+class _Some:
+    """Some examples: what their runs add, from the first position that matters on, and the metric."""
 
-    def value(resid: Tensor) -> Tensor:
-        at, places = wanted.nonzero(as_tuple=True)
-        logits = model.logits_of(resid[at, places], None if columns is None else columns.to(resid.device))
-        values = metric.measure(logits, LogitRows(at + rows.start, places))
-        out = metric.combine(values.new_zeros(wanted.shape).index_put((at, places), values), wanted)
+    def __init__(
+        self, model: Transformer, graph: Graph, everything: Tensor, source: Tensor | None, rows: Tensor, start: int,
+        metric: Metric, ablation: str,
+    ):  # fmt: skip
+        self.model, self.graph, self.rows, self.start, self.metric, self.ablation = model, graph, rows, start, metric, ablation
+        tokens = everything[rows]
+        self.kept = kept_of(model, tokens[:, :start])
+        self.tokens = tokens[:, start:]
+        self.now = written(model, self.tokens, self.kept)
+        self.source = None if source is None else source[rows][:, start:]
+        self.everything = everything
+        self.wanted = metric.wanted(*everything.shape)[rows.cpu()].to(tokens.device)
+
+    @cached_property
+    def base(self) -> Written:
+        """What ablated edges carry."""
+        if self.source is not None:
+            return written(self.model, self.source, self.kept)
+        return ablated(self.model, self.ablation, self.tokens, None, self.everything)
+
+    @cached_property
+    def difference(self) -> Float[Tensor, "writer batch pos d_model"]:
+        """What each writer adds to the clean run beyond that."""
+        return self.now.parts - self.base.parts
+
+    def value(self, resid: Tensor) -> Tensor:
+        """The metric of these examples, from the stream after the last layer."""
+        columns = self.metric.columns()
+        at, places = self.wanted.nonzero(as_tuple=True)
+        resid = resid[at, places - self.start]
+        logits = self.model.logits_of(resid, None if columns is None else columns.to(resid.device))
+        values = self.metric.measure(logits, LogitRows(self.rows[at], places))
+        out = self.metric.combine(values.new_zeros(self.wanted.shape).index_put((at, places), values), self.wanted)
         return out.nanmean(-1) if out.ndim > 1 else out
 
-    return value
+
+def _scores(some: _Some, steps: int, path: str) -> Float[Tensor, "batch writer reader"]:
+    """The scores of some examples."""
+    if path == "activations":
+        return _by_activations(some, steps)
+    sums, every = GradientSum(some.model, some.tokens, some.kept), slice(0, len(some.graph.writers))
+    end = some.now.stream(some.graph, 0)
+    if some.source is None:
+        sums.add(end, some.value)
+        return _products(some, sums, 1, every)
+    with torch.no_grad():
+        parts = embedded(some.model, some.source, some.kept)[0]
+    begin = torch.stack(parts).sum(0)
+    for step in range(steps):
+        sums.add(begin + step / steps * (end - begin), some.value, parts=None if step else parts)
+    some.base = Written(torch.stack(parts), some.now.rest)  # the first of these runs is the corrupted one
+    return _products(some, sums, steps, every)
 
 
-# Gradients at what readers read.
+def _products(some: _Some, sums: GradientSum, count: int, writers: slice) -> Float[Tensor, "batch writer reader"]:
+    """The difference of each of these writers times the mean gradient at each reader, summed over positions."""
+    graph, cfg = some.graph, some.model.cfg
+    by_example = some.difference[writers].movedim(1, 0).flatten(2)  # batch, writer, pos × d_model
+    out = torch.full((len(by_example), by_example.shape[1], graph.mask.shape[1]), torch.nan)
 
+    def fill(grad: Tensor, before: int, readers: slice) -> None:
+        done = max(0, min(writers.stop, before) - writers.start)
+        out[:, :done, readers] = (by_example[:, :done] @ (grad / count).movedim(2, 1).flatten(2).mT).cpu()
 
-def _gradients(
-    model: Transformer, graph: Graph, tokens: Tensor, resid: Tensor, value: Callable[[Tensor], Tensor], layer: int = 0,
-    middle: Tensor | None = None,
-) -> Iterator[Float[Tensor, "batch pos reader d_model"]]:  # fmt: skip
-    """Gradients at what the readers of each layer read, from this layer on, and at the logits' stream.
-
-    The run begins at a layer, from the stream before it, or, with `middle`, from that between its attention and its MLP; the
-    readers of a layer that begins in the middle are its MLP alone.
-    """
-    cfg = model.cfg
-    _, stream = embedded(model, tokens)
-    nodes: list[Tensor] = []
-    reads: list[tuple[int, Tensor, int]] = []  # layer, what its heads read, how many of its nodes come first
-    with torch.enable_grad(), weights_held(model):
-        resid = resid.detach().requires_grad_()
-        for number in range(layer, cfg.n_layers):
-            block, before = model.blocks[number], resid
-            begun = len(nodes)
-            if middle is not None and number == layer:
-                resid = middle.detach().requires_grad_()
-            else:
-                projected = [project_by_head(block, which, read_by(block, which, resid, stream)) for which in "qkv"]
-                nodes += projected
-                z = attended(block, projected, stream)
-                resid = resid + post_norm(block, "ln1_post")(block.attn.output(z))
-            reads.append((number, before, begun))
-            if not cfg.attn_only:
-                inner = before if cfg.parallel_attn_mlp else resid
-                inner = inner.view_as(inner)  # a node of its own, apart from the stream that goes on
-                nodes.append(inner)
-                resid = resid + mlp_writes(block, inner)
-        last = resid.view_as(resid)
-        nodes.append(last)
-        found = torch.autograd.grad(value(last).sum(), nodes, allow_unused=True)
-    grads = [torch.zeros_like(node) if one is None else one for node, one in zip(nodes, found, strict=True)]
-    for number, before, begun in reads:
-        block, columns = model.blocks[number], []
-        if middle is None or number != layer:
-            columns = [
-                _to_stream(block, which, grads[begun + at], before, stream, nodes[begun + at]) for at, which in enumerate("qkv")
-            ]
-        if not cfg.attn_only:
-            columns.append(grads[begun + len(columns)].unsqueeze(2))
-        yield torch.cat(columns, 2)
-    yield grads[-1].unsqueeze(2)
-
-
-def _to_stream(block: Any, which: str, grad: Tensor, resid: Tensor, stream: Stream, projected: Tensor) -> Tensor:
-    """The gradient of each head's own input, from that of its queries, keys or values, `[batch, pos, head, d_model]`."""
-    clip = block.attn.cfg.clip_qkv
-    if clip is not None:
-        grad = grad.masked_fill(projected.abs() >= clip, 0)
-    weight = getattr(block.attn, f"W_{which.upper()}")
-    normal = torch.einsum("bphd,hmd->bphm", grad, weight)
-    if isinstance(block.ln1, nn.Identity):
-        return normal
-    with torch.enable_grad():
-        own = resid.detach().unsqueeze(2).expand(normal.shape).requires_grad_()
-        return torch.autograd.grad(block.ln1(own), own, normal)[0]
-
-
-def _products(graph: Graph, difference: Tensor, grads: list[Tensor]) -> Float[Tensor, "batch writer reader"]:
-    """Each writer's difference times the gradient at each reader, summed over positions."""
-    cfg = graph.cfg
-    out = torch.full((difference.shape[1], *graph.mask.shape), torch.nan)
-    by_example = difference.movedim(1, 0).flatten(2)  # batch, writer, pos × d_model
-
-    def fill(grad: Tensor, done: int, readers: slice) -> None:
-        out[:, :done, readers] = (by_example[:, :done] @ grad.movedim(2, 1).flatten(2).mT).cpu()
-
-    for layer, grad in enumerate(grads[:-1]):
-        heads = slice(graph.reading(layer, "q").start, graph.reading(layer, "v").stop)
-        fill(grad[:, :, : 3 * cfg.n_heads], graph.before(layer), heads)
-        if not cfg.attn_only:
-            fill(grad[:, :, 3 * cfg.n_heads :], graph.before(layer, mlp=True), slice(heads.stop, heads.stop + 1))
-    fill(grads[-1], len(graph.writers), slice(len(graph.readers) - 1, len(graph.readers)))
+    for layer in range(cfg.n_layers):
+        heads, mlp = sums.heads(layer), sums.mlp(layer)
+        if heads is not None:
+            fill(heads, graph.before(layer), slice(graph.reading(layer, "q").start, graph.reading(layer, "v").stop))
+        if mlp is not None:
+            at = graph.mlp_reading(layer)
+            fill(mlp.unsqueeze(2), graph.before(layer, mlp=True), slice(at, at + 1))
+    fill(sums.last.unsqueeze(2), len(graph.writers), slice(len(graph.readers) - 1, len(graph.readers)))
     return out
 
 
-def _by_activations(
-    model: Transformer, graph: Graph, tokens: Tensor, now: Written, base: Written, difference: Tensor,
-    value: Callable[[Tensor], Tensor], steps: int,
-) -> Float[Tensor, "batch writer reader"]:  # fmt: skip
+def _by_activations(some: _Some, steps: int) -> Float[Tensor, "batch writer reader"]:
     """For the writers of each layer: gradients of the clean run with what they write put between base and clean."""
-    cfg = model.cfg
-    out = torch.full((len(tokens), *graph.mask.shape), torch.nan)
+    graph, now = some.graph, some.now
+    streams = now.streams(graph)
+    out = torch.full((len(some.tokens), *graph.mask.shape), torch.nan)
     for group, layer, inside in _groups(graph):
-        shares = [step / steps for step in range(1, steps + 1)]
-        total: list[Tensor] | None = None
-        for share in shares:
-            less = (1 - share) * difference[group].sum(0)
+        sums = GradientSum(some.model, some.tokens, some.kept)
+        for step in range(1, steps + 1):
+            less = (1 - step / steps) * some.difference[group].sum(0)
+            before = streams[2 * layer]
             if inside:
-                middle = now.stream(graph, layer, mlp=True) - less
-                grads = list(_gradients(model, graph, tokens, now.stream(graph, layer), value, layer, middle))
+                sums.add(before, some.value, layer, streams[2 * layer + 1] - less)
             else:
-                grads = list(_gradients(model, graph, tokens, now.stream(graph, layer) - less, value, layer))
-            total = grads if total is None else [a + b for a, b in zip(total, grads, strict=True)]
-        assert total is not None
-        whole = _padded(graph, total, layer, inside, difference)
-        scores = _products(graph, difference, [one / steps for one in whole])
-        out[:, group] = scores[:, group]
-    return out.masked_fill(~graph.mask, torch.nan) if cfg.n_layers else out
+                sums.add(before - less, some.value, layer)
+        out[:, group] = _products(some, sums, steps, group)
+    return out.masked_fill(~graph.mask, torch.nan)
 
 
 def _groups(graph: Graph) -> Iterator[tuple[slice, int, bool]]:
@@ -289,14 +259,3 @@ def _groups(graph: Graph) -> Iterator[tuple[slice, int, bool]]:
         yield graph.heads(layer), layer if within else layer + 1, within
         if not cfg.attn_only:
             yield slice(graph.mlp(layer), graph.mlp(layer) + 1), layer + 1, False
-
-
-def _padded(graph: Graph, grads: list[Tensor], layer: int, inside: bool, like: Tensor) -> list[Tensor]:
-    """Gradients of all layers, zero where the run has not been."""
-    cfg = graph.cfg
-    readers = 3 * cfg.n_heads + (not cfg.attn_only)
-    batch, pos, width = like.shape[1:]
-    zeros = like.new_zeros(batch, pos, readers, width)
-    if inside:
-        grads = [torch.cat([zeros[:, :, : 3 * cfg.n_heads], grads[0]], 2), *grads[1:]]
-    return [zeros] * layer + grads

@@ -17,10 +17,11 @@ from cutaway.circuits.measuring import run_circuit
 from cutaway.circuits.only import OnlyCircuit
 from cutaway.circuits.pairs import one_ablation
 from cutaway.errors import ShapeError
+from cutaway.model.components import parse_head
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit
 from cutaway.runs.hashes import model_hash
-from cutaway.view import Figure, heat_map
+from cutaway.view import Figure, circuit_layers
 from cutaway.writing import write_json
 
 FORMAT = "cutaway circuit 1"
@@ -192,15 +193,27 @@ class Circuit:
         made.check(model)
         return made
 
-    def figure(self) -> Figure:
-        """Its edges: the writers that it has down, the readers across; the effect of each, where known."""
-        rows, columns = self.edges.any(1).nonzero()[:, 0], self.edges.any(0).nonzero()[:, 0]
-        shown = (torch.ones(self.edges.shape) if self.effects is None else self.effects.cpu()).masked_fill(~self.edges, torch.nan)
-        return heat_map(
-            shown[rows][:, columns], [self.graph.readers[at] for at in columns.tolist()],
-            [self.graph.writers[at] for at in rows.tolist()], x_name="reader", y_name="writer", value_name="effect",
-            title=f"a circuit of {self.size} edges",
-        )  # fmt: skip
+    def figure(self, model: Transformer | None = None, sure: Tensor | None = None) -> Figure:
+        """Layers up, components across, edges as wide as their effects.
+
+        Args:
+            model: the circuit's own; with it, a click on an edge shows the attention patterns of the heads at its ends, on the
+                first of the prompts that the circuit was found on.
+            sure: how often each edge is chosen, `[writer, reader]`, as `stability` says.
+
+        Raises:
+            ShapeError: there is no edge, or another model.
+        """
+        pairs = self.pairs()
+        places = tuple(torch.tensor([self.graph.edge(*pair) for pair in pairs]).reshape(-1, 2).T)
+        effects = torch.ones(len(pairs)) if self.effects is None else self.effects.cpu()[places]
+        options: dict[str, Any] = {"sure": None if sure is None else sure.cpu()[places]}
+        tokens = self.prompts.get("clean", self.prompts.get("over"))
+        if model is not None and tokens is not None:
+            self.check(model)
+            options |= _patterns(model, tokens[0], self.nodes())
+        title, value = f"a circuit of {self.size} edges", "effect" if self.effects is None else "score"
+        return circuit_layers(pairs, effects, title=title, value_name=value, **options)
 
     def summary(self) -> str:
         lines = [f"a circuit of {self.size} of {self.graph.size} edges ({self.share:.2%}), {len(self.nodes())} nodes"]
@@ -208,6 +221,17 @@ class Circuit:
             effect = "" if self.effects is None else f": {float(self.effects[self.graph.edge(writer, reader)]):+.4g}"
             lines.append(f"  {writer} → {reader}{effect}")
         return "\n".join(lines)
+
+
+def _patterns(model: Transformer, tokens: Tensor, nodes: Iterable[str]) -> dict[str, Any]:
+    """Patterns of these heads on one prompt, and its tokens."""
+    heads = [parse_head(node, model.cfg) for node in nodes if node.replace(".", "").isdigit()]
+    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads}
+    with torch.no_grad():
+        _, cache = Transformer.run_with_cache(model, tokens[None].to(model.W_U.device), names_filter=list(names.values()))
+    words = [str(one) if model.tokenizer is None else str(model.tokenizer.decode([one])) for one in tokens.tolist()]
+    patterns = {f"{layer}.{head}": cache[names[layer]][0, head] for layer, head in heads}
+    return {"patterns": patterns, "tokens": words, "patterns_of": "Patterns of the whole model on the first prompt."}
 
 
 def jaccard(one: Bool[Tensor, "*edge"], other: Bool[Tensor, "*edge"]) -> float:

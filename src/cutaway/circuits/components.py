@@ -18,6 +18,7 @@ from cutaway.axes import Resid
 from cutaway.circuits.graph import Edges, Graph
 from cutaway.errors import ShapeError
 from cutaway.model.attention import project
+from cutaway.model.key_values import KeyValueCache
 from cutaway.model.norm import LayerNorm, post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.products import linear_by_head
@@ -100,7 +101,12 @@ def read_by(block: Any, which: str, resid: Tensor, stream: Stream) -> Tensor:
 def attended(block: Any, projected: Sequence[Tensor], stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
     """What heads have seen, from their projections."""
     attn, (q, k, v) = block.attn, projected
-    z: Tensor = stream.attend(attn, attn.as_read(q, "q", stream), attn.as_read(k, "k", stream), v)
+    k = attn.as_read(k, "k", stream)
+    if stream.kept is not None:
+        past, heads = stream.kept[block.layer], attn.cfg.n_heads
+        shared = [one.repeat_interleave(heads // one.shape[2], dim=2) for one in (past.past_keys, past.past_values)]
+        k, v = (torch.cat([old, new], 1) for old, new in zip(shared, (k, v), strict=True))
+    z: Tensor = stream.attend(attn, attn.as_read(q, "q", stream), k, v)
     return z
 
 
@@ -142,9 +148,22 @@ def mlp_writes(block: Any, resid: Tensor) -> Tensor:
     return out
 
 
-def embedded(model: Transformer, tokens: Tensor) -> tuple[list[Tensor], Stream]:
+@torch.no_grad()
+def kept_of(model: Transformer, tokens: Tensor) -> KeyValueCache | None:
+    """The keys and values of a beginning that runs share; None: it is empty."""
+    if not tokens.shape[1]:
+        return None
+    kept = KeyValueCache.init_cache(model.cfg, tokens.device, len(tokens))
+    with model.aside():
+        model.run_blocks(*model.embed_tokens(tokens, model.prepare(tokens, None, kept)))
+    kept.freeze()
+    return kept
+
+
+def embedded(model: Transformer, tokens: Tensor, kept: KeyValueCache | None = None) -> tuple[list[Tensor], Stream]:
     """What the embeddings add to the stream, and where it stands."""
-    stream = model.prepare(tokens, model.tokens_and_mask(tokens, None, None)[1])  # padding on the left is seen in the tokens
+    mask = model.tokens_and_mask(tokens, None, None)[1] if kept is None else None  # padding on the left is seen in the tokens
+    stream = model.prepare(tokens, mask, kept)
     whole, stream = model.embed_tokens(tokens, stream)
     if model.cfg.positional_embedding_type != "standard":
         return [whole], stream
@@ -153,9 +172,9 @@ def embedded(model: Transformer, tokens: Tensor) -> tuple[list[Tensor], Stream]:
 
 
 @torch.no_grad()
-def written(model: Transformer, tokens: Tensor) -> Written:
-    """What every writer adds in a run."""
-    parts, stream = embedded(model, tokens)
+def written(model: Transformer, tokens: Tensor, kept: KeyValueCache | None = None) -> Written:
+    """What every writer adds in a run, which goes on after `kept` keys and values."""
+    parts, stream = embedded(model, tokens, kept)
     resid = sum(parts[1:], parts[0])
     for block in model.blocks:
         projected = [project_by_head(block, which, read_by(block, which, resid, stream)) for which in "qkv"]

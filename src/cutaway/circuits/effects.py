@@ -7,6 +7,7 @@ but the logits: the effect along the way writer → reader → logits alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -27,14 +28,16 @@ from cutaway.circuits.components import (
     read_by,
     written,
 )
+from cutaway.circuits.direct import DirectEffects
 from cutaway.circuits.graph import READS, Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, metric_on
-from cutaway.errors import ConfigError, ShapeError
+from cutaway.errors import ConfigError, NotExact, ShapeError
 from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.results import Labelled, Result
-from cutaway.runs.sweep import Audit, sweep
+from cutaway.runs.sweep import Audit, SweepResult, sweep
+from cutaway.runs.sweep.sweeping import BOUNDS
 from cutaway.view import Figure, heat_map
 
 CELLS = 512  # edges of one sweep
@@ -122,24 +125,55 @@ def edge_effects(
     unseen = wanted & same.cpu()[:, None]
     each = torch.full((len(tokens), *graph.mask.shape), torch.nan, dtype=torch.float64)
     each[:, unseen] = 0.0
-    places = (wanted & ~unseen).nonzero().tolist()
+    what, unit, audits = f"change of {metric.name}", metric.unit, [Audit((), 0, math.nan)]
     reading = _Reading(model, graph, tokens, now, frozen=downstream == "frozen")
-    audits = [Audit((), 0, 0.0)]
-    what, unit = f"change of {metric.name}", metric.unit
+    asked = wanted & ~unseen
+    if downstream == "frozen" and by_head_alone(model):
+        direct = DirectEffects(model, tokens, metric, now, change)
+        for writers, reader, changes in direct.each(asked, progress):
+            each[:, writers, reader] = changes.mT.double().cpu()
+        audits += _again(reading, metric, asked, change, each, audit)
+        asked = torch.zeros_like(asked)
+    places = asked.nonzero().tolist()
     for first in range(0, len(places), CELLS):
         chunk = places[first : first + CELLS]
         edits = [reading.edit(reader, change[writer]) for writer, reader in chunk]
         found = sweep(model, tokens, edits, metric, audit=audit if first == 0 else 0, memory=memory)
-        effects = found.effects.data.double().cpu()
-        effects = effects.nanmean(-1) if effects.ndim > 2 else effects
-        for (writer, reader), values in zip(chunk, effects, strict=True):
-            each[:, writer, reader] = values
+        for (writer, reader), changes in zip(chunk, _by_example(found), strict=True):
+            each[:, writer, reader] = changes
         audits.append(found.audit)
         if progress is not None:
             progress(first + len(chunk), len(places))
     labels = {"writer": graph.writers, "reader": graph.readers}
     values = Labelled(each.mean(0), ("writer", "reader"), labels, f"{what} when one edge is ablated ({ablation})", unit)
     return EdgeEffects(values, each, unseen, max(audits, key=lambda one: one.difference if one.cells else -1.0))
+
+
+def _by_example(found: SweepResult) -> Float[Tensor, "cell batch"]:
+    effects = found.effects.data.double().cpu()
+    return effects.nanmean(-1) if effects.ndim > 2 else effects
+
+
+def _again(reading: _Reading, metric: Any, asked: Edges, change: Tensor, each: Tensor, count: int) -> list[Audit]:
+    """Some edges once more, each by itself in whole runs.
+
+    Raises:
+        NotExact: they differ by more than rounding.
+    """
+    places = asked.nonzero()
+    if not count or not len(places):
+        return []
+    chosen = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:count]].tolist()
+    edits = [reading.edit(reader, change[writer]) for writer, reader in chosen]
+    values = _by_example(sweep(reading.model, reading.tokens, edits, metric, audit=0))
+    scale = max(float(each.nan_to_num(0).abs().max()), 1e-4)
+    off = max(
+        float((each[:, writer, reader] - one).abs().max()) / scale for (writer, reader), one in zip(chosen, values, strict=True)
+    )
+    names = tuple(f"{reading.graph.writers[writer]} → {reading.graph.readers[reader]}" for writer, reader in chosen)
+    if off > BOUNDS[reading.model.cfg.torch_dtype]:
+        raise NotExact(f"the edges {', '.join(names)} differ from whole runs by up to {off:.1e} of the largest effect")
+    return [Audit(names, len(each), off)]
 
 
 def _at(change: Tensor, positions: Iterable[int] | None) -> Tensor:
@@ -171,7 +205,7 @@ class _Reading:
     """What the nodes of a run write when one of them reads something else."""
 
     def __init__(self, model: Transformer, graph: Graph, tokens: Tensor, now: Written, *, frozen: bool):
-        self.model, self.graph, self.now, self.frozen = model, graph, now, frozen
+        self.model, self.graph, self.tokens, self.now, self.frozen = model, graph, tokens, now, frozen
         self.stream = embedded(model, tokens)[1]
         self._last = now.stream(graph, model.cfg.n_layers)
         self._mlp: tuple[int, Tensor] = (-1, self._last)  # the stream that one layer's MLP reads

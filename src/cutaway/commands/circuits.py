@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,10 +11,10 @@ from typer.core import TyperGroup
 from cutaway.commands.questions import circuit as weights
 from cutaway.commands.shared import Device, Html, Json, Model, Record, lines, load, show
 from cutaway.commands.sweeps import bar
-from cutaway.errors import ConfigError, PromptError
-from cutaway.writing import write_json
+from cutaway.errors import ConfigError, PromptError, nearest
 
-METRICS = ("logit-difference", "log-probability")
+METRICS = ("logit-difference", "log-probability", "probability", "probability-difference")
+AGREE = ("resample", "mean", "zero")  # ablations whose circuits are compared
 
 
 class PathsToo(TyperGroup):
@@ -43,7 +42,13 @@ def find(
     pairs: Annotated[Path | None, typer.Option(help="Pairs, one JSON object a line: clean, corrupted, answer, wrong.")] = None,
     behaviour: Annotated[str | None, typer.Option(help="Prompts of a behaviour: ioi, greater-than, induction, …")] = None,
     prompts: Annotated[int, typer.Option(min=2, help="How many prompts of the behaviour.")] = 64,
-    metric: Annotated[str, typer.Option(help="logit-difference or log-probability (of the answer).")] = "logit-difference",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="logit-difference, log-probability, probability, or probability-difference (of all right answers and all wrong "
+            "ones). By default the logit difference; the last, where several answers are right."
+        ),
+    ] = None,
     size: Annotated[int | None, typer.Option(min=0, help="How many edges; without, as few as recover TARGET.")] = None,
     target: Annotated[float, typer.Option(help="How much of the difference the circuit has to recover.")] = 0.9,
     ablation: Annotated[
@@ -60,17 +65,18 @@ def find(
 ) -> None:
     """Find the edges that carry a behaviour, and say how sure they are.
 
-    Scores every edge by integrated gradients, searches for the smallest circuit, runs it beside random ones, and draws
-    prompts again.
+    Scores every edge by integrated gradients, searches for the smallest circuit, runs it beside random ones, draws
+    prompts again, and compares with the circuits of other ablations. `cutaway replay` runs a record again.
     """
+    from cutaway.circuits import recording
     from cutaway.circuits.attribution import edge_attribution
     from cutaway.circuits.measuring import CircuitRunner
+    from cutaway.circuits.roles import attention_to_roles
     from cutaway.circuits.scoring import curve
     from cutaway.circuits.searching import find_circuit
     from cutaway.circuits.stable_edges import stability
-    from cutaway.writing import check_folder
 
-    folder = None if record is None else check_folder(record)
+    folder = None if record is None else recording.check_free(record)
     network = load(model, device)
     given = _prompts(network, pairs, behaviour, prompts, seed)
     measure = _metric(metric, given)
@@ -86,21 +92,29 @@ def find(
     with bar("searching", as_json) as progress:
         found = find_circuit(runner, scores, target=target, size=size, method=method, checks=checks, progress=progress)
     controls = curve(runner, scores.values.data, sizes=[found.size], seed=seed)
-    sure = stability(found, scores, seed=seed) if len(tokens) >= 4 else None
+    others = {
+        other: edge_attribution(network, tokens, source, measure, steps=steps, ablation=other)
+        for other in AGREE
+        if other != ablation and (other != "resample" or source is not None)
+    }
+    sure = stability(found, scores, seed=seed, others=others) if len(tokens) >= 4 else None
     values = runner.values(found.edges)
     recovered, interval = runner.share(values), runner.interval(values)
     numbers = {
         **found.to_json(), "recovered": recovered, "interval": interval, "clean": controls.clean, "ablated": controls.corrupted,
         **{name: float(controls.values.sel(curve=name).data[0]) for name in ("random", "shuffled", "without")},
         "prompts": len(tokens), "halves": None if sure is None else list(sure.halves), "seed": seed,
+        "ablations": {} if sure is None else dict(sure.ablations), "stable": None if sure is None else sure.stable,
     }  # fmt: skip
-    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _said(found, numbers, sure)]))
-    figures: list[tuple[str, Any]] = [("The circuit", found.figure())]
+    heads = [node for node in found.nodes() if node[-1].isdigit()][:12]
+    reads = attention_to_roles(network, given, heads) if len(given.roles) > 1 else []
+    numbers["heads"] = [vars(one) for one in reads]
+    looks = "" if not reads else "where the heads with the largest edges look:\n" + "\n".join(f"  {one}" for one in reads)
+    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _said(found, numbers, sure), looks]))
+    figures: list[tuple[str, Any]] = [("The circuit", found.figure(network, None if sure is None else sure.values.data))]
     figures += [] if sure is None else [("How sure its edges are", sure.figure())]
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        found.save(folder / "circuit.json")
-        write_json(folder / "result.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+        recording.write(folder, found, measure, values, model, numbers)
     show(text, numbers, figures, as_json=as_json, html=html, title=f"A circuit of {model}")
 
 
@@ -121,13 +135,16 @@ def _prompts(network: Any, pairs: Path | None, name: str | None, count: int, see
     return behaviour(name).prompts(count, seed, network.tokenizer)
 
 
-def _metric(name: str, given: Any) -> Any:
+def _metric(name: str | None, given: Any) -> Any:
     from cutaway.runs import metrics
 
+    name = ("probability-difference" if given.several else METRICS[0]) if name is None else name
     if name not in METRICS:
-        raise ConfigError(f"--metric {name!r} is not known; there are {' and '.join(METRICS)}")
-    if name == "log-probability":
-        return metrics.log_probability(given.answers, given.at)
+        raise ConfigError(f"--metric {name!r} is not known{nearest(name, METRICS)}; there are {', '.join(METRICS)}")
+    if name == "probability-difference":
+        return metrics.probability_difference(given.answer_sets(), given.answer_sets(wrong=True), given.at)
+    if name in ("log-probability", "probability"):
+        return (metrics.log_probability if name == "log-probability" else metrics.probability)(given.answers, given.at)
     if given.wrong_answers is None:
         raise PromptError("a logit difference needs a wrong answer for each prompt; give them, or --metric log-probability")
     return metrics.logit_difference(given.answers, given.wrong_answers, given.at)

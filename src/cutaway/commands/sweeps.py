@@ -301,9 +301,13 @@ def replay(
 ) -> None:
     """Run a record again, and say how far the numbers are from those recorded; exit code 1 where they are others."""
     from cutaway import records
+    from cutaway.circuits import recording
 
-    done = []
-    found = records.records_in(folder)
+    done: list[Any] = []
+    if (folder / recording.CIRCUIT).is_file():
+        with bar(f"replaying {folder.name}", as_json):
+            done.append(recording.replay(folder, load(recording.model_of(folder) if model is None else model, device)))
+    found = records.records_in(folder) if not done else []
     names = {record.about["model"]["name"] if model is None else model for record in found}
     networks = {name: load(name, device) for name in names}
     for record in found:

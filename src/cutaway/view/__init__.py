@@ -8,6 +8,7 @@ from __future__ import annotations
 from cutaway.view.attention import attention_patterns, head_gallery, head_types
 from cutaway.view.charts import bar_chart, line_chart, steering_response, table
 from cutaway.view.contributions import attribution
+from cutaway.view.edges import circuit_layers
 from cutaway.view.figure import Figure
 from cutaway.view.grids import Panel, circuit, heat_map, lens_grid, small_multiples, sweep_grid
 from cutaway.view.pages import Code, Page, Section, page
@@ -24,6 +25,7 @@ __all__ = [
     "attribution",
     "bar_chart",
     "circuit",
+    "circuit_layers",
     "colored_tokens",
     "head_gallery",
     "head_types",

@@ -7,6 +7,7 @@ const NAMES: Record<string, [string, string, string]> = {
   attention: ["head", "dest", "src"],
   attribution: ["component", "answer", "position"],
   headtypes: ["", "layer", "head"],
+  layers: ["", "", "edge"],
   lines: ["", "", "point"],
   bars: ["", "", "group"],
   logprobs: ["", "", "position"],

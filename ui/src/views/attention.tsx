@@ -19,7 +19,8 @@ export function Attention({ spec, arrays, store, width }: ViewProps) {
   const dest = spec.tokens;
   const src: string[] = spec.meta.srcTokens ?? dest;
   const data = arrays.patterns;
-  const planes = useMemo(() => heads.map((_: string, head: number) => new Plane(data, head)) as Plane[], [data]);
+  const chosen: number[] | undefined = spec.meta.planes; // heads of a larger array, where not all are shown
+  const planes = useMemo(() => heads.map((_: string, head: number) => new Plane(data, chosen ? chosen[head] : head)) as Plane[], [data]);
   const own = useSignal<boolean>(perHead);
   const contrast = useSignal(0);
   const zoom = useSignal(1);
