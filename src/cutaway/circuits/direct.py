@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from cutaway.circuits.components import Written, attended, embedded, mlp_writes, project_by_head, read_by
 from cutaway.circuits.graph import READS, Edges, Graph
+from cutaway.model.norm import post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.products import linear
-from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import LogitRows, Metric
 from cutaway.runs.sweep.clean import Rows
