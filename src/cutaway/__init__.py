@@ -28,6 +28,7 @@ _BY_MODULE = {
     "runs.sweep": "sweep",
     "runs.sweep.planning": "plan",
     "verification": "verify",
+    "runs.differences": "difference",
     # questions, by their verbs
     "analysis.ablation": "ablate ablate_heads",
     "analysis.attribution": "attribute attribute_all_tokens",
@@ -57,6 +58,8 @@ _BY_MODULE = {
     "circuits.stable_edges": "stability",
 }
 _HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
+_HOME["load"] = "cutaway.runs.result_files"
+_CALLED = {"load": "load_result"}  # public name → its name at home
 _MODULES = {
     "collect": "cutaway.collect",
     "edits": "cutaway.runs.edits",
@@ -77,7 +80,7 @@ __all__ = [*_HOME, *_MODULES, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        return getattr(import_module(_HOME[name]), _CALLED.get(name, name))
     if name in _MODULES:
         return import_module(_MODULES[name])
     raise AttributeError(f"module 'cutaway' has no attribute {name!r}; it has {', '.join(__all__)}")

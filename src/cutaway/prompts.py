@@ -98,6 +98,19 @@ class Prompts:
         pairs = ", in pairs" if self.corrupted is not None else ""
         return f"Prompts({len(self)} of {length} tokens{pairs}; roles {', '.join(self.roles)})"
 
+    def _repr_html_(self) -> str:
+        """The first rows: text, answer, roles."""
+        from html import escape
+
+        head = "".join(f"<th>{escape(name)}</th>" for name in ("text", "right", "wrong", *self.roles))
+        rows = []
+        for row in range(min(len(self), 12)):
+            text = self.texts[row] if self.texts else " ".join(map(str, self.tokens[row, : self.lengths[row]].tolist()))
+            answers = [next(iter(rows_[row].values()), ()) if rows_ else () for rows_ in (self.right, self.wrong)]
+            cells = [text, *(", ".join(map(str, one[:4])) for one in answers), *(str(int(at[row])) for at in self.roles.values())]
+            rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+
     @cached_property
     def lengths(self) -> Int[Tensor, "batch"]:
         """How many tokens each row has."""

@@ -106,7 +106,8 @@ def test_saving_writes_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [".png", ".SVG", ".pdf"])
 def test_a_page_is_not_saved_as_an_image(ending: str, tmp_path: Path) -> None:
     figure = view.heat_map(np.eye(2))
-    for thing in (figure, view.page("Title", [view.Section("One", [figure])])):
+    page = view.page("Title", [view.Section("One", [figure])])
+    for thing in (page, figure) if ending == ".SVG" else (page,):
         with pytest.raises(ConfigError, match=r"HTML page, not \..*; call it 'figure\.html'"):
             thing.save(tmp_path / f"figure{ending}")
     assert not list(tmp_path.iterdir())

@@ -22,9 +22,9 @@ from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, mean, zero
 from cutaway.runs.metrics import settled
-from cutaway.runs.results import Labelled, Means, Result
+from cutaway.runs.results import Labelled, Means, Result, layers_by_heads
 from cutaway.runs.sweep import Audit, SweepResult, sweep
-from cutaway.view import Figure, bar_chart
+from cutaway.view import Figure, bar_chart, sweep_grid
 
 KINDS = ("zero", "mean")
 SITES = ("z", "q", "k", "v", "result", "pattern")
@@ -73,11 +73,18 @@ class HeadAblation(Result):
         return values.mean(*(axis for axis in ("batch", "pos") if axis in values.axes))
 
     def figure(self, kind: str | None = None) -> Figure:
-        """A bar for each head, a series for each site; of one kind of ablation."""
+        """A map of layers × heads for each site, or bars where there are few heads; of one kind of ablation."""
         kind = self.values.names("kind")[0] if kind is None else kind
         overall = self._overall(self.values).sel(kind=kind)
         series = {WORDS[site]: overall.sel(site=site).data for site in overall.names("site")}
         said = f"{self.values.what} ({self.values.unit})"
+        grids = [layers_by_heads(overall.sel(site=site)) for site in overall.names("site")]
+        maps = [grid for grid in grids if grid is not None]
+        if len(maps) == len(grids):
+            return sweep_grid(
+                torch.stack(maps), kinds=list(series), row_name="layer", column_name="head", value_name=said,
+                title=f"{kind} ablation of each head",
+            )  # fmt: skip
         return bar_chart(overall.names("head"), series, x_name="head", value_name=said, title=f"{kind} ablation of each head")
 
     def summary(self) -> str:

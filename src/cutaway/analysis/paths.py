@@ -39,9 +39,9 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.decompose import written
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.metrics import settled
-from cutaway.runs.results import Labelled, Result
+from cutaway.runs.results import Labelled, Result, layers_by_heads
 from cutaway.runs.sweep import Audit, sweep
-from cutaway.view import Figure, bar_chart, heat_map
+from cutaway.view import Figure, bar_chart, heat_map, sweep_grid
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,11 @@ class PathResult(Result):
         shown = self.averages()
         said = f"{self.values.what} ({self.values.unit})"
         senders, receivers = shown.names("sender"), shown.names("receiver")
+        grid = layers_by_heads(shown.sel(receiver=0)) if len(receivers) == 1 else None
+        if grid is not None:
+            return sweep_grid(
+                grid, row_name="layer", column_name="head", value_name=said, title=f"direct paths to {receivers[0]}"
+            )
         if len(receivers) == 1:
             return bar_chart(senders, {receivers[0]: shown.data[:, 0]}, x_name="sender", value_name=said, title="direct paths")
         return heat_map(shown.data, receivers, senders, x_name="receiver", y_name="sender", value_name=said, title="direct paths")

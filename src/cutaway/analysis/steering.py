@@ -83,6 +83,10 @@ class SteeringVector:
     model_hash: str
     model_name: str = "custom"
 
+    def __repr__(self) -> str:
+        sets = f"{len(self.positive)} positive and {len(self.negative)} negative prompts"
+        return f"<SteeringVector {self.method} of {sets}, {self.full_site}, norm {self.norm:.3g}>"
+
     @property
     def norm(self) -> float:
         """The root of the summed squares, over all places."""

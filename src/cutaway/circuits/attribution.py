@@ -29,6 +29,7 @@ from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, metric_on
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
+from cutaway.runs.bars import DelayedBar
 from cutaway.runs.metrics import LogitRows, Metric
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, heat_map
@@ -64,10 +65,13 @@ class EdgeScores(Result):
         return [(names[0][at // data.shape[1]], names[1][at % data.shape[1]], float(flat[at])) for at in order]
 
     def figure(self) -> Figure:
-        """Writers down, readers across."""
+        """Writers down, readers across; of many, those with the largest scores."""
+        size = self.values.data.abs().nan_to_num(0)
+        rows, columns = (size.amax(axis).argsort(descending=True)[:60].sort().values.tolist() for axis in (1, 0))
+        names = self.values.names("writer"), self.values.names("reader")
         return heat_map(
-            self.values.data, self.values.names("reader"), self.values.names("writer"), x_name="reader", y_name="writer",
-            value_name="score", title="edges",
+            self.values.data[rows][:, columns], [names[1][at] for at in columns], [names[0][at] for at in rows], x_name="reader",
+            y_name="writer", value_name="score", title="edges",
         )  # fmt: skip
 
     def summary(self) -> str:
@@ -119,6 +123,7 @@ def edge_attribution(
             f"{metric.name} has no gradient at the clean run, where it is smallest; use edge_effects, which is exact"
         )
     check(model)
+    progress = DelayedBar("scoring edges") if progress is None else progress
     tokens, source = as_pair(model, clean, corrupted, ablation)
     source = source if ablation == "resample" else None
     graph = Graph(model.cfg)

@@ -54,6 +54,15 @@ class Circuit:
             raise ShapeError(f"a circuit of {tuple(self.edges.shape)} edges in a graph of {tuple(self.graph.mask.shape)}")
         object.__setattr__(self, "edges", self.edges.cpu() & self.graph.mask)
 
+    def __repr__(self) -> str:
+        return f"<Circuit of {self.size} of {self.graph.size} edges, {self.ablation} ablation; .summary(), .figure(), .pairs()>"
+
+    def _repr_html_(self) -> str:
+        """The summary, and the figure under it."""
+        from html import escape
+
+        return f"<pre>{escape(self.summary())}</pre>{self.figure()._repr_html_()}"
+
     @classmethod
     def of(cls, model: Transformer, edges: Edges | Iterable[tuple[str, str]], **given: Any) -> Circuit:
         """A circuit of a model, from a mask or from (writer, reader) pairs."""

@@ -18,6 +18,7 @@ from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.measuring import CircuitRunner
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
+from cutaway.runs.bars import DelayedBar
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, line_chart
 
@@ -118,8 +119,10 @@ def curve(
         raise ConfigError(f"sizes {list(sizes)}: a circuit has no negative number of edges")
     generator = torch.Generator().manual_seed(seed)
     runner.share(runner.clean)
+    bar = DelayedBar("running circuits")
     rows: list[list[float]] = [[] for _ in CURVES]
-    for size in sizes:
+    for done, size in enumerate(sizes):
+        bar(done, len(sizes))
         chosen = largest(scores, size)
         rows[0].append(runner.recovered(chosen))
         rows[1].append(runner.recovered(there & ~chosen))
@@ -129,6 +132,7 @@ def curve(
                 for _ in range(draws if 0 < size < every else 1)
             ]
             row.append(sum(found) / len(found))
+    bar.stop()
     labels = {"curve": list(CURVES), "size": list(map(str, sizes))}
     ends = float(runner.clean.nanmean()), float(runner.ablated.nanmean())
     values = Labelled(torch.tensor(rows, dtype=torch.float64), ("curve", "size"), labels, "recovered")

@@ -149,6 +149,13 @@ class Transformer(HookedRootModule, StackedWeights):
         if move_to_device and self.embed.W_E.device.type != "meta":
             self.to(cfg.device)
 
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        count = sum(one.numel() for one in self.parameters())
+        widths = f"{cfg.n_layers} layers of {cfg.n_heads} heads, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}, d_vocab {cfg.d_vocab}"
+        about = f"{count / 1e6:.1f}M parameters, {str(cfg.torch_dtype).removeprefix('torch.')} on {self.embed.W_E.device}"
+        return f"{type(self).__name__}({cfg.model_name}: {widths}; {about}; .cfg, .sites)"
+
     def init_weights(self) -> None:
         """Draw the weights anew, as `cfg.init_mode` says; `cfg.seed` decides the draw where it is set."""
         initialise(self, self.cfg)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import ItemsView, Iterable, Iterator, KeysView, ValuesView
 from typing import Any, TypeVar
 
@@ -49,7 +50,25 @@ class ActivationStore:
     # A dictionary with short names.
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__} with keys {list(self.cache_dict)}"
+        names = list(self.cache_dict)
+        if len(names) <= 6:
+            return f"{type(self).__name__} with keys {names}"
+        size = sum(one.numel() * one.element_size() for one in self.cache_dict.values()) / 1e6
+        shown = ", ".join(map(repr, names[:3]))
+        return f"{type(self).__name__} with keys [{shown}, …, {names[-1]!r}]: {len(names)} sites, {size:.1f} MB"
+
+    def _repr_html_(self) -> str:
+        """The kinds of sites, with their shapes."""
+        from html import escape
+
+        kinds: dict[str, list[str]] = {}
+        for name, tensor in self.cache_dict.items():
+            kind = re.sub(r"^blocks\.\d+\.", "blocks.L.", name)
+            kinds.setdefault(kind, []).append(str(list(tensor.shape)))
+        rows = "".join(
+            f"<tr><td>{escape(kind)}</td><td>{len(found)}</td><td>{escape(found[0])}</td></tr>" for kind, found in kinds.items()
+        )
+        return f"<p>{escape(repr(self))}</p><table><tr><th>site</th><th>layers</th><th>shape</th></tr>{rows}</table>"
 
     def __getitem__(self, key: str | tuple[Any, ...]) -> Tensor:
         if isinstance(key, str) and key in self.cache_dict:

@@ -311,6 +311,9 @@ class Edit:
     examples: int | Sequence[int] | None = None
     sources: int | Sequence[int] | None = None
 
+    def __repr__(self) -> str:
+        return f"<Edit {self.label}>"
+
     def bind(
         self, cfg: HookedTransformerConfig, batch: int, length: int, table: dict[str, tuple[str, ...]] | None = None
     ) -> Bound:

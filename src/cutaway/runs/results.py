@@ -8,9 +8,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -178,6 +180,12 @@ class Labelled:
             "values": plain(self.data),
         }
 
+    def _repr_html_(self) -> str:
+        """The first rows, as a table."""
+        from html import escape
+
+        return f"<p>{escape(repr(self))}</p>{self.to_frame().head(20).to_html(index=False)}"
+
     def __repr__(self) -> str:
         shape = ", ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
         return f"<Labelled {self.what}{f' ({self.unit})' if self.unit else ''}: {shape or float(self.data)}>"
@@ -187,6 +195,43 @@ class Result(ABC):
     """What every analysis returns, by way of a frozen dataclass: its main numbers are called `values`."""
 
     values: Labelled
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.__repr__ = Result.__repr__  # type: ignore[method-assign]  # a dataclass would print every number
+
+    def __repr__(self) -> str:
+        values = repr(self.values)[1:-1].removeprefix("Labelled ")
+        return f"<{type(self).__name__} {values}; .summary(), .figure(), .to_frame(), .save(path)>"
+
+    def _repr_html_(self) -> str:
+        """The summary, and the figure under it."""
+        from html import escape
+
+        said = f'<pre style="white-space:pre-wrap">{escape(self.summary())}</pre>'
+        try:
+            return said + self.figure()._repr_html_()
+        except ShapeError:  # one number, or too many: the summary stands for itself
+            return said
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file, `.cutaway`, that `cutaway.load` reads; what it was computed with is left out.
+
+        Raises:
+            NotWritten: the folder or the disk does not take it.
+        """
+        from cutaway.runs.result_files import save_result
+
+        return save_result(self, path)
+
+    def plotly(self) -> Any:
+        """The figure as one of Plotly (extra `plots`): bars, lines and heat maps.
+
+        Raises:
+            PackageNeeded: Plotly is not installed.
+            ConfigError: a figure that Plotly has no kind for.
+        """
+        return self.figure().plotly()
 
     def to_frame(self) -> Any:
         """The main numbers as a pandas frame, one row per number."""
@@ -329,3 +374,25 @@ def _plain(value: Any, digits: int | None = None) -> Any:
 def _joined(names: Sequence[Sequence[str]]) -> list[str]:
     """Every combination, as one label each."""
     return [" · ".join(place) for place in itertools.product(*names)] if names else []
+
+
+def names_of_entries(values: Labelled) -> list[str]:
+    """A label for every number, the last axis fastest."""
+    return _joined([values.names(axis) for axis in values.axes]) or [""]
+
+
+def layers_by_heads(values: Labelled) -> Tensor | None:
+    """One number for each head (`0.0`, `0.1`, …) as `[layer, head]`; NaN for heads that are absent; None: other labels too."""
+    if values.data.ndim != 1:
+        return None
+    heads = [_HEAD.fullmatch(name) for name in values.names(values.axes[0])]
+    if len(heads) < 12 or not all(heads):
+        return None
+    places = [(int(one[1]), int(one[2])) for one in heads if one]
+    grid = torch.full((1 + max(at for at, _ in places), 1 + max(at for _, at in places)), math.nan)
+    for (layer, head), value in zip(places, values.data.tolist(), strict=True):
+        grid[layer, head] = value
+    return grid
+
+
+_HEAD = re.compile(r"(\d+)\.(\d+)")

@@ -18,8 +18,9 @@ import msgspec
 
 from cutaway import reading
 from cutaway.errors import NotReadable, ShapeError
-from cutaway.view import html, widget, wire
+from cutaway.view import html, images, widget, wire
 from cutaway.view.arrays import Array
+from cutaway.writing import write
 
 QUANTISE_ABOVE = 5_000_000  # bytes of base64 in a notebook or a page
 REFUSE_ABOVE = 25_000_000
@@ -116,12 +117,25 @@ class Figure:
         return html.document(self.title or self.view, html.holder(self.payload(limit=limit), self.text, self.height))
 
     def save(self, path: str | Path) -> Path:
-        """Write the page to a file, and say where.
+        """Write the page to a file, and say where; `.png` and `.pdf` are drawn by a browser of this machine.
 
         Raises:
-            ConfigError: the file's name is that of an image, and a page is HTML.
+            ConfigError: the file's name is that of another kind of image.
+            PackageNeeded: an image is asked for, and there is no browser.
         """
+        path = Path(path)
+        if path.suffix.lower() in images.DRAWN:
+            return write(path, images.picture(self.html(), path, height=self.height + 2 * html.MARGIN))
         return html.save(path, self.html)
+
+    def plotly(self) -> Any:
+        """The figure as one of Plotly (extra `plots`): bars, lines and heat maps.
+
+        Raises:
+            PackageNeeded: Plotly is not installed.
+            ConfigError: a figure that Plotly has no kind for.
+        """
+        return images.to_plotly(self)
 
     def show(self) -> None:
         """Display in a notebook; elsewhere, open a browser on a temporary file."""

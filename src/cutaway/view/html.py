@@ -70,7 +70,8 @@ def save(path: str | Path, page: Callable[[], str]) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() in IMAGES:
-        raise ConfigError(f"a figure is saved as an HTML page, not {path.suffix}; call it {path.with_suffix('.html').name!r}")
+        name = path.with_suffix(".html").name
+        raise ConfigError(f"this is saved as an HTML page, not {path.suffix}; call it {name!r}; figures also as .png or .pdf")
     return write(path, page())
 
 

@@ -21,6 +21,7 @@ from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, Unknown
 from cutaway.executors import Executor, executor_of
 from cutaway.model.dialect_attention import has_masks
 from cutaway.model.transformer import Transformer
+from cutaway.runs.bars import DelayedBar
 from cutaway.runs.editing import ManyEdits, of_real, plainly, tokens_of
 from cutaway.runs.metrics import Metric, among_real, as_metric, settled
 from cutaway.runs.results import Labelled, Means, Result
@@ -231,6 +232,7 @@ def sweep(
     runs = task if dtype is None else replace(task, model=copy.deepcopy(model).to(dtype))
     options = {"method": method, "top": top, "skip": skip, "dtype": None if dtype is None else str(dtype), "seed": seed}
     count = {"exact": len(task.cells.edits), "screen": min(top, len(task.cells.edits)), "gradient": 0}[method]
+    progress = DelayedBar("sweeping") if progress is None else progress
     own = share(progress, 0, count, count + baseline)
     if method != "exact":
         engine = Engine(runs)

@@ -1,0 +1,85 @@
+"""Two results beside each other: their difference, number by number, and both in one figure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cutaway.errors import ShapeError
+from cutaway.runs.results import Labelled, Result, layers_by_heads, names_of_entries
+from cutaway.view import Figure, bar_chart, sweep_grid
+
+
+@dataclass(frozen=True, eq=False)
+class Difference(Result):
+    """What one result has more than another, `values`, with the means of both over examples and positions.
+
+    Args:
+        values: one minus other, of means.
+        one, other: the means.
+    """
+
+    values: Labelled
+    one: Labelled
+    other: Labelled
+
+    def figure(self) -> Figure:
+        """The difference: a map of layers × heads where there is a number for each head, else bars."""
+        return drawn(self.values, f"difference of {self.values.what}")
+
+    def overlay(self, top: int = 30) -> Figure:
+        """Both beside each other, the entries that differ most first."""
+        order = self.values.data.flatten().abs().nan_to_num(-1).argsort(descending=True)[:top].tolist()
+        names = names_of_entries(self.values)
+        pair = {"one": self.one.data.flatten()[order], "other": self.other.data.flatten()[order]}
+        return bar_chart([names[at] for at in order], pair, value_name=_said(self.one), title=f"{self.one.what}, side by side")
+
+    def summary(self) -> str:
+        """How far apart the two are, and where most."""
+        flat, names = self.values.data.flatten(), names_of_entries(self.values)
+        order = flat.abs().nan_to_num(-1).argsort(descending=True)[:8].tolist()
+        both = torch.stack([self.one.data.flatten().double(), self.other.data.flatten().double()])
+        known = both[:, ~both.isnan().any(0)]
+        alike = float(torch.corrcoef(known)[0, 1]) if known.shape[1] > 2 else float("nan")
+        lines = [f"difference of {self.values.what} (correlation of the two {alike:.2f}); the largest:"]
+        return "\n".join([*lines, *(f"  {names[at]}: {float(flat[at]):+.4g}" for at in order)])
+
+
+def difference(one: Result, other: Result) -> Difference:
+    """What one result has more than another of the same kind, on means over examples and positions.
+
+    Example: `difference(attribute(model, prompts), attribute(tuned, prompts)).summary()`
+
+    Raises:
+        ShapeError: the two do not have the same axes and labels.
+    """
+    first, second = (_means(result.values) for result in (one, other))
+    if first.axes != second.axes or first.shape != second.shape or dict(first.labels) != dict(second.labels):
+        raise ShapeError(f"{first!r} and {second!r} do not have the same axes and labels, so there is no difference of them")
+    return Difference(Labelled(first.data - second.data, first.axes, first.labels, first.what, first.unit), first, second)
+
+
+def _means(values: Labelled) -> Labelled:
+    over = [axis for axis in ("batch", "pos", "position") if axis in values.axes and axis not in values.labels]
+    return values.mean(*over) if over else values
+
+
+def drawn(values: Labelled, title: str) -> Figure:
+    """Means as a figure: layers × heads where labels are heads, a grid of two axes, else bars of what is largest."""
+    grid = layers_by_heads(values)
+    if grid is not None:
+        return sweep_grid(grid, row_name="layer", column_name="head", value_name=_said(values), title=title)
+    if values.data.ndim == 2:
+        row, column = values.axes
+        return sweep_grid(
+            values.data, values.names(row), values.names(column), row_name=row, column_name=column, value_name=_said(values),
+            title=title,
+        )  # fmt: skip
+    flat, names = values.data.flatten(), names_of_entries(values)
+    order = flat.abs().nan_to_num(-1).argsort(descending=True)[:40].tolist()
+    return bar_chart([names[at] for at in order], [float(flat[at]) for at in order], value_name=_said(values), title=title)
+
+
+def _said(values: Labelled) -> str:
+    return f"{values.what} ({values.unit})" if values.unit else values.what

@@ -1,0 +1,132 @@
+"""Results as files: every number and word of a result in one safetensors file, read back as the same result.
+
+What a result refers to and does not own (the model that it was computed with) is left out: a loaded result draws, compares and
+summarises itself, and cannot be recorded or run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from cutaway import reading
+from cutaway.errors import NotReadable
+from cutaway.runs.results import Labelled, Result
+from cutaway.writing import write
+
+FORMAT = "cutaway result 1"
+LARGEST = 2**32  # bytes
+PLAIN = (str, int, float, bool)
+
+
+def save_result(result: Result, path: str | Path) -> Path:
+    """Write a result to a file (`.cutaway`), and say where.
+
+    Raises:
+        NotWritten: the folder or the disk does not take it.
+    """
+    tensors: dict[str, Tensor] = {}
+    said = _encoded(result, tensors)
+    meta = {"format": FORMAT, "result": json.dumps(said, ensure_ascii=True, allow_nan=True)}
+    if not tensors:
+        tensors["nothing"] = torch.zeros(1)
+    return write(path, save_tensors(tensors, metadata=meta))
+
+
+def load_result(path: str | Path) -> Result:
+    """A result that was saved.
+
+    Example: `cutaway.load("lens.cutaway").figure()`
+
+    Raises:
+        NotReadable: no such file, or one that is damaged or something else.
+    """
+    data = reading.read_bytes(Path(path), largest=LARGEST)
+    try:
+        size = int.from_bytes(data[:8], "little")
+        header = reading.parse(data[8 : 8 + size], f"{path}", finite=False)
+        tensors = load_tensors(data)
+    except (ValueError, OverflowError, RuntimeError) as error:
+        raise NotReadable(f"{path} is no saved result: {str(error)[:100]}") from error
+    except Exception as error:  # the reader's own error has no public class
+        if type(error).__name__ == "SafetensorError":
+            raise NotReadable(f"{path} is no saved result, or damaged: {str(error)[:100]}") from error
+        raise
+    meta = header.get("__metadata__", {}) if isinstance(header, dict) else {}
+    if meta.get("format") != FORMAT:
+        raise NotReadable(f"{path} is no saved result: its format is {meta.get('format')!r}, not {FORMAT!r}")
+    try:
+        found = _decoded(reading.parse(str(meta.get("result")), f"{path}", finite=False), tensors)
+    except (KeyError, TypeError, AttributeError, ImportError, ValueError) as error:
+        raise NotReadable(f"{path} is damaged, or of another version: {str(error)[:100]}") from error
+    if not isinstance(found, Result):
+        raise NotReadable(f"{path} holds no result")
+    return found
+
+
+# To plain values and tensors, and back.
+
+
+def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if value is None or isinstance(value, PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        name = f"t{len(tensors)}"
+        tensors[name] = value.detach().cpu().clone().contiguous()
+        return {"tensor": name}
+    if isinstance(value, torch.Size | tuple):
+        return {"tuple": [_encoded(one, tensors) for one in value]}
+    if isinstance(value, list):
+        return [_encoded(one, tensors) for one in value]
+    if _kept(value):
+        kind = type(value)
+        parts = {part.name: _encoded(getattr(value, part.name), tensors) for part in dataclasses.fields(value) if part.init}
+        return {"class": f"{kind.__module__}:{kind.__qualname__}", "fields": parts}
+    if hasattr(value, "items"):
+        return {"pairs": [[_encoded(key, tensors), _encoded(one, tensors)] for key, one in value.items()]}
+    return None  # a model, a task: not the result's own
+
+
+def _kept(value: Any) -> bool:
+    """Whether this is data of ours: results, labelled arrays, audits, snippets; and no task, which holds a model."""
+    if not dataclasses.is_dataclass(value) or isinstance(value, type) or not type(value).__module__.startswith("cutaway."):
+        return False
+    return isinstance(value, Result | Labelled) or _simple(type(value))
+
+
+def _simple(kind: type) -> bool:
+    return kind.__name__ in ("Audit", "Snippet", "Baseline")
+
+
+def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_decoded(one, tensors) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        return tensors[value["tensor"]]
+    if "tuple" in value:
+        return tuple(_decoded(one, tensors) for one in value["tuple"])
+    if "pairs" in value:
+        return {_decoded(key, tensors): _decoded(one, tensors) for key, one in value["pairs"]}
+    kind = _class_of(value["class"])
+    return kind(**{name: _decoded(one, tensors) for name, one in value["fields"].items()})
+
+
+def _class_of(name: str) -> type:
+    """A class of results; a file names none but ours, and nothing of it is run."""
+    module, _, kind = name.partition(":")
+    if not module.startswith("cutaway.") or not kind.isidentifier():
+        raise ValueError(f"{name!r} is no class of results")
+    found = getattr(import_module(module), kind)
+    if not isinstance(found, type) or not (issubclass(found, Result | Labelled) or _simple(found)):
+        raise ValueError(f"{name!r} is no class of results")
+    return found
