@@ -12,7 +12,7 @@ from cutaway.view import Figure, bar_chart, sweep_grid
 
 
 @dataclass(frozen=True, eq=False)
-class Difference(Result):
+class ResultDifference(Result):
     """What one result has more than another, `values`, with the means of both over examples and positions.
 
     Args:
@@ -46,7 +46,7 @@ class Difference(Result):
         return "\n".join([*lines, *(f"  {names[at]}: {float(flat[at]):+.4g}" for at in order)])
 
 
-def difference(one: Result, other: Result) -> Difference:
+def difference(one: Result, other: Result) -> ResultDifference:
     """What one result has more than another of the same kind, on means over examples and positions.
 
     Example: `difference(attribute(model, prompts), attribute(tuned, prompts)).summary()`
@@ -57,7 +57,7 @@ def difference(one: Result, other: Result) -> Difference:
     first, second = (_means(result.values) for result in (one, other))
     if first.axes != second.axes or first.shape != second.shape or dict(first.labels) != dict(second.labels):
         raise ShapeError(f"{first!r} and {second!r} do not have the same axes and labels, so there is no difference of them")
-    return Difference(Labelled(first.data - second.data, first.axes, first.labels, first.what, first.unit), first, second)
+    return ResultDifference(Labelled(first.data - second.data, first.axes, first.labels, first.what, first.unit), first, second)
 
 
 def _means(values: Labelled) -> Labelled:
