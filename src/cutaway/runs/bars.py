@@ -18,7 +18,7 @@ class DelayedBar:
         self._shown: Any = None
         self._task: Any = None
 
-    def __call__(self, done: float, total: float) -> None:
+    def __call__(self, done: int | float, total: int | float) -> None:
         """Move the bar."""
         if not self.watched:
             return
