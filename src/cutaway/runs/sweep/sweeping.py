@@ -232,8 +232,7 @@ def sweep(
     runs = task if dtype is None else replace(task, model=copy.deepcopy(model).to(dtype))
     options = {"method": method, "top": top, "skip": skip, "dtype": None if dtype is None else str(dtype), "seed": seed}
     count = {"exact": len(task.cells.edits), "screen": min(top, len(task.cells.edits)), "gradient": 0}[method]
-    progress = DelayedBar("sweeping") if progress is None else progress
-    own = share(progress, 0, count, count + baseline)
+    own = share(progress := progress or DelayedBar("sweeping"), 0, count, count + baseline)
     if method != "exact":
         engine = Engine(runs)
         found = _screened(task, runs, engine, count, audit, seed, own)
