@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from cutaway import tokens as text_tokens
 from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture
 from cutaway.hooked_transformer import HookedTransformer
-from cutaway.sources import folders, gguf, hub, packages, toys
+from cutaway.sources import adapters, folders, gguf, hub, packages, toys
 from cutaway.weights import families
 from cutaway.weights.processing import SkippedRewrite
 
@@ -135,7 +135,7 @@ def verify(
     """Compare our numbers with those of `transformers`, layer by layer. Takes about 16 bytes of memory per parameter.
 
     Args:
-        model: an id or a short name of the Hugging Face hub, a folder, or a GGUF file.
+        model: an id or a short name of the Hugging Face hub, a folder (of a model or an adapter), or a GGUF file.
         hf_model: a live `transformers` model instead, which is left as it was; then `model` is only a name.
         text: what both read, several times if it is shorter than 48 tokens; without a tokenizer, fixed random tokens are read.
         tolerance: how many times the float32 error of `transformers` ours may be.
@@ -188,7 +188,7 @@ def _place(model: str | PathLike[str]) -> Path:
         raise ConfigError(f"{model} is a model of our own, so there is nothing to compare it with")
     else:
         place = hub.fetch(hub.official(str(model)))
-    if "model_type" not in folders.read_config(place):
+    if not adapters.is_adapter(place) and "model_type" not in folders.read_config(place):
         raise ConfigError(f"{model} is not a model of transformers, so there is nothing to compare it with")
     return place
 

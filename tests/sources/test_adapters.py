@@ -11,6 +11,7 @@ import torch
 
 from cutaway.errors import CheckpointError, PackageNeeded, UnsupportedArchitecture
 from cutaway.hooked_transformer import HookedTransformer
+from cutaway.verification import verify
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")  # (of peft, about the shapes of GPT-2's layers)
@@ -74,6 +75,12 @@ def test_folders_and_live_models(kind: str, base: Path, tmp_path: Path) -> None:
         < 5e-5
         < apart(HookedTransformer.from_pretrained(base, device="cpu"), model)
     )
+
+
+def test_an_adapter_can_be_verified(base: Path, tmp_path: Path) -> None:
+    """Beside what `transformers` and PEFT compute without merging."""
+    adapted(base).save_pretrained(tmp_path / "adapter")
+    assert verify(tmp_path / "adapter").passed
 
 
 def test_adapters_that_are_switched_off_count_for_nothing(base: Path) -> None:

@@ -11,7 +11,7 @@ WITH_TRANSFORMERS = {
     "bitsandbytes": "and call model.dequantize()",
     "fp8": "with quantization_config=FineGrainedFP8Config(dequantize=True)",
     "mxfp4": "with quantization_config=Mxfp4Config(dequantize=True)",
-    "compressed-tensors": "with quantization_config=CompressedTensorsConfig(run_compressed=False)",
+    "compressed-tensors": "with quantization_config=CompressedTensorsConfig(dequantize=True)",
     "gguf": "with quantization_config=GgufConfig(dequantize=True)",
 }
 """How `transformers` gives back whole weights, by kind of quantisation."""
