@@ -1,11 +1,14 @@
 """Interrupts at random moments: the next run gives the right numbers, no hook and no draft stays, no file is cut.
 
 An interrupt is a `KeyboardInterrupt` out of a signal handler, as Ctrl-C raises it. A few moments of each kind of run in
-`make test`, 500 in `make fuzz`.
+`make test`, 500 in `make fuzz`. Native code of torch may turn an interrupt into another exception (`of_an_interrupt`); it is
+an exception all the same, and the next run has to be right.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import signal
 import time
@@ -22,15 +25,19 @@ from torch import Tensor
 import cutaway
 from cutaway import HookedTransformer, metrics, records, writing
 from cutaway.analysis.steering import SteeringVector
+from cutaway.collect import collect
 from cutaway.runs import edits
 from cutaway.runs.sweep import heads, sweep
 from cutaway.sources import files
+from cutaway.tasks import FirstUniqueCharTask
+from cutaway.tasks.training import STATE, read_state, train
 
 MODEL = HookedTransformer.from_pretrained("first-unique-char", device="cpu").requires_grad_(False)
 TOKENS = torch.randint(1, 10, (2, 5), generator=torch.Generator().manual_seed(0))
 METRIC = metrics.loss(TOKENS)
 NAME = "first-unique-char"
 SITE = "blocks.0.attn.hook_z"
+TASK = FirstUniqueCharTask(vocab=tuple("abc"), seq_len=6)
 
 
 def scoped(place: Path) -> Tensor:
@@ -67,6 +74,19 @@ def drawn(place: Path) -> Tensor:
     return torch.tensor(float(zlib.crc32((place / "page.html").read_bytes()) == zlib.crc32(page.encode())))
 
 
+def trained(place: Path) -> Tensor:
+    train(TASK, place / "model", epochs=2, steps=2, batch_size=8, lr=0.01, seed=5, device="cpu", resume=True)
+    return torch.cat([one.flatten() for one in read_state(place / "model" / STATE)["model"].values()])
+
+
+def collected(place: Path) -> Tensor:
+    """The bytes of all files of the collection, drafts aside."""
+    writing.write(place / "corpus.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in ["abc", "jaa", "eeebd"] * 8))
+    collect(MODEL, place / "corpus.jsonl", ["resid_post0"], place / "set", chunk=64, length=16)
+    kept = sorted(one for one in (place / "set").rglob("*") if one.is_file() and one not in drafts(place))
+    return torch.tensor(list(hashlib.sha256(b"".join(one.read_bytes() for one in kept)).digest()))
+
+
 RUNS: dict[str, Callable[[Path], Tensor]] = {
     "plain": lambda place: MODEL(TOKENS),
     "loss": lambda place: MODEL(TOKENS, return_type="loss"),
@@ -85,10 +105,13 @@ RUNS: dict[str, Callable[[Path], Tensor]] = {
     "model file": saved,
     "vector": vector_kept,
     "page": drawn,
+    "training": trained,
+    "collection": collected,
 }  # fmt: skip
 
 
 def moments(few: int, many: int) -> Any:
+    """So many interrupts that came before the run's end."""
     return pytest.mark.parametrize("count", [pytest.param(few), pytest.param(many, marks=pytest.mark.fuzz)])
 
 
@@ -96,21 +119,39 @@ def drafts(folder: Path) -> list[Path]:
     return list(folder.rglob(".cutaway-*.partial"))
 
 
+def of_an_interrupt(error: Exception) -> bool:
+    """Whether an exception came of an interrupt: raised while one was handled, or known to replace it.
+
+    `torch.asarray(storage)`, by which safetensors reads, clears an interrupt that comes while it tries the buffer protocol,
+    and then says that a storage has no shape; of the interrupt it keeps no trace.
+    """
+    context: BaseException | None = error
+    while context is not None:
+        if isinstance(context, KeyboardInterrupt):
+            return True
+        context = context.__cause__ or context.__context__
+    return isinstance(error, ValueError) and "determine the shape of object type 'torch.storage" in str(error)
+
+
 @contextmanager
-def interrupting() -> Iterator[None]:
+def interrupting() -> Iterator[list[int]]:
+    """Alarms interrupt; gives the list of those that came."""
+    came: list[int] = []
+
     def stop(number: int, frame: Any) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGALRM, stop)
     try:
-        yield
+        yield came
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an interrupt inside a finalizer
-@moments(8, 500)
+@moments(3, 500)
 @pytest.mark.parametrize("kind", RUNS)
 def test_after_an_interrupt_the_next_run_gives_the_right_numbers(kind: str, count: int, tmp_path: Path) -> None:
     run, draw = RUNS[kind], random.Random(kind)
@@ -120,21 +161,24 @@ def test_after_an_interrupt_the_next_run_gives_the_right_numbers(kind: str, coun
     started = time.perf_counter()
     expected = run(tmp_path / "clean")
     lasts = time.perf_counter() - started
-    stopped = 0
-    with interrupting():
-        for number in range(count):
-            place = tmp_path / f"{number}"
+    with interrupting() as came:
+        for number in range(10 * count):  # a moment may fall after the run's end
+            if len(came) == count:
+                break
+            place, before = tmp_path / f"{number}", len(came)
             place.mkdir()
             try:
-                signal.setitimer(signal.ITIMER_REAL, max(2e-5, draw.uniform(0, 1.1) * lasts))
+                signal.setitimer(signal.ITIMER_REAL, max(2e-5, draw.uniform(0, 1) * lasts))
                 run(place)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
-                stopped += 1
+                pass
+            except Exception as error:  # noqa: BLE001 — any type, as long as it came of the interrupt
+                assert len(came) > before and of_an_interrupt(error), repr(error)
             signal.setitimer(signal.ITIMER_REAL, 0)
             assert not MODEL.list_hooks() and MODEL.context_level == 0, f"{kind}, moment {number}"
             assert torch.equal(run(place), expected), f"{kind}, moment {number}"
             for folder in {draft.parent for draft in drafts(tmp_path)}:
                 writing.write(folder / "next", "x")
             assert not drafts(tmp_path)
-    assert stopped > count // 8, "hardly any interrupt came in time"
+    assert len(came) == count, "hardly any interrupt came in time"
