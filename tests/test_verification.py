@@ -150,6 +150,13 @@ def test_not_a_number_is_never_the_same() -> None:
     assert not result.passed and result.largest.place == "logits"
 
 
+def test_a_ratio_to_an_error_below_float32s_last_place_is_explained() -> None:
+    small, usual = PlaceErrors("final norm", 5.3e-8, 2.5e-8, 1e-7), PlaceErrors("logits", 1e-6, 2e-6, 1e-5)
+    said = Verification("m", "f", 5, 2.0, (small, usual), {}).summary()
+    assert small.times < 0.5 and "errors of transformers below 1.2e-07, one unit in float32's last place, count as that" in said
+    assert "last place" not in Verification("m", "f", 5, 2.0, (usual,), {}).summary()
+
+
 def test_a_large_coordinate_does_not_hide_the_others() -> None:
     """An error in one coordinate weighs as much beside a coordinate of ten thousand times its size as without it."""
     draw = torch.Generator().manual_seed(0)

@@ -106,6 +106,8 @@ class Verification:
             mark = "" if self.same(one) else "  ←"
             numbers = f"{one.error:8.1e}  {one.theirs:12.1e}  {one.times:12.2f}  ({one.absolute:.1e})"
             lines.append(f"  {one.place:<{width}} {numbers}{mark}")
+        if any(one.theirs < min(UNIT, one.error) for one in self.differences):
+            lines.append(f"errors of transformers below {UNIT:.1e}, one unit in float32's last place, count as that")
         if self.ignored_fields:
             lines.append(f"ignored fields of the config, which transformers never reads: {', '.join(self.ignored_fields)}")
         first, largest = self.first_apart, self.largest

@@ -31,3 +31,22 @@ def test_the_table_has_a_row_for_every_edit_that_a_baseline_counts() -> None:
     rows = [line for line in said.splitlines() if line.startswith("zero ")]
     assert "of 18 edits" in said and len(rows) == 18
     assert sum("all of layer" in row for row in rows) == 2
+
+
+def test_patch_prints_as_many_places_as_asked() -> None:
+    pair = [
+        "patch",
+        "--text",
+        "The king is dead",
+        "--corrupted",
+        "The queen is dead",
+        "--answer",
+        ".",
+        "--wrong",
+        ",",
+        "--what",
+        "z",
+    ]
+    for options, count in (([], 3), (["--top", "5"], 5), (["--all"], 16)):
+        said = CliRunner().invoke(app, [*pair, *options])
+        assert said.exit_code == 0 and said.stdout.count("layer ") == count, said.output

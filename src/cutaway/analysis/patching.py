@@ -379,7 +379,8 @@ class PatchingResult(Result):
         whole = pd.concat(parts, ignore_index=True)
         return whole[["kind", *(name for name in whole.columns if name != "kind")]]
 
-    def summary(self) -> str:
+    def summary(self, top: int | None = 3) -> str:
+        """In words, with the `top` largest shares of each kind; None: all of them."""
         first = next(iter(self.sweeps.values()))
         lines = [
             f"{self.direction}: {first.values.what} is {self.clean:.4g} for clean and {self.corrupted:.4g} for corrupted prompts",
@@ -390,7 +391,7 @@ class PatchingResult(Result):
             share = found.data if self.direction == "denoising" else 1 - found.data
             bounds = [one.data.flatten() for one in self.intervals(kind)]
             bounds = bounds if self.direction == "denoising" else [1 - one for one in reversed(bounds)]
-            order = share.flatten().argsort(descending=True)[:3].tolist()
+            order = share.flatten().argsort(descending=True)[:top].tolist()
             width = share.shape[1]
             names = self.labels(found, found.axes[0]), self.labels(found, found.axes[1])
             shown = ", ".join(

@@ -186,7 +186,8 @@ def patch(
     }  # fmt: skip
     if baseline:
         numbers["baseline"] = {kind: one.baseline.to_json() for kind, one in found.sweeps.items() if one.baseline is not None}
-    asked.show(found.summary(), numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {asked.model}")
+    said = found.summary(None if asked.all_rows else asked.top or 3)
+    asked.show(said, numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {asked.model}")
 
 
 def _in_pairs(asked: Request) -> Any:
