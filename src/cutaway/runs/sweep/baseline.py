@@ -157,4 +157,4 @@ def share(progress: Progress | None, before: int, own: int, whole: int) -> Any:
     """Progress of one of several parts, as part of the whole."""
     if progress is None or own == whole:
         return progress
-    return lambda done, total: progress(before + own * done / total, whole)
+    return lambda done, total: progress(before + own * (done / total if total else 1), whole)
