@@ -7,8 +7,8 @@ print(exercises.check("previous-token-heads").message)
 
 from __future__ import annotations
 
-from cutaway.exercises.checking import Verdict, check
+from cutaway.exercises.checking import CheckResult, check
 from cutaway.exercises.exercise import Exercise, find, names
 from cutaway.exercises.progress import Progress, start
 
-__all__ = ["Exercise", "Progress", "Verdict", "check", "find", "names", "start"]
+__all__ = ["CheckResult", "Exercise", "Progress", "check", "find", "names", "start"]

@@ -39,7 +39,7 @@ class NoAnswer(CutawayError, OSError):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class CheckResult:
     """What came of a check.
 
     Args:
@@ -61,7 +61,7 @@ def check(
     file: str | Path | None = None,
     seed: int | None = None,
     time_limit: float | int | None = None,
-) -> Verdict:
+) -> CheckResult:
     """Try the reader's function on every case of an exercise, and note in `folder` what came of it.
 
     Args:
@@ -188,15 +188,15 @@ def _end(process: subprocess.Popen[Any]) -> None:
             process.kill()
 
 
-def _verdict(exercise: Exercise, events: list[dict[str, Any]], code: int | None, seed: int, limit: float | int) -> Verdict:
+def _verdict(exercise: Exercise, events: list[dict[str, Any]], code: int | None, seed: int, limit: float | int) -> CheckResult:
     right = sum(event["event"] == "right" for event in events)
     last = events[-1] if events else {"event": "case", "case": ""}
     if last["event"] == "done":
-        return Verdict(exercise.name, True, f"right, on all {right} cases", right, seed)
+        return CheckResult(exercise.name, True, f"right, on all {right} cases", right, seed)
     case = f"on {last['case']}: " if last.get("case") else ""
     if last["event"] == "wrong":
         hidden = f" (the same networks again: --seed {seed})" if "random network" in case else ""
-        return Verdict(exercise.name, False, f"{case}{last['message']}{hidden}", right, seed)
+        return CheckResult(exercise.name, False, f"{case}{last['message']}{hidden}", right, seed)
     if code is None:
-        return Verdict(exercise.name, False, f"{case}it takes longer than the {limit:g} s that all cases may take", right, seed)
-    return Verdict(exercise.name, False, f"{case}the process that ran it ended (code {code})", right, seed)
+        return CheckResult(exercise.name, False, f"{case}it takes longer than the {limit:g} s for all cases", right, seed)
+    return CheckResult(exercise.name, False, f"{case}the process that ran it ended (code {code})", right, seed)

@@ -69,7 +69,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Tokens(Stream):
+class TokenStream(Stream):
     """The stream of a sheet's tokens: where each stands."""
 
     token_positions: Tensor | None = None
@@ -108,7 +108,7 @@ class _Chunk:
         self.rank = {cell.number: at for at, (cell, _) in enumerate(self.ways)}
         self.sheets: dict[str, Sheet] = {}
         self.parts: dict[str, dict[int, Entry]] = {}
-        self.streams: dict[tuple[int, ...], Tokens] = {}
+        self.streams: dict[tuple[int, ...], TokenStream] = {}
         self.groups: dict[tuple[int, ...], list[Group]] = {}
 
     def run(self, between: Callable[[], None] | None = None) -> list[Ended]:
@@ -467,11 +467,11 @@ class _Chunk:
             self.groups[key] = groups
         return groups
 
-    def _stream(self, regions: list[Region]) -> Tokens:
+    def _stream(self, regions: list[Region]) -> TokenStream:
         """Where the tokens of some regions stand."""
         cfg, clean = self.model.cfg, self.clean
         if not regions or cfg.positional_embedding_type not in ("rotary", "shortformer"):
-            return Tokens()
+            return TokenStream()
         key = tuple(map(id, regions))
         if key not in self.streams:
             positions = shortformer = None
@@ -483,7 +483,9 @@ class _Chunk:
             if clean.stream.shortformer is not None:
                 shortformer = torch.cat([one.of(clean.stream.shortformer).flatten(0, 1) for one in regions])[None]
             lengths = clean.stream.texts(clean.length)
-            self.streams[key] = Tokens(shortformer=shortformer, token_positions=positions, length=clean.length, lengths=lengths)
+            self.streams[key] = TokenStream(
+                shortformer=shortformer, token_positions=positions, length=clean.length, lengths=lengths
+            )
         return self.streams[key]
 
 
