@@ -41,7 +41,7 @@ def find(
     model: Model,
     pairs: Annotated[Path | None, typer.Option(help="Pairs, one JSON object a line: clean, corrupted, answer, wrong.")] = None,
     behaviour: Annotated[str | None, typer.Option(help="Prompts of a behaviour: ioi, greater-than, induction, …")] = None,
-    prompts: Annotated[int, typer.Option(min=2, help="How many prompts of the behaviour.")] = 64,
+    count: Annotated[int, typer.Option(min=2, help="How many prompts of the behaviour.")] = 64,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -78,7 +78,7 @@ def find(
 
     folder = None if record is None else recording.check_free(record)
     network = load(model, device)
-    given = _prompts(network, pairs, behaviour, prompts, seed)
+    given = _prompts(network, pairs, behaviour, count, seed)
     measure = _metric(metric, given)
     tokens = given.tokens.to(device)
     if network.cfg.attention_dir == "bidirectional" and not bool(given.mask.all()):

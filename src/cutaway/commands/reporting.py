@@ -27,7 +27,9 @@ def report(
         Path | None, typer.Option(help="Of the task first-unique-char: weights, .pt or .safetensors. By default bundled ones.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for report.html and report.json. By default out/MODEL.")] = None,
-    size: Annotated[int | None, typer.Option(help="How many prompts, at most. By default 300, or 48 of a large model.")] = None,
+    size: Annotated[
+        int | None, typer.Option("--count", "--size", help="How many prompts, at most. By default 300, or 48 of a large model.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
     read_out: Annotated[
         str | None, typer.Option(help="most-likely: one token; above: all with a logit above 0. By default as the answers are.")
