@@ -180,10 +180,6 @@ def test_no_name_is_a_module_and_a_function_of_one_level() -> None:
     assert not rooms & set(cutaway._HOME), "a promised function has the name of a room"
 
 
-# The dialect's names live on in compat; the rest waits for its turn.
-TWO_MEANINGS: set[str] = set()
-
-
 def test_no_public_class_or_shape_has_two_meanings() -> None:
     found: dict[str, set[str]] = {}
     for path in MODULES:
@@ -199,8 +195,14 @@ def test_no_public_class_or_shape_has_two_meanings() -> None:
             for name in names:
                 if not name.startswith("_"):
                     found.setdefault(name, set()).add(short(path))
-    twice = {name: places for name, places in found.items() if len(places) > 1 and name not in TWO_MEANINGS}
+    twice = {name: places for name, places in found.items() if len(places) > 1}
     assert not twice
+
+
+def test_what_a_block_does_is_decided_in_one_room() -> None:
+    """Everybody else asks `cfg.has_resid_mid` or the steps."""
+    rooms = {short(path) for path in MODULES if "parallel_attn_mlp" in path.read_text(encoding="utf-8")}
+    assert {name for name in rooms if not name.startswith(("model/", "weights/"))} <= {"config.py"}
 
 
 def test_an_unknown_public_name_is_refused_by_name() -> None:

@@ -208,7 +208,7 @@ def test_undeclared_functions_run_alone_at_full_length() -> None:
         return x.flip(1).roll(1, 0)  # reads across positions and examples
 
     cells = [edits.function(across).at(("resid_pre", 1)), edits.zero().at(("z", 0), heads=1), edits.zero().at(("z", 1), heads=1)]
-    engine = Engine(sweep_engine.Request(model, TOKENS, None, Cells.of(cells, model.cfg, LENGTH), METRICS["loss"]))
+    engine = Engine(sweep_engine.Sweep(model, TOKENS, None, Cells.of(cells, model.cfg, LENGTH), METRICS["loss"]))
     assert [[cell.number for cell in chunk] for chunk in engine.plan.chunks[0]] == [[1, 2], [0]]
     assert engine.plan.cells[0].way == "alone"
     found = sweep(model, TOKENS, cells, METRICS["loss"], memory=10**9, audit=3)
@@ -233,7 +233,7 @@ def test_batches_and_chunks_do_not_matter(room: int, monkeypatch: pytest.MonkeyP
     cells.append(edits.replace(torch.randn(2, 1, 1, 6)).at(("z", 1), examples=[1, 17], heads=2))
     found = sweep(model, tokens, cells, metric)
     assert_same(found, in_full(model, tokens, cells, metric))
-    batches = sweep_engine.schedule(sweep_engine.Request(model, tokens, None, Cells.of(cells, model.cfg, LENGTH), metric)).batches
+    batches = sweep_engine.schedule(sweep_engine.Sweep(model, tokens, None, Cells.of(cells, model.cfg, LENGTH), metric)).batches
     assert len(batches) == {9 * 24: 3, 30 * 24: 3, 100 * 24: 2}[room]
 
 
@@ -263,7 +263,7 @@ def test_where_an_edit_changes_nothing_nothing_runs() -> None:
     passed: list[int] = []
     found = sweep(model, TOKENS, residual(edits.patch(own)), METRICS["difference"])
     assert torch.equal(found.values.data, found.clean.data.expand_as(found.values.data))
-    task = sweep_engine.Request(
+    task = sweep_engine.Sweep(
         model, TOKENS, None, Cells.of([edits.patch(other).at("resid_pre0")], model.cfg, LENGTH), METRICS["loss"]
     )
     engine = Engine(task)
@@ -412,7 +412,7 @@ def test_a_plan_counts_what_torch_counts(name: str) -> None:
     grids += [heads_by_position(half, pos=[2, 8]), several, alone]
     for metric in ("difference", "loss"):
         for grid in grids:
-            task = sweep_engine.Request(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), METRICS[metric])
+            task = sweep_engine.Sweep(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), METRICS[metric])
             planned = plan(model, TOKENS, grid, METRICS[metric], measure=False)
             with torch.no_grad(), flop_counter() as counter:
                 Engine(task).run()

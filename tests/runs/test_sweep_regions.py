@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cutaway.runs import edits, metrics
 from cutaway.runs.sweep import residual
-from cutaway.runs.sweep.cells import Cells, Request
+from cutaway.runs.sweep.cells import Cells, Sweep
 from cutaway.runs.sweep.engine import CLEAN, Engine
 from cutaway.runs.sweep.planning import plan
 from tests.architectures import network, some_tokens
@@ -26,7 +26,7 @@ WIDTH = {"hook_resid_pre": 24, "hook_attn_out": 24, "hook_resid_post": 24, "attn
 
 def values_of(model: Any, grid: Any, metric: Any, spoil: Callable[[Any, list[Any]], None] | None = None) -> Tensor:
     """The sweep's values, where `spoil` may change the clean run after it was made."""
-    engine = Engine(Request(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), metric))
+    engine = Engine(Sweep(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), metric))
     with torch.no_grad():
         one = engine.batch(0)
         one.values(CLEAN)

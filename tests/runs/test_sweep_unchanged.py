@@ -17,7 +17,7 @@ from cutaway.runs import edits, metrics
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.sweep import Grid, heads, patterns, residual, sweep
 from cutaway.runs.sweep import engine as sweep_engine
-from cutaway.runs.sweep.cells import Cells, Request, bind
+from cutaway.runs.sweep.cells import Cells, Sweep, bind
 from cutaway.runs.sweep.engine import Engine
 from cutaway.runs.sweep.planning import plan
 from tests.architectures import ALL, flop_counter, network, some_tokens
@@ -33,7 +33,7 @@ CAUSAL = [name for name in ALL if name != "bidirectional"]
 
 def starts(model: Any, grid: Any, tokens: Tensor = TOKENS, mask: Tensor | None = None) -> list[int]:
     """The first position that each cell is said to change."""
-    return [cell.start for cell in bind(Request(model, tokens, mask, Cells.of(grid, model.cfg, tokens.shape[1]), METRIC))]
+    return [cell.start for cell in bind(Sweep(model, tokens, mask, Cells.of(grid, model.cfg, tokens.shape[1]), METRIC))]
 
 
 def without_origin(cache: Any) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def test_without_causal_attention_nothing_is_known() -> None:
 def test_a_plan_counts_what_torch_counts_where_prompts_begin_alike(name: str, kind: str) -> None:
     model = MODELS[name].requires_grad_(False)
     grid = GRIDS[kind](model.run_with_cache(OTHER)[1])
-    task = Request(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), METRIC)
+    task = Sweep(model, TOKENS, None, Cells.of(grid, model.cfg, LENGTH), METRIC)
     with torch.no_grad(), flop_counter() as counter:
         Engine(task).run()
     planned = plan(model, TOKENS, grid, METRIC, measure=False)
@@ -296,7 +296,7 @@ def test_a_shared_beginning_runs_once_to_the_same_numbers(name: str, monkeypatch
             monkeypatch.setattr("cutaway.runs.sweep.clean.WORTH_SHARING", 1)
             found = sweep(model, tokens, grid, METRIC, mask=padding, audit=2)
             planned = plan(model, tokens, grid, METRIC, mask=padding, measure=False)
-            task = Request(model, tokens, padding, Cells.of(grid, model.cfg, LENGTH), METRIC)
+            task = Sweep(model, tokens, padding, Cells.of(grid, model.cfg, LENGTH), METRIC)
             with torch.no_grad(), flop_counter() as counter:
                 Engine(task).run()
             assert counter.get_total_flops() == planned.operations

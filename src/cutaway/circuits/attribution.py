@@ -260,7 +260,7 @@ def _groups(graph: Graph) -> Iterator[tuple[slice, int, bool]]:
     cfg = graph.cfg
     yield slice(0, graph.embeddings), 0, False
     for layer in range(cfg.n_layers):
-        within = not cfg.attn_only and not cfg.parallel_attn_mlp
+        within = cfg.has_resid_mid
         yield graph.heads(layer), layer if within else layer + 1, within
         if not cfg.attn_only:
             yield slice(graph.mlp(layer), graph.mlp(layer) + 1), layer + 1, False

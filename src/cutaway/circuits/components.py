@@ -43,7 +43,7 @@ class Written:
 
     def stream(self, graph: Graph, layer: int, *, mlp: bool = False) -> Resid:
         """The stream that a layer's heads, or its MLP, read; of layer `n_layers`, the last."""
-        within = mlp and not graph.cfg.parallel_attn_mlp
+        within = mlp and graph.cfg.has_resid_mid
         total = self.parts[: graph.before(layer, mlp=mlp)].sum(0)
         for one in self.rest[: layer + within]:
             total = total + one
@@ -54,7 +54,7 @@ class Written:
         total, found = self.parts[: graph.embeddings].sum(0), []
         for layer, rest in enumerate(self.rest):
             before, total = total, total + self.parts[graph.heads(layer)].sum(0) + rest
-            found += [before, before if graph.cfg.parallel_attn_mlp else total]
+            found += [before, total if graph.cfg.has_resid_mid or graph.cfg.attn_only else before]
             if not graph.cfg.attn_only:
                 total = total + self.parts[graph.mlp(layer)]
         return [*found, total]
@@ -182,7 +182,7 @@ def written(model: Transformer, tokens: Tensor, kept: KeyValueCache | None = Non
         parts += list(heads.unbind(2))
         before, resid = resid, resid + heads.sum(2) + beside_heads(block)
         if not model.cfg.attn_only:
-            parts.append(mlp_writes(block, before if model.cfg.parallel_attn_mlp else resid))
+            parts.append(mlp_writes(block, resid if model.cfg.has_resid_mid else before))
             resid = resid + parts[-1]
     return Written(torch.stack(parts), tuple(map(beside_heads, model.blocks)))
 

@@ -80,7 +80,7 @@ class GradientSum:
                     resid = resid + post_norm(block, "ln1_post")(block.attn.output(z))
                 reads.append((number, before, begun))
                 if not cfg.attn_only:
-                    inner = before if cfg.parallel_attn_mlp else resid
+                    inner = resid if cfg.has_resid_mid else before
                     inner = inner.view_as(inner)  # a node of its own, apart from the stream that goes on
                     nodes.append(inner)
                     out = mlp_writes(block, inner)

@@ -263,7 +263,7 @@ class _Run:
             return project_by_head(block, which, read_by(block, which, read, Stream(shortformer=self.positions)))
 
     def _mlp_in(self, layer: int, x: Tensor) -> Tensor:
-        if not self.model.cfg.parallel_attn_mlp:
+        if self.model.cfg.has_resid_mid:
             self._stream(layer, x)
         graph = self.graph
         carried = self._carried(graph.mlp_reading(layer), graph.before(layer, mlp=True))

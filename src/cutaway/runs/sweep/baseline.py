@@ -18,7 +18,7 @@ from torch import Tensor
 from cutaway.errors import ConfigError
 from cutaway.runs.edits import Change, Edit, Put, Random
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.sweep.cells import Cell, Cells, Request, label_of
+from cutaway.runs.sweep.cells import Cell, Cells, Sweep, label_of
 from cutaway.runs.sweep.engine import Engine, Progress
 from cutaway.runs.sweep.gradient import estimate
 from cutaway.runs.sweep.saved import Saved
@@ -105,9 +105,9 @@ def _randomly(edits: Sequence[Edit], changes: Sequence[Change], seed: tuple[int,
 
 
 def run(
-    task: Request, cells: Sequence[Cell], count: int, seed: int, *, estimated: bool, resume: Path | str | None,
+    task: Sweep, cells: Sequence[Cell], count: int, seed: int, *, estimated: bool, resume: Path | str | None,
     progress: Progress | None,
-) -> tuple[Request, Engine]:  # fmt: skip
+) -> tuple[Sweep, Engine]:  # fmt: skip
     """Run the baseline of a sweep.
 
     Args:
@@ -128,7 +128,7 @@ def run(
     return asked, engine
 
 
-def baseline_of(task: Request, engine: Engine, effects: Labelled, clean: Labelled) -> Baseline:
+def baseline_of(task: Sweep, engine: Engine, effects: Labelled, clean: Labelled) -> Baseline:
     """The result.
 
     Args:

@@ -174,7 +174,7 @@ def pairs(edits: Iterable[Edit]) -> list[tuple[Edit, Edit]]:
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class Sweep:
     """What a sweep is asked: a network, tokens, cells and a metric."""
 
     model: Transformer
@@ -263,7 +263,7 @@ class Cell:
         return sorted(name for name in kept - {FIRST, LAST, *program.writer(Z).reads} if "hook_" in name)
 
 
-def bind(task: Request, means: dict[str, Tensor] | None = None) -> list[Cell]:
+def bind(task: Sweep, means: dict[str, Tensor] | None = None) -> list[Cell]:
     """Every cell with its edits bound to the network, and the way in which it will run.
 
     Args:
@@ -301,7 +301,7 @@ def _in_blocks(model: Transformer, bounds: Sequence[Bound]) -> bool:
 class _Unchanged:
     """Where the values that edits put in are provably the run's own: up to the first token that differs from their run's."""
 
-    def __init__(self, task: Request):
+    def __init__(self, task: Sweep):
         self.task = task
         self.known: dict[int, tuple[Origin, Tensor | None]] = {}
         self.own_mean: Origin | None = None

@@ -16,7 +16,7 @@ from torch import Tensor
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Put
 from cutaway.runs.metrics import Metric
-from cutaway.runs.sweep.cells import Cell, Request, bind, chunks, kept_sites, own_means, room_for
+from cutaway.runs.sweep.cells import Cell, Sweep, bind, chunks, kept_sites, own_means, room_for
 from cutaway.runs.sweep.clean import Clean, run_clean
 from cutaway.runs.sweep.execute import Ended, run_chunk
 from cutaway.runs.sweep.logits import NotComputed
@@ -43,7 +43,7 @@ class Schedule:
         return sum(map(len, self.chunks))
 
 
-def schedule(task: Request) -> Schedule:
+def schedule(task: Sweep) -> Schedule:
     """Settle what runs when.
 
     Raises:
@@ -66,7 +66,7 @@ def schedule(task: Request) -> Schedule:
 class Engine:
     """Runs a task. `values` (`[cell, …]`) and `clean` hold what is known so far."""
 
-    def __init__(self, task: Request, plan: Schedule | None = None):
+    def __init__(self, task: Sweep, plan: Schedule | None = None):
         self.task = task
         self.plan = schedule(task) if plan is None else plan
         self.cells = self.plan.cells  # with the means of these examples, where edits ask for them, once it has run
@@ -181,7 +181,7 @@ class BatchRun:
 class _OneBatch:
     """A clean run of some examples and the cells that start from it."""
 
-    def __init__(self, task: Request, cells: list[Cell], first: int, last: int):
+    def __init__(self, task: Sweep, cells: list[Cell], first: int, last: int):
         self.task = task
         self.rules: Rules | None = None
         tokens, mask = task.rows(first, last)
@@ -249,7 +249,7 @@ def _resumed(model: Transformer, clean: Clean, layer: int) -> Tensor:
     return model.run_blocks(resid, stream)
 
 
-def _work(task: Request, chunk: Sequence[Cell], first: int, last: int) -> float:
+def _work(task: Sweep, chunk: Sequence[Cell], first: int, last: int) -> float:
     """How much a chunk costs, roughly: tokens times layers."""
     layers = task.model.cfg.n_layers
     return float(sum((last - first) * (task.length - cell.start) * (layers - cell.layer + 0.5) for cell in chunk))
@@ -273,7 +273,7 @@ def hooks_of(bounds: Sequence[Bound], clean: Clean | None, first: int, last: int
     return [(bound.site, hook_of(bound)) for bound in local if bound is not None]
 
 
-def run_plain(task: Request, cell: Cell | None, clean: Clean | None, first: int, last: int) -> Tensor:
+def run_plain(task: Sweep, cell: Cell | None, clean: Clean | None, first: int, last: int) -> Tensor:
     """Logits of a full forward pass of some examples with a cell's edits attached: what sweeps are held to."""
     model = task.model
     tokens, mask = task.rows(first, last)
@@ -284,7 +284,7 @@ def run_plain(task: Request, cell: Cell | None, clean: Clean | None, first: int,
         return model.logits_of(model.run_blocks(resid, stream))
 
 
-def plain_values(task: Request, cell: Cell, first: int, last: int) -> tuple[Tensor, float]:
+def plain_values(task: Sweep, cell: Cell, first: int, last: int) -> tuple[Tensor, float]:
     """A cell's values for some examples by a full forward pass, `[batch]`, `[batch, pos]`, or `[]`; and its largest logit."""
     metric = task.metric
     tokens, mask = task.rows(first, last)
@@ -297,7 +297,7 @@ def plain_values(task: Request, cell: Cell, first: int, last: int) -> tuple[Tens
     return by_plain(task, logits, clean_logits, first), float(logits.abs().max())
 
 
-def by_plain(task: Request, logits: Tensor, clean: Tensor | None, first: int) -> Tensor:
+def by_plain(task: Sweep, logits: Tensor, clean: Tensor | None, first: int) -> Tensor:
     """A metric from whole logits of some examples, without any shortening."""
     metric = task.metric
     assert isinstance(metric, Metric)

@@ -19,7 +19,7 @@ from torch import Tensor
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import AnyMetric, LogitRows, Metric
-from cutaway.runs.sweep.cells import Cell, Request
+from cutaway.runs.sweep.cells import Cell, Sweep
 
 GRAPH = 2**23  # numbers that the graph of one backward pass may keep, about
 
@@ -90,7 +90,7 @@ def value_of(model: Transformer, metric: AnyMetric, wanted: Tensor | None, first
     return value
 
 
-def estimate(task: Request, cells: Sequence[Cell], batches: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+def estimate(task: Sweep, cells: Sequence[Cell], batches: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     """What each cell's metric would be to first order, `[cell, batch]` (`[cell]` for a function), and the clean run's.
 
     Raises:
@@ -116,7 +116,7 @@ def estimate(task: Request, cells: Sequence[Cell], batches: Sequence[tuple[int, 
     return torch.cat(estimates, 1), torch.cat(cleans)
 
 
-def _smaller(task: Request, batches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+def _smaller(task: Sweep, batches: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     """Batches whose graph keeps no more than about `GRAPH` numbers; a function of the whole batch is not split."""
     cfg = task.model.cfg
     per_token = cfg.n_layers * (8 * cfg.d_model + 2 * (cfg.d_mlp or 0))

@@ -27,7 +27,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs import written  # the module, since it imports this package itself
 from cutaway.runs.hashes import digest, model_hash
 from cutaway.runs.model_source import versions
-from cutaway.runs.sweep.cells import Cells, Request
+from cutaway.runs.sweep.cells import Cells, Sweep
 from cutaway.runs.sweep.engine import CLEAN, Schedule, schedule
 from cutaway.writing import write, write_json
 
@@ -46,7 +46,7 @@ class Keyed:
         CheckpointError: an edit or the metric is a function, which has no key.
     """
 
-    def __init__(self, folder: Path | str, task: Request, threads: int = 1):
+    def __init__(self, folder: Path | str, task: Sweep, threads: int = 1):
         self.folder, self.task, self.threads = Path(folder).expanduser(), task, threads
         self._sites = written.sites_of(task.model, task.cells)
         self._digests: dict[tuple[Any, ...], str] = {}
@@ -207,7 +207,7 @@ def asked(folder: Path | str, name: str, model: Transformer) -> Keyed:
         raise NotReadable(f"{path} is damaged: it holds no cells")
     device = model.embed.W_E.device
     mask = tensors.get("mask")
-    task = Request(model, tensors["tokens"].to(device), mask if mask is None else mask.to(device), cells, metric, about["skip"],
+    task = Sweep(model, tensors["tokens"].to(device), mask if mask is None else mask.to(device), cells, metric, about["skip"],
                 about["memory"])  # fmt: skip
     found = Keyed(folder, task, about["threads"])
     if found.name != name:

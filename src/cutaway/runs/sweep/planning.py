@@ -19,7 +19,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import drawn
-from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, Request, bind, bytes_per_token, kept_sites, own_means
+from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, Sweep, bind, bytes_per_token, kept_sites, own_means
 from cutaway.runs.sweep.clean import beginning
 from cutaway.runs.sweep.engine import Schedule, schedule
 from cutaway.runs.sweep.measure import KEPT
@@ -132,14 +132,14 @@ def plan(
     )  # fmt: skip
 
 
-def _baseline_of(task: Request, count: int, seed: int) -> Request:
+def _baseline_of(task: Sweep, count: int, seed: int) -> Sweep:
     """The random changes that would run beside a sweep; means over its examples, which nobody knows yet, are taken for 0."""
     means = {site: torch.zeros(()) for site in own_means(task.cells, task.model.cfg)}
     settled = bind(task, means)
     return replace(task, cells=drawn(task.cells, settled, count, seed))
 
 
-def plan_of(task: Request, settled: Schedule, speed: float) -> Plan:
+def plan_of(task: Sweep, settled: Schedule, speed: float) -> Plan:
     """The cost of a schedule: the sum of what its steps cost."""
     costs, cells, cfg = _Costs(task, settled), settled.cells, task.model.cfg
     most = max(last - first for first, last in settled.batches)
@@ -158,7 +158,7 @@ def plan_of(task: Request, settled: Schedule, speed: float) -> Plan:
 class _Costs:
     """Operations of a schedule, as Torch counts them: every query meets every key."""
 
-    def __init__(self, task: Request, settled: Schedule):
+    def __init__(self, task: Sweep, settled: Schedule):
         self.task, self.settled, self.cfg = task, settled, task.model.cfg
         self.column = 2 * self.cfg.d_model * self.cfg.d_vocab_out
         self.read, self.wanted = self.column, torch.ones(task.batch, task.length, dtype=torch.bool)

@@ -21,7 +21,7 @@ from cutaway import reading
 from cutaway.errors import CheckpointError
 from cutaway.runs import written  # the module, since it imports this package itself
 from cutaway.runs.hashes import digest, model_hash
-from cutaway.runs.sweep.cells import Request
+from cutaway.runs.sweep.cells import Sweep
 from cutaway.runs.sweep.engine import CLEAN, Schedule, schedule
 from cutaway.writing import write, write_json
 
@@ -39,7 +39,7 @@ class Saved:
         CheckpointError: it holds another sweep, or its plan cannot be read.
     """
 
-    def __init__(self, folder: Path | str, task: Request):
+    def __init__(self, folder: Path | str, task: Sweep):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.mark = _mark(task)
@@ -120,7 +120,7 @@ def _read(path: Path) -> _Plan:
     return reading.decode(reading.read_bytes(path), _Plan, f"the plan of a sweep, {path},")
 
 
-def _mark(task: Request) -> dict[str, str]:
+def _mark(task: Sweep) -> dict[str, str]:
     """What makes a sweep this sweep."""
     writer = written.Writer(written.sites_of(task.model, task.cells))
     cells, metric = writer.write(task.cells), writer.write(task.metric)

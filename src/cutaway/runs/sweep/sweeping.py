@@ -31,7 +31,7 @@ from cutaway.runs.sweep.baseline import run as run_baseline
 from cutaway.runs.sweep.cells import (
     Cells,
     Grid,
-    Request,
+    Sweep,
     at_columns,
     label_of,
     own_means,
@@ -92,7 +92,7 @@ class SweepResult(Result):
     method: str = "exact"
     notes: tuple[str, ...] = field(default=())
     exact: tuple[int, ...] = field(default=())
-    task: Request | None = field(default=None, repr=False)
+    task: Sweep | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     baseline: Baseline | None = None
 
@@ -254,7 +254,7 @@ def sweep(
 
 
 def _saved(
-    task: Request,
+    task: Sweep,
     resume: Path | str | None,
     results: Path | str | None,
     executor: str | Executor | None,
@@ -270,7 +270,7 @@ def _saved(
     return kept
 
 
-def _with_baseline(found: SweepResult, task: Request, engine: Engine, audit: int, seed: int) -> SweepResult:
+def _with_baseline(found: SweepResult, task: Sweep, engine: Engine, audit: int, seed: int) -> SweepResult:
     """A result with its baseline, which is audited too."""
     assert engine.values is not None and engine.clean is not None
     _check_finite(task, engine.values, engine.clean)
@@ -284,7 +284,7 @@ def _with_baseline(found: SweepResult, task: Request, engine: Engine, audit: int
 
 
 def _screened(
-    task: Request, runs: Request, engine: Engine, top: int, audit: int, seed: int, progress: Progress | None
+    task: Sweep, runs: Sweep, engine: Engine, top: int, audit: int, seed: int, progress: Progress | None
 ) -> SweepResult:
     """Estimate every cell by gradients, then compute the `top` ones exactly."""
     engine.values, engine.clean = estimate(runs, engine.settled(), engine.plan.batches)
@@ -322,7 +322,7 @@ def _agreement(estimated: Tensor, exact: Tensor) -> str:
 def task_of(
     model: Transformer, tokens: Any, edits: Grid | ManyEdits | Cells, metric: Any = None, *, mask: Tensor | None = None,
     skip: str = "all", memory: int | None = None,
-) -> Request:  # fmt: skip
+) -> Sweep:  # fmt: skip
     """What a sweep is asked, checked."""
     if skip not in ("all", "layers"):
         raise ConfigError(f"skip={skip!r} is not known; there are 'all' and 'layers'")
@@ -342,10 +342,10 @@ def task_of(
     if isinstance(asked, Metric):
         asked.check(model.cfg.d_vocab_out)
     skip = "layers" if has_masks(model.blocks.children()) else skip
-    return Request(model, found, mask, cells, asked, skip, memory)
+    return Sweep(model, found, mask, cells, asked, skip, memory)
 
 
-def audited(task: Request, engine: Engine, count: int, seed: int) -> Audit:
+def audited(task: Sweep, engine: Engine, count: int, seed: int) -> Audit:
     """Run some cells again as plain full forward passes; means over the sweep's examples are taken again, too.
 
     Raises:
@@ -385,7 +385,7 @@ def audited(task: Request, engine: Engine, count: int, seed: int) -> Audit:
     return Audit(tuple(label_of(task.cells.edits[number]) for number in chosen), examples, worst)
 
 
-def _largest_of(task: Request, logits: float) -> float:
+def _largest_of(task: Sweep, logits: float) -> float:
     """How large a metric of logits of this size is: small differences of large logits round as large ones do."""
     if not isinstance(task.metric, Metric):
         return 0.0
@@ -401,7 +401,7 @@ def _largest(x: Tensor) -> float:
 
 
 def finished(
-    task: Request,
+    task: Sweep,
     engine: Engine,
     audit: Audit,
     method: str = "exact",
@@ -434,7 +434,7 @@ def _numbers(count: int) -> list[str]:
     return list(map(str, range(count)))
 
 
-def _check_finite(task: Request, values: Tensor, clean: Tensor) -> None:
+def _check_finite(task: Sweep, values: Tensor, clean: Tensor) -> None:
     wanted = torch.ones_like(clean, dtype=torch.bool)
     if isinstance(task.metric, Metric):
         mask = task.metric.wanted(task.batch, task.length).to(clean.device)
