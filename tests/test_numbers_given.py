@@ -13,6 +13,7 @@ import cutaway
 from cutaway import metrics
 from cutaway.errors import ContextTooLong, CutawayError, ShapeError, UnknownName
 from cutaway.numbers_given import at_least, index, indices, some_of
+from cutaway.runs import measures
 from cutaway.runs.editing import run
 from cutaway.runs.sweep import heads
 from cutaway.tokens import CharTokenizer
@@ -77,7 +78,7 @@ def test_positions_of_a_metric_are_whole_numbers_each_once(name: str, at: str, p
 @pytest.mark.parametrize("at", [[5.9], "12", ["1"], None, torch.tensor([1.5, 2, 3])])
 def test_positions_that_the_annotations_rule_out_are_refused_too(at: Any) -> None:
     with pytest.raises((ShapeError, TypeError)):
-        metrics._columns(at, 3, 7)
+        measures._columns(at, 3, 7)
 
 
 def test_labels_and_masks_of_a_loss_are_what_they_should_be() -> None:

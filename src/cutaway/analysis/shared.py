@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError, TokenError, UnknownRole
+from cutaway.errors import MissingActivation, PromptError, ShapeError, TokenError, UnknownRole
 from cutaway.model.components import heads
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import whole
@@ -358,7 +358,10 @@ def chosen_positions(
         return None
     own = torch.ones(*shape, dtype=torch.bool) if real is None else real.cpu()
     place, lengths, found = own.long().cumsum(1) - 1, own.sum(1), torch.zeros_like(own)
-    for one in [positions] if isinstance(positions, str | int) else positions:
+    several = [positions] if isinstance(positions, str | int) else list(positions)
+    if len(set(several)) < len(several):
+        raise PromptError(f"positions {several} name one twice; give each once")
+    for one in several:
         found |= own & (place == _own_place(one, tokens, lengths)[:, None])
     return found
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cutaway import writing
 from cutaway.circuits.circuit import Circuit
 from cutaway.circuits.measuring import CircuitRunner
 from cutaway.errors import NotReadable
@@ -73,7 +74,7 @@ def write(folder: Path, circuit: Circuit, metric: Metric, values: Tensor, model:
     writer = Writer()
     about = {"model": model, "metric": writer.write(metric)}
     circuit.save(folder / CIRCUIT)
-    save_file({"values": values, **{name: one.contiguous() for name, one in writer.tensors.items()}}, folder / TENSORS)
+    writing.write(folder / TENSORS, save({"values": values, **{name: one.contiguous() for name, one in writer.tensors.items()}}))
     write_json(folder / METRIC, json.dumps(about, indent=1) + "\n")
     write_json(folder / RESULT, json.dumps(dict(numbers), indent=1, ensure_ascii=False) + "\n")
 

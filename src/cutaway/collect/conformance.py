@@ -24,6 +24,7 @@ from cutaway.errors import CutawayError
 from cutaway.executors import Local, Ray
 from cutaway.executors.ray_cluster import connected, line
 from cutaway.runs.model_source import versions
+from cutaway.writing import write
 
 MODEL, SITE = "attn-only-2l", "resid_post1"
 TEXTS = [f"Line {number} of a text that a cluster reads to show that it can." for number in range(60)]
@@ -120,7 +121,7 @@ def _workers(seen: list[dict[str, Any]], place: Path) -> Iterator[Try]:
 
 def _same_bytes(executor: Ray, place: Path) -> Try:
     corpus = place / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
+    write(corpus, "".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     try:
         here = collect(MODEL, Corpus(corpus), [SITE], place / "here", chunk=2**9, executor=Local())
         there = collect(MODEL, Corpus(corpus), [SITE], place / "there", chunk=2**9, executor=executor)

@@ -181,6 +181,8 @@ def _is_safetensors(file: Path) -> bool:
         raise CheckpointError(f"{file} is empty; download or save it again")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{file} is only a pointer of Git LFS; fetch the file itself with `git lfs pull`")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= file.stat().st_size - 8:
+        return True  # also where the header's length happens to begin like a pickle
     if start.startswith((b"PK", b"\x80")):
         return False
     return start[8:9] == b"{" or file.suffix == ".safetensors"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cutaway.errors import ConfigError, PackageNeeded
+from cutaway.writing import write
 
 if TYPE_CHECKING:
     from cutaway.view.figure import Figure
@@ -42,7 +43,7 @@ def picture(page: str, path: Path, *, width: int = 1000, height: int = 600, dark
     program = browser()
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder) / "figure.html", Path(folder) / f"figure{path.suffix.lower()}"
-        source.write_text(page, encoding="utf-8")
+        write(source, page)
         take = f"--screenshot={out}" if path.suffix.lower() == ".png" else f"--print-to-pdf={out}"
         words = [
             program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-pdf-header-footer",

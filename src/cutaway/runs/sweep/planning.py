@@ -182,7 +182,7 @@ class _Costs:
         total = 0
         for layer in range(start, self.cfg.n_layers):
             for step in self.task.model.program_of(layer).steps:
-                total += sum(step.cost) * (length**2 if FROM_KEYS in step.spread else length)
+                total += sum(step.cost) * length * ((keys or length) if FROM_KEYS in step.spread else 1)
         return total
 
     def clean(self) -> int:
