@@ -6,6 +6,7 @@ import copy
 import pickle
 import random
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -132,6 +133,56 @@ def test_an_interrupt_at_any_moment_leaves_no_hook() -> None:
                 pass
             assert not model.list_hooks() and model.context_level == 0, number
     assert torch.equal(model(tokens), clean)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::cutaway.errors.HookDidNotFire")
+@pytest.mark.parametrize("kind", ["scope", "run_with_hooks", "run_with_cache"])
+def test_an_interrupt_at_each_call_leaves_no_hook(kind: str) -> None:
+    """Interrupts come as a function is called, or after one of C: each such moment of a run in turn, none left to chance."""
+    model, tokens = network("gpt2"), some_tokens(batch=1, length=3)
+    hooks, clean = [(SITE, silence)], model(tokens)
+
+    def run() -> None:
+        if kind == "scope":
+            with model.hooks(hooks):
+                model.hook_dict[SITE].fwd_hooks  # noqa: B018 — the run itself is not what is tested
+        elif kind == "run_with_hooks":
+            model.run_with_hooks(tokens, fwd_hooks=hooks)
+        else:
+            model.run_with_cache(tokens, names_filter=SITE)
+
+    moment = came = 0
+    while came == moment:
+        moment += 1
+        came += interrupted_at(moment, run)
+        assert not model.list_hooks() and model.context_level == 0, f"{kind}, moment {moment}"
+    assert moment > 20
+    assert torch.equal(model(tokens), clean)
+
+
+def interrupted_at(moment: int, run: Callable[[], None]) -> bool:
+    """Run with an interrupt at the n-th moment in the code of hooks; whether the run came so far."""
+    count = 0
+
+    def watch(frame: Any, event: str, arg: Any) -> None:
+        nonlocal count
+        if event not in ("call", "c_return") or not frame.f_code.co_filename.endswith(("hooked_root.py", "hook_points.py")):
+            return
+        if frame.f_code.co_name == "__del__" or (frame.f_back and frame.f_back.f_code.co_name == "__del__"):
+            return  # an interrupt inside a finalizer is lost, and cannot be mended
+        count += 1
+        if count == moment:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    try:
+        sys.setprofile(watch)
+        run()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.setprofile(None)
+    return count >= moment
 
 
 @contextmanager

@@ -547,10 +547,16 @@ class HookScope:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         scope, groups, runs = self._entered[-1]
         scope.open = False  # first, and in one step: an interrupt after this finds nothing attached
-        del self._entered[-1]
         self.model._take_off(scope, self.reset_hooks_end, self.clear_contexts)
+        del self._entered[-1]
         if kind is None:
             self.model._check_fired(groups, ran=self.model.runs > runs, strict=False)
+
+    def __del__(self) -> None:
+        """Close what `__exit__` could not: an interrupt may come as it is called, before its first line."""
+        for scope, _, _ in getattr(self, "_entered", ()):
+            scope.open = False
+            self.model._take_off(scope, self.reset_hooks_end, self.clear_contexts)
 
     def __iter__(self) -> Iterator[Any]:
         raise TypeError("model.hooks(…) opens a scope: `with model.hooks(…) as model:`")
