@@ -59,7 +59,7 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], 
     task = results.task
     if task is None:
         raise CheckpointError("only the result of a sweep can be recorded; this one does not know what it was asked")
-    writer = Writer(sites_of(task.model, task.cells))
+    writer = Writer(sites_of(task.model, task.cells), task.model)
     cells, metric = writer.write(task.cells), writer.write(task.metric)
     text = json.dumps([cells, metric, writer.changes])
     if '"function": ' in text:
@@ -126,7 +126,11 @@ class Record:
     @property
     def cells(self) -> Cells:
         """The edits of every cell."""
-        found: Cells = self._read(self.about["cells"])
+        return self.cells_of(None)
+
+    def cells_of(self, model: Transformer | None) -> Cells:
+        """The edits of every cell; with the record's model, what they take from its runs knows which run that was."""
+        found: Cells = self._read(self.about["cells"], model)
         return found
 
     @property
@@ -144,12 +148,12 @@ class Record:
         values = self.tensors["values"]
         return values.reshape(len(self.about["cells"]["edits"]), *values.shape[len(self.about["cells"]["shape"]) :])
 
-    def _read(self, value: Any) -> Any:
+    def _read(self, value: Any, model: Transformer | None = None) -> Any:
         own = {name.removeprefix("edit."): tensor for name, tensor in self.tensors.items() if name.startswith("edit.")}
         changes: list[Any] = []
         for one in self.about["changes"]:  # a change that is made of another comes after it
-            changes.append(read(one, own, changes))
-        return read(value, own, changes)
+            changes.append(read(one, own, changes, model))
+        return read(value, own, changes, model)
 
 
 def read_record(folder: Path | str) -> Record:
@@ -314,7 +318,7 @@ def replay(
         )
     dtype = options.get("dtype")
     found = sweep(
-        model, record.tensors["tokens"], record.cells, record.metric, mask=record.tensors.get("mask"),
+        model, record.tensors["tokens"], record.cells_of(model), record.metric, mask=record.tensors.get("mask"),
         method=options["method"], top=options["top"], skip=options["skip"], memory=options["memory"], seed=options["seed"],
         baseline=options.get("baseline", 0), dtype=None if dtype is None else DTYPES[dtype.removeprefix("torch.")], audit=0,
         progress=progress,

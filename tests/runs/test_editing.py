@@ -107,7 +107,7 @@ def test_nothing_stays_attached_and_what_does_not_fit_is_refused() -> None:
     assert torch.equal(model(TOKENS), plain) and not model.list_hooks()
     for given, words in (
         ([edits.zero().at(("z", 0), positions=own(9))], "row 0 has 9 tokens"),
-        ([edits.zero().at(("z", 0), positions=9)], "9 is outside"),
+        ([edits.zero().at(("z", 0), positions=9)], "no position 9"),
     ):
         with pytest.raises(ShapeError, match=words):
             run(model, TOKENS, edits=given)

@@ -95,8 +95,8 @@ def test_functions_may_write_in_place_or_return() -> None:
     ("edit", "error", "words"),
     [
         (edits.zero().at("z7"), UnknownSite, "no site called"),
-        (edits.zero().at("z0", heads=4), ShapeError, "heads of an edit .* 4 is outside 0 to 3"),
-        (edits.zero().at("z0", positions=[0, 9]), ShapeError, "9 is outside 0 to 8"),
+        (edits.zero().at("z0", heads=4), ShapeError, "an edit at .*no head 4; there are 4, 0 to 3"),
+        (edits.zero().at("z0", positions=[0, 9]), ShapeError, "no position 9; there are 9, 0 to 8"),
         (edits.zero().at("resid_pre0", heads=1), ShapeError, "has the axes batch, pos, d_model, so an edit there has no heads"),
         (edits.replace(torch.zeros(5)).at("z0"), ShapeError, r"values of shape \(5,\); the site has \(batch 3, pos 9, head 4"),
         (edits.patch({}).at("z0"), MissingActivation, "run_with_cache"),

@@ -45,16 +45,25 @@ class Origin:
         The number of rows is that of the other run; an origin of one row is compared with each.
         """
         fits = self.tokens.shape[1] == tokens.shape[1] and len(self.tokens) in (1, len(tokens))
-        ran: Any = self.model()
-        if not fits or ran is not model or model.cfg.attention_dir != "causal":
-            return None
-        if self.weights != model.weights_state() or not model.untouched():
+        if not fits or model.cfg.attention_dir != "causal" or not self.is_of(model):
             return None
         own = self.tokens.to(tokens.device)
         same = own == tokens
         if self.padding is not None or padding is not None:
             same &= _dense(self.padding, own) == _dense(padding, tokens)
         return same.long().cumprod(-1).sum(-1)
+
+    def is_of(self, model: Any) -> bool:
+        """Whether it is a run of this network with the weights that it has now."""
+        ran: Any = self.model()
+        return ran is not None and ran is model and self.weights == model.weights_state() and bool(model.untouched())
+
+    def same_run(self, other: Origin) -> bool:
+        """Whether another origin has the same tokens and padding."""
+        if self.tokens.shape != other.tokens.shape:
+            return False
+        pads = [_dense(one.padding, one.tokens) for one in (self, other)]
+        return torch.equal(self.tokens, other.tokens) and torch.equal(*pads)
 
     def rows(self, chosen: Callable[[Tensor], Tensor]) -> Origin:
         """The origin of some examples, in some order."""

@@ -25,6 +25,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, MissingActivation, ShapeError
 from cutaway.model import sites
 from cutaway.model.origins import Origin
+from cutaway.numbers_given import indices
 from cutaway.runs.places import Places
 from cutaway.runs.random_numbers import normal
 from cutaway.runs.values import AveragedValues, ReorderedValues, Values, mean_over, origin_in, values_of
@@ -376,12 +377,10 @@ class Bound:
             return None
         if isinstance(given, Places):
             raise ShapeError(f"the edit '{self.edit.label}' counts a row's own tokens; only a run or a sweep knows their columns")
-        size = self.sizes[axis]
-        numbers = [given] if isinstance(given, int) else [int(one) for one in given]
-        for number in numbers:
-            if not -size <= number < size:
-                raise ShapeError(f"{AXIS_OF[word]} of an edit at {self.site!r}: {number} is outside 0 to {size - 1}")
-        return tuple(number % size for number in numbers)
+        try:
+            return tuple(indices(given, self.sizes[axis], AXIS_OF[word].removesuffix("s")))
+        except ShapeError as error:
+            raise ShapeError(f"an edit at {self.site!r}: {error}") from None
 
     def _check(self, source: Tensor) -> None:
         wanted = [size if chosen is None else len(chosen) for size, chosen in zip(self.sizes, self.chosen, strict=True)]

@@ -12,14 +12,17 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cutaway.errors import CheckpointError, NotReadable
+from cutaway.model.origins import Kept, Origin
 from cutaway.model.sites import resolve, table
 from cutaway.model.transformer import Transformer
 from cutaway.runs import answer_metrics, edits, metrics
 from cutaway.runs.places import Places
 from cutaway.runs.sweep.cells import Cells, Grid
+from cutaway.runs.values import origin_in
 
 KINDS: dict[str, type] = {
     kind.__name__: kind
@@ -36,8 +39,9 @@ NAMES = {kind: name for name, kind in KINDS.items()}
 class Writer:
     """Collects tensors while values are turned into JSON. Each tensor is kept once."""
 
-    def __init__(self, sites: Collection[str] = ()):
+    def __init__(self, sites: Collection[str] = (), model: Any = None):
         self.sites = sites  # which sites of a cache are worth keeping
+        self.model = model  # of what a run of this network kept, the run's tokens are written, too
         self.tensors: dict[str, Tensor] = {}
         self.known: dict[tuple[Any, ...], str] = {}
         self.changes: list[Any] = []  # each change once; edits point to them
@@ -53,7 +57,8 @@ class Writer:
             return value.item()
         if isinstance(value, Mapping):
             names = [name for name in self.sites if name in value] if self.sites else list(value)
-            return {"map": {str(name): self.write(value[name]) for name in names or list(value)}}
+            names = names or list(value)
+            return {"map": {str(name): self.write(value[name]) for name in names}} | self._origin(value, names)
         if isinstance(value, list | tuple | range):
             return [self.write(one) for one in value]
         if isinstance(value, edits.Change) and type(value) in NAMES:
@@ -67,6 +72,15 @@ class Writer:
     def _fields(self, value: Any) -> dict[str, Any]:
         fields = {one.name: self.write(getattr(value, one.name)) for one in dataclasses.fields(value)}
         return {"type": NAMES[type(value)]} | fields
+
+    def _origin(self, values: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Any]:
+        """The run that entries of a store come from, where it was one of this network as it is now."""
+        found = {name: one for name in names if (one := origin_in(values, name)) is not None and one.is_of(self.model)}
+        if not found:
+            return {}
+        first = next(iter(found.values()))
+        sites = [name for name, one in found.items() if one.same_run(first)]
+        return {"origin": {"tokens": self.write(first.tokens), "padding": self.write(first.padding), "sites": sites}}
 
     def _change(self, change: edits.Change) -> int:
         if id(change) not in self.known_changes:
@@ -82,14 +96,16 @@ class Writer:
         return self.known[key]
 
 
-def read(value: Any, tensors: Mapping[str, Tensor], changes: Sequence[edits.Change] = ()) -> Any:
+def read(value: Any, tensors: Mapping[str, Tensor], changes: Sequence[edits.Change] = (), model: Any = None) -> Any:
     """The reverse of `Writer.write`; `changes` are those that edits point to, already read.
+
+    With `model`, the network that it was written with, stores know the run that they come from again.
 
     Raises:
         CheckpointError: it holds a function, which only a program can give.
     """
     if isinstance(value, list):
-        return tuple(read(one, tensors, changes) for one in value)
+        return tuple(read(one, tensors, changes, model) for one in value)
     if not isinstance(value, dict):
         return value
     if "change" in value and isinstance(value["change"], int):
@@ -103,7 +119,8 @@ def read(value: Any, tensors: Mapping[str, Tensor], changes: Sequence[edits.Chan
     if "map" in value:
         if not isinstance(value["map"], dict):
             raise NotReadable("the record is damaged: it holds a map without names")
-        return {name: read(one, tensors, changes) for name, one in value["map"].items()}
+        store = {name: read(one, tensors, changes, model) for name, one in value["map"].items()}
+        return store if model is None or "origin" not in value else _kept(store, value["origin"], tensors, model)
     if "function" in value:
         raise CheckpointError(
             f"the record holds the function {value['function']}, which cannot be read back; run its program again"
@@ -111,9 +128,20 @@ def read(value: Any, tensors: Mapping[str, Tensor], changes: Sequence[edits.Chan
     kind = KINDS.get(str(value.get("type")))
     if kind is None:
         raise CheckpointError(f"the record holds a {value.get('type')!r}, which this version does not know")
-    fields = {name: read(one, tensors, changes) for name, one in value.items() if name != "type"}
+    fields = {name: read(one, tensors, changes, model) for name, one in value.items() if name != "type"}
     _check_fields(kind, fields)
     return kind(**fields)
+
+
+def _kept(store: dict[str, Tensor], origin: Any, tensors: Mapping[str, Tensor], model: Any) -> Kept:
+    """A store with its origin."""
+    told = origin if isinstance(origin, dict) else {}
+    tokens, padding, sites = (read(told.get(name), tensors) for name in ("tokens", "padding", "sites"))
+    whole = isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.dtype in (torch.int64, torch.int32)
+    fits = padding is None or (isinstance(padding, Tensor) and whole and padding.shape == tokens.shape)
+    if not whole or not fits or not isinstance(sites, tuple) or not set(sites) <= set(store):
+        raise NotReadable("the record is damaged: it does not say which run a cache comes from")
+    return Kept(store, Origin.of(model, tokens, padding), dict.fromkeys(sites))
 
 
 def _check_fields(kind: Any, fields: Mapping[str, Any]) -> None:

@@ -71,7 +71,7 @@ class Keyed:
         """What tells a cell apart: its edits, and the values that they put in."""
         edits = self.task.cells.edits[number]
         alone = Cells((edits,), ("cell",), (1,), [[str(number)]])
-        own = written.Writer(written.sites_of(self.task.model, alone))
+        own = written.Writer(written.sites_of(self.task.model, alone), self.task.model)
         said = own.write(edits)
         if '"function": ' in json.dumps([said, own.changes]):
             raise CheckpointError("an edit of this sweep is a function, which has no key; use edits of cutaway.edits")
@@ -166,7 +166,7 @@ class Keyed:
     def tell(self) -> None:
         """Write down what is asked, for `asked`: edits, metric and tokens; the model is not among it."""
         task = self.task
-        writer = written.Writer(self._sites)
+        writer = written.Writer(self._sites, task.model)
         about = {"cells": writer.write(task.cells), "metric": writer.write(task.metric), "changes": writer.changes,
                  "skip": task.skip, "memory": task.memory, "threads": self.threads}  # fmt: skip
         tensors = {f"edit.{name}": tensor for name, tensor in writer.tensors.items()} | {"tokens": task.tokens}
@@ -201,8 +201,8 @@ def asked(folder: Path | str, name: str, model: Transformer) -> Keyed:
     own = {name.removeprefix("edit."): x for name, x in tensors.items() if name.startswith("edit.")}
     changes: list[Any] = []
     for one in about["changes"]:
-        changes.append(written.read(one, own, changes))
-    cells, metric = written.read(about["cells"], own, changes), written.read(about["metric"], own, changes)
+        changes.append(written.read(one, own, changes, model))
+    cells, metric = written.read(about["cells"], own, changes, model), written.read(about["metric"], own, changes)
     if not isinstance(cells, Cells):
         raise NotReadable(f"{path} is damaged: it holds no cells")
     device = model.embed.W_E.device
