@@ -206,6 +206,7 @@ ELSEWHERE = {
     "makes its own inputs, all of one length": "random_repeats on_random_repeats hill_climb behaviour behaviour_names",
     "compared with transformers, a text at a time": "verify",
     "counts what a sweep would cost": "plan",
+    "takes results, not texts": "difference load",
     "runs other names of the law on the prompts that it is given": "faithfulness find_circuit stability recovery",
     "has a law of its own below": "HookedTransformer ActivationCache contrast_vectors activation_addition max_activating_texts"
     " dose_response separability patching",

@@ -6,6 +6,7 @@ else.
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import replace
 from typing import Annotated, Any
@@ -55,7 +56,10 @@ def heads(
             interval = f"[{low:.3f}, {high:.3f}]" if low == low else ""
             rows.append([kind, head, f"{score:.3f}", interval, f"{found.baseline.sel(kind=kind).item():.3f}", KINDS[kind]])
     columns = ["kind", "head", "attention", "95%", "even", "attends to"]
-    shown, more = asked.rows(sorted(rows, key=lambda row: -float(row[2])))
+    rows.sort(key=lambda row: -float(row[2]))
+    turns = [itertools.count() for _ in report]
+    turn = {id(row): next(turns[list(report).index(row[0])]) for row in rows}
+    shown, more = asked.rows(sorted(rows, key=lambda row: turn[id(row)]))  # the best of each kind, then the second, …
     shown.sort(key=lambda row: list(report).index(row[0]))
     none = f"no head's mean attention is above {threshold:g} for {', '.join(report)}"
     said = _filled(columns, shown) if rows else none

@@ -22,7 +22,9 @@ def report(
         Path | None, typer.Option(help='JSON lines: {"tokens" or "text": …, "answers": {position: token or [tokens]}}.')
     ] = None,
     pairs: Annotated[Path | None, typer.Option(help="JSON lines of pairs: clean, corrupted, answer, wrong.")] = None,
-    questions: Annotated[list[str] | None, typer.Option(help="Ask only this; may be repeated. By default everything.")] = None,
+    questions: Annotated[
+        list[str] | None, typer.Option(help="Ask only this, such as ablation; may be repeated. A wrong name lists them.")
+    ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Of the task first-unique-char: weights, .pt or .safetensors. By default bundled ones.")
     ] = None,
@@ -63,6 +65,7 @@ def report(
             raise ConfigError(f"--checkpoint is for the report on the task {TASK}; give the file or folder as the model")
         if (size is not None and size < 2) or (seed is not None and seed < 0):
             raise ConfigError(f"--size {size} must be at least 2, and --seed {seed} not negative")
+        reporting.chosen(questions)  # before the model is loaded
         if record is not None:
             records.check_free(record)
         network, given = _given(model, device, behaviour, examples, pairs, size, seed or 0, read_out)

@@ -19,7 +19,9 @@ WIDEST = 40  # tokens of an attention pattern that a terminal shows
 def next_(
     asked: Request,
     word: Annotated[list[str] | None, typer.Option(help="Also say the rank of this token; may be repeated.")] = None,
-    k: Annotated[int, typer.Option(min=1, help="How many of the likeliest tokens.")] = 10,
+    k: Annotated[
+        int | None, typer.Option(min=1, help="How many of the likeliest tokens. By default 10, or of several texts one.")
+    ] = None,
 ) -> None:
     """Say what comes after each text: the likeliest tokens, and the ranks of given words."""
     import torch
@@ -34,7 +36,7 @@ def next_(
         chances = network.logits_of(last[:, None])[:, 0].float().softmax(-1)
     rows, numbers = [], []
     for number, chance in enumerate(chances):
-        best = chance.topk(min(k, len(chance)))
+        best = chance.topk(min(k or 10, len(chance)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         top = [[token_name(network, token), value] for token, value in pairs]
         told = dict(wanted)
@@ -44,9 +46,10 @@ def next_(
             name: {"probability": float(chance[one]), "rank": int((chance > chance[one]).sum())} for name, one in told.items()
         }
         numbers.append({"text": prompts.texts[number] if prompts.texts else None, "top": top, "words": given})
-        likeliest = top if len(chances) == 1 else [top[0]]
+        likeliest = top if len(chances) == 1 or k is not None else [top[0]]
         rows += [[number, repr(name), f"{value:.4f}", rank] for rank, (name, value) in enumerate(likeliest)]
-        rows += [[number, repr(name), f"{one['probability']:.4f}", one["rank"]] for name, one in given.items()]
+        rest = {name: one for name, one in given.items() if name not in dict(likeliest)}
+        rows += [[number, repr(name), f"{one['probability']:.4f}", one["rank"]] for name, one in rest.items()]
     single = len(chances) == 1
     shown, more = asked.rows([row[single:] for row in rows])
     said = lines(["prompt", "token", "probability", "rank"][single:], shown) + (f"\n{more}" if more else "")

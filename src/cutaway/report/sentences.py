@@ -79,12 +79,19 @@ def _beyond(finding: Finding) -> str:
     return f"{number(finding.margin, finding.unit)} or more " if finding.margin else ""
 
 
+def _not_above(finding: Finding, label: str) -> str:
+    """A value that does not lie above its baseline: below it, or not told apart."""
+    base = finding.baseline_of(label)
+    low = math.nan if base is None else base.low if math.isfinite(base.low) else base.value
+    return ", and it lies below that" if finding.values[label].below(low) else ", which is not told apart from it"
+
+
 def share(finding: Finding) -> str:
     """Each value beside its baseline."""
     parts = []
     for label in finding.values:
         base, named = _base(finding, label), "" if len(finding.values) == 1 else f" for {label}"
-        inside = "" if finding.stands_out(label) or not base else ", which is not told apart from it"
+        inside = "" if finding.stands_out(label) or not base else _not_above(finding, label)
         parts.append(f"{said(finding.values[label], finding.unit)}{named}" + (f" ({base}{inside})" if base else ""))
     text = f"{capital(finding.what)} is {listed(parts)}"
     return f"{text}." if finding.baseline is not None else _no_baseline(finding, text)
