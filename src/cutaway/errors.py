@@ -164,6 +164,10 @@ class NotExact(CutawayError, ArithmeticError):
     """A shortened computation is further from a plain one than rounding explains; names what was off."""
 
 
+class OutOfMemory(CutawayError, MemoryError):
+    """The device has no memory left, not even for the smallest piece of what was asked."""
+
+
 class NotFinite(CutawayError, ArithmeticError):
     """A result is NaN or infinite, where a number is needed."""
 

@@ -67,6 +67,7 @@ def from_pretrained(
     n_ctx: int | None = None,
     architecture: str | None = None,
     device_map: Any = None,
+    stream: int | None = None,
     **hf_kwargs: Any,
 ) -> Network:
     """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
@@ -87,6 +88,8 @@ def from_pretrained(
         dtype: a precision, or "auto" for that of the checkpoint.
         architecture: the class of `transformers` that a model computes like, where its own class is not known.
         device_map: where layers go, as `transformers` has it: "auto", a device, or a dict of module names (with `accelerate`).
+        stream: bytes that weights may take in memory; blocks beyond them are read from their file when they run. For weights as
+            published, since a rewrite looks at all of them.
         hf_kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` as `transformers` has them;
             `torch_dtype` instead of `dtype`; `attn_implementation` is noted and has no effect.
 
@@ -126,10 +129,16 @@ def from_pretrained(
     }
     weights: Mapping[str, Tensor] = checkpoint.tensors
     with progress(cfg) as shown, skipped_in_silence() as skipped:
+        if stream is not None and (n_devices > 1 or where or (any(rewrites.values()) and not checkpoint.processed)):
+            raise ConfigError(
+                "stream= reads blocks as published, onto one device; use from_pretrained_no_processing(…, stream=…), without "
+                "n_devices= and device_map="
+            )
         if any(rewrites.values()) and not checkpoint.processed:
             weights, cfg = processing.process(_read_once(weights, cfg.torch_dtype, shown), cfg, **rewrites)
         mine = weights is not checkpoint.tensors
-        options: dict[str, Any] = {"default_padding_side": default_padding_side, "shown": shown, "mine": mine, "where": where}
+        options: dict[str, Any] = {"default_padding_side": default_padding_side, "shown": shown, "mine": mine, "where": where,
+                                   "stream": stream}  # fmt: skip
         model = build(kind, cfg, weights, tokenizer=tokenizer, **options)
     model.provenance = {**checkpoint.provenance, **({"skipped_rewrites": skipped} if skipped else {})}
     model.end_tokens = _end_tokens(source, hf_model)
@@ -337,26 +346,6 @@ def build(
         _place(model, name, tensor, device=placement.device_of(name, cfg, where or {}), dtype=cfg.torch_dtype, mine=mine)
         step()
     return model.eval() if not model.training else model
-
-
-def streamed(kind: type[Network], model_name: str | PathLike[str], most: int, *, dtype: torch.dtype, device: str) -> Network:
-    """A network with its weights as published, of which no more than `most` bytes are in memory at once.
-
-    Raises:
-        ConfigError: embeddings and the largest block are larger than that.
-        UnknownModel, UnsupportedArchitecture, CheckpointError: as `from_pretrained`.
-    """
-    source = find(model_name)
-    checkpoint = understand(source)
-    cfg = copy.copy(checkpoint.config)
-    cfg.dtype, cfg.device = dtype, device
-    check_device(cfg)
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None and cfg.tokenizer_name is not None:
-        tokenizer = pretrained_tokenizer(cfg.tokenizer_name)
-    model = build(kind, cfg, checkpoint.tensors, tokenizer=tokenizer, stream=most)
-    model.provenance = dict(checkpoint.provenance)
-    return model
 
 
 def _stream(model: Transformer, weights: Mapping[str, Tensor], room: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutaway import HookedTransformerConfig, edits, metrics, sweep
+from cutaway import HookedTransformer, HookedTransformerConfig, edits, metrics, sweep
 from cutaway.collect import collect
 from cutaway.errors import ConfigError
 from cutaway.model.streaming import StreamedBlocks
@@ -77,6 +77,19 @@ def test_collections_and_sweeps_of_it_are_those_of_the_whole_model(saved: Path, 
     found = [sweep(one, tokens, cells, metrics.loss(tokens)) for one in (whole, model)]
     assert torch.equal(found[0].values.data, found[1].values.data) and found[1].audit.cells
     assert isinstance(model.blocks, StreamedBlocks) and model.blocks.peak + live(model) - model.blocks.held <= limit
+
+
+def test_the_plain_call_streams_weights_as_published(saved: Path) -> None:
+    limit = size_of(saved) // 2
+    model = HookedTransformer.from_pretrained_no_processing(str(saved), stream=limit)
+    assert isinstance(model.blocks, StreamedBlocks) and live(model) <= limit
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(model(tokens), load(str(saved), "float32", "cpu")(tokens))
+        _, cache = model.run_with_cache(tokens, names_filter="blocks.7.hook_resid_post")
+    assert len(cache) == 1 and live(model) <= limit
+    with pytest.raises(ConfigError, match="as published, onto one device"):
+        HookedTransformer.from_pretrained(str(saved), stream=limit, device_map="cpu")
 
 
 def test_too_little_memory_is_refused_with_what_is_needed(saved: Path) -> None:

@@ -17,7 +17,7 @@ from cutaway.errors import ConfigError, PromptError
 
 DIFFERENT = 1  # the exit code of numbers that are not those recorded
 Baseline = Annotated[int, typer.Option(min=0, help="Also run this many random changes of the same size, to compare with.")]
-Memory = Annotated[float | None, typer.Option(min=0, help="MiB that running cells may take, beside the clean run.")]
+Memory = Annotated[float | None, typer.Option(min=0, help="MiB that the sweep may take beside the weights.")]
 Results = Annotated[Path | None, typer.Option(help="A folder of results by what they are: what is there is not computed again.")]
 Executor = Annotated[
     str | None, typer.Option(help="Where to compute, with --results: local, processes:N, ray, ray:ADDRESS, or ranks (torchrun).")

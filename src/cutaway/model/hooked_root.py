@@ -291,6 +291,7 @@ class HookedRootModule(nn.Module):
         if not reset_hooks_end:
             for _, listener in scope.attached:  # they stay, as if attached for good
                 listener.scope = HERE.base
+            scope.attached.clear()
             return
         self._here.is_caching = False
         for point, listener in scope.attached:
@@ -302,6 +303,7 @@ class HookedRootModule(nn.Module):
             HERE.levelled[:] = [pair for pair in HERE.levelled if pair not in ended]
         if clear_contexts:
             self.clear_contexts()
+        scope.attached.clear()  # it and its listeners hold each other, and listeners hold what they kept
 
     def _has(self, point: HookPoint) -> bool:
         return point.name is not None and self.hook_dict.get(point.name) is point

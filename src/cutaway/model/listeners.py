@@ -178,7 +178,7 @@ class KeepActivation:
 
     def __init__(
         self,
-        store: dict[str, Tensor],
+        store: MutableMapping[str, Tensor],
         *,
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,

@@ -119,6 +119,4 @@ class ModelSource:
 
 def load(name: str, dtype: str, device: str, stream: int | None = None) -> Transformer:
     """A model by name, its weights as published; with `stream`, no more than so many bytes of them in memory at once."""
-    if stream is not None:
-        return loading.streamed(Transformer, name, stream, dtype=as_dtype(dtype), device=device)
-    return loading.from_pretrained(Transformer, name, dtype=as_dtype(dtype), device=device, **AS_PUBLISHED)
+    return loading.from_pretrained(Transformer, name, dtype=as_dtype(dtype), device=device, stream=stream, **AS_PUBLISHED)

@@ -424,7 +424,7 @@ def room_for(cfg: HookedTransformerConfig, smallest: int, memory: int | None, de
     """
     if memory is None:
         return max(default, smallest)
-    room = memory // bytes_per_token(cfg)
+    room = min(memory // bytes_per_token(cfg), max(default, smallest))
     if room < smallest:
         needed = smallest * bytes_per_token(cfg)
         raise ConfigError(

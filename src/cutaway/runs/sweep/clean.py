@@ -6,7 +6,7 @@ resume at any layer and any position; and the sites at which cells are edited.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping, MutableSequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,7 @@ from cutaway.model.sites import axes
 from cutaway.model.steps import FIRST, LAST, POST, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Put
+from cutaway.runs.sweep.keeping import DISK, MEMORY, RECOMPUTE, OnDisk, Recomputed, Streams
 
 WORTH_SHARING = 64  # tokens that running a shared beginning once must save
 
@@ -31,7 +32,7 @@ WORTH_SHARING = 64  # tokens that running a shared beginning once must save
 class Recording(Stream):
     """A stream that keeps, for each layer, queries, keys and values as attention reads them."""
 
-    read: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+    read: MutableMapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     def attend(self, attention: Any, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
         self.read[attention.layer_id] = q, k, v
@@ -54,9 +55,9 @@ class Clean:
     mask: Tensor | None
     first: int
     stream: Stream
-    resid: list[Tensor]
+    resid: MutableSequence[Tensor]
     read: Mapping[int, tuple[Tensor, ...]]
-    store: dict[str, Tensor]
+    store: MutableMapping[str, Tensor]
     _moved: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -140,43 +141,67 @@ def beginning(model: Transformer, tokens: Tensor, mask: Tensor | None, sites: Co
 
 
 def run_clean(
-    model: Transformer, tokens: Tensor, sites: Collection[str], *, mask: Tensor | None = None, first: int = 0, share: bool = False
-) -> Clean:
+    model: Transformer, tokens: Tensor, sites: Collection[str], *, mask: Tensor | None = None, first: int = 0,
+    share: bool = False, keep: str = MEMORY,
+) -> Clean:  # fmt: skip
     """Run once and keep what a sweep needs.
 
     Args:
         share: whether what all examples begin with may run once, for all of them. Its bits are not those of a plain pass.
+        keep: where, as `keeping` decides: "memory", "disk", or "recompute".
 
     Raises:
         HookNeverFired: the run never passes one of the sites.
+        NotWritten: the disk does not take what is kept.
     """
     shared = beginning(model, tokens, mask, sites) if share else 0
     if shared:
         head = run_clean(model, tokens[:1, :shared], sites, mask=None if mask is None else mask[:1, :shared])
-        return _continued(head, tokens, sites, mask, first)
-    return _run(model, tokens, sites, mask, first, None)
+        return _continued(head, tokens, sites, mask, first, keep)
+    return _run(model, tokens, sites, mask, first, None, keep)
 
 
 def _run(
-    model: Transformer, tokens: Tensor, sites: Collection[str], mask: Tensor | None, first: int, kept: KeyValueCache | None
-) -> Clean:
-    store: dict[str, Tensor] = {}
-    keep = KeepActivation(store, copies=False)
-    hooks: list[NamedHook] = [(name, keep) for name in sites]
+    model: Transformer, tokens: Tensor, sites: Collection[str], mask: Tensor | None, first: int, kept: KeyValueCache | None,
+    keep: str,
+) -> Clean:  # fmt: skip
+    resids, reads, store = _places(keep)
+    hold = KeepActivation(store, copies=False)
+    hooks: list[NamedHook] = [(name, hold) for name in sites]
     with model.hooks(hooks):
         model.runs += 1
         stream = model.prepare(tokens, mask, kept)
         resid, stream = model.embed_tokens(tokens, stream)
-        recording = Recording(stream.start, stream.padding, stream.kept, stream.shortformer)
-        resids = [resid]
+        passing = stream if keep == RECOMPUTE else Recording(
+            stream.start, stream.padding, stream.kept, stream.shortformer, read=reads
+        )  # fmt: skip
+        resids.append(resid)
         for layer in range(model.cfg.n_layers):
-            resids.append(model.run_blocks(resids[-1], recording, layer, layer + 1))
+            resid = model.run_blocks(resid, passing, layer, layer + 1)
+            resids.append(resid)
         if any(name.startswith("ln_final.") for name in sites):
-            model.ln_final(resids[-1])
-    return Clean(model, tokens, mask, first, stream, resids, recording.read, store)
+            model.ln_final(resid)
+    found = reads if keep != RECOMPUTE else _recomputed(model, resids, stream)
+    return Clean(model, tokens, mask, first, stream, resids, found, store)
 
 
-def _continued(head: Clean, tokens: Tensor, sites: Collection[str], mask: Tensor | None, first: int) -> Clean:
+def _places(keep: str) -> tuple[MutableSequence[Tensor], MutableMapping[int, Any], MutableMapping[str, Tensor]]:
+    """Where streams, what attention reads, and sites go."""
+    return (Streams(), OnDisk(), OnDisk()) if keep == DISK else ([], {}, {})
+
+
+def _recomputed(model: Transformer, resids: MutableSequence[Tensor], stream: Stream) -> Recomputed:
+    """What attention reads, from the stream before each layer."""
+
+    def read(layer: int) -> tuple[Tensor, ...]:
+        steps = model.program_of(layer)
+        found: tuple[Tensor, ...] = steps.between((FIRST,), steps.writer(Z).reads)(model.blocks[layer], stream, resids[layer])
+        return found
+
+    return Recomputed(model.cfg.n_layers, read)
+
+
+def _continued(head: Clean, tokens: Tensor, sites: Collection[str], mask: Tensor | None, first: int, keep: str) -> Clean:
     """The run of examples that all begin with the one example of `head`, each from there on."""
     model, count, shared = head.model, len(tokens), head.length
 
@@ -187,13 +212,16 @@ def _continued(head: Clean, tokens: Tensor, sites: Collection[str], mask: Tensor
     entries = [KeyValues(keys, values) for keys, values in read]
     kept = KeyValueCache(entries, tokens.new_ones(count, shared) if mask is None else mask[:, :shared].long())
     kept.freeze()
-    rest = _run(model, tokens[:, shared:], sites, None if mask is None else mask[:, shared:], first, kept)
-    return Clean(
-        model, tokens, mask, first, model.prepare(tokens, mask),
-        [both(one, other) for one, other in zip(head.resid, rest.resid, strict=True)],
-        {layer: tuple(map(both, head.read[layer], read)) for layer, read in rest.read.items()},
-        {name: both(head.store[name], x, model.position_axis(name) or 1) for name, x in rest.store.items()},
-    )  # fmt: skip
+    rest = _run(model, tokens[:, shared:], sites, None if mask is None else mask[:, shared:], first, kept, keep)
+    stream, (resids, reads, store) = model.prepare(tokens, mask), _places(keep)
+    for one, other in zip(head.resid, rest.resid, strict=True):
+        resids.append(both(one, other))
+    for layer in head.read if keep != RECOMPUTE else ():
+        reads[layer] = tuple(map(both, head.read[layer], rest.read[layer]))
+    for name in rest.store:
+        store[name] = both(head.store[name], rest.store[name], model.position_axis(name) or 1)
+    found = reads if keep != RECOMPUTE else _recomputed(model, resids, stream)
+    return Clean(model, tokens, mask, first, stream, resids, found, store)
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,22 @@ numbers round, so that an interrupted sweep that follows the same plan ends with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cutaway.errors import OutOfMemory
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Put
 from cutaway.runs.metrics import Metric
-from cutaway.runs.sweep.cells import Cell, Sweep, bind, chunks, kept_sites, own_means, room_for
+from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, chunks, kept_sites, label_of, own_means, room_for
 from cutaway.runs.sweep.clean import Clean, run_clean
 from cutaway.runs.sweep.execute import Ended, run_chunk
+from cutaway.runs.sweep.keeping import Keeping, keeping
 from cutaway.runs.sweep.logits import NotComputed
 from cutaway.runs.sweep.measure import Measure, Opaque
 from cutaway.runs.sweep.regions import Region, Rules
@@ -27,6 +30,7 @@ from cutaway.runs.values import summed_over
 Progress = Callable[[float, float], None]
 CLEAN = -1  # stands for the clean run among the chunks of a batch
 ROOM = 5 * 2**16  # numbers in one layer's stream that run at once, where nobody says how much memory there is
+SAID = "can't allocate memory"  # in the error of Torch's allocator on a CPU, which has no class of its own
 ROOM_CUDA = 2**25  # the same on a GPU, which small products leave idle
 
 
@@ -72,6 +76,7 @@ class Engine:
         self.cells = self.plan.cells  # with the means of these examples, where edits ask for them, once it has run
         self.values: Tensor | None = None
         self.clean: Tensor | None = None
+        self.split = 0  # chunks that ran in smaller ones, since memory ran out
 
     def run(
         self,
@@ -85,6 +90,9 @@ class Engine:
             progress: called with (work done, all work) after every chunk.
             known: (batch, chunk) → values from an earlier, interrupted run, or None; chunk `CLEAN` is the clean run's metric.
             keep: called with (batch, chunk, values) when a chunk is done.
+
+        Raises:
+            OutOfMemory: not even one cell of a chunk can run; what was done before was given to `keep`.
         """
         task = self.task
         self.settled()
@@ -96,7 +104,7 @@ class Engine:
             for index, chunk in enumerate([[], *self.plan.chunks[number]], CLEAN):
                 values = known(number, index)
                 if values is None:
-                    values = one.values(index)
+                    values = one.in_parts(index)
                     keep(number, index, values)
                 if index == CLEAN:
                     self._store_clean(values, first, last)
@@ -170,23 +178,86 @@ class BatchRun:
 
     def values(self, chunk: int) -> Tensor:
         """The metric of a chunk's cells, `[cell, …]`, or of the clean run, with `CLEAN`."""
+        one = self._begun()
+        return one.measure.clean_values if chunk == CLEAN else one.values_of(self._cells(chunk))
+
+    def in_parts(self, chunk: int) -> Tensor:
+        """The same; where memory runs out, by halves of the chunk, which round differently.
+
+        Raises:
+            OutOfMemory: for the clean run or for one cell alone.
+        """
+        if chunk == CLEAN:
+            with memory_named(f"the clean run of {self._examples} ran"):
+                return self.values(chunk)
+        found = self._halved(self._cells(chunk))
+        self.engine.split += len(found) > 1
+        return torch.cat(found)
+
+    def _halved(self, cells: Sequence[Cell]) -> list[Tensor]:
+        task = self.engine.task
+        label = label_of(task.cells.edits[cells[0].number])
+        try:
+            with memory_named(f"'{label}' ran on {self._examples}"):
+                return [self._begun().values_of(cells)]
+        except OutOfMemory:
+            if len(cells) == 1:
+                raise
+        middle = len(cells) // 2
+        return [*self._halved(cells[:middle]), *self._halved(cells[middle:])]
+
+    @property
+    def _examples(self) -> str:
+        first, last = self.engine.plan.batches[self.number]
+        return f"{last - first} example{'s' * (last - first != 1)} of {self.engine.task.length} tokens"
+
+    def _begun(self) -> _OneBatch:
         engine = self.engine
         if self.one is None:
-            self.one = _OneBatch(engine.task, engine.cells, *engine.plan.batches[self.number])
-        if chunk == CLEAN:
-            return self.one.measure.clean_values
-        return self.one.values_of([engine.cells[cell.number] for cell in engine.plan.chunks[self.number][chunk]])
+            keep = keeping_of(engine.task, engine.plan, self.number).how
+            self.one = _OneBatch(engine.task, engine.cells, *engine.plan.batches[self.number], keep)
+        return self.one
+
+    def _cells(self, chunk: int) -> list[Cell]:
+        return [self.engine.cells[cell.number] for cell in self.engine.plan.chunks[self.number][chunk]]
+
+
+@contextmanager
+def memory_named(what: str) -> Iterator[None]:
+    """Say of an allocator's error what ran.
+
+    Raises:
+        OutOfMemory: the device has no memory left.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, OutOfMemory) or not (isinstance(error, MemoryError | torch.OutOfMemoryError) or SAID in str(error)):
+            raise
+        raise OutOfMemory(
+            f"memory ran out while {what}; run fewer or shorter examples at once, or a smaller model. What was finished is kept "
+            "where resume= or results= names a folder"
+        ) from error
+
+
+def keeping_of(task: Sweep, plan: Schedule, number: int) -> Keeping:
+    """Where the clean run of a batch is kept."""
+    cfg, (first, last) = task.model.cfg, plan.batches[number]
+    running = max((last - first) * sum(task.length - cell.start for cell in chunk) for chunk in plan.chunks[number])
+    sites = len(kept_sites(task.model, plan.cells))
+    tokens = (last - first) * task.length
+    return keeping(cfg, tokens, sites, running * bytes_per_token(cfg), task.memory, task.tokens.device)
 
 
 class _OneBatch:
     """A clean run of some examples and the cells that start from it."""
 
-    def __init__(self, task: Sweep, cells: list[Cell], first: int, last: int):
+    def __init__(self, task: Sweep, cells: list[Cell], first: int, last: int, keep: str):
         self.task = task
         self.rules: Rules | None = None
         tokens, mask = task.rows(first, last)
         kept = kept_sites(task.model, cells)
-        self.clean = run_clean(task.model, tokens, kept, mask=mask, first=first, share=task.skip == "all")
+        self.clean = run_clean(task.model, tokens, kept, mask=mask, first=first, share=task.skip == "all", keep=keep)
         self.measure: Measure | Opaque
         if isinstance(task.metric, Metric):
             wanted = task.metric.wanted(task.batch, task.length)[first:last].to(tokens.device)

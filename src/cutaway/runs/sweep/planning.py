@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cutaway.model.products import linear
-from cutaway.model.steps import FROM_KEYS, LAST
+from cutaway.model.steps import FIRST, FROM_KEYS, LAST, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import drawn
 from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, Sweep, bind, bytes_per_token, kept_sites, own_means
 from cutaway.runs.sweep.clean import beginning
-from cutaway.runs.sweep.engine import Schedule, schedule
+from cutaway.runs.sweep.engine import Schedule, keeping_of, schedule
+from cutaway.runs.sweep.keeping import RECOMPUTE, Keeping
 from cutaway.runs.sweep.measure import KEPT
 from cutaway.runs.sweep.regions import Region, Rules, Way, cost_of, way_from, way_of
 from cutaway.runs.sweep.sweeping import task_of
@@ -36,7 +37,8 @@ class Plan:
         ways: how many of them join the running batch in the middle of a layer, run packed, or run alone.
         operations: floating-point operations of the sweep and its baseline, their clean runs included.
         full_operations: of a full forward pass for each cell and each random change.
-        memory: bytes at the largest, about: what clean runs keep, and running tokens.
+        memory: bytes at the largest, about: what a clean run holds in memory, and running tokens.
+        keeping: where a clean run's activations are kept, and how many bytes they have.
         batches: into how many batches the examples are split.
         chunks: how many passes over the layers there are.
         rate: operations per second of a matrix product on this machine, measured; 0: not measured.
@@ -50,6 +52,7 @@ class Plan:
     memory: int
     batches: int
     chunks: int
+    keeping: Keeping
     rate: float = 0.0
     baseline: int = 0
     schedule: Schedule | None = field(default=None, repr=False)
@@ -81,6 +84,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """All numbers."""
         shown = {name: value for name, value in self.__dict__.items() if name not in ("schedule", "rules")}
+        shown["keeping"] = asdict(self.keeping)
         return {**shown, "saved": self.saved, "seconds": self.seconds}
 
     def summary(self) -> str:
@@ -91,7 +95,7 @@ class Plan:
             f"{self.cells} cell{'s' * (self.cells != 1)} ({ways}){random} in {self.chunks} pass{'es' * (self.chunks != 1)} over "
             f"{self.batches} batch{'es' * (self.batches != 1)}",
             f"{self.operations:.3g} operations, {self.saved:.1f} times fewer than the {self.full_operations:.3g} of full passes",
-            f"about {self.memory / 2**20:.0f} MiB beside the weights",
+            f"about {self.memory / 2**20:.0f} MiB beside the weights; {self.keeping}",
         ]
         if self.seconds is not None:
             lines.append(f"at least {self.seconds:.1f} s at {self.rate / 1e9:.0f} GFLOP/s, the matrix products of this machine")
@@ -144,14 +148,14 @@ def plan_of(task: Sweep, settled: Schedule, speed: float) -> Plan:
     costs, cells, cfg = _Costs(task, settled), settled.cells, task.model.cfg
     most = max(last - first for first, last in settled.batches)
     running = max(sum(most * (task.length - cell.start) for cell in chunk) for chunk in settled.chunks[0])
-    kept = (cfg.n_layers + 1) * cfg.d_model + cfg.n_layers * 3 * cfg.n_heads * cfg.d_head
-    kept += len(kept_sites(task.model, cells)) * cfg.d_model
-    memory = most * task.length * kept * cfg.torch_dtype.itemsize + running * bytes_per_token(cfg)
+    largest = max(range(len(settled.batches)), key=lambda number: settled.batches[number][1] - settled.batches[number][0])
+    kept = keeping_of(task, settled, largest)
+    memory = kept.held + running * bytes_per_token(cfg)
     ways = {way: sum(cell.way == way for cell in cells) for way in ("join", "packed", "alone")}
     whole = task.batch * (costs.forward(task.length) + task.length * costs.column)
     return Plan(
-        len(cells), ways, costs.clean() + sum(costs.cells()), whole * len(cells), memory, len(settled.batches), settled.steps,
-        speed, schedule=settled, rules=costs.rules,
+        len(cells), ways, costs.clean() + sum(costs.cells()) + (costs.again_read() if kept.how == RECOMPUTE else 0),
+        whole * len(cells), memory, len(settled.batches), settled.steps, kept, speed, schedule=settled, rules=costs.rules,
     )  # fmt: skip
 
 
@@ -200,6 +204,17 @@ class _Costs:
         shared = beginning(task.model, *task.rows(first, last), sites) if task.skip == "all" else 0
         rest = (last - first) * self.forward(task.length - shared, keys=task.length)
         return rest + (self.forward(shared) if shared else 0)
+
+    def again_read(self) -> int:
+        """What attention reads of the clean run, computed again in each pass, from the first layer of its cells on."""
+        total = 0
+        for (first, last), passes in zip(self.settled.batches, self.settled.chunks, strict=True):
+            for cell in (chunk[0] for chunk in passes if chunk[0].way != "alone"):
+                for layer in range(cell.layer, self.cfg.n_layers):
+                    program = self.task.model.program_of(layer)
+                    steps = program.between((FIRST,), program.writer(Z).reads).steps
+                    total += (last - first) * self.task.length * sum(sum(step.cost) for step in steps)
+        return total
 
     def cells(self) -> Iterator[int]:
         """Each cell, in each batch."""

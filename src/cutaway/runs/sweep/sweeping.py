@@ -199,7 +199,8 @@ def sweep(
             the result says so.
         baseline: how many cells, drawn at random, also run with random changes of the same size in place of their own.
         seed: of what is drawn at random.
-        memory: bytes that running cells may take, beside the clean run; None: what computes fastest.
+        memory: bytes that the sweep may take beside the weights: as many cells run together as fit, and a clean run that does
+            not fit beside them is kept in a temporary folder (`plan` says so). None: what computes fastest and is free.
         resume: a folder that keeps finished chunks, so that the same call goes on where an interrupted one stopped. Of a
             screen or of gradients nothing but a screen's baseline is kept.
         results: a folder of results by what they are (model, tokens, edit, metric), for any number of sweeps: cells that are
@@ -215,6 +216,7 @@ def sweep(
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
         NotExact: an audited cell is further from its full forward pass than its precision allows (`BOUNDS`).
         NotFinite: a metric is not a finite number; says of which cell.
+        OutOfMemory: the device has no memory for one cell alone. (Where a chunk of cells is too large, its halves run.)
         ConfigError: not even one cell fits into `memory`, functions as edits have no baseline, or a number is negative.
         TokenError: the metric names a token that the vocabulary lacks.
     """
@@ -298,6 +300,7 @@ def _screened(
     exact = Engine(replace(runs, cells=some))
     with torch.no_grad():
         exact.run(progress)
+        engine.split = exact.split
         found = audited(replace(task, cells=some), exact, audit, seed)
     assert exact.values is not None
     values = exact.values.nanmean(-1) if exact.values.ndim > estimated.ndim else exact.values
@@ -426,8 +429,14 @@ def finished(
     return SweepResult(
         Labelled(shaped, axes, labels, metric.name, metric.unit),
         Labelled(clean, axes[len(cells.axes) :], {}, metric.name, metric.unit),
-        audit, method, notes, exact, task,
+        audit, method, notes + _split(engine), exact, task,
     )  # fmt: skip
+
+
+def _split(engine: Engine) -> tuple[str, ...]:
+    """A note where memory ran out and chunks ran in parts, which round differently from the planned ones."""
+    some = f"{engine.split} chunk{'s' * (engine.split != 1)}"
+    return (f"memory ran out in {some} of cells, which ran in smaller ones",) if engine.split else ()
 
 
 def _numbers(count: int) -> list[str]:
