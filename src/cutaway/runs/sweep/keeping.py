@@ -88,7 +88,7 @@ class OnDisk(MutableMapping[Any, Any]):
         self.count += 1
         try:
             with path.open("wb") as out:
-                out.write(memoryview(x.contiguous().flatten().view(torch.uint8).numpy()))
+                x.contiguous().flatten().view(torch.uint8).numpy().tofile(out)
         except OSError as error:
             raise NotWritten(
                 f"activations of a sweep do not fit into {self.folder} ({error.strerror}); give another folder (TMPDIR), "
