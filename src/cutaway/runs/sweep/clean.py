@@ -148,7 +148,7 @@ def run_clean(
 
     Args:
         share: whether what all examples begin with may run once, for all of them. Its bits are not those of a plain pass.
-        keep: where, as `keeping` decides: "memory", "disk", or "recompute".
+        keep: where, as `where_kept` decides: "memory", "disk", or "recompute".
 
     Raises:
         HookNeverFired: the run never passes one of the sites.

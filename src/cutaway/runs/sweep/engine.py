@@ -21,7 +21,7 @@ from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, chunks, kept_sites, label_of, own_means, room_for
 from cutaway.runs.sweep.clean import Clean, run_clean
 from cutaway.runs.sweep.execute import Ended, run_chunk
-from cutaway.runs.sweep.keeping import Keeping, keeping
+from cutaway.runs.sweep.keeping import Keeping, where_kept
 from cutaway.runs.sweep.logits import NotComputed
 from cutaway.runs.sweep.measure import Measure, Opaque
 from cutaway.runs.sweep.regions import Region, Rules
@@ -246,7 +246,7 @@ def keeping_of(task: Sweep, plan: Schedule, number: int) -> Keeping:
     running = max((last - first) * sum(task.length - cell.start for cell in chunk) for chunk in plan.chunks[number])
     sites = len(kept_sites(task.model, plan.cells))
     tokens = (last - first) * task.length
-    return keeping(cfg, tokens, sites, running * bytes_per_token(cfg), task.memory, task.tokens.device)
+    return where_kept(cfg, tokens, sites, running * bytes_per_token(cfg), task.memory, task.tokens.device)
 
 
 class _OneBatch:

@@ -41,7 +41,7 @@ class Keeping:
         return f"a clean run keeps {self.bytes / 2**20:.0f} MiB {WORDS[self.how]}"
 
 
-def keeping(cfg: HookedTransformerConfig, tokens: int, sites: int, running: int, memory: int | None, device: Any) -> Keeping:
+def where_kept(cfg: HookedTransformerConfig, tokens: int, sites: int, running: int, memory: int | None, device: Any) -> Keeping:
     """Where the activations of so many tokens are kept.
 
     Args:
