@@ -88,8 +88,7 @@ def from_pretrained(
         dtype: a precision, or "auto" for that of the checkpoint.
         architecture: the class of `transformers` that a model computes like, where its own class is not known.
         device_map: where layers go, as `transformers` has it: "auto", a device, or a dict of module names (with `accelerate`).
-        stream: bytes that weights may take in memory; blocks beyond them are read from their file when they run. For weights as
-            published, since a rewrite looks at all of them.
+        stream: bytes that weights may take in memory; blocks beyond them are read when they run. For weights as published.
         hf_kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` as `transformers` has them;
             `torch_dtype` instead of `dtype`; `attn_implementation` is noted and has no effect.
 
@@ -117,9 +116,6 @@ def from_pretrained(
     cfg.device = (device or ("cuda" if torch.cuda.is_available() else "cpu")) if move_to_device else "cpu"
     where = placement.of(device_map, cfg) if device_map is not None else {}
     check_device(cfg)
-    tokenizer = tokenizer if tokenizer is not None else checkpoint.tokenizer
-    if tokenizer is None and cfg.tokenizer_name is not None:
-        tokenizer = pretrained_tokenizer(cfg.tokenizer_name)
     rewrites = {
         "fold_ln": fold_ln,
         "center_writing_weights": center_writing_weights and cfg.normalization_type is not None,
@@ -127,22 +123,32 @@ def from_pretrained(
         "fold_value_biases": fold_value_biases,
         "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
     }
+    _check_stream(stream is None or not (n_devices > 1 or where or (any(rewrites.values()) and not checkpoint.processed)))
     weights: Mapping[str, Tensor] = checkpoint.tensors
     with progress(cfg) as shown, skipped_in_silence() as skipped:
-        if stream is not None and (n_devices > 1 or where or (any(rewrites.values()) and not checkpoint.processed)):
-            raise ConfigError(
-                "stream= reads blocks as published, onto one device; use from_pretrained_no_processing(…, stream=…), without "
-                "n_devices= and device_map="
-            )
         if any(rewrites.values()) and not checkpoint.processed:
             weights, cfg = processing.process(_read_once(weights, cfg.torch_dtype, shown), cfg, **rewrites)
         mine = weights is not checkpoint.tensors
-        options: dict[str, Any] = {"default_padding_side": default_padding_side, "shown": shown, "mine": mine, "where": where,
-                                   "stream": stream}  # fmt: skip
-        model = build(kind, cfg, weights, tokenizer=tokenizer, **options)
+        options: dict[str, Any] = {"default_padding_side": default_padding_side, "shown": shown, "mine": mine, "where": where}
+        model = build(kind, cfg, weights, tokenizer=_tokenizer(tokenizer, checkpoint), stream=stream, **options)
     model.provenance = {**checkpoint.provenance, **({"skipped_rewrites": skipped} if skipped else {})}
     model.end_tokens = _end_tokens(source, hf_model)
     return model
+
+
+def _tokenizer(given: Any, checkpoint: Checkpoint) -> Any:
+    """What was given, or the model's own."""
+    found = given if given is not None else checkpoint.tokenizer
+    name = checkpoint.config.tokenizer_name
+    return pretrained_tokenizer(name) if found is None and name is not None else found
+
+
+def _check_stream(possible: bool) -> None:
+    if not possible:
+        raise ConfigError(
+            "stream= reads blocks as published, onto one device; use from_pretrained_no_processing(…, stream=…), without "
+            "n_devices= and device_map="
+        )
 
 
 @contextmanager
