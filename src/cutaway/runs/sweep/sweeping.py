@@ -195,12 +195,10 @@ def sweep(
         skip: "all" recomputes only what an edit reaches; "layers" skips only the layers before it, each cell in a batch
             of its own, so that its bits are those of a plain forward pass.
         dtype: run a copy of the network in this precision: cheaper, and the audit, in full precision, says how far off.
-        audit: how many cells, drawn at random, run again in full; and as many of the baseline. 0: nothing is checked, and
-            the result says so.
+        audit: how many cells, drawn at random, run again in full; and as many of the baseline. 0: none, as the result says.
         baseline: how many cells, drawn at random, also run with random changes of the same size in place of their own.
         seed: of what is drawn at random.
-        memory: bytes that the sweep may take beside the weights: as many cells run together as fit, and a clean run that does
-            not fit beside them is kept in a temporary folder (`plan` says so). None: what computes fastest and is free.
+        memory: bytes beside the weights; a clean run that does not fit is kept on disk (`plan` says so). None: what is free.
         resume: a folder that keeps finished chunks, so that the same call goes on where an interrupted one stopped. Of a
             screen or of gradients nothing but a screen's baseline is kept.
         results: a folder of results by what they are (model, tokens, edit, metric), for any number of sweeps: cells that are
@@ -216,7 +214,7 @@ def sweep(
         UnknownSite, ShapeError: an edit does not fit the network or the tokens.
         NotExact: an audited cell is further from its full forward pass than its precision allows (`BOUNDS`).
         NotFinite: a metric is not a finite number; says of which cell.
-        OutOfMemory: the device has no memory for one cell alone. (Where a chunk of cells is too large, its halves run.)
+        OutOfMemory: the device has no memory for one cell alone; where a chunk of cells is too large, its halves run.
         ConfigError: not even one cell fits into `memory`, functions as edits have no baseline, or a number is negative.
         TokenError: the metric names a token that the vocabulary lacks.
     """
