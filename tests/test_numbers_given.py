@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -53,7 +55,7 @@ def test_words_are_taken_once() -> None:
             some_of(given, ("z", "q"), "site")
 
 
-MODEL = network("gpt2")
+MODEL, SPINNING = network("gpt2"), network("llama")
 PLACES = {"bools": [True, False], "a bool": True, "a float": torch.tensor(5.9), "twice": [1, 1], "none": [], "outside": [9]}
 BY_POSITION: dict[str, Callable[[Any], Any]] = {
     "logit_difference": lambda at: metrics.logit_difference([1], [2], at),
@@ -118,6 +120,16 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "predict, batches of nothing": lambda: cutaway.predict(MODEL, TOKENS, batch_size=0),
     "likeliest_tokens, a position outside": lambda: cutaway.likeliest_tokens(MODEL, TOKENS, position=9),
     "likeliest_tokens, an example outside": lambda: cutaway.likeliest_tokens(MODEL, TOKENS, example=3),
+    "likeliest_tokens, position True": lambda: cutaway.likeliest_tokens(MODEL, TOKENS, position=True),
+    "responsible_heads, layer True": lambda: cutaway.responsible_heads(MODEL, layer=True),
+    "responsible_heads, no tokens": lambda: cutaway.responsible_heads(MODEL, tokens=[]),
+    "duplicate_detectors, a bool as a token": lambda: cutaway.duplicate_detectors(MODEL, tokens=[True]),
+    "duplicate_detectors, layer 5": lambda: cutaway.duplicate_detectors(MODEL, layer=5),
+    "qk_circuit, a bool as a distance": lambda: cutaway.qk_circuit(SPINNING, "0.0", distance=True),
+    "logit_difference, an answer that is the wrong one": lambda: metrics.logit_difference([1, 2, 3], [4, 2, 6]),
+    "logit_difference, one for all that is wrong once": lambda: metrics.logit_difference([1, 2, 3], 3),
+    "probability_difference, a token of both sets": lambda: metrics.probability_difference([[1, 2]], [[3], [2]]),
+    "probability_difference, a bool": lambda: metrics.probability_difference([[True]], [[3]]),
     "hill_climb, a position twice": lambda: cutaway.hill_climb(lambda x: x.sum(-1).float(), TOKENS, [1, 2], positions=[0, 0]),
 }
 
@@ -127,6 +139,34 @@ def test_options_that_mean_nothing_are_refused_in_one_sentence(what: str) -> Non
     with pytest.raises(CutawayError) as caught:
         REFUSED[what]()
     assert len(str(caught.value)) > 20 and "\n" not in str(caught.value)
+
+
+def functions() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Every function of the front door and of its modules."""
+    for name in cutaway.__all__:
+        value = getattr(cutaway, name)
+        there = {f"{name}.{inner}": getattr(value, inner) for inner in getattr(value, "__all__", ())} or {name: value}
+        yield from ((called, each) for called, each in there.items() if inspect.isfunction(each))
+
+
+INDICES = {"layer", "position", "example", "distance"}  # read by `index` where the network and the texts are known; above
+OPTIONS = [
+    (name, option.name)
+    for name, function in functions()
+    for option in inspect.signature(function).parameters.values()
+    if option.annotation in ("int", "int | None", "float", "float | int") and option.default is not option.empty
+    if option.name not in INDICES
+]
+
+
+@pytest.mark.parametrize(("name", "option"), OPTIONS)
+def test_every_number_of_the_front_door_is_read_strictly_before_any_work(name: str, option: str) -> None:
+    function = dict(functions())[name]
+    options = inspect.signature(function).parameters
+    needed = {each.name: None for each in options.values() if each.default is each.empty}
+    for bad in (True, "3", [], -1.5, math.nan, *([2.5] if "int" in options[option].annotation else [])):
+        with pytest.raises(CutawayError, match=rf"^{option} is "):
+            function(**needed | {option: bad})
 
 
 def spoken(**given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Indices from outside, read strictly: whole numbers, each once, all of them there.
+"""Numbers from outside, read strictly: indices are whole numbers, each once, all of them there; options are in their range.
 
 A bool is no 0 or 1, 5.9 is no 5, "12" is not 1 and 2, a duplicate would count twice, an empty list would change nothing: each
 is refused with a sentence that says what was asked and what there is.
@@ -6,11 +6,20 @@ is refused with a sentence that says what was asked and what there is.
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
+import numbers
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
-from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.errors import ConfigError, ShapeError, UnknownName, nearest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+EVERY = (-math.inf, math.inf)
+Rule = int | tuple[float | int, float | int]
 
 
 def index(given: Any, size: int, what: str) -> int:
@@ -73,6 +82,66 @@ def at_least(given: Any, least: int, what: str) -> int:
     if number < least:
         raise ShapeError(f"{what} is at least {least}, not {number}")
     return number
+
+
+def number(given: Any, low: float | int, high: float | int, what: str) -> float:
+    """A finite number from `low` to `high`.
+
+    Raises:
+        ShapeError: it is a bool, a text, NaN, or outside.
+    """
+    real = isinstance(given, numbers.Real) and not isinstance(given, bool)
+    if not real or not math.isfinite(given) or not low <= given <= high:
+        bounds = "" if low == -math.inf else f" of at least {low:g}" if high == math.inf else f" from {low:g} to {high:g}"
+        raise ShapeError(f"{what} is a finite number{bounds}, not {given!r}")
+    return float(given)
+
+
+def options(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A function whose options are looked at before it does anything; None stays what it means there.
+
+    Args:
+        rules: for each option, the least whole number that it may be, or the range of a number.
+
+    Raises:
+        ConfigError: (when the function is called) an option is no such number. Names it.
+
+    Example:
+        >>> @options(steps=1, target=(0, 1))
+        ... def search(steps=5, *, target=0.9): return steps
+        >>> search(2)
+        2
+        >>> search(2.5)
+        Traceback (most recent call last):
+        cutaway.errors.ConfigError: steps is a whole number, not 2.5
+    """
+
+    def checked(function: Callable[P, R]) -> Callable[P, R]:
+        names = list(inspect.signature(function).parameters)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            check_options({**dict(zip(names, args, strict=False)), **kwargs}, **rules)
+            return function(*args, **kwargs)
+
+        return call
+
+    return checked
+
+
+def check_options(given: Mapping[str, Any], **rules: Rule) -> None:
+    """Look at options by their rules (see `options`).
+
+    Raises:
+        ConfigError: one is no such number. Names it.
+    """
+    for name, rule in rules.items():
+        if (value := given.get(name)) is None:
+            continue
+        try:
+            number(value, *rule, name) if isinstance(rule, tuple) else at_least(value, rule, name)
+        except ShapeError as error:
+            raise ConfigError(str(error)) from None
 
 
 def one_of(given: Any, known: Sequence[str], what: str) -> str:

@@ -9,6 +9,7 @@ begins, and one wrong weight shows in its layer. Log-probabilities are those of 
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from cutaway import tokens as text_tokens
 from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture
 from cutaway.hooked_transformer import HookedTransformer
+from cutaway.numbers_given import options
 from cutaway.sources import adapters, folders, gguf, hub, packages, toys
 from cutaway.weights import families
 from cutaway.weights.processing import SkippedRewrite
@@ -124,6 +126,7 @@ class Verification:
         return asdict(self) | {"passed": self.passed}
 
 
+@options(tolerance=(0, math.inf), n_ctx=1)
 def verify(
     model: str | PathLike[str],
     *,

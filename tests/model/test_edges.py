@@ -222,6 +222,23 @@ def test_keys_and_values_of_another_model_are_refused() -> None:
     one(tokens, past_kv_cache=kept)
     with pytest.raises(ConfigError, match="another model"):
         other(tokens, past_kv_cache=kept)
+    with torch.no_grad():
+        one.W_E.mul_(2)
+    with pytest.raises(StaleCache, match="rewritten since these keys"):
+        one(tokens, past_kv_cache=kept)
+
+
+@pytest.mark.parametrize("layer", [True, False])
+def test_a_layer_is_a_whole_number(layer: Any) -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    _, cache = model.run_with_cache(tokens)
+    for question in (
+        lambda: model(tokens, stop_at_layer=layer),
+        lambda: cache.decompose_resid(layer=layer),
+        lambda: cache["z", layer],
+    ):
+        with pytest.raises(ShapeError, match="is a whole number"):
+            question()
 
 
 def test_a_configuration_changed_after_the_model_was_built_is_said() -> None:
@@ -259,7 +276,7 @@ def test_starting_after_stopping_and_losses_of_a_stopped_run_are_refused() -> No
     ],
 )  # fmt: skip
 def test_an_option_that_can_have_no_effect_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=r"can have no effect|must not be negative|must be positive"):
+    with pytest.raises(ConfigError, match=r"can have no effect|of at least 0"):
         speaking().generate("ab", 2, verbose=False, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
@@ -137,7 +138,10 @@ def test_bad_input_is_refused_in_words() -> None:
         model.generate(prompt, 20, **QUIET)
     with pytest.raises(TokenError, match="stop_at_eos"):
         model.generate(prompt, 2, verbose=False)
-    for options in ({"top_k": 0}, {"top_p": 0.0}, {"temperature": -1.0}):
+    for stop in (99, []):
+        with pytest.raises(TokenError, match="can never be drawn"):
+            model.generate(prompt, 2, eos_token_id=stop, verbose=False)
+    for options in ({"top_k": 0}, {"top_k": True}, {"top_p": 0.0}, {"temperature": -1.0}, {"freq_penalty": math.nan}):
         with pytest.raises(ConfigError, match=next(iter(options))):
             model.generate(prompt, 2, **options, **QUIET)
 

@@ -110,7 +110,7 @@ def test_functions_give_one_number_or_one_for_each_example() -> None:
         (lambda: metrics.loss(TOKENS, TOKENS + 3)(LOGITS), TokenError, r"the label 1[123], and the vocabulary has the 11 tokens"),
         (lambda: metrics.rank([1, 2, 11, 3])(LOGITS), TokenError, "rank names the answer 11, and .* 0 to 10; are these"),
         (lambda: metrics.probability([-100])(LOGITS), TokenError, "names the answer -100"),
-        (lambda: metrics.logit_difference(RIGHT, [1, 2, 3, 50])(LOGITS), TokenError, "names the wrong answer 50"),
+        (lambda: metrics.logit_difference(RIGHT, [5, 5, 0, 50])(LOGITS), TokenError, "names the wrong answer 50"),
         (lambda: metrics.normalised(metrics.rank([11]), clean=0.0, corrupted=1.0)(LOGITS), TokenError, "names the answer 11"),
         (lambda: metrics.as_metric(metrics.loss), ShapeError, r"loss makes a metric when .*; give metrics.loss\(tokens\)"),
         (lambda: metrics.as_metric(metrics.kl), ShapeError, r"give metrics.kl\(\) instead"),

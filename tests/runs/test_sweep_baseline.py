@@ -200,7 +200,7 @@ def test_a_resumed_sweep_has_the_same_baseline(tmp_path: Path) -> None:
     [
         (lambda: sweep(MODEL, TOKENS, [edits.function(lambda x: x).at("z0")], METRICS["loss"], baseline=1), ConfigError,
          "'function z0' is a function, .* or baseline=0"),
-        (lambda: sweep(MODEL, TOKENS, heads(), METRICS["loss"], baseline=-1), ConfigError, "baseline=-1"),
+        (lambda: sweep(MODEL, TOKENS, heads(), METRICS["loss"], baseline=-1), ConfigError, "baseline is at least 0, not -1"),
         (lambda: edits.random(edits.mean()), ConfigError, "'mean' of the run itself; give it the values of another run"),
         (lambda: edits.random(edits.random(edits.zero())), ConfigError, "not 'random zero'"),
         (lambda: edits.random(edits.function(lambda x: x)), ConfigError, "not 'function'"),

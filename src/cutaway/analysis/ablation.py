@@ -17,7 +17,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownName
 from cutaway.model.components import Component, parse_writers, writers
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import some_of
+from cutaway.numbers_given import options, some_of
 from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, mean, zero
@@ -99,6 +99,7 @@ class HeadAblation(Result):
         return "\n".join([*lines, str(self.audit)])
 
 
+@options(audit=0, baseline=0, seed=0, memory=1)
 def ablate_heads(
     model: Transformer,
     tokens: Any,
@@ -245,6 +246,7 @@ class Ablation(Result):
         return "\n".join([*lines, str(self.audit)])
 
 
+@options(audit=0, baseline=0, seed=0, memory=1)
 def ablate(
     model: Transformer,
     tokens: Any,

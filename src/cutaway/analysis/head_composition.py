@@ -21,7 +21,7 @@ from cutaway.model.components import Component, head, norm_after, norm_before
 from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.model.frozen_norms import FINAL, frozen_norm
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import at_least
+from cutaway.numbers_given import options
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, bar_chart, heat_map, small_multiples
 
@@ -88,6 +88,7 @@ class Composition(Result):
         return "\n".join(lines)
 
 
+@options(draws=2, seed=0)
 def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, seed: int = 0) -> Composition:
     """Composition scores of all pairs of heads, beside those of unrelated heads.
 
@@ -99,7 +100,6 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, see
         UnknownName: a mode that is none.
         ShapeError: fewer than two layers, so that nothing composes.
     """
-    draws = at_least(draws, 2, "draws")
     if not modes or set(modes) - set(MODES):
         raise UnknownName(f"composition goes by Q, K or V (or several, as 'QK'), not {modes!r}")
     cfg = model.cfg
@@ -192,6 +192,7 @@ class Copying(Result):
         )
 
 
+@options(draws=2, seed=0)
 @torch.no_grad()
 def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:
     """The eigenvalue copying score of every head's path `embed → head → logits`.
@@ -202,7 +203,7 @@ def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:
     Raises:
         ShapeError: the network's input and output vocabularies differ in size.
     """
-    cfg, draws = model.cfg, at_least(draws, 2, "draws")
+    cfg = model.cfg
     if cfg.d_vocab != cfg.d_vocab_out:
         raise ShapeError(
             f"copying needs one vocabulary, and this network reads {cfg.d_vocab} tokens and answers {cfg.d_vocab_out}"

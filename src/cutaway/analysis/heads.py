@@ -18,7 +18,7 @@ from torch import Tensor
 from cutaway.analysis.shared import Subject, head_names, network, real_tokens, run_for
 from cutaway.errors import ShapeError, TokenError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import at_least, whole
+from cutaway.numbers_given import options
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, head_types
@@ -195,6 +195,7 @@ class _Scorer:
         self.scores.append(torch.stack([pairs.mean(pattern.detach()) for pairs in self.pairs]))
 
 
+@options(batch_size=1)
 def head_scores(
     subject: Subject,
     tokens: Any = None,
@@ -214,7 +215,6 @@ def head_scores(
         MissingActivation: the cache lacks patterns.
         TokenError: a kind was asked for by name that needs repeated tokens, and there are none.
     """
-    batch_size = at_least(batch_size, 1, "batch_size")
     if isinstance(kinds, str):
         kinds = [kinds]
     if kinds is not None and not kinds:
@@ -297,6 +297,7 @@ def fewest_tokens(kind: str, evenness: float, *, causal: bool = True) -> int:
     return length
 
 
+@options(batch_size=1)
 def average_over(
     subject: Subject | Float[Tensor, "*any dest src"], condition: Condition, tokens: Any = None, *, batch_size: int = 16
 ) -> Labelled | Tensor:
@@ -322,6 +323,7 @@ def average_over(
 # The standard measurement.
 
 
+@options(length=1, examples=1, seed=0)
 def random_repeats(
     model: Transformer, *, length: int | None = None, examples: int = 32, seed: int = 0
 ) -> Int[Tensor, "batch pos"]:
@@ -329,10 +331,10 @@ def random_repeats(
 
     No token comes twice within a half, where the vocabulary is large enough; special tokens are left out.
     """
-    cfg, examples = model.cfg, at_least(examples, 1, "examples")
+    cfg = model.cfg
     bos = getattr(model.tokenizer, "bos_token_id", None) if cfg.default_prepend_bos and model.tokenizer is not None else None
     room = (cfg.n_ctx - (bos is not None)) // 2
-    length = min(50, room) if length is None else whole(length, "length")
+    length = min(50, room) if length is None else length
     if not 1 <= length <= room:
         raise ShapeError(f"length={length}: twice that must fit into {cfg.n_ctx} positions, so give 1 to {room}")
     special = set(getattr(model.tokenizer, "all_special_ids", None) or ([] if bos is None else [bos]))
@@ -346,6 +348,7 @@ def random_repeats(
     return torch.cat([*start, half, half], 1).to(model.W_U.device)
 
 
+@options(length=1, examples=1, seed=0, batch_size=1)
 def on_random_repeats(
     model: Transformer, *, length: int | None = None, examples: int = 32, seed: int = 0, batch_size: int = 16
 ) -> HeadScores:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.errors import ShapeError
-from cutaway.numbers_given import at_least, indices
+from cutaway.numbers_given import indices, options
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, line_chart
 
@@ -62,6 +62,7 @@ class HillClimb(Result):
         )
 
 
+@options(rounds=0, neighbours=1, batch_size=1, seed=0)
 @torch.no_grad()
 def hill_climb(
     score: Objective,
@@ -89,7 +90,6 @@ def hill_climb(
     Raises:
         ShapeError: no chains, no tokens to put in, or nowhere to put them.
     """
-    rounds, neighbours = at_least(rounds, 0, "rounds"), at_least(neighbours, 1, "neighbours")
     if not len(start) or not start.shape[1] or not len(alphabet) or (positions is not None and not len(positions)):
         raise ShapeError("a search needs at least one sequence, one position and one token to put there")
     places = list(range(start.shape[1])) if positions is None else indices(positions, start.shape[1], "position")

@@ -39,7 +39,7 @@ from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.products import linear
 from cutaway.model.sites import table
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import at_least
+from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import written
@@ -119,6 +119,7 @@ class Lens(Result):
         return "\n".join(lines)
 
 
+@options(k=1)
 @torch.no_grad()
 def lens(
     subject: Subject,
@@ -162,7 +163,7 @@ def lens(
     wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, asker="lens", real=real, optional=True)
     wanted = wanted if here is None else wanted.masked_fill(~here.to(wanted.device), -1)
     frozen = None if own_scale or not normed else scale_of(cache, "ln_final.hook_scale")
-    k = min(at_least(k, 1, "k"), model.cfg.d_vocab_out)
+    k = min(k, model.cfg.d_vocab_out)
     run = KeptSites(cache)
 
     def vectors_of(number: int) -> Float[Tensor, "batch pos d_model"]:

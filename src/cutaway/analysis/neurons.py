@@ -20,7 +20,7 @@ from cutaway.errors import ShapeError
 from cutaway.model.components import Component, parse_writers, sites
 from cutaway.model.sites import axes, resolve
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import at_least
+from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
 from cutaway.runs.decompose import written
 from cutaway.runs.results import Labelled, Result
@@ -240,6 +240,7 @@ class _Extremes:
         return out
 
 
+@options(k=1, around=0, batch_size=1)
 def max_activating_texts(
     model: Transformer,
     features: Sequence[str | Direction],
@@ -263,7 +264,6 @@ def max_activating_texts(
     Raises:
         ShapeError: no features, or nothing to read.
     """
-    k, around, batch_size = at_least(k, 1, "k"), at_least(around, 0, "around"), at_least(batch_size, 1, "batch_size")
     if not features:
         raise ShapeError("max_activating_texts needs at least one feature, such as '0.mlp.17', '0.1' or (site, direction)")
     plan = [_feature(model, feature) for feature in features]

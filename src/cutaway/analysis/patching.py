@@ -24,7 +24,7 @@ from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
 from cutaway.executors import Executor
 from cutaway.model.sites import get_act_name, table
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import one_of, some_of
+from cutaway.numbers_given import one_of, options, some_of
 from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, function
@@ -404,6 +404,7 @@ class PatchingResult(Result):
         return "\n".join([*lines, str(self.audit)])
 
 
+@options(audit=0, baseline=0, seed=0, memory=1)
 def patch(
     model: Transformer,
     clean: Any,

@@ -36,6 +36,7 @@ from cutaway.model.components import (
 from cutaway.model.frozen_norms import norm_module
 from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 from cutaway.runs.decompose import written
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.metrics import settled
@@ -95,6 +96,7 @@ class PathResult(Result):
         return "\n".join([*lines, *([self.note] if self.note else []), str(self.audit)])
 
 
+@options(audit=0, seed=0, memory=1)
 @torch.no_grad()
 def path_patch(
     model: Transformer,

@@ -16,7 +16,7 @@ from torch import Tensor
 from cutaway.analysis.shared import answers_of, target_ids, token_name, tokens_of_text, vocabulary
 from cutaway.errors import TokenError
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import at_least, index
+from cutaway.numbers_given import index, options
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.tokens import check_length
 from cutaway.view import Figure, colored_tokens, line_chart
@@ -160,6 +160,7 @@ class Predictions(Result):
         return "\n".join(lines)
 
 
+@options(batch_size=1)
 def predict(
     model: Transformer,
     text: Any,
@@ -177,7 +178,6 @@ def predict(
     Raises:
         TokenError: nothing to predict.
     """
-    batch_size = at_least(batch_size, 1, "batch_size")
     tokens, real = tokens_of_text(model, text)
     device = model.W_U.device
     tokens = tokens.to(device)
@@ -230,6 +230,7 @@ def _scored(model: Transformer, resid: Tensor, targets: Int[Tensor, "batch pos"]
     return {name: torch.cat(value).view(targets.shape) for name, value in parts.items()}
 
 
+@options(k=1)
 def likeliest_tokens(
     model: Transformer, text: Any, *, position: int = -1, k: int = 10, example: int = 0, vocab: Sequence[str] | None = None
 ) -> list[tuple[str, float]]:
@@ -239,7 +240,7 @@ def likeliest_tokens(
         ShapeError: the text has no such position.
     """
     tokens, real = tokens_of_text(model, text)
-    k, example = at_least(k, 1, "k"), index(example, len(tokens), "example")
+    example = index(example, len(tokens), "example")
     own = range(tokens.shape[1]) if real is None else real[example].nonzero()[:, 0].tolist()  # a row's own tokens
     place = own[index(position, len(own), "position")]
     with torch.no_grad():

@@ -18,7 +18,7 @@ from cutaway import tokens as text
 from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steer, texts_of
 from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import at_least
+from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.generation import Sampling, generate
@@ -151,6 +151,7 @@ def text_loss(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) 
     return metrics.loss(tokens, mask=mask.bool())
 
 
+@options(random=0, shuffled=0, seed=0)
 def dose_response(
     model: Transformer,
     vectors: Vectors,
@@ -184,7 +185,6 @@ def dose_response(
     for vector in chosen.values():
         vector.check(model)
     strengths = [float(one) for one in strengths]
-    random, shuffled = at_least(random, 0, "random"), at_least(shuffled, 0, "shuffled")
     tokens, mask = _encoded(model, prompts, prepend_bos)
     controls = {
         "random": _random(chosen, random, seed),
@@ -330,6 +330,7 @@ class SteeredTexts(Result):
         )  # fmt: skip
 
 
+@options(max_new_tokens=1, seed=0)
 def steered_texts(
     model: Transformer,
     vector: SteeringVector,
@@ -399,6 +400,7 @@ class Separability(Result):
         )
 
 
+@options(folds=2, seed=0)
 def separability(
     model: Transformer,
     positive: Sequence[str] | Prompts,
@@ -449,7 +451,7 @@ def held_out_accuracy(
 ) -> Float[Tensor, "layer"]:
     """How often held-out activations fall on their side of the midpoint along the other folds' difference of means."""
     draw = torch.Generator().manual_seed(seed)
-    folds = min(at_least(folds, 2, "folds"), plus.shape[1], minus.shape[1])
+    folds = min(folds, plus.shape[1], minus.shape[1])
     sizes = (plus.shape[1], minus.shape[1])
     groups = [torch.randperm(n, generator=draw) % folds for n in sizes]
     if sizes[0] == sizes[1]:  # pairs are held out together; else one half of a pair is judged by the other

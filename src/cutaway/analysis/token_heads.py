@@ -20,6 +20,7 @@ from cutaway.analysis.shared import ARROW, head_names, vocabulary
 from cutaway.analysis.weight_circuits import WeightCircuit, circuit_by_row, label_ids, path_circuit, qk_circuit
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import EVERY, index, options
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, heat_map, small_multiples
 
@@ -79,6 +80,7 @@ class DuplicateDetectors(Result):
         return super().to_json() | {"duplicate": self.duplicate, "anti_duplicate": self.anti_duplicate}
 
 
+@options(above=EVERY, below=EVERY)
 def duplicate_detectors(
     model: Transformer,
     *,
@@ -97,9 +99,10 @@ def duplicate_detectors(
         below: less than this, and it is an anti-duplicate detector.
 
     Raises:
-        UnknownName: no such token or layer.
+        UnknownName: no such token.
+        ShapeError: no such layer.
     """
-    names = vocabulary(model, vocab)
+    names, layer = vocabulary(model, vocab), index(layer, model.cfg.n_layers, "layer")
     chosen = label_ids(tokens, names, "token")
     rows = []
     for head in head_names(model.cfg, [layer]):
@@ -179,9 +182,10 @@ def responsible_heads(
         tokens: which tokens; all where None.
 
     Raises:
-        UnknownName: no such token or layer.
+        UnknownName: no such token.
+        ShapeError: no such layer.
     """
-    layer = layer % model.cfg.n_layers if -model.cfg.n_layers <= layer < model.cfg.n_layers else layer
+    layer = index(layer, model.cfg.n_layers, "layer")
     names = vocabulary(model, vocab)
     chosen = label_ids(tokens, names, "token")
     before = head_names(model.cfg, range(layer))

@@ -29,6 +29,7 @@ from cutaway.model.factored_matrix import FactoredMatrix
 from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import indices, whole
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, small_multiples
 from cutaway.view import circuit as draw
@@ -296,26 +297,23 @@ def label_ids(which: Any, labels: Sequence[str], kind: str) -> list[int]:
     """The numbers of some labels, given as labels or numbers, one or several; of all where None.
 
     Raises:
-        UnknownName: there is no such label, or no such number.
+        UnknownName: there is no such label.
+        ShapeError: a number is outside, or one comes twice.
     """
     if which is None:
         return list(range(len(labels)))
     if isinstance(which, Tensor):
         which = which.tolist()
-    many = [which] if isinstance(which, str | int) else list(which)
+    many = [which] if isinstance(which, str | int | float) else list(which)
     numbers = (
         {label: number for number, label in reversed(list(enumerate(labels)))}
         if any(isinstance(one, str) for one in many)
         else {}
     )
-    missing = [
-        one
-        for one in many
-        if (isinstance(one, str) and one not in numbers) or (isinstance(one, int) and not -len(labels) <= one < len(labels))
-    ]
+    missing = [one for one in many if isinstance(one, str) and one not in numbers]
     if missing:
         raise UnknownName(f"there is no {kind} {missing[0]!r}; there are {len(labels)}, such as {', '.join(labels[:5])}")
-    return [numbers[one] if isinstance(one, str) else one % len(labels) for one in many]
+    return indices([numbers[one] if isinstance(one, str) else one for one in many], len(labels), kind)
 
 
 # Where paths start.
@@ -497,7 +495,7 @@ def qk_circuit(
         if queries is None:
             left = (_product(left) * query_side.scale + attn.b_Q.detach()[one],)
             scale /= query_side.scale
-    turned = (_rotation(model, layer, distance),) if attn.rotary is not None else ()
+    turned = (_rotation(model, layer, whole(distance, "distance")),) if attn.rotary is not None else ()
     factors = (*left, *turned, *(factor.T for factor in reversed(right)))
     both = {axis: part for axis, part in {"y": (splits or {}).get("y"), "x": (key_side.splits or {}).get("y")}.items() if part}
     return WeightCircuit(

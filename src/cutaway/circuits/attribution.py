@@ -29,6 +29,7 @@ from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, metric_on
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 from cutaway.runs.bars import DelayedBar
 from cutaway.runs.metrics import LogitRows, Metric
 from cutaway.runs.results import Labelled, Result
@@ -93,6 +94,7 @@ def largest(scores: Float[Tensor, "writer reader"], count: int) -> Edges:
     return chosen.view(scores.shape) & ~scores.isnan().cpu()
 
 
+@options(steps=1, memory=1)
 def edge_attribution(
     model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *, steps: int = 5, path: str = "inputs",
     ablation: str = "resample", memory: int = ROOM, progress: Callable[[float, float], None] | None = None,
@@ -113,8 +115,6 @@ def edge_attribution(
         ShapeError: prompts that do not align, or a metric without a gradient.
         ConfigError: an unknown path or ablation, or no steps.
     """
-    if steps < 1:
-        raise ConfigError(f"steps={steps}: the gradient is a mean over at least one run")
     if path not in PATHS:
         raise ConfigError(f"path={path!r} is not known; there are {' and '.join(PATHS)}")
     metric = metric_on(model, metric, clean)

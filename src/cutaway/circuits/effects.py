@@ -34,6 +34,7 @@ from cutaway.circuits.pairs import ablated, as_pair, metric_on
 from cutaway.errors import ConfigError, NotExact, ShapeError
 from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, SweepResult, sweep
@@ -86,6 +87,7 @@ class EdgeEffects(Result):
         return "\n".join([*lines, str(self.audit)])
 
 
+@options(audit=0, memory=1)
 @torch.no_grad()
 def edge_effects(
     model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *,

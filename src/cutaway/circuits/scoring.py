@@ -16,8 +16,9 @@ from torch import Tensor
 from cutaway.circuits.attribution import EdgeScores, largest
 from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.measuring import CircuitRunner
-from cutaway.errors import ConfigError, ShapeError
+from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import at_least, options
 from cutaway.runs.bars import DelayedBar
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, line_chart
@@ -89,6 +90,7 @@ def mib_sizes(edges: int) -> list[int]:
     return sorted({int(share * edges) for share in PERCENTAGES})
 
 
+@options(draws=1, seed=0)
 def faithfulness(
     model: Transformer, clean: Any, corrupted: Any, metric: Any, scores: EdgeScores, *, sizes: Sequence[int] | None = None,
     draws: int = 3, seed: int = 0, ablation: str = "resample", over: Any = None,
@@ -101,8 +103,7 @@ def faithfulness(
         ablation, over: what other edges carry, as `run_circuit` takes them.
 
     Raises:
-        ShapeError: the metric is the same with and without all edges.
-        ConfigError: a negative size.
+        ShapeError: the metric is the same with and without all edges, or a size is no number of edges.
     """
     runner = CircuitRunner(model, clean, corrupted, metric, ablation=ablation, over=over)
     return curve(runner, scores.values.data, sizes=sizes, draws=draws, seed=seed)
@@ -114,9 +115,7 @@ def curve(
     """The same, of a runner."""
     there = runner.graph.mask
     every = runner.graph.size
-    sizes = mib_sizes(every) if sizes is None else list(sizes)
-    if any(size < 0 for size in sizes):
-        raise ConfigError(f"sizes {list(sizes)}: a circuit has no negative number of edges")
+    sizes = mib_sizes(every) if sizes is None else [at_least(size, 0, "the size of a circuit") for size in sizes]
     generator = torch.Generator().manual_seed(seed)
     runner.share(runner.clean)
     bar = DelayedBar("running circuits")

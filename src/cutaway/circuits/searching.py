@@ -21,11 +21,13 @@ from cutaway.circuits.circuit import Circuit
 from cutaway.circuits.graph import Edges
 from cutaway.circuits.measuring import CircuitRunner
 from cutaway.errors import ConfigError
+from cutaway.numbers_given import options
 from cutaway.runs.hashes import model_hash
 
 METHODS = ("greedy", "backward", "both")
 
 
+@options(target=(0, 1), size=0, checks=0)
 def find_circuit(
     runner: CircuitRunner, scores: EdgeScores, *, target: float = 0.9, size: int | None = None, method: str = "both",
     checks: int = 60, progress: Callable[[float, float], None] | None = None,
@@ -42,8 +44,6 @@ def find_circuit(
     """
     if method not in METHODS:
         raise ConfigError(f"method={method!r} is not known; there are {', '.join(METHODS)}")
-    if not 0 < target <= 1:
-        raise ConfigError(f"target={target}: the share to recover is above 0 and at most 1")
     values = scores.values.data.cpu()
     if size is not None:
         edges = _used(runner, largest(values, size))

@@ -15,7 +15,8 @@ from torch import Tensor
 from cutaway.circuits.attribution import EdgeScores
 from cutaway.circuits.circuit import Circuit, jaccard
 from cutaway.circuits.graph import Edges
-from cutaway.errors import ConfigError, ShapeError
+from cutaway.errors import ShapeError
+from cutaway.numbers_given import options
 from cutaway.runs.intervals import interval_of_mean
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, heat_map
@@ -75,6 +76,7 @@ class Stability(Result):
         return "\n".join(lines)
 
 
+@options(draws=1, halvings=1, seed=0)
 def stability(
     circuit: Circuit,
     scores: EdgeScores,
@@ -95,8 +97,6 @@ def stability(
         ShapeError: fewer than four examples.
         ConfigError: no draws.
     """
-    if draws < 1 or halvings < 1:
-        raise ConfigError(f"draws={draws}, halvings={halvings}: both must be at least 1")
     there = circuit.graph.mask
     each = scores.each.cpu()[:, there].double()  # batch, edge
     count, size = len(each), circuit.size

@@ -20,6 +20,7 @@ from cutaway.collect.worker import CollectJob
 from cutaway.errors import CollectionError, ConfigError, ContextTooLong
 from cutaway.executors import Executor, SetAside, executor_of
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 from cutaway.prompts import word_token
 from cutaway.runs.hashes import digest
 from cutaway.runs.model_source import ModelSource
@@ -87,6 +88,7 @@ class Settled:
         return cut(self.corpus, self.mark, self.options.chunk)
 
 
+@options(length=1, chunk=16, batch=1, threads=1, stream=1)
 def collect(
     model: Transformer | str | Path,
     corpus: Corpus | str | Path,

@@ -9,6 +9,7 @@ from typing import Any
 from cutaway.errors import ConfigError, ShapeError, UnknownName, nearest
 from cutaway.model.sites import resolve, table
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import at_least
 
 PACKINGS = ("documents", "packed")
 POSITIONS = ("all", "last", "tokens")
@@ -50,11 +51,7 @@ class Options:
             raise ConfigError("positions='last' is the last token of each document; packed rows hold parts of several")
         if (self.positions == "tokens") != bool(self.tokens):
             raise ConfigError("positions='tokens' goes with the tokens that are meant, and no other positions do")
-        leasts = {"length": 1 + self.prepend_bos, "chunk": 16, "batch": 1}
-        for what, least in leasts.items():
-            number = getattr(self, what)
-            if number < least:
-                raise ConfigError(f"{what}={number} must be at least {least}")
+        at_least(self.length, 1 + self.prepend_bos, "length")
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""

@@ -19,6 +19,7 @@ from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.substitution import Exchange, NodeSet, Scrubbed, localise, name_of, scrub
 from cutaway.explain.tree import Leaf, Split, Tree
 from cutaway.explain.verdict import LEAST, Verdict, agreement, interval, judge
+from cutaway.numbers_given import options
 from cutaway.programs.language import Attend, Line, Map, Program
 from cutaway.prompts import Prompts
 
@@ -55,6 +56,7 @@ class Explanation:
         return self.fitted.program
 
 
+@options(seed=0)
 def explain(
     model: Any, examples: Prompts, test: Prompts | None = None, *, name: str = "explanation", seed: int = 0,
     several: bool | None = None, progress: Progress = lambda _: None,

@@ -6,6 +6,7 @@ copies one token.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from cutaway.axes import Keys
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import ConfigError, ShapeError
+from cutaway.errors import ConfigError, ShapeError, StaleCache
 
 New = Float[Tensor, "batch new kv d_head"]
 
@@ -98,19 +99,28 @@ class KeyValueCache:
         if len(lengths) > 1:
             raise ShapeError(f"entries and mask of a cache must have equally many positions, and they have {sorted(lengths)}")
         self._freeze(frozen or any(entry.frozen for entry in entries))
-        self._of: int | None = None  # the model that filled it
+        self._of: tuple[weakref.ref[Any], int] | None = None  # the model that filled it, and the state of its weights
 
-    def length_for(self, model: object) -> int:
+    def length_for(self, model: Any) -> int:
         """How many positions are kept, of a run of this model.
 
         Raises:
             ConfigError: another model's runs filled the cache.
+            StaleCache: the model's weights were rewritten since.
         """
-        if self._of is not None and self._of != id(model) and self.length:
-            raise ConfigError("these keys and values were kept by another model; begin a new cache with KeyValueCache.init_cache")
+        now = (weakref.ref(model), model.weights_state())
+        if self._of is not None and self.length:
+            again = "begin a new cache with KeyValueCache.init_cache"
+            if self._of[0]() is not model:
+                raise ConfigError(f"these keys and values were kept by another model; {again}")
+            if self._of[1] != now[1]:
+                raise StaleCache(f"the model's weights were rewritten since these keys and values were kept; {again}")
         if not self.frozen:
-            self._of = id(model)
+            self._of = now
         return self.length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_of": None}  # of a copy nothing is known
 
     @classmethod
     def init_cache(

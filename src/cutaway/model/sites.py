@@ -8,13 +8,13 @@ length one.
 from __future__ import annotations
 
 import difflib
-import operator
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, SupportsIndex
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownSite, nearest
+from cutaway.numbers_given import whole
 
 Axes = tuple[str, ...]
 Table = Iterator[tuple[str, Axes]]
@@ -86,7 +86,7 @@ def get_act_name(name: str, layer: SupportsIndex | str | None = None, layer_type
     the final norm. Whether a network has such a site is not asked here; see `resolve`.
     """
     if layer is not None and not isinstance(layer, str):
-        layer = operator.index(layer)
+        layer = whole(layer, "a layer")
     if layer is None and layer_type is None and ("." in name or name.startswith("hook_")):
         return name
     if short := SHORT.match(name):
@@ -133,7 +133,7 @@ def resolve(name: str | tuple[Any, ...], names: Collection[str], n_layers: int |
         full = get_act_name(name)
     elif isinstance(name, tuple) and 1 <= len(name) <= 3 and isinstance(name[0], str):
         short, layer, layer_type = (*name, None, None)[:3]
-        layer = layer if layer is None or isinstance(layer, str) else operator.index(layer)  # a 0-d tensor is a number
+        layer = layer if layer is None or isinstance(layer, str) else whole(layer, "a layer")  # a 0-d tensor is a number
         if isinstance(layer, int) and layer < 0 and n_layers is not None:
             layer += n_layers
         full = get_act_name(short, layer, layer_type)

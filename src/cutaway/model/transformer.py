@@ -37,6 +37,7 @@ from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
 from cutaway.model.steps import BlockProgram
+from cutaway.numbers_given import whole
 from cutaway.prompts import Prompts
 
 _FIELDS = """
@@ -487,7 +488,7 @@ class Transformer(HookedRootModule, StackedWeights):
     def _layers(self, start: int | None, stop: int | None) -> tuple[int, int | None]:
         n = self.cfg.n_layers
         for name, layer in (("start_at_layer", start), ("stop_at_layer", stop)):
-            if layer is not None and not -n <= layer <= n:
+            if layer is not None and not -n <= whole(layer, name) <= n:
                 raise ValueError(f"{name}={layer} is outside the {n} layers of the model")
         first = 0 if start is None else start % n if start < 0 else start
         last = None if stop is None else stop % n if stop < 0 else stop

@@ -9,6 +9,7 @@ import random
 from math import prod
 
 from cutaway.errors import ProgramError
+from cutaway.numbers_given import options
 from cutaway.programs import language as lang
 from cutaway.programs.language import Attend, Bucket, Kind, Line, Map, Program, ReadOut, Selector, Term
 from cutaway.programs.placing import place
@@ -17,6 +18,7 @@ from cutaway.programs.shipped import BOS, compared, letters
 CODES = 40  # at most as many joint values of what a map reads
 
 
+@options(seed=0, lines=1, size=1, n_ctx=2)
 def draw(seed: int, *, lines: int | None = None, size: int = 3, n_ctx: int = 21, causal: bool | None = None) -> Program:
     """A random program.
 

@@ -17,7 +17,6 @@ are exact: the components of a layer's input sum to that input. Three facts foll
 from __future__ import annotations
 
 import logging
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from cutaway.model.frozen_norms import frozen_norm, norm_module, norms_of
 from cutaway.model.products import linear_by_head
 from cutaway.model.sites import RESID, axes, get_act_name, site_names
 from cutaway.model.slices import Slice
+from cutaway.numbers_given import whole
 from cutaway.runs.activation_store import ActivationStore, Part, missing
 from cutaway.runs.decompose import written
 
@@ -184,7 +184,7 @@ class ActivationCache(ActivationStore):
         self, layer: int, neuron_slice: Part = None, pos_slice: Part = None
     ) -> Float[Tensor, "*batch_pos_neuron d_model"]:
         """What each neuron of one layer adds to the stream, `[batch, pos, neuron, d_model]`; a negative layer counts back."""
-        layer = operator.index(layer)
+        layer = whole(layer, "a layer")
         layer += self.model.cfg.n_layers if layer < 0 else 0
         neurons, asker = Slice(neuron_slice), "get_neuron_results"
         self._check_dense(asker, [layer])
@@ -319,7 +319,7 @@ class ActivationCache(ActivationStore):
     def _layer(self, layer: int | None, mlp_input: bool = False) -> int:
         """The layer whose input is meant, 0 to n_layers."""
         cfg = self.model.cfg
-        last = cfg.n_layers if layer is None or layer == -1 else operator.index(layer)
+        last = cfg.n_layers if layer is None or layer == -1 else whole(layer, "a layer")
         if not 0 <= last <= cfg.n_layers:
             raise ShapeError(f"layer={layer} must be 0 to {cfg.n_layers}; {cfg.n_layers}, -1 and None mean the end")
         if mlp_input and (cfg.attn_only or last == cfg.n_layers):

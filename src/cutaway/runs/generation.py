@@ -7,6 +7,7 @@ Logits are computed where a token is drawn: at the last position only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from cutaway.axes import Tokens
 from cutaway.errors import ConfigError, NotFinite, TokenError, nearest
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import at_least, check_options, options
 
 RETURN_TYPES = ("input", "str", "tokens", "tensor", "embeds")
 
@@ -46,14 +48,9 @@ class Sampling:
     freq_penalty: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k={self.top_k} must be at least 1")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p={self.top_p} must be above 0 and at most 1")
-        if self.temperature < 0:
-            raise ConfigError(f"temperature={self.temperature} must not be negative")
-        if self.freq_penalty < 0:
-            raise ConfigError(f"freq_penalty={self.freq_penalty} must not be negative")
+        check_options(vars(self), top_k=1, top_p=(0, 1), temperature=(0, math.inf), freq_penalty=(0, math.inf))
+        if self.top_p == 0:
+            raise ConfigError("top_p=0 leaves no token; take temperature=0 for the likeliest one")
         greedy = "do_sample=False" if not self.do_sample else "temperature=0" if self.temperature == 0 else None
         drawing = {"top_k": self.top_k, "top_p": self.top_p, "freq_penalty": self.freq_penalty or None}
         if not self.do_sample and self.temperature not in (0, 1):
@@ -150,6 +147,7 @@ def _draw(logits: Float[Tensor, "batch d_vocab_out"], how: Sampling, tokens: Tok
     return sample_logits(logits, how.top_k, how.top_p, temperature, how.freq_penalty, tokens, mask)
 
 
+@options(max_new_tokens=0)
 def generate(
     model: Transformer,
     input: Any,
@@ -243,7 +241,9 @@ def _stop_tokens(model: Transformer, given: int | Sequence[int] | None) -> list[
         if own is None:
             raise TokenError("stop_at_eos needs an EOS token, and there is none: pass eos_token_id=, or stop_at_eos=False")
         return [int(own)]
-    stops = [given] if isinstance(given, int) else [int(one) for one in given]
+    stops = [at_least(one, 0, "eos_token_id") for one in ([given] if isinstance(given, int) else given)]
+    if not stops or max(stops) >= model.cfg.d_vocab_out:
+        raise TokenError(f"eos_token_id={given!r} can never be drawn: the vocabulary has {model.cfg.d_vocab_out} tokens, from 0")
     return [int(own), *stops] if own in stops else stops
 
 

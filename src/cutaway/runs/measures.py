@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.errors import ShapeError, TokenError
-from cutaway.numbers_given import whole
+from cutaway.numbers_given import EVERY, check_options, whole
 
 Positions = int | Sequence[int] | Tensor | None
 PerToken = Float[Tensor, "token"]
@@ -158,6 +158,10 @@ class Answers(Metric):
         for tokens in (self.answers, self.wrong):
             if tokens is not None and (tokens.ndim != 1 or tokens.dtype != torch.long or not len(tokens)):
                 raise TokenError(f"answers are a list of token ids, not {tuple(tokens.shape)} of {tokens.dtype}")
+        if self.wrong is not None and (len(self.answers) == len(self.wrong) or 1 in (len(self.answers), len(self.wrong))):
+            for example in (self.answers == self.wrong).nonzero().flatten().tolist():
+                token = int((self.answers if len(self.answers) > 1 else self.wrong)[example])
+                raise TokenError(f"answer and wrong answer {example} are both token {token}: their difference is always 0")
 
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
         for tokens, what in ((self.answers, "answers"), (self.wrong, "wrong answers")):
@@ -236,6 +240,14 @@ class ProbabilityDifference(Metric):
             if len(tokens) not in (1, batch):
                 raise ShapeError(f"{len(tokens)} sets of {what} tokens for {batch} examples; give one for each, or one for all")
         return _where(self.positions, batch, length)
+
+    def __post_init__(self) -> None:
+        if len(self.right) == len(self.wrong) or 1 in (len(self.right), len(self.wrong)):
+            both = (self.right[:, :, None] == self.wrong[:, None]) & (self.right[:, :, None] >= 0)  # example, right, wrong
+            if both.any():
+                example, at, _ = both.nonzero()[0].tolist()
+                token = int(self.right[example if len(self.right) > 1 else 0, at])
+                raise TokenError(f"token {token} is among the right and among the wrong tokens of example {example}")
 
     def named(self) -> dict[str, Tensor]:
         return {"right token": self.right[self.right >= 0], "wrong token": self.wrong[self.wrong >= 0]}
@@ -352,6 +364,7 @@ class Normalised(Metric):
     corrupted: float
 
     def __post_init__(self) -> None:
+        check_options(vars(self), clean=EVERY, corrupted=EVERY)
         if self.clean == self.corrupted:
             raise ShapeError(f"clean and corrupted runs have the same {self.metric.name}, {self.clean:g}; there is no scale")
 

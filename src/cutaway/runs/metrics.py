@@ -15,6 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.errors import PromptError, ShapeError, TokenError, UnknownRole
+from cutaway.numbers_given import whole
 from cutaway.prompts import Prompts, word_token
 from cutaway.runs.measures import (
     KL,
@@ -214,7 +215,7 @@ def probability_difference(
         right, wrong: for each example (or one for all) its token ids, as many as there are.
 
     Raises:
-        TokenError: an example has none of one kind.
+        TokenError: an example has none of one kind, or one that is of both.
 
     Source: Hanna et al. 2023 (https://arxiv.org/abs/2305.00586), section 2.2.
     """
@@ -307,7 +308,7 @@ def _tokens(answers: Any) -> Int[Tensor, "batch"]:
 
 def _sets(given: Sequence[Sequence[int]] | Tensor, what: str) -> Int[Tensor, "batch token"]:
     """Sets of tokens as rows, −1 where a row has fewer."""
-    rows = [list(dict.fromkeys(int(one) for one in row)) for row in given]
+    rows = [list(dict.fromkeys(whole(one, f"one of the {what} tokens") for one in row)) for row in given]
     lacking = [number for number, row in enumerate(rows) if not any(one >= 0 for one in row)]
     if lacking or not rows:
         raise TokenError(f"example {lacking[0] if lacking else 0} has no {what} tokens; a difference needs some of both kinds")

@@ -12,7 +12,7 @@ from typing import Any
 from cutaway import reading
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError
-from cutaway.sources import quantised, tokenizers, wrapped
+from cutaway.sources import tokenizers, wrapped
 from cutaway.sources.checkpoint import LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.sources.tensor_files import pickled, safetensors, sharded
@@ -44,10 +44,10 @@ def read(folder: str | Path, *, tokenizer: Any = None, with_tokenizer: bool = Tr
     """
     place = Path(folder).expanduser()
     config = read_config(place)
-    quantised.refuse(config, called := name or place.resolve().name)
     tensors, left_out = wrapped.plain(read_tensors(place))
     if tokenizer is None and with_tokenizer:
         tokenizer = read_tokenizer(place)
+    called = name or place.resolve().name
     provenance = {"folder": str(place), **({"left_out": left_out} if left_out else {})}
     return ForeignCheckpoint(config, tensors, tokenizer, called, provenance)
 

@@ -7,9 +7,12 @@ from typing import Any
 from torch import nn
 
 from cutaway.errors import CheckpointError, UnsupportedArchitecture
-from cutaway.sources import quantised, wrapped
+from cutaway.sources import wrapped
 from cutaway.sources.checkpoint import LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
+
+QUANTISED = ("qweight", "qzeros", "absmax", "quant_state", "SCB", "weight_scale", "weight_scale_inv", "weight_packed", "_blocks")
+"""The last words of tensors that only quantised checkpoints have."""
 
 
 def read(model: Any, *, tokenizer: Any = None, name: str | None = None) -> ForeignCheckpoint:
@@ -30,8 +33,8 @@ def read(model: Any, *, tokenizer: Any = None, name: str | None = None) -> Forei
         raise CheckpointError(f"{empty!r} of the given model has no values (it is on the meta device); load it first")
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     settings = config.to_dict()
-    quantised.refuse(settings, name or type(model).__name__, tensors)
-    settings.pop("quantization_config", None)  # (of a model that was dequantised)
+    if not any(key.endswith(QUANTISED) for key in tensors):
+        settings.pop("quantization_config", None)  # (a model that was dequantised keeps saying that it is not)
     settings["architectures"] = [type(model).__name__]
     lazy, _ = wrapped.plain(LazyTensors(shapes, lambda key: tensors[key].detach()))
     called = name or settings.get("_name_or_path") or "custom"

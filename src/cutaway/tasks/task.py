@@ -17,6 +17,7 @@ from torch import Tensor
 from cutaway.axes import Logits, Tokens
 from cutaway.config import HookedTransformerConfig
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 from cutaway.prompts import UNCOUNTED
 
 
@@ -89,6 +90,7 @@ class Task(Protocol):
         """Lines for the card: the data, baselines, what this model does."""
 
 
+@options(at_once=1)
 @torch.no_grad()
 def evaluate(model: Transformer, examples: Examples, *, at_once: int = 256) -> tuple[float, float]:
     """Mean loss and accuracy over the positions that count."""

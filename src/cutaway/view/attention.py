@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from cutaway.errors import ShapeError
+from cutaway.numbers_given import options
 from cutaway.view.arrays import Array, Labels, Values, as_array, as_labels, color_range, number, top_cells
 from cutaway.view.figure import Figure
 
@@ -125,6 +126,7 @@ def _masked(values: Array) -> Array:
     return values
 
 
+@options(threshold=(0, 1))
 def head_types(
     scores: Mapping[str, Values],
     *,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cutaway.errors import ShapeError
+from cutaway.numbers_given import options
 from cutaway.view.arrays import Array, Labels, Values, as_array, as_labels, color_range, number, top_cells
 from cutaway.view.figure import Figure
 
@@ -63,6 +64,7 @@ def heat_map(
     )  # fmt: skip
 
 
+@options(columns=1)
 def small_multiples(
     panels: Sequence[Panel] | Mapping[str, Values],
     x_labels: Labels | None = None,
@@ -226,6 +228,7 @@ def lens_grid(
     )  # fmt: skip
 
 
+@options(top=1)
 def circuit(
     values: Values,
     x_labels: Labels | None = None,

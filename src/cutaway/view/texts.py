@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cutaway.errors import ShapeError
+from cutaway.numbers_given import options
 from cutaway.view.arrays import Array, Labels, Values, as_array, as_labels, color_range, number, top_cells
 from cutaway.view.figure import Figure
 
@@ -71,6 +72,7 @@ def text_neuron_activations(
     return _texts(texts, flat, menus, title, "activation", scale, None)
 
 
+@options(k=1)
 def top_samples(
     samples: Iterable[Labels],
     activations: Iterable[Values],
@@ -103,6 +105,7 @@ def top_samples(
     return Figure("tokens", title, figure.arrays, (), meta, figure.text, 150 + 60 * min(k, len(used)))
 
 
+@options(k=1)
 def topk_tokens(
     tokens: Labels,
     activations: Values,
@@ -145,6 +148,7 @@ def topk_tokens(
     return Figure("topk", title, {"value": value}, (), meta, text, 200 + 28 * k)
 
 
+@options(k=1)
 def token_log_probs(
     tokens: Labels,
     log_probs: Values,

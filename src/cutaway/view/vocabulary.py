@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from cutaway.errors import ShapeError
+from cutaway.numbers_given import options
 from cutaway.view.arrays import Array, Labels, Values, as_array, as_labels, color_range, number
 from cutaway.view.figure import Figure
 
 CHUNK = 1_024  # rows multiplied at a time
 
 
+@options(k=1)
 def vocabulary_circuit(
     left: Values,
     right: Values | None,

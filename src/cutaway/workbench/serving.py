@@ -13,6 +13,7 @@ from typing import Any
 
 from cutaway.errors import ConfigError, PackageNeeded
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 
 PORT, TRIED = 8420, 20
 HOST = "127.0.0.1"
@@ -133,6 +134,7 @@ def show(address: str) -> bool:
         return False
 
 
+@options(port=0)
 def workbench(
     model: Transformer, *, name: str | None = None, folder: Path | str = FOLDER, port: int | None = None, browser: bool = True
 ) -> Workbench:

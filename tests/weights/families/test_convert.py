@@ -103,9 +103,10 @@ def test_a_value_that_is_not_understood_is_named(changes: dict[str, Any], why: s
     ("settings", "why"),
     [
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, r"quantised by bitsandbytes .*dequantize\(\)\.save_pretrained"),
+        ({"quant_method": "bitsandbytes_4bit"}, r"quantised by bitsandbytes_4bit .*dequantize\(\)\.save_pretrained"),
         ({"quant_method": "fp8"}, r"quantization_config=FineGrainedFP8Config\(dequantize=True\)\)\.save_pretrained"),
-        ({"quant_method": "gptq", "bits": 4}, "quantised by gptq .*: load the model that it was made from, or a copy"),
-        ({"bits": 4}, "Llama model are quantised \\(quantization_config\\)"),
+        ({"quant_method": "gptq", "bits": 4}, "quantised by gptq .*: give the model that it was quantised from, a copy"),
+        ({"bits": 4}, "llama model are quantised by bitsandbytes"),
     ],
 )
 def test_quantised_weights_say_how_to_have_them_in_full(settings: dict[str, Any], why: str) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from cutaway.model.products import linear
 from cutaway.model.steps import FIRST, FROM_KEYS, LAST, Z
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import drawn
@@ -102,6 +103,7 @@ class Plan:
         return "\n".join(lines)
 
 
+@options(baseline=0, seed=0, memory=1)
 def plan(
     model: Transformer,
     tokens: Any,

@@ -21,6 +21,7 @@ from cutaway.errors import ConfigError, NotExact, NotFinite, ShapeError, Unknown
 from cutaway.executors import Executor, executor_of
 from cutaway.model.dialect_attention import has_masks
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 from cutaway.runs.bars import DelayedBar
 from cutaway.runs.editing import ManyEdits, of_real, plainly, tokens_of
 from cutaway.runs.metrics import Metric, among_real, as_metric, settled
@@ -161,6 +162,7 @@ class SweepResult(Result):
         return math.prod(self.values.shape[: self.values.data.ndim - self.clean.data.ndim])
 
 
+@options(top=0, audit=0, baseline=0, seed=0, memory=1)
 def sweep(
     model: Transformer,
     tokens: Any,
@@ -220,9 +222,6 @@ def sweep(
     """
     if method not in METHODS:
         raise UnknownName(f"no method called {method!r}{nearest(method, METHODS)}; there are {', '.join(METHODS)}")
-    for name, number in (("audit", audit), ("top", top)):
-        if number < 0:
-            raise ConfigError(f"{name}={number}: it is a number of cells; 0 runs none")
     if method != "exact" and (executor is not None or results is not None):
         raise ConfigError(f"executor= and results= are for method='exact', not {method!r}, which is two passes over the prompts")
     if between is not None and executor is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.weights.families import claims, dialect, heads, schema
+from cutaway.weights.families import claims, dialect, heads, quantised, schema
 from cutaway.weights.families.bloom import BLOOM
 from cutaway.weights.families.convert import CanonicalTensors, configure, unknown
 from cutaway.weights.families.falcon import FALCON
@@ -55,6 +55,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 def _understood(config: Mapping[str, Any], *, resolved: bool = False) -> Mapping[str, Any]:
     """The config as `transformers` reads it, of a family that there is."""
+    quantised.refuse(config)
     given = text_config(config)
     family = FAMILIES.get(str(given.get("model_type")))
     if family is None and "text_config" not in config:

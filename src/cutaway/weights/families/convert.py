@@ -33,7 +33,6 @@ def fill_in(family: Family, config: Mapping[str, Any]) -> Fields:
     schema.check(config, family.fields.keys() | (BASE.keys() - SHARED.keys()))
     hf = Fields(family.name, {name: field.default for name, field in known.items()} | dict(config))
     hf.ignored = {name: value for name, value in config.items() if name not in known and value is not None}
-    refuse_quantised(hf)
     for name in config.keys() & known.keys():
         accepted = known[name].accepted
         if accepted is not None and config[name] not in accepted:
@@ -42,34 +41,6 @@ def fill_in(family: Family, config: Mapping[str, Any]) -> Fields:
         if architecture not in family.architectures:
             raise hf.refuse("architectures", f"only {', '.join(family.architectures)} is understood")
     return hf
-
-
-DEQUANTISE = {
-    "fp8": (", quantization_config=FineGrainedFP8Config(dequantize=True)", ""),
-    "mxfp4": (", quantization_config=Mxfp4Config(dequantize=True)", ""),
-    "compressed-tensors": (", quantization_config=CompressedTensorsConfig(dequantize=True)", ""),
-    "higgs": ("", ".dequantize()"),
-}
-"""How `transformers` gives weights back in full: what `from_pretrained` takes, what comes after it."""
-
-
-def refuse_quantised(hf: Fields) -> None:
-    """Stop on quantised weights, with how to have them in full precision; `transformers` has dequantised GGUF already."""
-    settings = hf["quantization_config"]
-    if settings is None:
-        return
-    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
-    method = getattr(method, "value", method)  # (a live model has an enumeration)
-    if method == "gguf":
-        return
-    if method is None or method in DEQUANTISE or str(method).startswith("bitsandbytes"):
-        options, after = DEQUANTISE.get(str(method), ("", ".dequantize()"))
-        call = f"AutoModelForCausalLM.from_pretrained(…{options}){after}.save_pretrained(folder)"
-        way = f"save it dequantised, {call}, and load that folder"
-    else:
-        way = "load the model that it was made from, or a copy that its quantiser has written back in float16 or bfloat16"
-    kind = f" by {method}" if method else ""
-    raise UnsupportedArchitecture(f"the weights of this {hf.family} model are quantised{kind} (quantization_config): {way}")
 
 
 def configure(
