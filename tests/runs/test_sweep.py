@@ -474,7 +474,7 @@ def test_progress_ends_at_the_whole() -> None:
         (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], memory=100), ConfigError, "too small for one cell"),
         (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], skip="some"), ConfigError, "'all' and 'layers'"),
         (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], audit=-1), ConfigError, "audit is at least 0, not -1"),
-        (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], method="screen", top=-2), ConfigError, "top=-2"),
+        (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], method="screen", top=-2), ConfigError, "top is at least 0, not -2"),
         (lambda m: sweep(m, TOKENS[:2], heads(), METRICS["loss"]), ShapeError, "labels of shape"),
         (lambda m: sweep(m, TOKENS, Grid(edits.zero(), "z", ("layer", "row")), METRICS["loss"]), ShapeError, "no axis 'row'"),
         (lambda m: sweep(m, TOKENS, heads(), metrics.loss), ShapeError, "makes a metric when it is called"),

@@ -94,8 +94,9 @@ class Listener:
         return self.scope is not None and not self.scope.open
 
 
-def heard(listeners: Iterable[Listener]) -> list[Listener]:
-    """Those of them that the thread at work hears."""
+def heard(listeners: Any) -> list[Listener]:
+    """Those of some listeners that the thread at work hears."""
+    # (Any: other threads change the list, and a checker of types would look into it before it is copied.)
     if HERE.quiet:
         return []
     me = HERE.me
