@@ -24,7 +24,7 @@ from cutaway.runs.sweep.planning import task_of
 NAME = "smollm2-135m-instruct"
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "design" / "growth.png"
 LENGTHS = [64, 128, 256, 512, 1024, 2048]
-TIMED = [64, 256, 1024]
+TIMED = [64, 512]
 PLACES = {"layer 0, first position": (0, 0.0), "layer 0, middle": (0, 0.5), "layer 15, first": (15, 0.0),
           "layer 15, middle": (15, 0.5), "layer 29, first": (29, 0.0), "layer 29, last": (29, 1.0)}  # fmt: skip
 PROMPTS = [1, 4, 16, 64, 256]
