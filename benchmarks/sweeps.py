@@ -140,7 +140,7 @@ def ours(folder: Path) -> dict[str, Any]:
     from cutaway.runs.sweep import heads, residual, sweep
     from cutaway.runs.sweep.planning import plan
     from cutaway.tasks import FirstUniqueChar
-    from cutaway.tasks.first_unique_char import first_unique
+    from cutaway.tasks.first_unique_dataset import first_unique
 
     torch.set_grad_enabled(False)
     clean, corrupted, right, wrong, short = inputs(folder)

@@ -178,7 +178,7 @@ def ours(folder: Path) -> dict[str, Any]:
     from cutaway.runs.edits import zero
     from cutaway.runs.sweep import Grid, sweep
     from cutaway.tasks import FirstUniqueChar
-    from cutaway.tasks.first_unique_char import first_unique
+    from cutaway.tasks.first_unique_dataset import first_unique
     from cutaway.tasks.task import loss_of
 
     raw = dict(np.load(folder / "weights.npz"))

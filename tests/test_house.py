@@ -329,7 +329,7 @@ def test_pins_are_plain_versions() -> None:
 
 
 def test_shapes_in_signatures_are_checked_here() -> None:
-    from cutaway.tasks.first_unique_char import first_unique
+    from cutaway.tasks.first_unique_dataset import first_unique
 
     assert first_unique(torch.tensor([[2, 0, 1]]), 2).tolist() == [[2, 0, 0]]
     with pytest.raises(jaxtyping.TypeCheckError):

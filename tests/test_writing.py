@@ -152,7 +152,7 @@ from cutaway.analysis.steering import SteeringVector
 from cutaway.compat.train import HookedTransformerTrainConfig
 from cutaway.errors import NotWritten
 from cutaway.exercises.progress import Progress
-from cutaway.report.parts import LettersReport, Part
+from cutaway.report.reporting import Report
 from cutaway.runs import edits, metrics
 from cutaway.runs.sweep import sweep
 from cutaway.sources import files
@@ -167,11 +167,14 @@ found = sweep(model, tokens, cells, metrics.loss(tokens), audit=0)
 vector = SteeringVector(values=torch.randn(40, model.cfg.d_model), layer=0, site="resid_pre", method="mean",
                         front=False,
                         positive=("a",), negative=("b",), read_at="-1", model_hash="h")
+SHAPE = {"n_layers": 1, "n_heads": 1, "d_model": 1, "attn_only": True}
+ABOUT = {"model": "m" * 90000, "behaviour": "b", "summary": "", "shape": SHAPE, "prompts": 1,
+         "answers": 1, "read_out": "x", "at_chance": False}
 progress = Progress(folder, {"x" * 9000: {"attempts": 1}})
 writers = {
     "record": lambda: records.write(folder / "record", found, "first-unique-char"),
     "page": lambda: view.heat_map(np.random.rand(60, 60)).save(folder / "page.html"),
-    "report": lambda: LettersReport("t", "s", (), (Part("h", numbers={"x": list(range(9000))}),), {}).save(folder),
+    "report": lambda: Report(ABOUT, {}).save(folder),
     "model": lambda: files.save(folder / "model.safetensors", model.state_dict(), model.cfg),
     "vector": lambda: vector.save(folder / "vector.safetensors"),
     "progress": progress.write,

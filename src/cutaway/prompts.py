@@ -172,8 +172,9 @@ class Prompts:
     def answered(self) -> Bool[Tensor, "batch pos"]:
         """Where an answer counts."""
         found = torch.zeros_like(self.mask)
-        for row, at in enumerate(self.right):
-            found[row, list(at)] = True
+        places = [(row, position) for row, at in enumerate(self.right) for position in at]
+        if places:
+            found[tuple(torch.tensor(places, device=found.device).unbind(1))] = True
         return found
 
     @property
@@ -188,10 +189,10 @@ class Prompts:
 
     def _grid(self, rows: Answers) -> Int[Tensor, "batch pos"]:
         grid = torch.full_like(self.tokens, UNCOUNTED)
-        for row, at in enumerate(rows):
-            for position, tokens in at.items():
-                if tokens:
-                    grid[row, position] = tokens[0]
+        found = [(row, position, tokens[0]) for row, at in enumerate(rows) for position, tokens in at.items() if tokens]
+        if found:  # written at once: one by one, thousands of answers take a fifth of a second
+            row, at, token = torch.tensor(found, device=grid.device).unbind(1)
+            grid[row, at] = token
         return grid
 
     def allowed(self, d_vocab: int) -> Bool[Tensor, "batch pos d_vocab"]:

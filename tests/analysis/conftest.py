@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cutaway import ActivationCache, HookedTransformer
-from cutaway.tasks.first_unique_char import FirstUniqueChar
+from cutaway.tasks.first_unique_dataset import FirstUniqueChar
 
 
 @dataclass(frozen=True)

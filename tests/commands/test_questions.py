@@ -25,7 +25,7 @@ from cutaway.commands.shared import one_token
 from cutaway.commands.steering import steer
 from cutaway.errors import TokenError
 from cutaway.model.transformer import Transformer
-from cutaway.tasks.first_unique_char import first_unique
+from cutaway.tasks.first_unique_dataset import first_unique
 
 TOY, LANGUAGE = "first-unique-char", "attn-only-2l"
 TEXT = "chgegfaeadieaebcffh"

@@ -11,8 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from cutaway.cli import app
-from cutaway.report import HTML, JSON
-from cutaway.report.first_unique_char import failures
+from cutaway.report.questions import failures
+from cutaway.report.reporting import HTML, JSON
 
 REPORT = ["report", "first-unique-char"]
 
@@ -39,8 +39,8 @@ def test_it_prints_a_summary_and_writes_two_files(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     result = run(*REPORT, "--size", "30", "--seed", "3")
     assert result.exit_code == 0, result.output
-    assert "30 sequences of seed 3" in result.stdout
-    assert all(word in result.stdout for word in ("loss", "accuracy", "duplicate detectors", "responsible heads", HTML, JSON))
+    assert "30 prompts with 600 answers" in result.stdout
+    assert all(word in result.stdout for word in ("The share of right answers is", "attends to the same token", HTML, JSON))
     folder = tmp_path / "out" / "first-unique-char"
     assert sorted(path.name for path in folder.iterdir()) == [HTML, JSON]
     assert "<h1>" in (folder / HTML).read_text(encoding="utf-8")
@@ -102,11 +102,11 @@ def test_a_file_where_the_folder_should_be(tmp_path: Path):
 
 
 def test_an_interrupt_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from cutaway.report.parts import LettersReport
+    from cutaway.report.first_report import FirstReport
 
-    def interrupted(self: LettersReport) -> str:
+    def interrupted(self: FirstReport) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(LettersReport, "json", interrupted)
+    monkeypatch.setattr(FirstReport, "json", interrupted)
     result = run(*REPORT, "--size", "2", "--out", str(tmp_path / "out"))
-    assert result.exit_code == 130 and list((tmp_path / "out").iterdir()) == []
+    assert result.exit_code == 130 and list(tmp_path.rglob("report.*")) == []

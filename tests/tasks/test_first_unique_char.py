@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cutaway.errors import ConfigError, TokenError, UnknownTask
 from cutaway.tasks import FirstUniqueChar, FirstUniqueCharTask, find, names
-from cutaway.tasks.first_unique_char import NULL, first_unique
+from cutaway.tasks.first_unique_dataset import NULL, first_unique
 
 
 def by_loop(row: list[int], null: int) -> list[int]:

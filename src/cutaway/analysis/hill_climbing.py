@@ -6,20 +6,21 @@ is better, so what chains end in says what a model fails on, and how many of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.errors import ShapeError
 from cutaway.numbers_given import indices, options
-from cutaway.runs.results import Labelled, Result
+from cutaway.runs.results import Labelled, Result, mean_of
 from cutaway.view import Figure, line_chart
 
 Objective = Callable[[Tokens], Float[Tensor, "batch"]]
+Propose = Callable[[Tokens, torch.Generator], Tokens]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class HillClimb(Result):
 def hill_climb(
     score: Objective,
     start: Tokens,
-    alphabet: Sequence[int],
+    alphabet: Sequence[int] | Propose,
     *,
     positions: Sequence[int] | None = None,
     rounds: int = 20,
@@ -82,7 +83,8 @@ def hill_climb(
     Args:
         score: sequences `[batch, pos]` to one number each.
         start: one sequence for each chain.
-        alphabet: the tokens that may be put in.
+        alphabet: the tokens that may be put in; or a function that gives one changed sequence for each (and a generator),
+            where not every sequence is one.
         positions: where; everywhere by default.
         neighbours: how many replacements a chain tries in a round: all there are where they are no more, else a sample.
         rounds: at most; the search ends earlier when no chain improves (and nothing is sampled).
@@ -90,21 +92,27 @@ def hill_climb(
     Raises:
         ShapeError: no chains, no tokens to put in, or nowhere to put them.
     """
-    if not len(start) or not start.shape[1] or not len(alphabet) or (positions is not None and not len(positions)):
+    nothing = not callable(alphabet) and not len(alphabet)
+    if not len(start) or not start.shape[1] or nothing or (positions is not None and not len(positions)):
         raise ShapeError("a search needs at least one sequence, one position and one token to put there")
     places = list(range(start.shape[1])) if positions is None else indices(positions, start.shape[1], "position")
     device, generator = start.device, torch.Generator().manual_seed(seed)
-    pairs = torch.cartesian_prod(torch.tensor(places), torch.tensor(list(alphabet))).view(-1, 2)
-    sampled = len(pairs) > neighbours
+    tokens = torch.tensor([] if callable(alphabet) else list(alphabet), dtype=torch.long)
+    pairs = torch.cartesian_prod(torch.tensor(places), tokens).view(-1, 2)
+    sampled = callable(alphabet) or len(pairs) > neighbours
     current = start.clone()
     best = _scores(score, current, batch_size)
     history, looked_at = [best], len(start)
     going = torch.arange(len(start), device=device)  # a chain that no replacement improves has stopped for good
     for _ in range(rounds):
-        tried = pairs[torch.randperm(len(pairs), generator=generator)[:neighbours]] if sampled else pairs
-        tried = tried.to(device)
-        around = current[going, None].repeat(1, len(tried), 1)
-        around[:, torch.arange(len(tried), device=device), tried[:, 0]] = tried[:, 1]
+        if callable(alphabet):
+            many = current[going].repeat_interleave(neighbours, 0)
+            around = alphabet(many, generator).unflatten(0, (len(going), neighbours))
+        else:
+            tried = pairs[torch.randperm(len(pairs), generator=generator)[:neighbours]] if sampled else pairs
+            tried = tried.to(device)
+            around = current[going, None].repeat(1, len(tried), 1)
+            around[:, torch.arange(len(tried), device=device), tried[:, 0]] = tried[:, 1]
         found, which = _scores(score, around.flatten(0, 1), batch_size).view(len(going), -1).max(1)
         looked_at += around.shape[0] * around.shape[1]
         better = found > best[going]
@@ -116,6 +124,27 @@ def hill_climb(
         if not len(going):
             break
     return HillClimb(Labelled(torch.stack(history), ("round", "chain"), {}, what, unit), start, current, looked_at)
+
+
+def in_common(
+    found: Mapping[str, Float[Tensor, "chain pos"]],
+    ordinary: Mapping[str, Float[Tensor, "batch pos"]],
+    failed: Bool[Tensor, "chain pos"],
+    mistakes: Bool[Tensor, "batch pos"],
+) -> dict[str, dict[str, float]]:
+    """How failures that a search found differ from ordinary inputs at the same positions, by quantity (NaN: has none).
+
+    The mean over failures ("search"), over the ordinary inputs' own mistakes ("mistakes"), over ordinary inputs at the positions
+    of the failures ("ordinary"), and how far the first is from the last, in standard deviations there.
+    """
+    places, rows = failed.nonzero()[:, 1], {}
+    for name, values in found.items():
+        usual = ordinary[name].nanmean(0)
+        spread = (ordinary[name] - usual).square().nanmean(0).sqrt()[places]
+        away = (values[failed] - usual[places]) / spread.masked_fill(spread == 0, torch.nan)
+        rows[name] = {"search": mean_of(values, failed), "mistakes": mean_of(ordinary[name], mistakes),
+                      "ordinary": mean_of(usual[places]), "standard_deviations": mean_of(away)}  # fmt: skip
+    return rows
 
 
 def _scores(score: Objective, tokens: Tokens, batch_size: int) -> Float[Tensor, "batch"]:

@@ -50,8 +50,7 @@ def report(
     from rich.console import Console
 
     from cutaway import records
-    from cutaway import report as room
-    from cutaway.report import progress, reporting
+    from cutaway.report import first_report, progress, reporting
     from cutaway.writing import check_folder, write
 
     folder = check_folder(out or Path("out") / Path(model).name)
@@ -59,7 +58,7 @@ def report(
     if model == TASK and not (behaviour or examples or pairs or questions):
         of_task = {name: value for name, value in (("size", size), ("seed", seed)) if value is not None}
         with progress.shown(Console(stderr=True)) as watch:
-            made = room.make(model, checkpoint=checkpoint, watch=watch, **of_task)
+            made = first_report.make(checkpoint, watch=watch, **of_task)
     else:
         if checkpoint is not None:
             raise ConfigError(f"--checkpoint is for the report on the task {TASK}; give the file or folder as the model")

@@ -17,6 +17,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from cutaway.runs.intervals import interval_of_mean
+from cutaway.runs.results import plain
 from cutaway.view import Figure
 
 KINDS = ("largest", "share", "comparison", "trend", "count", "none")
@@ -65,6 +66,7 @@ class Finding:
         two_sided: whether a value below the baseline is a finding too.
         margin: how far beyond its baseline a value must be to matter.
         figures: pictures beyond the finding's own.
+        numbers: a tree of what was measured beside the values (by position, by token, by head), for `report.json`.
         silent: a sentence is not made (the values stand in a table or a figure).
     """
 
@@ -81,6 +83,7 @@ class Finding:
     margin: float = 0.0
     reason: str = ""
     figures: Sequence[Figure] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
     silent: bool = False
 
     def __post_init__(self) -> None:
@@ -114,6 +117,7 @@ class Finding:
         return {
             "kind": self.kind, "what": self.what, "unit": self.unit, "on": self.on,
             **({"reason": self.reason} if self.reason else {"values": {name: v.to_json() for name, v in self.values.items()}}),
+            **({"numbers": plain(self.numbers)} if self.numbers else {}),
             **({"axis": self.axis} if self.axis else {}), **({"total": self.total} if self.kind == "count" else {}),
             **({} if base is None else {"against": self.against, "claims": self.claims, "baseline": (
                 {k: v.to_json() for k, v in base.items()} if isinstance(base, Mapping) else base.to_json())}),
@@ -149,6 +153,14 @@ def ratio(sums: Shaped[Tensor, "example"], counts: Shaped[Tensor, "example"]) ->
         return mean(sums.double()[counts > 0])
     low, high = interval_of_mean(sums.double()[:, None], counts[:, None])[:, 0].tolist()
     return Value(float(sums.double().sum() / counts.sum()), low, high)
+
+
+def ratios(labels: Iterable[str], sums: Float[Tensor, "label example"], counts: Shaped[Tensor, "example"]) -> dict[str, Value]:
+    """For each row a mean over answers of examples that have several."""
+    whole = sums.double().sum(1) / counts.sum()
+    low, high = interval_of_mean(sums.double().T, counts.double()[:, None].expand(-1, len(sums)))
+    bounds = zip(whole.tolist(), low.tolist(), high.tolist(), strict=True)
+    return {label: Value(*one) for label, one in zip(labels, bounds, strict=True)}
 
 
 def means(labels: Iterable[str], rows: Float[Tensor, "label example"]) -> dict[str, Value]:

@@ -30,7 +30,7 @@ Watch = Callable[[str, float, float], None]
 """Told which question is being asked, how many forward passes are done, and of how many; the last is the plan's."""
 
 
-def _silent(doing: str, done: float, of: float) -> None:
+def silent(doing: str, done: float, of: float) -> None:
     pass
 
 
@@ -106,7 +106,8 @@ class Report:
             NotWritten: the folder or the disk does not take them.
         """
         folder = check_folder(folder)
-        return write(folder / HTML, self.html()), write_json(folder / JSON, self.json())
+        html, numbers = self.html(), self.json()  # both before either is written
+        return write(folder / HTML, html), write_json(folder / JSON, numbers)
 
 
 def fitted(prompts: Prompts, model: Any, size: int | None, seed: int) -> Prompts:
@@ -157,7 +158,7 @@ def make(
     size: int | None = None,
     seed: int = 0,
     anyway: bool = False,
-    watch: Watch = _silent,
+    watch: Watch = silent,
     say: Callable[[str], None] = lambda _: None,
     each: Callable[[Report], None] = lambda _: None,
 ) -> Report:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from cutaway.analysis import attribution
+from cutaway.analysis import attribution, token_roles
 from cutaway.analysis.shared import head_names
+from cutaway.analysis.token_roles import TokenRoles
 from cutaway.errors import ContextTooLong, PromptError, TokenError
 from cutaway.model.components import BIASES, gathered, writers
 from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
@@ -31,6 +33,7 @@ from cutaway.tasks.behaviour import Behaviour
 LARGE = 20_000_000  # parameters from which on fewer prompts are run, and cells are screened before they are computed
 FEW, MANY = 48, 300  # prompts of large models and of small ones
 ROOM = 2**24  # logits at a time
+TABLE, SHOWN = 1000, 64  # tokens of a vocabulary, and of its content, for tables by token
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,6 +213,13 @@ class Study:
         """What rises when the behaviour is damaged."""
         return AnswerMetric.of(self.prompts, "decisions" if self.above else "loss", self.model.cfg.d_vocab_out)
 
+    @cached_property
+    def losses(self) -> Float[Tensor, "answer"]:
+        """Of each answer: minus the log of the right tokens' probability, or the mean cross-entropy of all decisions."""
+        if self.above:
+            return binary_cross_entropy_with_logits(self.logits, self.right.float(), reduction="none").mean(1)
+        return self.logits.logsumexp(1) - self.logits.masked_fill(~self.right, -torch.inf).logsumexp(1)
+
     # Runs.
 
     @property
@@ -223,6 +233,8 @@ class Study:
         """One run on all prompts, with what questions read."""
         wanted = {*attribution.sites(self.model), *self.streams, *norms_of(self.model.cfg).values()}
         wanted |= {f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)}
+        if token_roles.readable(self.model.cfg) and not self.large:
+            wanted |= token_roles.sites(self.model)
         return self.run(self.prompts, sorted(wanted))
 
     @torch.no_grad()
@@ -242,6 +254,67 @@ class Study:
     @property
     def heads(self) -> list[str]:
         return head_names(self.model.cfg)
+
+    @property
+    def last_heads(self) -> list[str]:
+        """The heads of the last layer."""
+        return self.heads[-self.model.cfg.n_heads :]
+
+    # Tokens.
+
+    @cached_property
+    def content(self) -> list[int]:
+        """Tokens that prompts vary in: as the behaviour says, else the longest run of numbers among those that vary."""
+        if self.behaviour.content is not None:
+            return list(self.behaviour.content)
+        used = self.prompts.tokens[self.varied & self.prompts.mask].unique().tolist()
+        runs: list[list[int]] = [[]]
+        for token in used:
+            if runs[-1] and token != runs[-1][-1] + 1:
+                runs.append([])
+            runs[-1].append(token)
+        return max(runs, key=len)
+
+    @cached_property
+    def varied(self) -> Bool[Tensor, "batch pos"]:
+        """Positions at which prompts differ."""
+        tokens, mask = self.prompts.tokens, self.prompts.mask
+        several = torch.tensor([len(tokens[:, at][mask[:, at]].unique()) > 1 for at in range(tokens.shape[1])])
+        return several.expand_as(mask)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether each answer is one token, of a vocabulary small enough for tables by token."""
+        return not self.prompts.several and not self.above and self.model.cfg.d_vocab_out <= TABLE
+
+    @property
+    def by_token(self) -> bool:
+        """Whether there is so little content that tables by token can be read."""
+        return self.model.cfg.d_vocab <= TABLE and len(self.content) <= SHOWN
+
+    @cached_property
+    def words(self) -> list[str]:
+        """What all tokens are called; numbered where a name stands for two."""
+        names = [self.word(token) for token in range(self.model.cfg.d_vocab)]
+        return names if len(set(names)) == len(names) else [f"{name} ({token})" for token, name in enumerate(names)]
+
+    @property
+    def answer_words(self) -> list[str]:
+        """What answers are called."""
+        cfg = self.model.cfg
+        return self.words if cfg.d_vocab_out == cfg.d_vocab else [str(one) for one in range(cfg.d_vocab_out)]
+
+    @cached_property
+    def occurrences(self) -> Int[Tensor, "batch pos token"]:
+        """How often each token has occurred up to each position."""
+        return torch.nn.functional.one_hot(self.prompts.tokens, self.model.cfg.d_vocab).cumsum(1)
+
+    @cached_property
+    def roles(self) -> TokenRoles | None:
+        """Roles of heads by token, where the network is so small and of such a shape that they can be read."""
+        fits = token_roles.readable(self.model.cfg) and self.single and len(self.content) <= SHOWN
+        same_length = bool(self.prompts.mask.all())
+        return TokenRoles(self.cache, self.prompts.tokens, self.content, self.words) if fits and same_length else None
 
     @torch.no_grad()
     def attributed(self, order: Tensor | None = None) -> tuple[list[str], Float[Tensor, "component answer"]]:
@@ -269,10 +342,19 @@ class Study:
         """What an answer is called: tokens, or classes by their numbers."""
         return self.word(token) if self.model.cfg.d_vocab_out == self.model.cfg.d_vocab else str(token)
 
+    def answers_text(self, tokens: Sequence[int]) -> str:
+        """Answers as one text."""
+        return self.joined(tokens) if self.model.cfg.d_vocab_out == self.model.cfg.d_vocab else " ".join(map(str, tokens))
+
     def text(self, row: int) -> str:
         """A prompt in words."""
-        words = [self.word(token) for token in self.prompts.tokens[row, : int(self.prompts.lengths[row])].tolist()]
-        return ("" if self.vocab is None and self.model.tokenizer is not None else " ").join(words)
+        return self.joined(self.prompts.tokens[row, : int(self.prompts.lengths[row])].tolist())
+
+    def joined(self, tokens: Sequence[int]) -> str:
+        """Tokens as one text; with spaces where words have none of their own."""
+        letters = self.vocab is not None and all(len(word) == 1 for word in self.vocab)
+        between = "" if letters or (self.vocab is None and self.model.tokenizer is not None) else " "
+        return between.join(map(self.word, tokens))
 
     @property
     def on(self) -> str:

@@ -61,17 +61,19 @@ class AnswerMetric(Metric):
         if read not in READS:
             raise PromptError(f"read={read!r} is not known{nearest(read, READS)}; there are {', '.join(READS)}")
         index = torch.full(prompts.tokens.shape, -1)
+        places: list[tuple[int, int]] = []
         right: list[tuple[int, ...]] = []
         wrong: list[tuple[int, ...]] = []
         for row, at in enumerate(prompts.right):
             others = prompts.wrong[row] if prompts.wrong else {}
             for position, tokens in at.items():
                 if read != "lead" or position in others:
-                    index[row, position] = len(right)
+                    places.append((row, position))
                     right.append(tokens)
                     wrong.append(others.get(position, ()))
         if not right:
             raise PromptError(f"these prompts have no {'wrong answers to compare with' if read == 'lead' else 'answers'}")
+        index[tuple(torch.tensor(places).unbind(1))] = torch.arange(len(places))
         return cls(sets_of(right, d_vocab), sets_of(wrong, d_vocab), index, read, by_position)
 
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
@@ -91,6 +93,7 @@ class AnswerMetric(Metric):
 def sets_of(rows: list[tuple[int, ...]], d_vocab: int) -> Bool[Tensor, "answer d_vocab"]:
     """Sets of tokens as masks."""
     found = torch.zeros(len(rows), d_vocab, dtype=torch.bool)
-    for number, tokens in enumerate(rows):
-        found[number, list(tokens)] = True
+    places = [(number, token) for number, tokens in enumerate(rows) for token in tokens]
+    if places:
+        found[tuple(torch.tensor(places).unbind(1))] = True
     return found

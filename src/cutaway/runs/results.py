@@ -348,6 +348,13 @@ def grouped(
     return Means(middle, low, high, Labelled(counts.sum(0), (axis,), {axis: tuple(names)}, "positions"))
 
 
+def mean_of(values: Tensor, where: Tensor | None = None) -> float:
+    """The mean of the chosen numbers that are finite; NaN where there are none."""
+    chosen = values if where is None else values[where]
+    chosen = chosen[chosen.isfinite()].float()
+    return float(chosen.mean()) if chosen.numel() else math.nan
+
+
 def plain(value: Any) -> Any:
     """Any field of a result as lists, numbers and strings; NaN becomes None."""
     if isinstance(value, Labelled | Result):

@@ -14,7 +14,8 @@ from cutaway.errors import ConfigError, UnknownTask, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.tasks.attn_only_2l import AttnOnly2L
 from cutaway.tasks.behaviours import ALGORITHMIC, behaviour, behaviour_names
-from cutaway.tasks.first_unique_char import FirstUniqueChar, FirstUniqueCharTask, first_unique
+from cutaway.tasks.first_unique_char import FirstUniqueCharTask
+from cutaway.tasks.first_unique_dataset import FirstUniqueChar, first_unique
 from cutaway.tasks.task import UNCOUNTED, Examples, Recipe, Task, evaluate, loss_of
 
 __all__ = [

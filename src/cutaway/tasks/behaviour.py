@@ -6,7 +6,7 @@ for classes of answers, for named sources of attention, for features that may be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +32,7 @@ class Behaviour:
     name: str
     summary: str
     vocabulary: tuple[str, ...] = ()  # its own tokens; empty: words, in whatever tokens the model has
+    content: Sequence[int] | None = None  # tokens that prompts vary in; None: those that are seen to
 
     def prompts(self, count: int, seed: int = 0, tokenizer: Any = None) -> Prompts:
         """`count` prompts with answers and counterparts, the same for the same seed.
@@ -57,6 +58,15 @@ class Behaviour:
         """Kinds of wrong answers, by name, from the predicted token of each position."""
         return {}
 
+    def measures(self, prompts: Prompts) -> Mapping[str, Tensor]:
+        """Quantities by which failures are compared with ordinary inputs: `[batch, pos]` each, NaN where there is none."""
+        known = self.features(prompts).items()
+        return {name: values.float().masked_fill(values == UNCOUNTED, torch.nan) for name, values in known}
+
+    def sets(self) -> dict[str, Prompts]:
+        """Special prompts that are worth a look of their own, by name."""
+        return {}
+
 
 class Algorithmic(Behaviour):
     """A behaviour over a vocabulary of its own whose right answers can be computed, so that a model can be trained for it.
@@ -68,6 +78,7 @@ class Algorithmic(Behaviour):
     model: ClassVar[Mapping[str, Any]]
     recipe: Recipe
     length: int  # positions of each sequence
+    free: Sequence[int] = ()  # positions where any content may stand
     stored = torch.float32
 
     @property

@@ -23,6 +23,8 @@ from cutaway.report.questions import (
     paths,
     performance,
     probes,
+    roles,
+    sets,
     steering,
     weights,
 )
@@ -39,7 +41,7 @@ class Question(Protocol):
     def ask(self, study: Study) -> list[Finding]: ...
 
 
-_ORDER = (performance, examples, norms, attention, attribution, ablation, patching, paths, circuit, lens, weights, probes,
-          embeddings, failures, steering)  # fmt: skip
+_ORDER = (performance, examples, norms, attention, attribution, ablation, patching, paths, circuit, lens, weights, roles, probes,
+          embeddings, failures, sets, steering)  # fmt: skip
 QUESTIONS = {module.__name__.rsplit(".", 1)[-1]: cast(Question, module) for module in _ORDER}
 """Name → question, in the order in which one would find things out."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from cutaway.analysis.heads import KINDS, kind_mask
-from cutaway.report.findings import Finding, Value, means, ratio
+from cutaway.report.findings import Finding, Value, ratio, ratios
 from cutaway.report.study import Study
+from cutaway.runs.results import mean_of
 from cutaway.tasks.behaviour import Sources
 from cutaway.view import attention_patterns
 
@@ -57,15 +58,13 @@ def ask(study: Study) -> list[Finding]:
         even = ratio(((mask.sum(-1) / seen.sum(-1).clamp(min=1)) * counted).sum(1), counted.sum(1))
         if even.value > 0.9:  # whatever it does, a head attends there
             continue
-        rows = []
-        for layer in range(study.model.cfg.n_layers):
-            pattern = study.cache["pattern", layer]
-            looked = torch.einsum("bhds,bds->bhd", pattern, mask.to(pattern))
-            per = counted.sum(1).to(pattern)
-            rows.append(torch.where(per > 0, looked.sum(-1).T / per.clamp(min=1), math.nan))
-        values = means(study.heads, torch.cat(rows))
+        looked = torch.cat([torch.einsum("bhds,bds->hbd", study.cache["pattern", layer], mask.float())
+                            for layer in range(study.model.cfg.n_layers)])  # fmt: skip
+        values = ratios(study.heads, looked.sum(-1), counted.sum(1))
         what = f"attention to {name}"
-        one = Finding("largest", what, values, "share", even, "even attention", study.on, margin=LEAST)
+        by_token = {"attention": {name: _by_token(study, looked, counted)}} if study.by_token else {}
+        numbers = {**by_token, "even_attention": even.value}
+        one = Finding("largest", what, values, "share", even, "even attention", study.on, margin=LEAST, numbers=numbers)
         found.append(one if one.claims else replace(one, silent=True))
     named = {one.what.removeprefix("attention to "): Value(1.0) for one in found if one.claims}
     what = "sources that some head attends to at least 10% of its attention more than evenly"
@@ -73,6 +72,14 @@ def ask(study: Study) -> list[Finding]:
     if found and not study.large:
         found[0] = _drawn(study, found[0])
     return found
+
+
+def _by_token(study: Study, looked: Tensor, counted: Tensor) -> dict[str, dict[str, float]]:
+    """Head → token that looks → its attention to a source."""
+    masks = {study.words[token]: counted & (study.prompts.tokens == token) for token in study.content}
+    known = {word: mask for word, mask in masks.items() if bool(mask.any())}
+    return {head: {word: mean_of(each, mask) for word, mask in known.items()}
+            for head, each in zip(study.heads, looked, strict=True)}  # fmt: skip
 
 
 def _drawn(study: Study, finding: Finding) -> Finding:

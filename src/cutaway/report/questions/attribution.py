@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from cutaway.analysis import attribution
+from cutaway.analysis.token_roles import FEW
 from cutaway.report.findings import Finding, Value
 from cutaway.report.study import Study
+from cutaway.runs.results import mean_of
 
 HEADING = "What each component adds to the answer"
 FEWEST = 8  # answers of one kind, for it to be compared
+ROOM = 10**8  # numbers of an attribution to all tokens
 
 
 def lacks(study: Study) -> str:
@@ -40,7 +48,91 @@ def ask(study: Study) -> list[Finding]:
     if len(by_class) > 1:
         found.append(Finding("comparison", f"what {top} adds, by class of answer", by_class, "logits", on=study.on))
     found += _by_answer(study, names, added)
+    found[0] = replace(found[0], numbers=_numbers(study) if study.single and study.by_token else {})
     return found
+
+
+def _numbers(study: Study) -> dict[str, Any]:
+    """What components add to the right answer's logit: by position and by answer; where vocabularies are one, by class, too."""
+    labels, cfg = study.prompts.labels, study.model.cfg
+    right = attribution.attribute(study.cache, targets=labels)
+    mean, by_position = right.over().values.as_dict(), right.by_position().values
+    tree: dict[str, Any] = {
+        "overall": mean, "left_over": float(right.remainder.data.nan_to_num(0).abs().max()),
+        "by_position": {name: by_position.sel(component=name).data for name in mean},
+        "by_correct": right.by_target(study.answer_words).values.as_dict(),
+    }  # fmt: skip
+    if cfg.d_vocab != cfg.d_vocab_out:
+        return {"attribution": tree}
+    tokens = study.prompts.tokens.masked_fill(~study.prompts.mask, -1)
+    repeated = study.occurrences.gather(-1, study.prompts.tokens[..., None])[..., 0] > 1
+    own = attribution.attribute(study.cache, targets=tokens).by_class(tokens, study.words, where=repeated, axis="token").values
+    content = [study.words[token] for token in study.content]
+    tree["by_duplicate"] = own.sel(token=content).as_dict()
+    lowest = own.sel(component=study.last_heads, token=content).data.nan_to_num(torch.inf)
+    lowering: dict[str, list[str]] = {head: [] for head in study.last_heads}
+    for word, values in zip(content, lowest.T, strict=True):
+        if float(values.min()) < 0:
+            lowering[study.last_heads[int(values.argmin())]].append(word)
+    by_class = _by_class(study, right) if len(mean) * labels.numel() * cfg.d_vocab < ROOM else {}
+    others = {study.words[token]: _of_answer(study, token) for token in study.right.any(0).nonzero().flatten().tolist()
+              if token not in study.content}  # fmt: skip
+    return {"attribution": tree, "responsible_by_attribution": lowering, "by_class": by_class, "by_other_answer": others}
+
+
+def _by_class(study: Study, right: attribution.Attribution) -> dict[str, Any]:
+    """For each class of answers, what components add to the answer, to repeated tokens and to those that did not occur.
+
+    Where roles of heads are known: what the answer's responsible head adds, by source and by what it moves.
+    """
+    few = slice(0, FEW)
+    prompts, times = study.prompts[few], study.occurrences[few].clone()
+    times[..., [token for token in range(times.shape[-1]) if token not in study.content]] = -1
+    every = attribution.attribute_all_tokens(study.cache, examples=range(len(prompts)), vocab=study.words).values
+    labels = prompts.labels
+    added = {"the answer": every.data.gather(-1, labels.clamp(min=0).expand(len(every.data), *labels.shape)[..., None])[..., 0]}
+    for name, kind in {"repeated tokens": times > 1, "tokens that did not occur": times == 0}.items():
+        added[name] = (every.data * kind).sum(-1) / kind.sum(-1)
+    added |= {study.words[token]: every.data[..., token] for token in range(times.shape[-1]) if token not in study.content}
+    found: dict[str, Any] = {}
+    classes = {name: where for name, where in study.behaviour.classes(study.prompts).items() if bool(where.any())}
+    sources, lead = {}, {}
+    if study.roles is not None:
+        masks, here = study.behaviour.sources(prompts), {name: where[few] for name, where in classes.items()}
+        sources = study.roles.by_source(labels, here, masks)
+        lead = study.roles.lead_by_source(labels, here, times == 0, masks)
+    for name, where in classes.items():
+        by = {component: {kind: mean_of(data[n], where[few]) for kind, data in added.items()}
+              for n, component in enumerate(every.names("component"))}  # fmt: skip
+        found[name] = {"by_component": by, "logits": {kind: sum(one[kind] for one in by.values()) for kind in added}}
+        if study.roles is not None:
+            found[name] |= {**sources[name], "lead": lead[name], **_responsible(study, right, where)}
+    return found
+
+
+def _responsible(study: Study, right: attribution.Attribution, where: Tensor) -> dict[str, float]:
+    """What the answer's responsible head adds, what its layer adds, and how that head attends to the position itself."""
+    assert study.roles is not None
+    found: dict[str, list[Tensor]] = {"responsible_head": [], "last_layer": [], "attention_of_responsible_to_it": []}
+    labels = study.prompts.labels
+    for word, head in study.roles.responsible.head_of.items():
+        chosen = where & (labels == study.roles.token[word])
+        added = right.values.sel(component=study.last_heads).data.sum(0), study.roles.pattern(head).diagonal(dim1=1, dim2=2)
+        for part, values in zip(found.values(), (right.values.sel(component=head).data, *added), strict=True):
+            part.append(values[chosen])
+    return {name: mean_of(torch.cat(parts)) for name, parts in found.items()}
+
+
+def _of_answer(study: Study, token: int) -> dict[str, Any]:
+    """An answer that is no content ("none"): what components add to its logit where it is right and elsewhere; its lead."""
+    rows, at = study.places
+    there, varied = study.right[:, token], study.varied[rows, at]
+    added = attribution.attribute(study.cache, targets=torch.full_like(study.prompts.tokens, token)).values
+    grids = {"attribution": there & varied, "attribution_elsewhere": ~there & varied}
+    trees = {name: {component: mean_of(added.sel(component=component).data[rows, at], where)
+                    for component in added.names("component")} for name, where in grids.items()}  # fmt: skip
+    lead = study.logits[:, token] - study.logits[:, study.content].amax(1)
+    return {**trees, "accuracy": mean_of(study.correct.float(), there & varied), "margin": mean_of(lead, there & varied)}
 
 
 def _by_answer(study: Study, names: list[str], added: torch.Tensor) -> list[Finding]:

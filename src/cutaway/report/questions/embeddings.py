@@ -13,24 +13,11 @@ HEADING = "How tokens are embedded"
 MOST, DRAWS = 2000, 20
 
 
-def content(study: Study) -> list[int]:
-    """Tokens that are sometimes here and sometimes there: those of the longest run of numbers among them."""
-    tokens = study.prompts.tokens
-    varied = [at for at in range(tokens.shape[1]) if len(tokens[:, at][study.prompts.mask[:, at]].unique()) > 1]
-    used = tokens[:, varied][study.prompts.mask[:, varied]].unique().tolist()
-    runs: list[list[int]] = [[]]
-    for token in used:
-        if runs[-1] and token != runs[-1][-1] + 1:
-            runs.append([])
-        runs[-1].append(token)
-    return max(runs, key=len)
-
-
 def lacks(study: Study) -> str:
     """A vocabulary that is small and has an order."""
     if study.model.cfg.d_vocab > MOST:
         return f"a vocabulary of {study.model.cfg.d_vocab:,} tokens is in no order"
-    return "" if len(content(study)) >= 5 else "fewer than five tokens vary"
+    return "" if len(study.content) >= 5 else "fewer than five tokens vary"
 
 
 def passes(study: Study) -> float:
@@ -40,7 +27,7 @@ def passes(study: Study) -> float:
 
 def ask(study: Study) -> list[Finding]:
     """The share of variance in three principal components, and in the five largest frequencies of the tokens' order."""
-    tokens = content(study)
+    tokens = study.content
     W = study.model.embed.W_E.detach()[tokens].double()
     W = W - W.mean(0)
     generator = torch.Generator().manual_seed(study.seed)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cutaway.report.findings import Finding, Value
 from cutaway.report.study import Study
+from cutaway.runs.results import mean_of
 from cutaway.view import table
 
 HEADING = "Examples"
@@ -23,13 +26,13 @@ def passes(study: Study) -> float:
 def row_of(study: Study, answer: int) -> list[object]:
     """One answer: the prompt up to it, what is right, what is said, the right answer's probability."""
     row, at = (int(one[answer]) for one in study.places)
-    words = [study.word(token) for token in study.prompts.tokens[row, : at + 1].tolist()]
-    text = ("" if study.vocab is None and study.model.tokenizer is not None else " ").join(words[-60:])
+    tokens = study.prompts.tokens[row, : at + 1].tolist()
+    text = study.joined(tokens[-60:])
     right = study.right[answer].nonzero().flatten().tolist()
     said = (study.logits[answer] > 0).nonzero().flatten().tolist() if study.above else [int(study.logits[answer].argmax())]
     probability = float(study.logits[answer].softmax(0)[right].sum())
     names = [", ".join(map(study.answer_word, some[:8])) + (" …" if len(some) > 8 else "") for some in (right, said)]
-    return [("… " if len(words) > 60 else "") + text, *names, bool(study.correct[answer]), probability]
+    return [("… " if len(tokens) > 60 else "") + text, *names, bool(study.correct[answer]), probability]
 
 
 COLUMNS = ("prompt up to the answer", "right", "the model says", "is right", "probability of the right")
@@ -41,4 +44,23 @@ def ask(study: Study) -> list[Finding]:
     last = [int((rows == row).nonzero()[-1]) for row in rows.unique().tolist()[:SHOWN]]
     shown = table(COLUMNS, [row_of(study, answer) for answer in last], title="The last answer of some prompts")
     good = {study.text(int(rows[answer])): Value(1.0) for answer in last if bool(study.correct[answer])}
-    return [Finding("count", "prompts shown whose answer is right", good, total=len(last), figures=[shown], silent=True)]
+    return [Finding("count", "prompts shown whose answer is right", good, total=len(last), figures=[shown], silent=True,
+                    numbers=_numbers(study) if study.single else {})]  # fmt: skip
+
+
+def _numbers(study: Study) -> dict[str, Any]:
+    """Some prompts with what is right and what is said; logits at the last position by how often a token has occurred."""
+    prompts, texts = study.prompts, []
+    for row in range(min(SHOWN - 1, len(prompts))):
+        there = study.places[0] == row
+        right, said = (one[there].argmax(1).tolist() for one in (study.right.int(), study.logits))
+        texts.append({"tokens": study.text(row), "answers": study.answers_text(right), "given": study.answers_text(said)})
+    found: dict[str, Any] = {"examples": texts}
+    last = study.places[1] == prompts.lengths[study.places[0]] - 1
+    if study.model.cfg.d_vocab == study.model.cfg.d_vocab_out and bool(last.any()):
+        rows, content = study.places[0][last], study.content
+        times = study.occurrences[rows, prompts.lengths[rows] - 1][:, content]
+        logits = study.logits[last][:, content]
+        kinds = {"repeated": times > 1, "once": times == 1, "absent": times == 0}
+        found["last_logits"] = {name: mean_of(logits, where) for name, where in kinds.items()}
+    return found

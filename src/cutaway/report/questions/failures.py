@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import torch
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
-from cutaway.prompts import Prompts
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cutaway.analysis.hill_climbing import hill_climb, in_common
+from cutaway.axes import Tokens
+from cutaway.prompts import UNCOUNTED
 from cutaway.report.findings import Finding, Value
 from cutaway.report.questions.examples import COLUMNS, row_of
 from cutaway.report.study import Study
+from cutaway.runs.results import mean_of
 from cutaway.tasks.behaviour import Algorithmic
 from cutaway.view import table
 
 HEADING = "Where it fails"
-WORST, CHAINS, ROUNDS = 8, 24, 30
+WORST, CHAINS, ROUNDS = 12, 24, 12
 
 
 def lacks(study: Study) -> str:
@@ -22,20 +31,24 @@ def lacks(study: Study) -> str:
 
 def passes(study: Study) -> float:
     """The search runs a few sequences many times."""
-    return ROUNDS * 4 * CHAINS / max(len(study.prompts), 1) if isinstance(study.behaviour, Algorithmic) else 0.2
+    return ROUNDS * 12 * CHAINS / max(len(study.prompts), 1) if isinstance(study.behaviour, Algorithmic) else 0.2
 
 
 def ask(study: Study) -> list[Finding]:
     """Mistakes by kind, the worst, and the search where right answers can be computed."""
     wrong, total = int((~study.correct).sum()), len(study.correct)
-    order = study.lead.argsort()[:WORST].tolist()
-    shown = table(COLUMNS, [row_of(study, answer) for answer in order], title="The answers with the smallest lead")
+    order = study.losses.argsort(descending=True)[:WORST].tolist()
+    shown = table(COLUMNS, [row_of(study, answer) for answer in order], title="The answers with the highest loss")
     rows = study.places[0][~study.correct].unique().tolist()
     named = {f"prompt {row + 1}": Value(1.0) for row in rows}
-    found = [Finding("count", "prompts with a wrong answer", named, total=len(study.prompts), on=study.on, figures=[shown])]
-    predicted = torch.zeros_like(study.prompts.tokens)
-    predicted[study.places] = study.logits.argmax(1)
-    kinds = {} if study.above else study.behaviour.mistakes(study.prompts, predicted)
+    kinds = {} if study.above else study.behaviour.mistakes(study.prompts, _predicted(study))
+    numbers = {
+        "mistakes_by_kind": {name: int(where.sum()) for name, where in kinds.items()},
+        "worst": [_row(study, answer, kinds) for answer in study.losses.argsort(descending=True)[:WORST].tolist()],
+        "loss_in_mistakes": float(study.losses[~study.correct].sum() / study.losses.sum()),
+    }
+    what = "prompts with a wrong answer"
+    found = [Finding("count", what, named, total=len(study.prompts), on=study.on, figures=[shown], numbers=numbers)]
     if wrong and kinds:
         shares = {name: study.over(where[study.places], ~study.correct) for name, where in kinds.items()}
         even = Value(1 / len(kinds))
@@ -46,30 +59,65 @@ def ask(study: Study) -> list[Finding]:
     return found
 
 
-@torch.no_grad()
 def search(study: Study, behaviour: Algorithmic) -> Finding:
-    """From random sequences, the hardest of a few minimal changes again and again: how many end in a mistake."""
-    generator = torch.Generator().manual_seed(study.seed + 1)
-    tokens = behaviour.draw(CHAINS, generator)
-    best, failed = _hardness(study, behaviour, tokens)
-    begin = int(failed.sum())
-    for _ in range(ROUNDS):
-        for _ in range(4):
-            other = behaviour.corrupt(tokens, generator)
-            hard, fails = _hardness(study, behaviour, other)
-            better = hard > best
-            tokens, best, failed = (torch.where(better[:, None], other, tokens), torch.where(better, hard, best),
-                                    torch.where(better, fails, failed))  # fmt: skip
-    shown = ["".join(f"{study.word(token)} " for token in row).strip() for row in tokens[failed].tolist()]
-    named = {text: Value(1.0) for text in dict.fromkeys(shown)}
-    what = f"sequences that a search by minimal changes made the model get wrong (at its start {begin})"
-    return Finding("count", what, named, total=CHAINS, baseline=Value(float(begin)), against="at the start")
+    """From random sequences, the hardest of many small changes again and again: how many end in a mistake, what they share."""
+    start = behaviour.draw(CHAINS, torch.Generator().manual_seed(study.seed + 1))
+
+    def part(tokens: Tokens) -> Study:
+        return Study(study.model, behaviour.known(tokens), behaviour, study.vocab)
+
+    def hardness(tokens: Tokens) -> Tensor:
+        labels = behaviour.answers(tokens)
+        losses = cross_entropy(study.model(tokens).flatten(0, 1), labels.flatten(), ignore_index=UNCOUNTED, reduction="none")
+        return losses.view(labels.shape).amax(1)
+
+    if behaviour.free:
+        found = hill_climb(hardness, start, list(study.content), positions=list(behaviour.free), rounds=ROUNDS)
+    else:
+        found = hill_climb(hardness, start, behaviour.corrupt, rounds=3 * ROUNDS, neighbours=4)
+    before, after = part(start), part(found.tokens)
+    begin = len(before.places[0][~before.correct].unique())
+    order = found.final.argsort(descending=True).tolist()
+    worst = _grid(after, after.losses, -1.0).argmax(1)
+    failed = _grid(after, ~after.correct) & (torch.arange(start.shape[1]) == worst[:, None])
+    number = _grid(after, torch.arange(len(after.correct)))
+    kinds = behaviour.mistakes(after.prompts, _predicted(after))
+    numbers = {
+        "chains": CHAINS, "wrong_at_start": begin, "wrong_at_end": int(failed.any(1).sum()), "looked_at": found.looked_at,
+        "highest_loss": float(found.final.max()), "median_changes": float(found.changes.float().median()),
+        "sequences": [{**_row(after, int(number[row, worst[row]]), kinds), "changed": int(found.changes[row])} for row in order],
+        "in_common": {
+            "features": in_common(behaviour.measures(after.prompts), behaviour.measures(study.prompts), failed,
+                                  _grid(study, ~study.correct)),
+            "kinds": {name: mean_of(where[failed].float()) if bool(failed.any()) else 0.0 for name, where in kinds.items()},
+            "answers": dict(Counter(study.answer_word(token) for token in after.prompts.labels[failed].tolist())),
+        },
+    }  # fmt: skip
+    named = dict.fromkeys(after.text(row) for row in order if bool(failed[row].any()))
+    what = f"sequences that a search by small changes made the model get wrong (at its start {begin})"
+    shown = table(COLUMNS, [row_of(after, int(number[row, worst[row]])) for row in order[:WORST]], title="The hardest found")
+    return Finding("count", what, dict.fromkeys(named, Value(1.0)), total=CHAINS, baseline=Value(float(begin)),
+                   against="at the start", figures=[shown, found.figure()], numbers={"adversarial": numbers})  # fmt: skip
 
 
-def _hardness(study: Study, behaviour: Algorithmic, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The smallest lead of a right answer in each sequence (negated), and whether some answer is wrong."""
-    part = Study(study.model, Prompts.of_rows(tokens.tolist(), right=behaviour.known(tokens).right), behaviour, study.vocab)
-    lead = torch.full(tokens.shape, torch.inf)
-    other = part.logits.masked_fill(part.right, -torch.inf).amax(1)
-    lead[part.places] = part.logits.masked_fill(~part.right, -torch.inf).amax(1) - other
-    return -lead.amin(1), (lead <= 0).any(1)
+def _grid(study: Study, values: Tensor, fill: float = 0) -> Tensor:
+    """Values of answers at their places."""
+    grid = torch.full(study.prompts.tokens.shape, fill, dtype=values.dtype)
+    grid[study.places] = values
+    return grid
+
+
+def _predicted(study: Study) -> Tokens:
+    return _grid(study, study.logits.argmax(1))
+
+
+def _row(study: Study, answer: int, kinds: Mapping[str, Tensor]) -> dict[str, Any]:
+    """One answer as plain data: the prompt up to it, what is right, what is said, what kind of mistake that is."""
+    row, at = (int(one[answer]) for one in study.places)
+    right, said = (int(one[answer].int().argmax()) if one.dtype == torch.bool else int(one[answer].argmax())
+                   for one in (study.right, study.logits))  # fmt: skip
+    return {
+        "tokens": study.joined(study.prompts.tokens[row, : at + 1].tolist()), "position": at, "answer": study.answer_word(right),
+        "given": study.answer_word(said), "probability": float((-study.losses[answer]).exp()),
+        "kind": next((name for name, where in kinds.items() if bool(where[row, at])), ""),
+    }  # fmt: skip

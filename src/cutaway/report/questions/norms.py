@@ -27,4 +27,7 @@ def ask(study: Study) -> list[Finding]:
     spread = {name: Value(scales.spread_of(name) / scales.of(name)) for name in names}
     what = "the spread of what a norm divides by, relative to its mean"
     figures = [] if study.large else [scales.figure()]
-    return [Finding("comparison", what, spread, "share", on=study.on, figures=figures)]
+    mean, std = scales.values.mean("batch"), scales.std_by_position()
+    of = {name: {"mean": scales.of(name), "std": scales.spread_of(name), "mean_by_position": mean.sel(norm=name).data,
+                 "std_by_position": std.sel(norm=name).data} for name in (() if study.large else names)}  # fmt: skip
+    return [Finding("comparison", what, spread, "share", on=study.on, figures=figures, numbers={"norm_scales": of})]

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from cutaway.report.findings import Finding, Value
 from cutaway.report.study import Study
+from cutaway.runs.results import mean_of
 
 HEADING = "How well it does"
 MOST_POSITIONS = 40
@@ -50,13 +55,23 @@ def ask(study: Study) -> list[Finding]:
         shown = positions if len(positions) <= MOST_POSITIONS else positions[:: -(-len(positions) // MOST_POSITIONS)]
         by_position = {str(one): study.over(study.correct, at == one) for one in shown}
         found.append(Finding("trend", "accuracy by position", by_position, "share", chance, constant, axis="position"))
-    loss = _loss(study)
-    found.append(Finding("share", f"the {study.loss.name}", {"all": study.over(loss)}, "nats", silent=True))
+    loss = study.losses
+    whole = {"all": study.over(loss)}
+    found.append(Finding("share", f"the {study.loss.name}", whole, "nats", silent=True, numbers=_numbers(study, loss, named)))
     return found
 
 
-def _loss(study: Study) -> torch.Tensor:
-    """Of each answer."""
-    if study.above:
-        return torch.nn.functional.binary_cross_entropy_with_logits(study.logits, study.right.float(), reduction="none").mean(1)
-    return study.logits.logsumexp(1) - study.logits.masked_fill(~study.right, -torch.inf).logsumexp(1)
+def _numbers(study: Study, loss: Tensor, classes: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Loss, accuracy and the right answers' probability: over all, by position, by class."""
+    (rows, at), right, probability = study.places, study.correct.float(), (-loss).exp()
+    wrong = torch.zeros(len(study.prompts)).index_add(0, rows, 1 - right)
+    series = {"loss": loss, "accuracy": right, "mean_correct_probability": probability}
+    return {
+        "loss": mean_of(loss), "accuracy": mean_of(right), "mean_correct_probability": mean_of(probability),
+        "min_correct_probability": float(probability.min()), "mistakes": int(wrong.sum()), "positions": len(right),
+        "sequences_without_mistake": mean_of((wrong == 0).float()),
+        "by_position": {name: [mean_of(each, at == one) for one in range(study.prompts.tokens.shape[1])]
+                        for name, each in series.items()},
+        "by_kind": {name: {"positions": int(where.sum()), **{of: mean_of(each, where) for of, each in series.items()}}
+                    for name, where in classes.items()},
+    }  # fmt: skip
