@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from cutaway.report.findings import KINDS, Finding, Value, mean, means, none, ratio, spread, without_claims
+from cutaway.report.findings import KINDS, Finding, none, without_claims
 from cutaway.report.sentences import GRAMMAR, number, said, sentence
+from cutaway.runs.estimates import Value, mean, means, ratio, spread
 
 
 def test_every_kind_has_a_sentence():

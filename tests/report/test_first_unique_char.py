@@ -12,11 +12,12 @@ import torch
 
 from cutaway.errors import CheckpointError, ConfigError, WeightsMismatch
 from cutaway.model.transformer import Transformer
-from cutaway.report.first_report import FirstReport, make, network
+from cutaway.report.first_report import FirstReport, make
 from cutaway.report.questions import failures
 from cutaway.report.sentences import sentence
 from cutaway.sources import files
 from cutaway.tasks import FirstUniqueChar, FirstUniqueCharTask
+from cutaway.tasks.first_unique_checkpoints import network
 from cutaway.tokens import CharTokenizer
 
 SEED_DUPLICATE = {"0.0": "", "0.1": "bcdefghij", "0.2": "abg"}

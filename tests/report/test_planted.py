@@ -18,10 +18,10 @@ from cutaway.programs import Program
 from cutaway.programs.compiler import compile_program
 from cutaway.prompts import Prompts
 from cutaway.report import reporting
-from cutaway.report.given import Given, with_pairs
 from cutaway.tasks.balanced_brackets import BalancedBrackets
 from cutaway.tasks.cumulative_sum import CumulativeSum
 from cutaway.tasks.first_unique_char import FirstUniqueCharTask
+from cutaway.tasks.given import Given, with_pairs
 from cutaway.tasks.sorted_list import SortedList
 from tests.report.test_reporting import claims, random_model
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from cutaway import records
 from cutaway.cli import app
 from cutaway.report import reporting
-from cutaway.report.questions import QUESTIONS, lens
+from cutaway.report.questions import QUESTIONS
 from cutaway.sources import files
 from tests.report.test_reporting import copier, prompts_of, random_model
 
@@ -72,7 +72,7 @@ def test_an_interrupt_keeps_what_is_done(model: Path, examples: Path, tmp_path: 
     def interrupted(study: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(lens, "ask", interrupted)
+    monkeypatch.setitem(QUESTIONS, "lens", QUESTIONS["lens"]._replace(ask=interrupted))
     result = run(model, "--examples", examples, "--out", tmp_path / "out")
     done = list(QUESTIONS).index("lens")
     assert result.exit_code == 130 and f"interrupted: {done} questions are answered in" in result.stderr

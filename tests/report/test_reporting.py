@@ -16,10 +16,10 @@ from cutaway.loading import from_pretrained
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
 from cutaway.report import reporting
-from cutaway.report.given import Given, of_behaviour, with_pairs
 from cutaway.report.questions import QUESTIONS
 from cutaway.report.sentences import sentence
 from cutaway.report.study import Study
+from cutaway.tasks.given import Given, of_behaviour, with_pairs
 from cutaway.tasks.induction import Induction
 from cutaway.tasks.palindromes import Palindromes
 
@@ -88,7 +88,7 @@ def test_the_report_is_a_list_of_findings_and_a_page(planted: reporting.Report, 
     assert json.loads(file.read_text(encoding="utf-8")) == numbers
     page = html.read_text(encoding="utf-8")
     assert "<h1>How the copier does the examples</h1>" in page and all(
-        QUESTIONS[name].HEADING in page for name in planted.findings
+        QUESTIONS[name].heading in page for name in planted.findings
     )
     assert "  The share of right answers is 100.0%" in planted.text()
 

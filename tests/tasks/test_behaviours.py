@@ -16,13 +16,17 @@ from cutaway.model.transformer import Transformer
 from cutaway.prompts import UNCOUNTED, Prompts
 from cutaway.tasks import answers as task_answers
 from cutaway.tasks import behaviour, behaviour_names, find
-from cutaway.tasks.balanced_brackets import BalancedBrackets, BracketsDataset
+from cutaway.tasks.balanced_brackets import BalancedBrackets
 from cutaway.tasks.behaviours import ALGORITHMIC, LANGUAGE
-from cutaway.tasks.cumulative_sum import CumulativeSumDataset
-from cutaway.tasks.modular_addition import ModularAddition, ModularAdditionDataset
-from cutaway.tasks.palindromes import PalindromeDataset
-from cutaway.tasks.sorted_list import SortedListDataset
-from cutaway.tasks.sum_of_two import SumDataset
+from cutaway.tasks.datasets import (
+    BracketsDataset,
+    CumulativeSumDataset,
+    ModularAdditionDataset,
+    PalindromeDataset,
+    SortedListDataset,
+    SumDataset,
+)
+from cutaway.tasks.modular_addition import ModularAddition
 from cutaway.tokens import CharTokenizer, with_special_tokens
 
 algorithmic = pytest.mark.parametrize("kind", ALGORITHMIC, ids=lambda kind: kind.name)

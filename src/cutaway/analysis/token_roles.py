@@ -292,14 +292,15 @@ class TokenRoles:
         example, word = once.nonzero(as_tuple=True)
         place, logit = at[once], logits[:, content]
         known = {"position": place.float(), "logit": logit[once], "signal": self._signal()[example, word, place]}
-        steep = _correlation(known["position"], known["logit"]) * known["logit"].std() / known["position"].std()
+        spread = {name: x.std() if len(x) > 2 else torch.tensor(math.nan) for name, x in known.items()}
+        steep = _correlation(known["position"], known["logit"]) * spread["logit"] / spread["position"]
         apart = known["logit"] - known["logit"].mean() - steep * (known["position"] - known["position"].mean())
         both, gaps = once[:, :, None] & once[:, None, :], at[:, None, :] - at[:, :, None]
         ahead = (logit[:, :, None] > logit[:, None, :]).float()
         right = {str(gap): mean_of(ahead, both & (gaps == gap)) for gap in range(1, length - 1)}
         pairs = [("position", "logit"), ("signal", "logit"), ("position", "signal")]
         return {
-            "slope": float(steep), "scatter": float(apart.std()),
+            "slope": float(steep), "scatter": float(apart.std()) if len(apart) > 2 else math.nan,
             "correlation": {f"{a}_{b}": float(_correlation(known[a], known[b])) for a, b in pairs},
             **{f"{name}_by_position": [None, *(mean_of(known[name], place == n) for n in range(1, length))]
                for name in ("logit", "signal")},

@@ -50,7 +50,8 @@ def report(
     from rich.console import Console
 
     from cutaway import records
-    from cutaway.report import first_report, progress, reporting
+    from cutaway.commands import report_progress as progress
+    from cutaway.report import first_report, reporting
     from cutaway.writing import check_folder, write
 
     folder = check_folder(out or Path("out") / Path(model).name)
@@ -92,8 +93,7 @@ def _given(
         PromptError: pairs that are none.
     """
     from cutaway.prompts import Prompts
-    from cutaway.report import given
-    from cutaway.tasks import behaviour_names
+    from cutaway.tasks import behaviour_names, given
 
     if read_out is not None and read_out not in READ_OUTS:
         raise ConfigError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")

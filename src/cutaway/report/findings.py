@@ -7,46 +7,15 @@ where an interval lies outside that baseline; what was not measured is a finding
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Any
 
-import torch
-from jaxtyping import Float, Shaped
-from torch import Tensor
-
-from cutaway.runs.intervals import interval_of_mean
+from cutaway.runs.estimates import Value
 from cutaway.runs.results import plain
 from cutaway.view import Figure
 
 KINDS = ("largest", "share", "comparison", "trend", "count", "none")
-
-
-@dataclass(frozen=True)
-class Value:
-    """A number with its 95% interval over examples; NaN bounds where there is none."""
-
-    value: float
-    low: float = math.nan
-    high: float = math.nan
-
-    def widened(self, many: int) -> Value:
-        """The same with an interval for `many` comparisons at once."""
-        by = NormalDist().inv_cdf(0.975 + 0.025 * (1 - 1 / many)) / NormalDist().inv_cdf(0.975)
-        return Value(self.value, self.value - by * (self.value - self.low), self.value + by * (self.high - self.value))
-
-    def above(self, limit: float) -> bool:
-        """Whether it lies above a limit, its interval included."""
-        return math.isfinite(self.value) and (self.low if math.isfinite(self.low) else self.value) > limit
-
-    def below(self, limit: float) -> bool:
-        """Whether it lies below a limit, its interval included."""
-        return math.isfinite(self.value) and (self.high if math.isfinite(self.high) else self.value) < limit
-
-    def to_json(self) -> list[float | None]:
-        """The number and its bounds."""
-        return [x if math.isfinite(x) else None for x in (self.value, self.low, self.high)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,47 +101,3 @@ def none(what: str, reason: str) -> Finding:
 def without_claims(finding: Finding) -> Finding:
     """The same values with nothing to hold them against, so that nothing is claimed."""
     return replace(finding, baseline=None, against="")
-
-
-# Values from numbers of examples.
-
-
-def mean(each: Float[Tensor, "example"]) -> Value:
-    """The mean over examples; NaN entries do not count."""
-    each = each.double()
-    low, high = interval_of_mean(each[:, None])[:, 0].tolist()
-    return Value(float(each.nanmean()), low, high)
-
-
-def ratio(sums: Shaped[Tensor, "example"], counts: Shaped[Tensor, "example"]) -> Value:
-    """A mean over answers of examples that have several: the sum of each, and of how many."""
-    counts = counts.double()
-    if not float(counts.sum()):
-        return Value(math.nan)
-    if bool((counts <= 1).all()):
-        return mean(sums.double()[counts > 0])
-    low, high = interval_of_mean(sums.double()[:, None], counts[:, None])[:, 0].tolist()
-    return Value(float(sums.double().sum() / counts.sum()), low, high)
-
-
-def ratios(labels: Iterable[str], sums: Float[Tensor, "label example"], counts: Shaped[Tensor, "example"]) -> dict[str, Value]:
-    """For each row a mean over answers of examples that have several."""
-    whole = sums.double().sum(1) / counts.sum()
-    low, high = interval_of_mean(sums.double().T, counts.double()[:, None].expand(-1, len(sums)))
-    bounds = zip(whole.tolist(), low.tolist(), high.tolist(), strict=True)
-    return {label: Value(*one) for label, one in zip(labels, bounds, strict=True)}
-
-
-def means(labels: Iterable[str], rows: Float[Tensor, "label example"]) -> dict[str, Value]:
-    """The mean of each row."""
-    return {label: mean(row) for label, row in zip(labels, rows, strict=True)}
-
-
-def spread(draws: Tensor) -> Value:
-    """What chance gives: the mean of draws, and the range that 95% of them lie in (all of few)."""
-    draws = draws.double().flatten()
-    draws = draws[draws.isfinite()]
-    if not len(draws):
-        return Value(math.nan)
-    low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return Value(float(draws.mean()), low, high)

@@ -5,23 +5,17 @@ Every number is one of the general report's; nothing is computed here.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cutaway import loading
-from cutaway.errors import ConfigError, WeightsMismatch
-from cutaway.model.transformer import Transformer
+from cutaway.errors import ConfigError
 from cutaway.report import reporting
 from cutaway.report.findings import Finding
 from cutaway.runs.results import plain
-from cutaway.sources import files, toys
-from cutaway.sources.checkpoint import Checkpoint
-from cutaway.tasks import FirstUniqueChar, FirstUniqueCharTask
-from cutaway.tasks.first_unique_dataset import LETTERS, NULL
-from cutaway.weights import canonical, processing
+from cutaway.tasks import FirstUniqueCharTask
+from cutaway.tasks.first_unique_checkpoints import network
 
 LARGEST = 20_000  # sequences: beyond that, activations of all of them no longer fit a small machine
 QUESTIONS = ("performance", "examples", "norms", "attention", "attribution", "ablation", "roles", "failures", "sets")
@@ -68,52 +62,6 @@ def make(
     shape = {key: getattr(model.cfg, key) for key in ("n_layers", "n_heads", "d_model", "d_head", "n_ctx")}
     about = {"task": task.name, "model": name, "size": size, "seed": seed, "letters": letters, "shape": shape}
     return FirstReport(made.about, made.findings, made.left, made.study, about)
-
-
-def network(checkpoint: str | Path | None) -> tuple[Transformer, list[str]]:
-    """The network, its weights processed, and its letters. A state dict is taken for the published model's shape.
-
-    Raises:
-        WeightsMismatch: the weights do not fit; names the file and lists which.
-        ConfigError: the model is of another shape than the report reads.
-    """
-    name = str(checkpoint or f"the bundled {FirstUniqueCharTask.name}")
-    own = checkpoint is not None and Path(checkpoint).suffix == ".safetensors"
-    source = toys.find(FirstUniqueCharTask.name) if checkpoint is None else files.read(
-        Path(checkpoint), None if own else FirstUniqueChar.config(seed=None)
-    )  # fmt: skip
-    cfg, letters = copy.copy(source.config), _letters(source, name)
-    if (cfg.n_layers, cfg.attn_only, cfg.positional_embedding_type) != (2, True, "standard") or cfg.attention_dir != "causal":
-        raise ConfigError(
-            f"this report reads causal models of 2 attention-only layers with position embeddings; {name} has {cfg.n_layers} "
-            f"{'layer' if cfg.n_layers == 1 else 'layers'}{'' if cfg.attn_only else ' with MLPs'}, and "
-            f"{cfg.positional_embedding_type} positions"
-        )
-    cfg.device = "cpu"  # so small a model is in no hurry
-    try:
-        canonical.check(getattr(source.tensors, "shapes", source.tensors), cfg)
-        weights = {key: source.tensors[key] for key in source.tensors}
-        if not source.processed:
-            weights, cfg = processing.process(weights, cfg)
-        return loading.build(Transformer, cfg, weights), letters
-    except WeightsMismatch as error:
-        raise WeightsMismatch(f"{name}: {error}") from error
-
-
-def _letters(source: Checkpoint, name: str) -> list[str]:
-    """The letters that the model was trained on, in the order of their tokens."""
-    known, size = source.tokenizer, source.config.d_vocab
-    if known is None:
-        if size != len(LETTERS) + 1:
-            raise ConfigError(
-                f"{name} has {size} tokens and does not say which; without a vocabulary the report expects the "
-                f"{len(LETTERS) + 1} of {''.join(LETTERS)}{NULL}"
-            )
-        return list(LETTERS)
-    letters = [str(known.decode([token])) for token in range(size)]
-    if letters[-1] != NULL or any(len(letter) != 1 for letter in letters):
-        raise ConfigError(f"{name} is no model of first unique characters: its last token should be {NULL!r}, all others letters")
-    return letters[:-1]
 
 
 SAME = (

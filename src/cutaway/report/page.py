@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.sentences import capital, sentence
+from cutaway.runs.estimates import Value
 from cutaway.view import Figure, Section, bar_chart, line_chart
 from cutaway.view import page as whole
 

@@ -19,9 +19,10 @@ from cutaway.report import page
 from cutaway.report.findings import Finding, none, without_claims
 from cutaway.report.questions import QUESTIONS
 from cutaway.report.sentences import said, sentence
-from cutaway.report.study import FEW, MANY, Study
+from cutaway.report.study import Study
 from cutaway.runs.hashes import model_hash
 from cutaway.tasks.behaviour import Behaviour
+from cutaway.tasks.given import FEW, LARGE, MANY
 from cutaway.writing import check_folder, write, write_json
 
 HTML, JSON = "report.html", "report.json"
@@ -71,7 +72,7 @@ class Report:
     def sentences(self) -> Iterator[tuple[str, str]]:
         """Heading and sentence of all that speaks."""
         for name, found in self.findings.items():
-            yield from ((QUESTIONS[name].HEADING, sentence(one)) for one in found if not one.silent)
+            yield from ((QUESTIONS[name].heading, sentence(one)) for one in found if not one.silent)
 
     def numbers(self) -> dict[str, Any]:
         """What `report.json` holds."""
@@ -88,14 +89,14 @@ class Report:
 
     def html(self) -> str:
         """The page, which needs nothing else."""
-        headings = {name: QUESTIONS[name].HEADING for name in self.findings}
+        headings = {name: QUESTIONS[name].heading for name in self.findings}
         return page.html(self.about, headings, self.findings, self.left)
 
     def text(self) -> str:
         """What a terminal shows: the sentences that claim something, by question."""
         lines = [page.title(self.about), page.subtitle(self.about), ""]
         for name, found in self.findings.items():
-            lines.append(QUESTIONS[name].HEADING)
+            lines.append(QUESTIONS[name].heading)
             lines += [f"  {sentence(one)}" for one in found if not one.silent][:4]
         return "\n".join(lines)
 
@@ -112,7 +113,7 @@ class Report:
 
 def fitted(prompts: Prompts, model: Any, size: int | None, seed: int) -> Prompts:
     """As many of the prompts as a report runs, drawn at random where there are more."""
-    large = sum(one.numel() for one in model.parameters()) > 20_000_000
+    large = sum(one.numel() for one in model.parameters()) > LARGE
     most = size or min(FEW if large else MANY, max(24, TOKENS // prompts.tokens.shape[1]))
     if len(prompts) <= most:
         return prompts
@@ -198,7 +199,7 @@ def make(
     about = _about(study, name, behaviour)
     done = 0.0
     for number, one in enumerate(asked):
-        watch(QUESTIONS[one].HEADING, done, whole)
+        watch(QUESTIONS[one].heading, done, whole)
         findings[one] = _asked(study, one)
         done += plan.passes.get(one, 0.0)
         each(Report(about, dict(findings), asked[number + 1 :], study))
@@ -210,7 +211,7 @@ def _asked(study: Study, name: str) -> list[Finding]:
     """What one question finds; the reason where it cannot be asked; nothing is claimed of a model at chance."""
     question = QUESTIONS[name]
     missing = question.lacks(study)
-    found = [none(question.HEADING, missing)] if missing else question.ask(study)
+    found = [none(question.heading, missing)] if missing else question.ask(study)
     return [without_claims(one) for one in found] if study.at_chance and name != "performance" else found
 
 

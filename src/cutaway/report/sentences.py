@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
+from cutaway.runs.estimates import Value
 
 MOST = 3  # labels that a sentence names
 

@@ -5,17 +5,17 @@ Answers are numbered in the order of their places (example by example, position 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cutaway.analysis import attribution, token_roles
+from cutaway.analysis.answers import Answers
 from cutaway.analysis.shared import head_names
 from cutaway.analysis.token_roles import TokenRoles
 from cutaway.errors import ContextTooLong, PromptError, TokenError
@@ -23,21 +23,19 @@ from cutaway.model.components import BIASES, gathered, writers
 from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
-from cutaway.report.findings import Value, ratio
 from cutaway.runs.activation_cache import ActivationCache
-from cutaway.runs.answer_metrics import AnswerMetric, sets_of
+from cutaway.runs.answer_metrics import AnswerMetric
 from cutaway.runs.decompose import along
+from cutaway.runs.estimates import Value
 from cutaway.runs.sweep import SweepResult
 from cutaway.tasks.behaviour import Behaviour
+from cutaway.tasks.given import LARGE
 
-LARGE = 20_000_000  # parameters from which on fewer prompts are run, and cells are screened before they are computed
-FEW, MANY = 48, 300  # prompts of large models and of small ones
-ROOM = 2**24  # logits at a time
 TABLE, SHOWN = 1000, 64  # tokens of a vocabulary, and of its content, for tables by token
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class Study(Answers):
     """What is asked about.
 
     Args:
@@ -91,93 +89,9 @@ class Study:
         return self.prompts.mask.long()
 
     @cached_property
-    def places(self) -> tuple[Int[Tensor, "answer"], Int[Tensor, "answer"]]:
-        """Example and position of each answer."""
-        rows, at = self.prompts.answered.nonzero(as_tuple=True)
-        return rows, at
-
-    @cached_property
-    def right(self) -> Bool[Tensor, "answer d_vocab"]:
-        """Which tokens are right."""
-        return self._sets_of(self.prompts.right)
-
-    @cached_property
-    def wrong(self) -> Bool[Tensor, "answer d_vocab"]:
-        """Which tokens an answer is compared with: those given, else all that are not right."""
-        given = self._sets_of(self.prompts.wrong) if self.prompts.wrong else torch.zeros_like(self.right)
-        return torch.where(given.any(1, keepdim=True), given, ~self.right)
-
-    @cached_property
-    def paired(self) -> Bool[Tensor, "answer"]:
-        """Which answers have wrong ones to be compared with."""
-        return torch.tensor([at in (self.prompts.wrong[row] if self.prompts.wrong else ()) for row, at in self._at])
-
-    @property
-    def _at(self) -> list[tuple[int, int]]:
-        return list(zip(*(one.tolist() for one in self.places), strict=True))
-
-    def _sets_of(self, answers: Sequence[Mapping[int, tuple[int, ...]]]) -> Bool[Tensor, "answer d_vocab"]:
-        return sets_of([tuple(answers[row].get(at, ())) for row, at in self._at], self.model.cfg.d_vocab_out)
-
-    def logits_at(self, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "answer d_vocab"]:
-        """Logits of a residual stream where answers are."""
-        step = max(1, ROOM // self.model.cfg.d_vocab_out)
-        with torch.no_grad():
-            return torch.cat([self.model.logits_of(part[None])[0].float() for part in resid[self.places].split(step)])
-
-    @cached_property
     def logits(self) -> Float[Tensor, "answer d_vocab"]:
         """The model's logits at its answers."""
         return self.logits_at(self.cache[self.streams[-1]])
-
-    def hits(self, logits: Float[Tensor, "answer d_vocab"]) -> Bool[Tensor, "answer"]:
-        """Which answers are right, read from these logits."""
-        if self.above:
-            return ((logits > 0) == self.right).all(1)
-        return self.right.gather(1, logits.argmax(1, keepdim=True))[:, 0]
-
-    @cached_property
-    def correct(self) -> Bool[Tensor, "answer"]:
-        return self.hits(self.logits)
-
-    def over(self, values: Shaped[Tensor, "answer"], where: Bool[Tensor, "answer"] | None = None) -> Value:
-        """The mean over answers (some of them), with an interval over examples."""
-        chosen = torch.ones(len(values)) if where is None else where.float()
-        values = torch.where(chosen > 0, values.float(), 0)
-        rows = self.places[0]
-        sums, counts = (torch.zeros(len(self.prompts)).index_add(0, rows, one) for one in (values, chosen))
-        return ratio(sums, counts)
-
-    @cached_property
-    def accuracy(self) -> Value:
-        return self.over(self.correct)
-
-    @cached_property
-    def chance(self) -> Value:
-        """The accuracy of the best answer that is always the same."""
-        if not self.above:
-            return self.over(self.right[:, int(self.right.sum(0).argmax())])
-        kinds, each = self.right.unique(dim=0, return_inverse=True)
-        return self.over(each == each.bincount(minlength=len(kinds)).argmax())
-
-    @cached_property
-    def preference(self) -> Value | None:
-        """How often the right tokens' mean logit is above that of the wrong ones given; None where none are."""
-        return self.over(self.lead > 0, self.paired) if bool(self.paired.any()) else None
-
-    @cached_property
-    def coin(self) -> Value:
-        """How often one fixed order of all answers would put the right ones above the wrong ones, at least a half.
-
-        The order is by how often each is right and not wrong, counted in one half of the prompts and tried on the other.
-        """
-        hit = torch.full((len(self.right),), 0.5)
-        odd = self.places[0] % 2 == 1
-        for half in (odd, ~odd):
-            score = (self.contrast[half & self.paired]).sum(0)
-            hit[~half] = ((self.contrast[~half] @ score).sign() + 1) / 2
-        found = self.over(hit, self.paired)
-        return found if found.value > 0.5 else Value(0.5)
 
     @cached_property
     def response(self) -> Value | None:
@@ -187,16 +101,6 @@ class Study:
         other = self.logits_at(self.run(self.corrupted, self.streams[-1:])[self.streams[-1]])
         return self.over(self.lead > (other * self.contrast).sum(1), self.paired)
 
-    @cached_property
-    def lead(self) -> Float[Tensor, "answer"]:
-        """The mean logit of the right tokens less that of the others."""
-        return (self.logits * self.contrast).sum(1)
-
-    @cached_property
-    def contrast(self) -> Float[Tensor, "answer d_vocab"]:
-        """Weights on logits: the mean of the right tokens less the mean of the others."""
-        return _shares(self.right) - _shares(self.wrong)
-
     @property
     def at_chance(self) -> bool:
         """Whether the model answers no better than one that always says the same, and prefers no right answer to a wrong one.
@@ -205,20 +109,14 @@ class Study:
         """
         prefers = self.preference is not None and self.preference.above(self.coin.value)
         # Where one answer is right nearly everywhere (a later year), only what changes with the prompt tells.
-        responds = self.chance.value > 0.9 and self.response is not None and self.response.above(0.5)
+        changes = self.chance.value > 0.9 and self.response is not None and self.response.above(0.5)
+        responds = changes or (self.telling is not None and self.telling.above(0.5))
         return not (self.accuracy.above(self.chance.value) or prefers or responds or self.accuracy.value > 0.99)
 
     @property
     def loss(self) -> AnswerMetric:
         """What rises when the behaviour is damaged."""
         return AnswerMetric.of(self.prompts, "decisions" if self.above else "loss", self.model.cfg.d_vocab_out)
-
-    @cached_property
-    def losses(self) -> Float[Tensor, "answer"]:
-        """Of each answer: minus the log of the right tokens' probability, or the mean cross-entropy of all decisions."""
-        if self.above:
-            return binary_cross_entropy_with_logits(self.logits, self.right.float(), reduction="none").mean(1)
-        return self.logits.logsumexp(1) - self.logits.masked_fill(~self.right, -torch.inf).logsumexp(1)
 
     # Runs.
 
@@ -360,7 +258,3 @@ class Study:
     def on(self) -> str:
         """What was run."""
         return f"{len(self.prompts):,} prompts, {len(self.places[0]):,} answers"
-
-
-def _shares(sets: Bool[Tensor, "answer d_vocab"]) -> Float[Tensor, "answer d_vocab"]:
-    return sets.float() / sets.sum(1, keepdim=True).clamp(min=1)

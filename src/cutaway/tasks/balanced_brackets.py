@@ -6,9 +6,7 @@ ones are followed by PAD, a token like others (of the published model of this ki
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool
@@ -16,8 +14,7 @@ from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, uniform
-from cutaway.tasks.task import Recipe
+from cutaway.tasks.behaviour import Algorithmic, Numbers, Sources, Where, uniform
 
 Inside = Bool[Tensor, "batch number"]  # which places hold brackets
 
@@ -29,22 +26,11 @@ class BalancedBrackets(Algorithmic):
     """Up to `most` brackets, an even number of them."""
 
     most: int = 40
-    recipe = Recipe(epochs=16, steps=300, batch_size=256, lr=1e-3, weight_decay=0.01)
 
     name = "balanced-brackets"
     summary = "whether a sequence of brackets is balanced"
     vocabulary = ("START", "PAD", "END", "(", ")")
     d_vocab_out = 2  # no and yes
-    model: ClassVar[Mapping[str, Any]] = {
-        "n_layers": 3,
-        "n_heads": 2,
-        "d_model": 56,
-        "d_head": 28,
-        "d_mlp": 56,
-        "act_fn": "relu",
-        "attention_dir": "bidirectional",
-        "normalization_type": "LN",
-    }
 
     @property
     def length(self) -> int:  # type: ignore[override]
@@ -141,10 +127,3 @@ class BalancedBrackets(Algorithmic):
     def mistakes(self, prompts: Prompts, predicted: Tokens) -> dict[str, Where]:
         wrong = prompts.answered & (predicted != prompts.labels)
         return {f"{name}, called the other": wrong & where for name, where in self.classes(prompts).items()}
-
-
-class BracketsDataset(Dataset):
-    """Brackets with the class of each, read at START; see `Dataset`."""
-
-    def __init__(self, size: int, most: int = 40, seed: int = 42) -> None:
-        super().__init__(BalancedBrackets(most), size, seed)

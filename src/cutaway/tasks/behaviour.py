@@ -7,7 +7,7 @@ for classes of answers, for named sources of attention, for features that may be
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import ConfigError
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import UNCOUNTED, Answers, Prompts
+from cutaway.tasks.recipes import MODELS, RECIPES
 from cutaway.tasks.task import Examples, Recipe
 from cutaway.tokens import CharTokenizer
 
@@ -71,15 +71,18 @@ class Behaviour:
 class Algorithmic(Behaviour):
     """A behaviour over a vocabulary of its own whose right answers can be computed, so that a model can be trained for it.
 
-    Subclasses are frozen dataclasses of the sequences' parameters. They set `model` (the fields of its configuration beside
-    vocabulary and context) and `recipe`, and say `draw` and `answers`; `corrupt` gives minimal pairs.
+    Subclasses are frozen dataclasses of the sequences' parameters. They say `draw` and `answers`; `corrupt` gives minimal pairs.
+    `recipes` has the network that is trained and how.
     """
 
-    model: ClassVar[Mapping[str, Any]]
-    recipe: Recipe
     length: int  # positions of each sequence
     free: Sequence[int] = ()  # positions where any content may stand
     stored = torch.float32
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        return RECIPES[self.name]
 
     @property
     def d_vocab_out(self) -> int:
@@ -118,7 +121,7 @@ class Algorithmic(Behaviour):
     def config(self) -> HookedTransformerConfig:
         """The model to train."""
         sizes = {"n_ctx": self.length, "d_vocab": len(self.vocabulary), "d_vocab_out": self.d_vocab_out}
-        return HookedTransformerConfig.from_dict({**self.model, **sizes, "seed": None, "model_name": self.name})
+        return HookedTransformerConfig.from_dict({**MODELS[self.name], **sizes, "seed": None, "model_name": self.name})
 
     def prepare(self, model: Transformer) -> None:
         """Nothing: the weights start as the configuration says."""
@@ -152,41 +155,6 @@ class Algorithmic(Behaviour):
         with torch.no_grad():
             wrong = (torch.cat([model(part).argmax(-1) for part in tokens.split(250)]) != labels) & (labels != UNCOUNTED)
         return [f"On 2,000 fresh sequences, all answers of {float((~wrong.any(1)).float().mean()):.4f} of them are right."]
-
-
-class Dataset:
-    """Sequences of a behaviour with their answers; slicing gives `(toks, labels)`.
-
-    Raises:
-        ConfigError: a size below zero.
-    """
-
-    def __init__(self, behaviour: Algorithmic, size: int, seed: int = 42) -> None:
-        if size < 0:
-            raise ConfigError(f"a dataset needs size ≥ 0; asked for size={size}")
-        self.behaviour, self.size, self.seed = behaviour, size, seed
-        self.vocab = list(behaviour.vocabulary)
-        self.toks: Tokens = behaviour.draw(size, torch.Generator().manual_seed(seed))
-        self.labels: Tokens = behaviour.answers(self.toks)
-
-    @property
-    def str_toks(self) -> list[list[str]]:
-        """The sequences, in words."""
-        return [[self.vocab[token] for token in row] for row in self.toks.tolist()]
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
-        return self.toks[index], self.labels[index]
-
-    def to(self, device: str | torch.device) -> Dataset:
-        """The same dataset, its tensors moved to `device`."""
-        self.toks, self.labels = self.toks.to(device), self.labels.to(device)
-        return self
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.behaviour}, size={self.size}, seed={self.seed})"
 
 
 def _by_position(labels: Tokens) -> tuple[dict[int, tuple[int, ...]], ...]:

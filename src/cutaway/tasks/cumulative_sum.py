@@ -5,16 +5,13 @@ The question and the kind of model are those of a published problem (ARENA, Nove
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 
 from cutaway.axes import Tokens
 from cutaway.prompts import Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Sources, Where, replaced_once, uniform
-from cutaway.tasks.task import Recipe
+from cutaway.tasks.behaviour import Algorithmic, Sources, Where, replaced_once, uniform
 
 
 @dataclass(frozen=True)
@@ -23,20 +20,10 @@ class CumulativeSum(Algorithmic):
 
     max_value: int = 5
     seq_len: int = 20
-    recipe = Recipe(epochs=6, steps=400, batch_size=256, lr=3e-3, weight_decay=0.01)
 
     name = "cumulative-sum"
     summary = "whether the sum of the numbers so far is negative, zero or positive"
     d_vocab_out = 3  # negative, zero, positive
-    model: ClassVar[Mapping[str, Any]] = {
-        "n_layers": 1,
-        "n_heads": 1,
-        "d_model": 24,
-        "d_head": 24,
-        "d_mlp": 96,
-        "act_fn": "relu",
-        "normalization_type": None,
-    }
 
     @property
     def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -82,10 +69,3 @@ class CumulativeSum(Algorithmic):
             "one from zero": wrong & (sums.abs() == 1),
             "further from zero": wrong & (sums.abs() > 1),
         }
-
-
-class CumulativeSumDataset(Dataset):
-    """Lists with the sign of each sum; see `Dataset`."""
-
-    def __init__(self, size: int, max_value: int = 5, seq_len: int = 20, seed: int = 42) -> None:
-        super().__init__(CumulativeSum(max_value, seq_len), size, seed)

@@ -11,48 +11,14 @@ import torch
 
 from cutaway.tasks.language import FilledTemplate, Language, pick, single
 
-ARGUMENTS = tuple(
-    f" {word}"
-    for word in [
-        "load",
-        "size",
-        "files",
-        "last",
-        "name",
-        "path",
-        "value",
-        "index",
-        "count",
-        "image",
-        "state",
-        "color",
-        "width",
-        "order",
-        "model",
-        "event",
-        "user",
-        "text",
-    ]
-)
-WORDS = tuple(
-    f" {word}"
-    for word in [
-        "oil",
-        "column",
-        "crime",
-        "population",
-        "unit",
-        "dark",
-        "fire",
-        "garden",
-        "image",
-        "season",
-        "page",
-        "water",
-        "plan",
-        "story",
-    ]
-)
+ARGUMENTS = tuple(f" {word}" for word in (
+    "load", "size", "files", "last", "name", "path", "value", "index", "count", "image", "state", "color", "width", "order",
+    "model", "event", "user", "text",
+))  # fmt: skip
+WORDS = tuple(f" {word}" for word in (
+    "oil", "column", "crime", "population", "unit", "dark", "fire", "garden", "image", "season", "page", "water", "plan",
+    "story",
+))  # fmt: skip
 TEMPLATE = (
     "def {function}(self,{A_def},{B_def},{C_def},{d}):\n"
     '    """{p}{q}{r}\n\n'

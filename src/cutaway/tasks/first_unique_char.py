@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.prompts import UNCOUNTED, Prompts
 from cutaway.tasks.behaviour import Algorithmic, Sources, Where, equal_tokens, replaced_once
 from cutaway.tasks.first_unique_dataset import LETTERS, NULL, FirstUniqueChar, first_unique, letters_of
-from cutaway.tasks.task import Examples, Recipe, loss_of
+from cutaway.tasks.task import Examples, loss_of
 from cutaway.tokens import CharTokenizer
 
 
@@ -26,7 +26,6 @@ class FirstUniqueCharTask(Algorithmic):
 
     vocab: tuple[str, ...] = LETTERS
     seq_len: int = 20
-    recipe: Recipe = field(default_factory=lambda: Recipe(epochs=50, steps=400, batch_size=128, lr=3e-3))
 
     name = "first-unique-char"
     summary = "at each position, the first letter so far that has not been repeated ('?' where there is none)"

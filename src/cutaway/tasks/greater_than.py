@@ -14,22 +14,9 @@ import torch
 from cutaway.tasks.language import FilledTemplate, Language, is_single, number, pick, single
 
 NOUNS = (
-    "war",
-    "campaign",
-    "voyage",
-    "siege",
-    "expedition",
-    "conflict",
-    "occupation",
-    "dispute",
-    "alliance",
-    "reform",
-    "treaty",
-    "contract",
-    "trial",
-    "drought",
-    "famine",
-)
+    "war", "campaign", "voyage", "siege", "expedition", "conflict", "occupation", "dispute", "alliance", "reform", "treaty",
+    "contract", "trial", "drought", "famine",
+)  # fmt: skip
 DIGITS, PAIRS = tuple("0123456789"), tuple(f"{year:02}" for year in range(100))
 CENTURIES = tuple(map(str, range(11, 18)))
 

@@ -14,51 +14,11 @@ from cutaway.prompts import Prompts
 from cutaway.tasks.behaviour import Where
 from cutaway.tasks.language import FilledTemplate, Language, number, pick, single
 
-NAMES = tuple(
-    f" {name}"
-    for name in [
-        "Mary",
-        "John",
-        "Tom",
-        "James",
-        "Dan",
-        "Martin",
-        "Amy",
-        "Anna",
-        "Kate",
-        "Laura",
-        "Alice",
-        "Paul",
-        "Peter",
-        "Mark",
-        "Robert",
-        "David",
-        "Sarah",
-        "Emma",
-        "Jack",
-        "Henry",
-        "Lisa",
-        "Susan",
-        "Michael",
-        "Daniel",
-        "George",
-        "Jane",
-        "Ruth",
-        "Adam",
-        "Simon",
-        "Luke",
-        "Eric",
-        "Frank",
-        "Rachel",
-        "Helen",
-        "Maria",
-        "Julia",
-        "Steve",
-        "Kevin",
-        "Brian",
-        "Jason",
-    ]
-)
+NAMES = tuple(f" {word}" for word in (
+    "Mary", "John", "Tom", "James", "Dan", "Martin", "Amy", "Anna", "Kate", "Laura", "Alice", "Paul", "Peter", "Mark",
+    "Robert", "David", "Sarah", "Emma", "Jack", "Henry", "Lisa", "Susan", "Michael", "Daniel", "George", "Jane", "Ruth",
+    "Adam", "Simon", "Luke", "Eric", "Frank", "Rachel", "Helen", "Maria", "Julia", "Steve", "Kevin", "Brian", "Jason",
+))  # fmt: skip
 PLACES = ("store", "garden", "restaurant", "school", "hospital", "office", "house", "station")
 OBJECTS = ("ring", "kiss", "bone", "basketball", "computer", "necklace", "drink", "snack", "book", "letter")
 TEMPLATES = (

@@ -13,61 +13,13 @@ from cutaway.errors import PromptError
 from cutaway.prompts import Prompts
 from cutaway.tasks.language import FilledTemplate, Language, number, pick, single
 
-WORDS = tuple(
-    f" {word}"
-    for word in [
-        "apple",
-        "river",
-        "stone",
-        "music",
-        "green",
-        "window",
-        "paper",
-        "summer",
-        "bread",
-        "horse",
-        "light",
-        "table",
-        "cloud",
-        "garden",
-        "silver",
-        "mountain",
-        "letter",
-        "water",
-        "school",
-        "engine",
-        "forest",
-        "island",
-        "bridge",
-        "winter",
-        "orange",
-        "market",
-        "doctor",
-        "yellow",
-        "castle",
-        "village",
-        "dragon",
-        "ticket",
-        "circle",
-        "shadow",
-        "metal",
-        "basket",
-        "camera",
-        "finger",
-        "copper",
-        "hammer",
-        "planet",
-        "rabbit",
-        "ribbon",
-        "saddle",
-        "temple",
-        "tunnel",
-        "velvet",
-        "valley",
-        "wagon",
-        "wisdom",
-    ]
-)
+WORDS = tuple(f" {word}" for word in (
+    "apple", "river", "stone", "music", "green", "window", "paper", "summer", "bread", "horse", "light", "table", "cloud",
+    "garden", "silver", "mountain", "letter", "water", "school", "engine", "forest", "island", "bridge", "winter", "orange",
+    "market", "doctor", "yellow", "castle", "village", "dragon", "ticket", "circle", "shadow", "metal", "basket", "camera",
+    "finger", "copper", "hammer", "planet", "rabbit", "ribbon", "saddle", "temple", "tunnel", "velvet", "valley", "wagon",
+    "wisdom",
+))  # fmt: skip
 
 
 class Induction(Language):

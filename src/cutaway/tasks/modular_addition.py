@@ -6,9 +6,8 @@ solution: with weight decay it first learns the pairs by heart, then the rule.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Int
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, column, uniform
-from cutaway.tasks.task import Examples, Recipe
+from cutaway.tasks.behaviour import Algorithmic, Numbers, Sources, Where, column, uniform
+from cutaway.tasks.task import Examples
 
 Pairs = Int[Tensor, "_ 3"]
 SPLIT_SEED = 598
@@ -29,19 +28,9 @@ class ModularAddition(Algorithmic):
 
     p: int = 113
     share: float = 0.5
-    recipe = Recipe(epochs=40, steps=100, batch_size=6384, lr=1e-3, weight_decay=1.0, warmup=10)
 
     name = "modular-addition"
     summary = "the sum of two numbers, modulo a prime"
-    model: ClassVar[Mapping[str, Any]] = {
-        "n_layers": 1,
-        "n_heads": 4,
-        "d_model": 128,
-        "d_head": 32,
-        "d_mlp": 512,
-        "act_fn": "relu",
-        "normalization_type": None,
-    }
     length = 3
 
     @property
@@ -105,10 +94,3 @@ class ModularAddition(Algorithmic):
         wrong = prompts.answered & (predicted != prompts.labels)
         near = ((predicted - prompts.labels) % self.p).minimum((prompts.labels - predicted) % self.p) == 1
         return {"one off": wrong & near, "further off": wrong & ~near}
-
-
-class ModularAdditionDataset(Dataset):
-    """Pairs with their sums modulo `p`; see `Dataset`."""
-
-    def __init__(self, size: int, p: int = 113, seed: int = 42) -> None:
-        super().__init__(ModularAddition(p), size, seed)

@@ -6,16 +6,13 @@ probability 1/2, so that few places differ. The sequences and the model are thos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, column, replaced_once, uniform
-from cutaway.tasks.task import Recipe
+from cutaway.tasks.behaviour import Algorithmic, Numbers, Sources, Where, column, replaced_once, uniform
 
 
 @dataclass(frozen=True)
@@ -24,20 +21,10 @@ class Palindromes(Algorithmic):
 
     max_value: int = 30
     half_length: int = 10
-    recipe = Recipe(epochs=24, steps=400, batch_size=256, lr=2e-3, weight_decay=0.01)
 
     name = "palindromes"
     summary = "whether a list of numbers reads the same backwards"
     d_vocab_out = 2  # no and yes
-    model: ClassVar[Mapping[str, Any]] = {
-        "n_layers": 2,
-        "n_heads": 2,
-        "d_model": 28,
-        "d_head": 14,
-        "attn_only": True,
-        "attention_dir": "bidirectional",
-        "normalization_type": "LN",
-    }
 
     @property
     def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -94,15 +81,3 @@ class Palindromes(Algorithmic):
             "several pairs differ, called a palindrome": missed & (pairs > 1),
             "a palindrome, called none": (prompts.labels == 1) & (predicted == 0),
         }
-
-
-class PalindromeDataset(Dataset):
-    """Lists with the class of each, read at END; see `Dataset`."""
-
-    def __init__(self, size: int, max_value: int = 30, half_length: int = 10, seed: int = 42) -> None:
-        super().__init__(Palindromes(max_value, half_length), size, seed)
-
-    @property
-    def is_palindrome(self) -> torch.Tensor:
-        """1 for a palindrome, else 0: `[batch]`."""
-        return self.labels[:, -1]

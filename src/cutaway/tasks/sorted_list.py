@@ -5,16 +5,13 @@ The sequences and the model are those of a published problem (ARENA, October 202
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, column, equal_tokens
-from cutaway.tasks.task import Recipe
+from cutaway.tasks.behaviour import Algorithmic, Numbers, Sources, Where, column, equal_tokens
 
 
 @dataclass(frozen=True)
@@ -23,18 +20,9 @@ class SortedList(Algorithmic):
 
     list_len: int = 10
     max_value: int = 50
-    recipe = Recipe(epochs=15, steps=400, batch_size=256, lr=1e-3, weight_decay=0.005)
 
     name = "sorted-list"
     summary = "the numbers of a list in ascending order"
-    model: ClassVar[Mapping[str, Any]] = {
-        "n_layers": 1,
-        "n_heads": 2,
-        "d_model": 96,
-        "d_head": 48,
-        "attn_only": True,
-        "normalization_type": "LN",
-    }
 
     @property
     def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -102,10 +90,3 @@ class SortedList(Algorithmic):
             "a number that was skipped to": wrong & there & ~again,
             "a number that was already written": wrong & there & again,
         }
-
-
-class SortedListDataset(Dataset):
-    """Lists with what comes next behind SEP; see `Dataset`."""
-
-    def __init__(self, size: int, list_len: int = 10, max_value: int = 50, seed: int = 42) -> None:
-        super().__init__(SortedList(list_len, max_value), size, seed)

@@ -6,16 +6,13 @@ September 2023).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED, Prompts
-from cutaway.tasks.behaviour import Algorithmic, Dataset, Numbers, Sources, Where, column, uniform
-from cutaway.tasks.task import Recipe
+from cutaway.tasks.behaviour import Algorithmic, Numbers, Sources, Where, column, uniform
 
 PLUS, EQUALS = 10, 11
 
@@ -25,21 +22,10 @@ class SumOfTwo(Algorithmic):
     """`a + b = c` with `num_digits` digits each."""
 
     num_digits: int = 4
-    recipe = Recipe(epochs=20, steps=400, batch_size=256, lr=2e-3, weight_decay=0.01)
 
     name = "sum-of-two"
     summary = "the digits of the sum of two numbers"
     vocabulary = (*"0123456789", "+", "=")
-    model: ClassVar[Mapping[str, Any]] = {
-        "n_layers": 2,
-        "n_heads": 3,
-        "d_model": 48,
-        "d_head": 16,
-        "attn_only": False,
-        "d_mlp": 192,
-        "act_fn": "relu",
-        "normalization_type": "LN",
-    }
 
     @property
     def length(self) -> int:  # type: ignore[override]
@@ -123,10 +109,3 @@ class SumOfTwo(Algorithmic):
         off = (predicted - prompts.labels) % 10
         fewer, more = (wrong & (predicted < 10) & (off == by) for by in (9, 1))
         return {"a carry forgotten": fewer, "a carry too many": more, "another": wrong & ~fewer & ~more}
-
-
-class SumDataset(Dataset):
-    """Sums with their digits; see `Dataset`."""
-
-    def __init__(self, size: int, num_digits: int = 4, seed: int = 42) -> None:
-        super().__init__(SumOfTwo(num_digits), size, seed)

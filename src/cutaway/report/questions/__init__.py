@@ -1,12 +1,9 @@
-"""Questions: each says what it lacks, asks one analysis, and returns findings. A question is a module with these four names.
-
-`HEADING`; `lacks(study)`, why it cannot be asked, or nothing; `passes(study)`, about how many forward passes over the prompts
-it takes; `ask(study)`, the findings.
-"""
+"""Questions: each says what it lacks, asks one analysis, and returns findings."""
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 from cutaway.report.findings import Finding
 from cutaway.report.questions import (
@@ -31,17 +28,37 @@ from cutaway.report.questions import (
 from cutaway.report.study import Study
 
 
-class Question(Protocol):
-    """What a module of this folder has."""
+class Question(NamedTuple):
+    """A heading; `ask`, the findings; why it cannot be asked, or nothing; how many forward passes over the prompts it takes."""
 
-    HEADING: str
+    heading: str
+    ask: Callable[[Study], list[Finding]]
+    lacks: Callable[[Study], str]
+    passes: Callable[[Study], float]
 
-    def lacks(self, study: Study) -> str: ...
-    def passes(self, study: Study) -> float: ...
-    def ask(self, study: Study) -> list[Finding]: ...
+
+def nothing(study: Study) -> str:
+    """Nothing is lacking."""
+    return ""
 
 
-_ORDER = (performance, examples, norms, attention, attribution, ablation, patching, paths, circuit, lens, weights, roles, probes,
-          embeddings, failures, sets, steering)  # fmt: skip
-QUESTIONS = {module.__name__.rsplit(".", 1)[-1]: cast(Question, module) for module in _ORDER}
+QUESTIONS = {
+    "performance": Question("How well it does", performance.ask, nothing, lambda _: 1.0),
+    "examples": Question("Examples", examples.ask, nothing, lambda _: 0.0),
+    "norms": Question("What norms divide by", norms.ask, norms.lacks, lambda _: 0.0),
+    "attention": Question("Who attends to what", attention.ask, attention.lacks, lambda _: 0.5),
+    "attribution": Question("What each component adds to the answer", attribution.ask, attribution.lacks, lambda _: 1.0),
+    "ablation": Question("What is needed", ablation.ask, ablation.lacks, ablation.passes),
+    "patching": Question("Where the answer is carried", patching.ask, patching.lacks, patching.passes),
+    "paths": Question("Who writes the answer", paths.ask, paths.lacks, paths.passes),
+    "circuit": Question("The circuit", circuit.ask, circuit.lacks, circuit.passes),
+    "lens": Question("When the answer is there", lens.ask, nothing, lambda _: 0.3),
+    "weights": Question("What the weights say", weights.ask, weights.lacks, lambda _: 1.0),
+    "roles": Question("Which head is for which token", roles.ask, roles.lacks, lambda _: 20.0),
+    "probes": Question("What is linearly there", probes.ask, probes.lacks, lambda _: 1.0),
+    "embeddings": Question("How tokens are embedded", embeddings.ask, embeddings.lacks, lambda _: 0.1),
+    "failures": Question("Where it fails", failures.ask, nothing, failures.passes),
+    "sets": Question("Special prompts", sets.ask, sets.lacks, lambda _: 1.0),
+    "steering": Question("Steering from one answer to another", steering.ask, steering.lacks, steering.passes),
+}
 """Name → question, in the order in which one would find things out."""

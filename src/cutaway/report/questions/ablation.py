@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from cutaway.analysis.ablation import ablate_heads
-from cutaway.report.findings import Finding, Value, means, spread
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs import edits
+from cutaway.runs.estimates import Value, means, spread
 from cutaway.runs.sweep import sweep
 
-HEADING = "What is needed"
 DRAWS, MOST_HEADS = 12, 16
 
 

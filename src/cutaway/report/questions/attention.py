@@ -8,24 +8,19 @@ import torch
 from torch import Tensor
 
 from cutaway.analysis.heads import KINDS, kind_mask
-from cutaway.report.findings import Finding, Value, ratio, ratios
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value, ratio, ratios
 from cutaway.runs.results import mean_of
 from cutaway.tasks.behaviour import Sources
 from cutaway.view import attention_patterns
 
-HEADING = "Who attends to what"
 LEAST = 0.1  # attention beyond even attention that matters
 
 
 def lacks(study: Study) -> str:
     """Attention needs heads."""
     return "" if study.model.cfg.n_layers else "the network has no layers"
-
-
-def passes(study: Study) -> float:
-    """None of its own."""
-    return 0.5
 
 
 def visible(study: Study) -> Sources:

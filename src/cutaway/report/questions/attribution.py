@@ -6,15 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cutaway.analysis import attribution
+from cutaway.analysis.class_attribution import by_class
 from cutaway.analysis.token_roles import FEW
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value
 from cutaway.runs.results import mean_of
 
-HEADING = "What each component adds to the answer"
 FEWEST = 8  # answers of one kind, for it to be compared
 ROOM = 10**8  # numbers of an attribution to all tokens
 
@@ -22,11 +22,6 @@ ROOM = 10**8  # numbers of an attribution to all tokens
 def lacks(study: Study) -> str:
     """Answers that are everything or nothing have no lead."""
     return "" if bool(study.contrast.any()) else "no answer has a right token and another one"
-
-
-def passes(study: Study) -> float:
-    """None of its own."""
-    return 1.0
 
 
 def ask(study: Study) -> list[Finding]:
@@ -81,46 +76,11 @@ def _numbers(study: Study) -> dict[str, Any]:
 
 
 def _by_class(study: Study, right: attribution.Attribution) -> dict[str, Any]:
-    """For each class of answers, what components add to the answer, to repeated tokens and to those that did not occur.
-
-    Where roles of heads are known: what the answer's responsible head adds, by source and by what it moves.
-    """
-    few = slice(0, FEW)
-    prompts, times = study.prompts[few], study.occurrences[few].clone()
-    times[..., [token for token in range(times.shape[-1]) if token not in study.content]] = -1
-    every = attribution.attribute_all_tokens(study.cache, examples=range(len(prompts)), vocab=study.words).values
-    labels = prompts.labels
-    added = {"the answer": every.data.gather(-1, labels.clamp(min=0).expand(len(every.data), *labels.shape)[..., None])[..., 0]}
-    for name, kind in {"repeated tokens": times > 1, "tokens that did not occur": times == 0}.items():
-        added[name] = (every.data * kind).sum(-1) / kind.sum(-1)
-    added |= {study.words[token]: every.data[..., token] for token in range(times.shape[-1]) if token not in study.content}
-    found: dict[str, Any] = {}
+    """For each class of answers, what components add to kinds of tokens, and what responsible heads add from where."""
+    few = study.prompts[:FEW]
     classes = {name: where for name, where in study.behaviour.classes(study.prompts).items() if bool(where.any())}
-    sources, lead = {}, {}
-    if study.roles is not None:
-        masks, here = study.behaviour.sources(prompts), {name: where[few] for name, where in classes.items()}
-        sources = study.roles.by_source(labels, here, masks)
-        lead = study.roles.lead_by_source(labels, here, times == 0, masks)
-    for name, where in classes.items():
-        by = {component: {kind: mean_of(data[n], where[few]) for kind, data in added.items()}
-              for n, component in enumerate(every.names("component"))}  # fmt: skip
-        found[name] = {"by_component": by, "logits": {kind: sum(one[kind] for one in by.values()) for kind in added}}
-        if study.roles is not None:
-            found[name] |= {**sources[name], "lead": lead[name], **_responsible(study, right, where)}
-    return found
-
-
-def _responsible(study: Study, right: attribution.Attribution, where: Tensor) -> dict[str, float]:
-    """What the answer's responsible head adds, what its layer adds, and how that head attends to the position itself."""
-    assert study.roles is not None
-    found: dict[str, list[Tensor]] = {"responsible_head": [], "last_layer": [], "attention_of_responsible_to_it": []}
-    labels = study.prompts.labels
-    for word, head in study.roles.responsible.head_of.items():
-        chosen = where & (labels == study.roles.token[word])
-        added = right.values.sel(component=study.last_heads).data.sum(0), study.roles.pattern(head).diagonal(dim1=1, dim2=2)
-        for part, values in zip(found.values(), (right.values.sel(component=head).data, *added), strict=True):
-            part.append(values[chosen])
-    return {name: mean_of(torch.cat(parts)) for name, parts in found.items()}
+    return by_class(right, study.cache, study.prompts.labels, study.occurrences, classes, study.behaviour.sources(few),
+                    study.content, study.words, study.roles)  # fmt: skip
 
 
 def _of_answer(study: Study, token: int) -> dict[str, Any]:

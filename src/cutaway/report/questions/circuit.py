@@ -8,11 +8,11 @@ from cutaway.circuits.measuring import CircuitRunner
 from cutaway.circuits.scoring import curve
 from cutaway.circuits.searching import find_circuit
 from cutaway.errors import ConfigError, ShapeError
-from cutaway.report.findings import Finding, Value, none
+from cutaway.report.findings import Finding, none
 from cutaway.report.questions import patching, paths
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value
 
-HEADING = "The circuit"
 MOST = 20_000  # edges
 TARGET = 0.9
 

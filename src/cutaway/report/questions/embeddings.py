@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from cutaway.report.findings import Finding, Value, spread
+from cutaway.analysis.embedding_spectrum import frequencies, principal, spectrum
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value, spread
 
-HEADING = "How tokens are embedded"
 MOST, DRAWS = 2000, 20
 
 
@@ -20,45 +19,25 @@ def lacks(study: Study) -> str:
     return "" if len(study.content) >= 5 else "fewer than five tokens vary"
 
 
-def passes(study: Study) -> float:
-    """Only weights."""
-    return 0.1
-
-
 def ask(study: Study) -> list[Finding]:
     """The share of variance in three principal components, and in the five largest frequencies of the tokens' order."""
     tokens = study.content
     W = study.model.embed.W_E.detach()[tokens].double()
     W = W - W.mean(0)
     generator = torch.Generator().manual_seed(study.seed)
-    noise = [_principal(torch.randn(W.shape, generator=generator, dtype=W.dtype)) for _ in range(DRAWS)]
-    turned = [_frequencies(W[torch.randperm(len(W), generator=generator)]) for _ in range(DRAWS)]
+    noise = [principal(torch.randn(W.shape, generator=generator, dtype=W.dtype)) for _ in range(DRAWS)]
+    turned = [frequencies(W[torch.randperm(len(W), generator=generator)]) for _ in range(DRAWS)]
     on = f"{len(tokens)} tokens"
     few = min(5, (len(tokens) - 1) // 4)
     found = [
-        Finding("share", "the share of the embeddings' variance in three directions", {"all": Value(_principal(W))}, "share",
+        Finding("share", "the share of the embeddings' variance in three directions", {"all": Value(principal(W))}, "share",
                 spread(torch.tensor(noise)), "random embeddings", on),
     ]  # fmt: skip
     if few:
-        shares = _spectrum(W)
+        shares = spectrum(W)
         order = shares.argsort(descending=True)[:few].tolist()
         named = ", ".join(str(one + 1) for one in order)
         what = f"the share of the embeddings' variance in {few} frequencies of the tokens' order ({named})"
-        values, random = {"all": Value(_frequencies(W))}, spread(torch.tensor(turned))
+        values, random = {"all": Value(frequencies(W))}, spread(torch.tensor(turned))
         found.append(Finding("share", what, values, "share", random, "tokens in random order", on))
     return found
-
-
-def _principal(W: Float[Tensor, "token d"]) -> float:
-    values = torch.linalg.svdvals(W - W.mean(0)).square()
-    return float(values[:3].sum() / values.sum())
-
-
-def _spectrum(W: Float[Tensor, "token d"]) -> Float[Tensor, "frequency"]:
-    power = torch.fft.rfft(W, dim=0).abs().square().sum(1)[1:]
-    return power / power.sum()
-
-
-def _frequencies(W: Float[Tensor, "token d"]) -> float:
-    few = min(5, (len(W) - 1) // 4)
-    return float(_spectrum(W).topk(max(few, 1)).values.sum())

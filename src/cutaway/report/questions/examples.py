@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value
 from cutaway.runs.results import mean_of
 from cutaway.view import table
 
-HEADING = "Examples"
 SHOWN = 6
-
-
-def lacks(study: Study) -> str:
-    """Nothing."""
-    return ""
-
-
-def passes(study: Study) -> float:
-    """None of its own."""
-    return 0.0
 
 
 def row_of(study: Study, answer: int) -> list[object]:

@@ -13,20 +13,15 @@ from torch.nn.functional import cross_entropy
 from cutaway.analysis.hill_climbing import hill_climb, in_common
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.questions.examples import COLUMNS, row_of
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value
 from cutaway.runs.results import mean_of
 from cutaway.tasks.behaviour import Algorithmic
 from cutaway.view import table
 
-HEADING = "Where it fails"
 WORST, CHAINS, ROUNDS = 12, 24, 12
-
-
-def lacks(study: Study) -> str:
-    """Nothing: a model without mistakes has none to count."""
-    return ""
 
 
 def passes(study: Study) -> float:

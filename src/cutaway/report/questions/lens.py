@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
-
-HEADING = "When the answer is there"
-
-
-def lacks(study: Study) -> str:
-    """Nothing."""
-    return ""
-
-
-def passes(study: Study) -> float:
-    """The unembedding once a layer."""
-    return 0.3
+from cutaway.runs.estimates import Value
 
 
 def ask(study: Study) -> list[Finding]:

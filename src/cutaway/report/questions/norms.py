@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from cutaway.analysis.scales import norm_scales
 from cutaway.model.frozen_norms import norms_of
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
-
-HEADING = "What norms divide by"
+from cutaway.runs.estimates import Value
 
 
 def lacks(study: Study) -> str:
     """A network without norms has nothing to divide by."""
     return "" if norms_of(study.model.cfg) else "the network has no norms"
-
-
-def passes(study: Study) -> float:
-    """None of its own."""
-    return 0.0
 
 
 def ask(study: Study) -> list[Finding]:

@@ -8,15 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs import edits
 from cutaway.runs.answer_metrics import AnswerMetric
+from cutaway.runs.estimates import Value
 from cutaway.runs.intervals import interval_of_ratio
 from cutaway.runs.sweep import sweep
 from cutaway.view import heat_map
 
-HEADING = "Where the answer is carried"
 PAIRS, PLACES = 64, 24  # pairs that are patched (16 of a large model), positions that are
 
 

@@ -6,14 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.analysis.paths import path_patch
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.questions import patching
 from cutaway.report.study import Study
 from cutaway.runs.answer_metrics import AnswerMetric
 from cutaway.runs.editing import run
+from cutaway.runs.estimates import Value
 from cutaway.runs.intervals import interval_of_ratio
-
-HEADING = "Who writes the answer"
 
 
 def lacks(study: Study) -> str:

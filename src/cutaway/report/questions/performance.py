@@ -8,22 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value
 from cutaway.runs.results import mean_of
 
-HEADING = "How well it does"
 MOST_POSITIONS = 40
-
-
-def lacks(study: Study) -> str:
-    """Nothing: there are answers."""
-    return ""
-
-
-def passes(study: Study) -> float:
-    """Forward passes over all prompts."""
-    return 1.0
 
 
 def ask(study: Study) -> list[Finding]:
@@ -31,6 +21,9 @@ def ask(study: Study) -> list[Finding]:
     chance = study.chance
     constant = "always the same answer"
     found = [Finding("share", "the share of right answers", {"all": study.accuracy}, "share", chance, constant, study.on)]
+    if study.telling is not None:
+        what = "how often an answer is likelier where it is right than where it is wrong"
+        found.append(Finding("share", what, {"all": study.telling}, "share", Value(0.5), "any fixed answer", study.on))
     if study.preference is not None:
         pairs = {"all": study.preference}
         what = "the share of answers with a higher logit than the wrong ones given"

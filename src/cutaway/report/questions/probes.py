@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from cutaway.analysis.probes import held_out
 from cutaway.prompts import UNCOUNTED
-from cutaway.report.findings import Finding, Value, ratio
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value
 
-HEADING = "What is linearly there"
 MOST, CLASSES = 4000, 30  # places that a probe reads, values of a feature
 
 
@@ -34,11 +35,6 @@ def lacks(study: Study) -> str:
     return "" if features(study) else f"no feature has 2 to {CLASSES} values"
 
 
-def passes(study: Study) -> float:
-    """Small regressions."""
-    return 1.0
-
-
 def ask(study: Study) -> list[Finding]:
     """Held-out accuracy by layer."""
     found = []
@@ -53,25 +49,11 @@ def ask(study: Study) -> list[Finding]:
         values, base = {}, {}
         for name, site in zip(names, study.streams, strict=True):
             x = study.cache[site][where[:, 0], where[:, 1]].double()
-            values[name] = _accuracy(x, labels, held[rows], rows, len(study.prompts))
-            base[name] = _accuracy(x, dealt, held[rows], rows, len(study.prompts))
+            values[name] = held_out(x, labels, held[rows], rows, len(study.prompts))
+            base[name] = held_out(x, dealt, held[rows], rows, len(study.prompts))
         often = float(labels[held[rows]].bincount().max()) / max(int(held[rows].sum()), 1)
         base = {name: max(one, Value(often), key=lambda v: v.value) for name, one in base.items()}
         what = f"the accuracy of linear probes for {feature}"
         against = "shuffled labels or the commonest value"
         found.append(Finding("trend", what, values, "share", base, against, f"{len(where):,} places", axis="layers"))
     return found
-
-
-def _accuracy(
-    x: Float[Tensor, "place d"], labels: Int[Tensor, "place"], held: Bool[Tensor, "place"], rows: Tensor, count: int
-) -> Value:
-    """Of ridge regression onto the values' indicators, read on held-out prompts."""
-    x = (x - x[~held].mean(0)) / x[~held].std(0).clamp(min=1e-6)
-    x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
-    y = torch.nn.functional.one_hot(labels).double()
-    fit = x[~held]
-    weights = torch.linalg.solve(fit.T @ fit + len(fit) * 1e-3 * torch.eye(x.shape[1], dtype=x.dtype), fit.T @ y[~held])
-    right = ((x @ weights).argmax(1) == labels) & held
-    sums, counts = (torch.zeros(count).index_add(0, rows, one.float()) for one in (right, held))
-    return ratio(sums, counts)

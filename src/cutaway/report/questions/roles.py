@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cutaway.report.findings import Finding, Value
+from cutaway.report.findings import Finding
 from cutaway.report.study import Study
-
-HEADING = "Which head is for which token"
+from cutaway.runs.estimates import Value
 
 
 def lacks(study: Study) -> str:
     """A network of the shape that is read."""
     return "" if study.roles is not None else "the network has not two attention-only layers and a small vocabulary"
-
-
-def passes(study: Study) -> float:
-    """A few passes and many small products."""
-    return 20.0
 
 
 def ask(study: Study) -> list[Finding]:

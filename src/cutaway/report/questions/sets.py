@@ -8,17 +8,10 @@ from cutaway.report.findings import Finding
 from cutaway.report.questions import attention, attribution, performance
 from cutaway.report.study import Study
 
-HEADING = "Special prompts"
-
 
 def lacks(study: Study) -> str:
     """Prompts that are worth a look of their own."""
     return "" if study.behaviour.sets() else "the behaviour names none"
-
-
-def passes(study: Study) -> float:
-    """A few short runs."""
-    return 1.0
 
 
 def ask(study: Study) -> list[Finding]:

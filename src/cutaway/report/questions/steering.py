@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from cutaway.report.findings import Finding, mean, none, spread
+from cutaway.report.findings import Finding, none
 from cutaway.report.study import Study
 from cutaway.runs import edits
 from cutaway.runs.editing import edited
+from cutaway.runs.estimates import mean, spread
 
-HEADING = "Steering from one answer to another"
 FEWEST, DRAWS, SHOWN = 16, 8, 24
 
 

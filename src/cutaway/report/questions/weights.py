@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from cutaway.analysis import head_composition
-from cutaway.report.findings import Finding, Value, none
+from cutaway.report.findings import Finding, none
 from cutaway.report.study import Study
+from cutaway.runs.estimates import Value
 
-HEADING = "What the weights say"
 LAYERS = 4
 
 
@@ -14,11 +14,6 @@ def lacks(study: Study) -> str:
     """Few layers."""
     layers = study.model.cfg.n_layers
     return "" if layers <= LAYERS else f"{layers} layers: weights are not read"
-
-
-def passes(study: Study) -> float:
-    """Only weights."""
-    return 1.0
 
 
 def ask(study: Study) -> list[Finding]:

@@ -17,12 +17,13 @@ import torch
 from cutaway.axes import Tokens
 from cutaway.errors import PromptError
 from cutaway.prompts import Prompts
-from cutaway.report.study import FEW, LARGE, MANY
-from cutaway.tasks import behaviour
 from cutaway.tasks.behaviour import Algorithmic, Behaviour, Sources, Where
+from cutaway.tasks.behaviours import behaviour
 from cutaway.tasks.induction import Induction
 
 VOCABULARY = "vocabulary.json"
+LARGE = 20_000_000  # parameters from which on fewer prompts are drawn
+FEW, MANY = 48, 300  # prompts for large models and for small ones
 
 
 class Given(Behaviour):
