@@ -21,7 +21,7 @@ from cutaway.runs.estimates import Value, ratio
 ROOM = 2**24  # logits at a time
 
 
-class Answers:
+class ModelAnswers:
     """The answers of a model to prompts; subclasses have these fields and say where their `logits` come from.
 
     With `above` the answer is every token whose logit is above 0; else it is the likeliest token.

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.analysis import attribution, token_roles
-from cutaway.analysis.answers import Answers
+from cutaway.analysis.answers import ModelAnswers
 from cutaway.analysis.shared import head_names
 from cutaway.analysis.token_roles import TokenRoles
 from cutaway.errors import ContextTooLong, PromptError, TokenError
@@ -35,7 +35,7 @@ TABLE, SHOWN = 1000, 64  # tokens of a vocabulary, and of its content, for table
 
 
 @dataclass(frozen=True, eq=False)
-class Study(Answers):
+class Study(ModelAnswers):
     """What is asked about.
 
     Args:
