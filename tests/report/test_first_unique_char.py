@@ -28,13 +28,11 @@ SEED_RESPONSIBLE = {"1.0": "ac", "1.1": "defj", "1.2": "bghi"}
 GOLDENS = Path(__file__).parent / "goldens"
 
 
-@pytest.fixture(scope="module")
-def quick():
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search that is over soon."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(failures, "CHAINS", 3)
-        patch.setattr(failures, "ROUNDS", 2)
-        yield
+    monkeypatch.setattr(failures, "CHAINS", 3)
+    monkeypatch.setattr(failures, "ROUNDS", 2)
 
 
 @pytest.fixture(scope="module")
