@@ -54,7 +54,7 @@ def measure(model: HookedTransformer, name: str) -> None:
     scores = edge_attribution(model, prompts.tokens, prompts.corrupted.tokens, metric_of(prompts), steps=STEPS)
     scored = time.process_time() - begun
     runner = runner_of(model, prompts)
-    circuit = find_circuit(runner, scores, target=TARGET, checks=20)
+    circuit = find_circuit(runner, scores, target=TARGET)
     found = time.process_time() - begun - scored
     controls = curve(runner, scores.values.data, sizes=[circuit.size], draws=2)
     row = {one: float(controls.values.sel(curve=one).data[0]) for one in ("without", "random", "shuffled")}

@@ -17,13 +17,14 @@ from cutaway.circuits.components import written
 from cutaway.circuits.effects import edge_effects
 from cutaway.circuits.graph import Graph
 from cutaway.circuits.measuring import CircuitRunner, run_circuit
-from cutaway.circuits.scoring import PERCENTAGES, faithfulness, recovery, roc_area
+from cutaway.circuits.scoring import faithfulness
 from cutaway.circuits.searching import find_circuit
 from cutaway.circuits.stable_edges import stability
-from cutaway.errors import ConfigError, ShapeError, UnknownName
+from cutaway.errors import ShapeError
 from cutaway.programs.compiler import compile_program
 from cutaway.runs import metrics
 from tests.architectures import ALL, network, some_tokens
+from tests.programs.inputs import rows_of
 
 CLEAN, CORRUPTED = some_tokens(seed=1), some_tokens(seed=2)
 METRIC = metrics.logit_difference([1, 2, 3], [4, 5, 6])
@@ -33,11 +34,11 @@ EVERY = list(ALL)
 @pytest.mark.parametrize("name", EVERY)
 def test_what_writers_add_sums_to_the_stream(name: str) -> None:
     model = network(name)
-    graph, now = Graph(model.cfg), written(model, CLEAN)
+    now = written(model, CLEAN)
     _, cache = model.run_with_cache(CLEAN)
     for layer in range(model.cfg.n_layers):
-        torch.testing.assert_close(now.stream(graph, layer), cache["resid_pre", layer], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(now.stream(graph, layer + 1), cache["resid_post", layer], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(now.stream(layer), cache["resid_pre", layer], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(now.stream(layer + 1), cache["resid_post", layer], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -96,9 +97,9 @@ def test_frozen_effects_pass_through_nothing_else() -> None:
     found = edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("0.1", "0.mlp")], downstream="frozen")
     place = graph.edge("0.1", "0.mlp")
     block = model.blocks[0]
-    reads = now.stream(graph, 0, mlp=True) + (other.parts - now.parts)[place[0]]
+    reads = now.stream(0, mlp=True) + (other.parts - now.parts)[place[0]]
     change = block.mlp(block.ln2(reads)) - now.parts[graph.mlp(0)]
-    logits = model.logits_of(now.stream(graph, 2) + change)
+    logits = model.logits_of(now.stream(2) + change)
     torch.testing.assert_close(
         found.each[:, place[0], place[1]].float(), METRIC(logits) - METRIC(model(CLEAN)), rtol=1e-3, atol=1e-4
     )
@@ -231,7 +232,7 @@ def test_a_shared_beginning_changes_no_score(name: str, path: str, monkeypatch: 
         corrupted[row, place:] = CORRUPTED[row, place:] + (CORRUPTED[row, place:] == CLEAN[row, place:])
     corrupted %= 13
     shared = edge_attribution(model, CLEAN, corrupted, METRIC, steps=2, path=path)
-    monkeypatch.setattr(attribution, "_first_differences", lambda *_: torch.zeros(3, dtype=torch.long))
+    monkeypatch.setattr(attribution, "first_differences", lambda *_: torch.zeros(3, dtype=torch.long))
     whole = edge_attribution(model, CLEAN, corrupted, METRIC, steps=2, path=path)
     torch.testing.assert_close(shared.each, whole.each, equal_nan=True, rtol=1e-3, atol=1e-4)
 
@@ -251,51 +252,6 @@ def test_batches_change_nothing() -> None:
     torch.testing.assert_close(whole.each.mean(0), whole.values.data, equal_nan=True)
 
 
-# Known circuits.
-
-
-def inputs_of(name: str, program: programs.Program, seed: int) -> torch.Tensor:
-    """Inputs of one length that the program has something to say about."""
-    generator = torch.Generator().manual_seed(seed)
-    length = min(10, program.n_ctx)
-    tokens = torch.randint(0, len(program.vocabulary), (16, length), generator=generator)
-    if program.bos is not None:
-        tokens[:, 0] = program.bos
-    if name == "mostly_a":
-        tokens[torch.rand(tokens.shape, generator=generator) < 0.4] = 0
-    if name == "modular_sum":
-        tokens[:, 2::3] = 5
-    if name == "palindrome":
-        tokens[:, -1] = 5
-        tokens[::2, 4:7] = tokens[::2, 1:4].flip(1)
-    return tokens
-
-
-@pytest.mark.parametrize("ablation", ["resample", "mean", "zero"])
-@pytest.mark.parametrize("name", programs.names())
-def test_compiled_circuits_are_found(name: str, ablation: str) -> None:
-    compiled = compile_program(programs.find(name))
-    graph = Graph(compiled.model.cfg)
-    clean, corrupted = (inputs_of(name, compiled.program, seed) for seed in (0, 1))
-    effects = edge_effects(compiled.model, clean, corrupted, metrics.kl(None), ablation=ablation)
-    truth = Circuit.of(compiled.model, compiled.edges).edges
-    found = recovery(graph, effects.values.data, truth, effects.unseen)
-    assert found.edges == 1.0
-    assert not found.unseen or ablation != "zero"
-    needed = truth & ~effects.unseen  # what is left out carries the same with and without ablation, and so can go
-    logits = run_circuit(compiled.model, clean, corrupted, needed, ablation=ablation)
-    torch.testing.assert_close(logits, compiled.model(clean), atol=1e-3, rtol=0)
-
-
-def test_the_true_circuit_alone_computes_the_program() -> None:
-    for name in programs.names():
-        compiled = compile_program(programs.find(name))
-        clean, corrupted = (inputs_of(name, compiled.program, seed) for seed in (0, 1))
-        circuit = Circuit.of(compiled.model, compiled.edges)
-        logits = circuit.logits(compiled.model, clean, corrupted)
-        torch.testing.assert_close(logits, compiled.model(clean), atol=1e-4, rtol=0)
-
-
 # Curves, search, stability.
 
 
@@ -310,31 +266,11 @@ def test_faithfulness_goes_from_nothing_to_everything() -> None:
     assert "CPR" in found.summary() and found.figure().to_json() and scores.figure().to_json() and scores.summary()
 
 
-def test_areas_are_trapezoids() -> None:
-    model = network("attention only")
-    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC)
-    found = faithfulness(model, CLEAN, CORRUPTED, METRIC, scores, draws=1)
-    shares = [size / found.edges for size in found.sizes]
-    heights = found.values.sel(curve="faithful").data.tolist()
-    area = sum((b - a) * (x + y) / 2 for a, b, x, y in zip(shares, shares[1:], heights, heights[1:], strict=False))
-    assert found.cpr == pytest.approx(area)
-    assert found.cmd >= abs((shares[-1] - shares[0]) - area) - 1e-9
-    assert len(PERCENTAGES) == 10 and found.smallest(2.0) in (None, *found.sizes)
-
-
-def test_areas_under_roc() -> None:
-    assert roc_area(torch.tensor([3.0, 2.0, 1.0]), torch.tensor([True, True, False])) == 1.0
-    assert roc_area(torch.tensor([1.0, 1.0, 1.0]), torch.tensor([True, False, False])) == 0.5
-    assert roc_area(torch.tensor([0.0, 2.0, 1.0]), torch.tensor([True, False, False])) == 0.0
-    with pytest.raises(ShapeError, match="true and some"):
-        roc_area(torch.tensor([1.0]), torch.tensor([True]))
-
-
 @pytest.mark.parametrize("method", ["greedy", "backward", "both"])
 def test_search_finds_a_circuit_that_recovers_what_is_wanted(method: str) -> None:
     compiled = compile_program(programs.find("sort"))
     model = compiled.model
-    clean, corrupted = (inputs_of("sort", compiled.program, seed) for seed in (0, 1))
+    clean, corrupted = (rows_of(compiled.program, seed) for seed in (0, 1))
     metric = metrics.log_probability(torch.tensor([programs.predict(compiled.program, row)[9] for row in clean.tolist()]))
     runner = CircuitRunner(model, clean, corrupted, metric)
     scores = edge_attribution(model, clean, corrupted, metric, steps=4)
@@ -358,7 +294,7 @@ def test_edges_on_no_way_to_the_logits_change_nothing() -> None:
 
 def test_a_planted_circuit_is_stable_and_noise_is_not() -> None:
     compiled = compile_program(programs.find("induction"))
-    clean, corrupted = (inputs_of("induction", compiled.program, seed) for seed in (0, 1))
+    clean, corrupted = (rows_of(compiled.program, seed) for seed in (0, 1))
     effects = edge_effects(compiled.model, clean, corrupted, metrics.kl(None))
     scores = edge_attribution(compiled.model, clean, corrupted, metrics.loss(clean), steps=2)
     planted = type(scores)(effects.values, effects.each, "exact")
@@ -385,37 +321,6 @@ def test_circuits_are_stored_and_know_their_model(tmp_path: Any) -> None:
         Circuit.load(tmp_path / "circuit.json", network("gpt2", seed=3))
     with pytest.raises(ShapeError, match="writers and"):
         circuit.logits(network("attention only"), CLEAN, CORRUPTED)
-
-
-def test_what_makes_no_sense_is_refused() -> None:
-    model = network("gpt2")
-    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=1)
-    with pytest.raises(ConfigError, match="steps is at least 1, not 0"):
-        edge_attribution(model, CLEAN, CORRUPTED, METRIC, steps=0)
-    with pytest.raises(ConfigError, match="path='outputs'"):
-        edge_attribution(model, CLEAN, CORRUPTED, METRIC, path="outputs")
-    with pytest.raises(ShapeError, match="no gradient"):
-        edge_attribution(model, CLEAN, CORRUPTED, metrics.kl())
-    with pytest.raises(ShapeError, match="in the clean prompt and 5 in the corrupted one"):
-        edge_attribution(model, CLEAN, CORRUPTED[:, :5], METRIC)
-    with pytest.raises(ShapeError, match="resampling needs corrupted prompts"):
-        run_circuit(model, CLEAN, None, Graph(model.cfg).mask)
-    with pytest.raises(ConfigError, match="did you mean 'mean'"):
-        run_circuit(model, CLEAN, CORRUPTED, Graph(model.cfg).mask, ablation="meen")
-    with pytest.raises(ConfigError, match="negative"):
-        scores.circuit(-1)
-    with pytest.raises(ShapeError, match="the size of a circuit is at least 0"):
-        faithfulness(model, CLEAN, CORRUPTED, METRIC, scores, sizes=[-3])
-    with pytest.raises(ShapeError, match="position 9 is outside"):
-        edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("embed", "logits")], positions=[9])
-    with pytest.raises(UnknownName, match="reads before"):
-        edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("1.0", "0.1.q")])
-    with pytest.raises(UnknownName, match=r"no component '0.9' in this network"):
-        edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("0.9", "logits")])
-    with pytest.raises(ShapeError, match="nothing to recover"):
-        faithfulness(model, CLEAN, CLEAN, METRIC, scores)
-    with pytest.raises(ConfigError, match="target is a finite number from 0 to 1"):
-        find_circuit(CircuitRunner(model, CLEAN, CORRUPTED, METRIC), scores, target=1.5)
 
 
 def test_the_share_that_is_recovered_has_an_interval() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 
+import torch
+
 from cutaway.programs import Program
 
 
@@ -24,3 +26,20 @@ def inputs(
         found = dice.sample(found, at_most)
     length = min(length, program.n_ctx)
     return found + [[*start, *(dice.randrange(size) for _ in range(length - len(start)))] for _ in range(long)]
+
+
+def rows_of(program: Program, seed: int) -> torch.Tensor:
+    """Inputs of one length that the program has something to say about, `[16, pos]`."""
+    generator = torch.Generator().manual_seed(seed)
+    length = min(10, program.n_ctx)
+    tokens = torch.randint(0, len(program.vocabulary), (16, length), generator=generator)
+    if program.bos is not None:
+        tokens[:, 0] = program.bos
+    if program.name == "mostly_a":
+        tokens[torch.rand(tokens.shape, generator=generator) < 0.4] = 0
+    if program.name == "modular_sum":
+        tokens[:, 2::3] = 5
+    if program.name == "palindrome":
+        tokens[:, -1] = 5
+        tokens[::2, 4:7] = tokens[::2, 1:4].flip(1)
+    return tokens

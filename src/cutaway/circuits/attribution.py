@@ -20,13 +20,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.circuits.components import Written, check, embedded, kept_of, written
 from cutaway.circuits.gradients import GradientSum
 from cutaway.circuits.graph import Edges, Graph
-from cutaway.circuits.pairs import ablated, as_pair, metric_on
+from cutaway.circuits.pairs import ablated, as_pair, constant_parts, first_differences, metric_on
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
@@ -128,14 +128,15 @@ def edge_attribution(
     source = source if ablation == "resample" else None
     graph = Graph(model.cfg)
     each = torch.full((len(tokens), *graph.mask.shape), torch.nan)
-    begin = _first_differences(model, tokens, source, metric.wanted(*tokens.shape))
+    constant = constant_parts(model, ablation, tokens, tokens.shape[1])
+    begin = first_differences(model, tokens, source, metric.wanted(*tokens.shape))
     order = begin.argsort(stable=True)
     done = 0
     while done < len(tokens):
         start = int(begin[order[done]])
         room = max(1, memory // (2 * len(graph.writers) * (tokens.shape[1] - start) * model.cfg.d_model))
         rows = order[done : done + room].to(tokens.device)
-        each[rows.cpu()] = _scores(_Some(model, graph, tokens, source, rows, start, metric, ablation), steps, path)
+        each[rows.cpu()] = _scores(_Some(model, graph, tokens, source, rows, start, metric, constant), steps, path)
         done += len(rows)
         if progress is not None:
             progress(done, len(tokens))
@@ -145,42 +146,25 @@ def edge_attribution(
     return EdgeScores(values, each, named)
 
 
-def _first_differences(model: Transformer, tokens: Tensor, source: Tensor | None, wanted: Tensor) -> Int[Tensor, "batch"]:
-    """For each example the first position where the two runs differ, or the metric reads.
-
-    What is written before it is the same in both runs, so it has no part in any score, and later gradients pass through later
-    positions alone: runs begin there, with the kept keys and values of the shared beginning.
-    """
-    none = torch.zeros(len(tokens), dtype=torch.long)
-    if source is None or model.cfg.attention_dir != "causal":
-        return none
-    if any(model.tokens_and_mask(one, None, None)[1] is not None for one in (tokens, source)):
-        return none
-    return ((tokens != source).cpu() | wanted.cpu()).int().argmax(1)
-
-
 class _Some:
     """Some examples: what their runs add, from the first position that matters on, and the metric."""
 
     def __init__(
         self, model: Transformer, graph: Graph, everything: Tensor, source: Tensor | None, rows: Tensor, start: int,
-        metric: Metric, ablation: str,
+        metric: Metric, constant: Tensor | None,
     ):  # fmt: skip
-        self.model, self.graph, self.rows, self.start, self.metric, self.ablation = model, graph, rows, start, metric, ablation
+        self.model, self.graph, self.rows, self.start, self.metric, self.constant = model, graph, rows, start, metric, constant
         tokens = everything[rows]
         self.kept = kept_of(model, tokens[:, :start])
         self.tokens = tokens[:, start:]
         self.now = written(model, self.tokens, self.kept)
         self.source = None if source is None else source[rows][:, start:]
-        self.everything = everything
         self.wanted = metric.wanted(*everything.shape)[rows.cpu()].to(tokens.device)
 
     @cached_property
     def base(self) -> Written:
         """What ablated edges carry."""
-        if self.source is not None:
-            return written(self.model, self.source, self.kept)
-        return ablated(self.model, self.ablation, self.tokens, None, self.everything)
+        return ablated(self.model, self.tokens, self.source, self.constant, self.kept)
 
     @cached_property
     def difference(self) -> Float[Tensor, "writer batch pos d_model"]:
@@ -203,7 +187,7 @@ def _scores(some: _Some, steps: int, path: str) -> Float[Tensor, "batch writer r
     if path == "activations":
         return _by_activations(some, steps)
     sums, every = GradientSum(some.model, some.tokens, some.kept), slice(0, len(some.graph.writers))
-    end = some.now.stream(some.graph, 0)
+    end = some.now.stream(0)
     if some.source is None:
         sums.add(end, some.value)
         return _products(some, sums, 1, every)
@@ -212,7 +196,7 @@ def _scores(some: _Some, steps: int, path: str) -> Float[Tensor, "batch writer r
     begin = torch.stack(parts).sum(0)
     for step in range(steps):
         sums.add(begin + step / steps * (end - begin), some.value, parts=None if step else parts)
-    some.base = Written(torch.stack(parts), some.now.rest)  # the first of these runs is the corrupted one
+    some.base = Written(some.graph, torch.stack(parts), some.now.rest)  # the first of these runs is the corrupted one
     return _products(some, sums, steps, every)
 
 
@@ -240,7 +224,7 @@ def _products(some: _Some, sums: GradientSum, count: int, writers: slice) -> Flo
 def _by_activations(some: _Some, steps: int) -> Float[Tensor, "batch writer reader"]:
     """For the writers of each layer: gradients of the clean run with what they write put between base and clean."""
     graph, now = some.graph, some.now
-    streams = now.streams(graph)
+    streams = now.streams
     out = torch.full((len(some.tokens), *graph.mask.shape), torch.nan)
     for group, layer, inside in _groups(graph):
         sums = GradientSum(some.model, some.tokens, some.kept)

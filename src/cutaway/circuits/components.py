@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.axes import Resid
-from cutaway.circuits.graph import Edges, Graph
+from cutaway.circuits.graph import READS, Edges, Graph
 from cutaway.errors import ShapeError
 from cutaway.model.attention import project
 from cutaway.model.key_values import KeyValueCache
@@ -37,20 +38,19 @@ class Written:
         run: whether these are one run's own numbers (and not means or zeros): a node that reads them alone writes them again.
     """
 
+    graph: Graph
     parts: Parts
     rest: tuple[Tensor, ...]
     run: bool = True
 
-    def stream(self, graph: Graph, layer: int, *, mlp: bool = False) -> Resid:
+    def stream(self, layer: int, *, mlp: bool = False) -> Resid:
         """The stream that a layer's heads, or its MLP, read; of layer `n_layers`, the last."""
-        within = mlp and graph.cfg.has_resid_mid
-        total = self.parts[: graph.before(layer, mlp=mlp)].sum(0)
-        for one in self.rest[: layer + within]:
-            total = total + one
-        return total
+        return self.streams[2 * layer + mlp]
 
-    def streams(self, graph: Graph) -> list[Resid]:
+    @cached_property
+    def streams(self) -> list[Resid]:
         """All of these: before the heads and before the MLP of each layer (parallel blocks: the same), and the last."""
+        graph = self.graph
         total, found = self.parts[: graph.embeddings].sum(0), []
         for layer, rest in enumerate(self.rest):
             before, total = total, total + self.parts[graph.heads(layer)].sum(0) + rest
@@ -98,13 +98,16 @@ def read_by(block: Any, which: str, resid: Tensor, stream: Stream) -> Tensor:
     return x + (stream.shortformer if x.ndim == 3 else stream.shortformer.unsqueeze(2))
 
 
-def attended(block: Any, projected: Sequence[Tensor], stream: Stream) -> Float[Tensor, "batch pos head d_head"]:
-    """What heads have seen, from their projections."""
+def attended(
+    block: Any, projected: Sequence[Tensor], stream: Stream, heads: Sequence[int] | None = None
+) -> Float[Tensor, "batch pos head d_head"]:
+    """What heads (or some) have seen, from their projections."""
     attn, (q, k, v) = block.attn, projected
     k = attn.as_read(k, "k", stream)
     if stream.kept is not None:
-        past, heads = stream.kept[block.layer], attn.cfg.n_heads
-        shared = [one.repeat_interleave(heads // one.shape[2], dim=2) for one in (past.past_keys, past.past_values)]
+        past, count = stream.kept[block.layer], attn.cfg.n_heads
+        shared = [one.repeat_interleave(count // one.shape[2], dim=2) for one in (past.past_keys, past.past_values)]
+        shared = shared if heads is None else [one[:, :, list(heads)] for one in shared]
         k, v = (torch.cat([old, new], 1) for old, new in zip(shared, (k, v), strict=True))
     z: Tensor = stream.attend(attn, attn.as_read(q, "q", stream), k, v)
     return z
@@ -142,6 +145,11 @@ def beside_heads(block: Any) -> Float[Tensor, "d_model"]:
     return torch.zeros_like(block.attn.b_O) if bias is None else bias
 
 
+def rests(model: Transformer) -> tuple[Tensor, ...]:
+    """The same of each layer."""
+    return tuple(map(beside_heads, model.blocks))
+
+
 def mlp_writes(block: Any, resid: Tensor) -> Tensor:
     """What the MLP adds to the stream, from the stream that it reads."""
     out: Tensor = post_norm(block, "ln2_post")(block.mlp(block.ln2(resid)))
@@ -177,14 +185,14 @@ def written(model: Transformer, tokens: Tensor, kept: KeyValueCache | None = Non
     parts, stream = embedded(model, tokens, kept)
     resid = sum(parts[1:], parts[0])
     for block in model.blocks:
-        projected = [project_by_head(block, which, read_by(block, which, resid, stream)) for which in "qkv"]
+        projected = [project_by_head(block, which, read_by(block, which, resid, stream)) for which in READS]
         heads = heads_write(block, attended(block, projected, stream))
         parts += list(heads.unbind(2))
         before, resid = resid, resid + heads.sum(2) + beside_heads(block)
         if not model.cfg.attn_only:
             parts.append(mlp_writes(block, resid if model.cfg.has_resid_mid else before))
             resid = resid + parts[-1]
-    return Written(torch.stack(parts), tuple(map(beside_heads, model.blocks)))
+    return Written(Graph(model.cfg), torch.stack(parts), rests(model))
 
 
 def by_head_alone(model: Transformer) -> bool:
@@ -194,45 +202,43 @@ def by_head_alone(model: Transformer) -> bool:
 
 
 @torch.no_grad()
-def run_mixed(model: Transformer, tokens: Tensor, circuit: Edges, base: Written) -> Resid:
+def run_mixed(model: Transformer, tokens: Tensor, circuit: Edges, base: Written, kept: KeyValueCache | None = None) -> Resid:
     """The stream after the last layer, where a circuit's edges carry what is written now, and all others what `base` says.
 
-    Nodes that no edge of the circuit leaves are not computed, nor those that no edge reaches where `base` is a run.
+    Nodes that no edge of the circuit leaves are not computed, nor those that no edge reaches where `base` is a run. `kept` keys
+    and values are those of positions before, where both runs are the same.
     """
-    graph = Graph(model.cfg)
+    graph = base.graph
     wanted = (circuit.cpu() & graph.mask).to(base.parts)
-    parts, stream = embedded(model, tokens)
-    now = torch.zeros_like(base.parts)  # now minus base, by writer, as far as the run has come
-    for number, part in enumerate(parts):
-        now[number] = part - base.parts[number]
+    parts, stream = embedded(model, tokens, kept)
+    now = {number: part - base.parts[number] for number, part in enumerate(parts)}  # now minus base, as far as the run has come
 
     def carried(columns: Tensor | int, done: int) -> Tensor:
         chosen = wanted[:done, columns]
-        rows = chosen.reshape(done, -1).any(1).nonzero()[:, 0]
-        return torch.einsum("w...,wbpm->...bpm", chosen[rows], now[rows])
+        rows = [row for row in chosen.reshape(done, -1).any(1).nonzero()[:, 0].tolist() if row in now]
+        change = torch.stack([now[row] for row in rows]) if rows else base.parts[:0]
+        return torch.einsum("w...,wbpm->...bpm", chosen[rows], change)
 
     for layer, block in enumerate(model.blocks):
         done, heads = graph.before(layer), graph.heads(layer)
-        columns = {which: graph.reading(layer, which) for which in "qkv"}
+        columns = {which: graph.reading(layer, which) for which in READS}
         reached = torch.stack([wanted[:, one].any(0) for one in columns.values()]).any(0)
         computed = wanted[heads].any(1) & (reached if base.run else True)
         if bool(computed.any()):
-            base_stream = base.stream(graph, layer)
             some = computed.nonzero()[:, 0].tolist()
             alone = by_head_alone(model) and isinstance(post_norm(block, "ln1_post"), nn.Identity)
             chosen = some if alone else list(range(model.cfg.n_heads))
             projected = []
             for which, where in columns.items():
                 index = torch.arange(where.start, where.stop)[chosen]
-                x = base_stream[:, :, None] + carried(index, done).movedim(0, 2)
+                x = base.stream(layer)[:, :, None] + carried(index, done).movedim(0, 2)
                 projected.append(project_by_head(block, which, read_by(block, which, x, stream), chosen))
-            z = attended(block, projected, stream)
+            z = attended(block, projected, stream, chosen)
             results = linear_by_head(z, block.attn.W_O[chosen]) if alone else heads_write(block, z)
-            at = torch.tensor(chosen) + heads.start
-            now[at] = results.movedim(2, 0) - base.parts[at]
+            now |= {heads.start + head: results[:, :, at] - base.parts[heads.start + head] for at, head in enumerate(chosen)}
         if not model.cfg.attn_only:
             number = graph.mlp(layer)
             if bool(wanted[number].any()) and (not base.run or bool(wanted[:, graph.mlp_reading(layer)].any())):
-                resid = base.stream(graph, layer, mlp=True) + carried(graph.mlp_reading(layer), graph.before(layer, mlp=True))
+                resid = base.stream(layer, mlp=True) + carried(graph.mlp_reading(layer), graph.before(layer, mlp=True))
                 now[number] = mlp_writes(block, resid) - base.parts[number]
-    return base.stream(graph, model.cfg.n_layers) + carried(len(graph.readers) - 1, len(graph.writers))
+    return base.stream(model.cfg.n_layers) + carried(len(graph.readers) - 1, len(graph.writers))

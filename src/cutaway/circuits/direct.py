@@ -36,7 +36,7 @@ class DirectEffects:
     def __init__(self, model: Transformer, tokens: Tensor, metric: Metric, now: Written, change: Tensor):
         self.model, self.metric, self.now, self.change = model, metric, now, change
         self.graph, self.stream = Graph(model.cfg), embedded(model, tokens)[1]
-        self.streams = now.streams(self.graph)
+        self.streams = now.streams
         self.wanted = metric.wanted(*tokens.shape).to(tokens.device)
         self.places = self.wanted.any(0).nonzero()[:, 0]  # positions that the metric reads
         self.tokens = self.wanted.nonzero(as_tuple=True)

@@ -30,7 +30,7 @@ from cutaway.circuits.components import (
 )
 from cutaway.circuits.direct import DirectEffects
 from cutaway.circuits.graph import READS, Edges, Graph
-from cutaway.circuits.pairs import ablated, as_pair, metric_on
+from cutaway.circuits.pairs import ablated, as_pair, constant_parts, metric_on
 from cutaway.errors import ConfigError, NotExact, ShapeError
 from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
@@ -42,7 +42,8 @@ from cutaway.runs.sweep.sweeping import BOUNDS
 from cutaway.view import Figure, heat_map
 
 CELLS = 512  # edges of one sweep
-NOTHING = 1e-6  # relative to what the writer adds: less is rounding
+NOTHING = 1e-6  # relative to what the writer adds, or to the largest effect: less is rounding
+SAME = 1e-5  # relative to what the reader's node writes: beside a norm float32 rounds so much
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,8 @@ class EdgeEffects(Result):
     Args:
         values: `[writer, reader]`, the mean change of the metric; NaN where there is no edge or it was not asked for.
         each: the same by example, `[batch, writer, reader]`.
-        unseen: edges whose ablation changes nothing that is written, on these prompts: the writer adds the same in both runs.
+        unseen: edges whose ablation changes nothing that the reader's node writes, on these prompts: the writer adds the same in
+            both runs, or the reader reads nothing of the difference.
         audit: how far cells are from plain full forward passes, the largest of all sweeps.
     """
 
@@ -81,9 +83,8 @@ class EdgeEffects(Result):
         lines = [f"{self.values.what}, of {int((~self.values.data.isnan()).sum())} edges:"]
         lines += [f"  {writer} → {reader}: {value:+.4g}{unit}" for writer, reader, value in self.top(8)]
         if bool(self.unseen.any()):
-            lines.append(
-                f"{int(self.unseen.sum())} edges carry the same in both runs: these prompts cannot tell whether they matter"
-            )
+            count = int(self.unseen.sum())
+            lines.append(f"{count} edges change nothing that their readers write: these prompts cannot show whether they matter")
         return "\n".join([*lines, str(self.audit)])
 
 
@@ -114,10 +115,11 @@ def edge_effects(
     if downstream not in ("recomputed", "frozen"):
         raise ConfigError(f"downstream={downstream!r} is not known; there are 'recomputed' and 'frozen'")
     check(model)
-    metric = metric_on(model, metric, clean)
+    metric = metric_on(model, metric, clean, functions=downstream == "recomputed")
     tokens, source = as_pair(model, clean, corrupted, ablation)
     graph = Graph(model.cfg)
-    base = ablated(model, ablation, tokens, source, tokens if over is None else as_pair(model, over, None, "mean")[0])
+    means_of = tokens if over is None else as_pair(model, over, None, "mean")[0]
+    base = ablated(model, tokens, source, constant_parts(model, ablation, means_of, tokens.shape[1]))
     now = written(model, tokens)
     change = base.parts - now.parts
     size = change.abs().flatten(1).amax(1)
@@ -146,6 +148,9 @@ def edge_effects(
         audits.append(found.audit)
         if progress is not None:
             progress(first + len(chunk), len(places))
+    least = NOTHING * float(each.nan_to_num(0).abs().max())
+    for writer, reader in (wanted & ~unseen & (each.abs().amax(0) <= least)).nonzero().tolist():
+        unseen[writer, reader] = reading.writes_the_same(reader, change[writer])
     labels = {"writer": graph.writers, "reader": graph.readers}
     values = Labelled(each.mean(0), ("writer", "reader"), labels, f"{what} when one edge is ablated ({ablation})", unit)
     return EdgeEffects(values, each, unseen, max(audits, key=lambda one: one.difference if one.cells else -1.0))
@@ -209,8 +214,7 @@ class _Reading:
     def __init__(self, model: Transformer, graph: Graph, tokens: Tensor, now: Written, *, frozen: bool):
         self.model, self.graph, self.tokens, self.now, self.frozen = model, graph, tokens, now, frozen
         self.stream = embedded(model, tokens)[1]
-        self._last = now.stream(graph, model.cfg.n_layers)
-        self._mlp: tuple[int, Tensor] = (-1, self._last)  # the stream that one layer's MLP reads
+        self._last = now.stream(model.cfg.n_layers)
         self._layer, self._projected = -1, [torch.empty(0)] * 3
         self._z = self._resid = torch.empty(0)
 
@@ -218,50 +222,60 @@ class _Reading:
         """The edit that lets a reader read the run's stream plus a change."""
         name, cfg = self.graph.readers[reader], self.model.cfg
         at = places_of(change, NOTHING * float(change.abs().max()))
+        layer = cfg.n_layers if name == "logits" else int(name.split(".")[0])
+        if name.endswith((".k", ".v")):  # seen from every later position, or from all
+            at = list(range(at[0] if cfg.attention_dir == "causal" else 0, change.shape[1]))
+        if self.frozen or name == "logits":
+            new = self._last[:, at] + self._adds(reader, change)[:, at]
+            return replace(new).at(f"blocks.{cfg.n_layers - 1}.hook_resid_post", positions=at)
+        if name.endswith(".mlp"):
+            new = mlp_writes(self.model.blocks[layer], (self.now.stream(layer, mlp=True) + change)[:, at])
+            return replace(new).at(f"blocks.{layer}.hook_mlp_out", positions=at)
+        heads, new = self._seen(layer, name, change)
+        return replace(new[:, at]).at(f"blocks.{layer}.attn.hook_z", heads=heads, positions=at)
+
+    def writes_the_same(self, reader: int, change: Float[Tensor, "batch pos d_model"]) -> bool:
+        """Whether a reader's node writes what it did, up to rounding; of the logits, whether they stay."""
+        graph, name = self.graph, self.graph.readers[reader]
+        new = self._adds(reader, change)
         if name == "logits":
-            return self._into_logits(change[:, at], at)
+            before = self.model.logits_of(self._last)
+            new = self.model.logits_of(self._last + new) - before
+        else:
+            before = self.now.parts[graph.writers.index(graph.node_of(name))]
+        return bool(new.abs().max() <= SAME * before.abs().max())
+
+    def _adds(self, reader: int, change: Tensor) -> Float[Tensor, "batch pos d_model"]:
+        """What the reader's node adds to the stream beyond what it did; of the logits, the change itself."""
+        name = self.graph.readers[reader]
+        if name == "logits":
+            return change
         layer = int(name.split(".")[0])
         block = self.model.blocks[layer]
         if name.endswith(".mlp"):
-            if self._mlp[0] != layer:
-                self._mlp = layer, self.now.stream(self.graph, layer, mlp=True)
-            new = mlp_writes(block, (self._mlp[1] + change)[:, at])
-            if self.frozen:
-                return self._into_logits(new - self.now.parts[self.graph.mlp(layer)][:, at], at)
-            return replace(new).at(f"blocks.{layer}.hook_mlp_out", positions=at)
-        self._enter(layer)
-        head, which = int(name.split(".")[1]), READS.index(name[-1])
-        heads = [head] if by_head_alone(self.model) else list(range(cfg.n_heads))  # a norm over all heads changes them all
-        if which and cfg.attention_dir == "causal":  # keys and values are seen from every later position
-            at = list(range(at[0], change.shape[1]))
-        elif which:
-            at = list(range(change.shape[1]))
-        new = self._seen(block, heads, head, which, change)
-        if not self.frozen:
-            return replace(new[:, at]).at(f"blocks.{layer}.attn.hook_z", heads=heads, positions=at)
+            return mlp_writes(block, self.now.stream(layer, mlp=True) + change) - self.now.parts[self.graph.mlp(layer)]
+        heads, new = self._seen(layer, name, change)
         changed = self._z.clone()
         changed[:, :, heads] = new
-        out, before = (post_norm(block, "ln1_post")(block.attn.output(z[:, at])) for z in (changed, self._z))
-        return self._into_logits(out - before, at)
-
-    def _into_logits(self, change: Tensor, at: list[int]) -> Edit:
-        last = self.model.cfg.n_layers
-        return replace(self._last[:, at] + change).at(f"blocks.{last - 1}.hook_resid_post", positions=at)
+        after, before = (post_norm(block, "ln1_post")(block.attn.output(z)) for z in (changed, self._z))
+        out: Tensor = after - before
+        return out
 
     def _enter(self, layer: int) -> None:
         """Queries, keys and values of a layer's heads as they are in the run."""
         if layer == self._layer:
             return
         block = self.model.blocks[layer]
-        self._layer, self._resid = layer, self.now.stream(self.graph, layer)
+        self._layer, self._resid = layer, self.now.stream(layer)
         self._projected = [project_by_head(block, which, read_by(block, which, self._resid, self.stream)) for which in READS]
         self._z = attended(block, self._projected, self.stream)
 
-    def _seen(
-        self, block: Any, heads: list[int], head: int, which: int, change: Tensor
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """What some heads have seen, when one of them has queries, keys or values that read the changed stream."""
+    def _seen(self, layer: int, name: str, change: Tensor) -> tuple[list[int], Float[Tensor, "batch pos head d_head"]]:
+        """What some heads have seen, when one of them has queries, keys or values that read the changed stream: which, and it."""
+        self._enter(layer)
+        block, head, which = self.model.blocks[layer], int(name.split(".")[1]), READS.index(name[-1])
+        heads = [head] if by_head_alone(self.model) else list(range(self.model.cfg.n_heads))  # a norm over all changes them all
         x = read_by(block, READS[which], self._resid + change, self.stream)
         projected = [one[:, :, heads].clone() for one in self._projected]
         projected[which][:, :, heads.index(head)] = project_by_head(block, READS[which], x.unsqueeze(2), [head])[:, :, 0]
-        return attended(block, projected, self.stream)
+        return heads, attended(block, projected, self.stream)

@@ -23,7 +23,7 @@ from cutaway.model.key_values import KeyValueCache
 from cutaway.model.norm import LayerNorm, RMSNorm, post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
-from cutaway.runs.sweep.gradient import weights_held
+from cutaway.runs.sweep.gradient import checked, weights_held
 
 Value = Callable[[Tensor], Tensor]
 
@@ -89,7 +89,7 @@ class GradientSum:
                     resid = resid + out
             last = resid.view_as(resid)
             nodes.append(last)
-            found = torch.autograd.grad(value(last).sum(), nodes, allow_unused=True)
+            found = torch.autograd.grad(checked(value(last)).sum(), nodes, allow_unused=True)
         grads = [torch.zeros_like(node) if one is None else one for node, one in zip(nodes, found, strict=True)]
         for number, before, begun in reads:
             sums = self.layers[number]

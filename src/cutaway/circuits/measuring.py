@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.circuits.components import Written, check, run_mixed
+from cutaway.circuits.components import Written, check, kept_of, run_mixed
 from cutaway.circuits.graph import Edges, Graph
-from cutaway.circuits.pairs import ablated, as_pair, batches, metric_on
+from cutaway.circuits.pairs import ablated, as_pair, batches, constant_parts, first_differences, metric_on
 from cutaway.errors import ShapeError
+from cutaway.model.key_values import KeyValueCache
 from cutaway.model.transformer import Transformer
 from cutaway.runs.intervals import interval_of_ratio
 from cutaway.runs.metrics import LogitRows
@@ -46,12 +47,13 @@ class CircuitRunner:
         self.graph = Graph(model.cfg)
         self.tokens, self.source = as_pair(model, clean, corrupted, ablation)
         self.over = self.tokens if over is None else as_pair(model, over, None, "mean")[0]
-        if ablation.startswith("mean") and self.over.shape[1] != self.tokens.shape[1]:
-            raise ShapeError(f"means over prompts of {self.over.shape[1]} tokens do not fit prompts of {self.tokens.shape[1]}")
         self.wanted = self.metric.wanted(*self.tokens.shape)
-        numbers = len(self.graph.writers) * self.tokens.shape[1] * model.cfg.d_model
+        self._constant = constant_parts(model, ablation, self.over, self.tokens.shape[1])
+        source = self.source if self._constant is None else None
+        self._start = int(first_differences(model, self.tokens, source, self.wanted).min())
+        numbers = len(self.graph.writers) * (self.tokens.shape[1] - self._start) * model.cfg.d_model
         self._room, self._keep = max(1, ROOM // numbers), len(self.tokens) * numbers <= KEPT
-        self._kept: list[tuple[slice, Written]] = []
+        self._kept: list[tuple[slice, Written, KeyValueCache | None]] = []
         self._clean_logits: list[Tensor] = []
         with torch.no_grad():
             ends = [self._last(rows) for rows in batches(len(self.tokens), self._room)]
@@ -59,13 +61,16 @@ class CircuitRunner:
         self.clean = self._gathered(ends)
         self.ablated = self.values(torch.zeros_like(self.graph.mask))
 
-    def _bases(self) -> Iterator[tuple[slice, Written]]:
+    def _bases(self) -> Iterator[tuple[slice, Written, KeyValueCache | None]]:
+        """For rows what ablated edges carry from the first position on where runs differ, and keys and values before it."""
         if self._kept:
             yield from self._kept
             return
         for rows in batches(len(self.tokens), self._room):
-            source = None if self.source is None else self.source[rows]
-            one = rows, ablated(self.model, self.ablation, self.tokens[rows], source, self.over)
+            kept = kept_of(self.model, self.tokens[rows, : self._start])
+            tokens, source = (None if one is None else one[rows, self._start :] for one in (self.tokens, self.source))
+            assert tokens is not None
+            one = rows, ablated(self.model, tokens, source, self._constant, kept), kept
             if self._keep:
                 self._kept.append(one)
             yield one
@@ -74,13 +79,13 @@ class CircuitRunner:
         tokens = self.tokens[rows]
         stream = self.model.prepare(tokens, self.model.tokens_and_mask(tokens, None, None)[1])
         resid = self.model.run_blocks(*self.model.embed_tokens(tokens, stream))
-        return rows, self._picked(rows, resid)
+        return rows, self._picked(rows, resid[:, self._start :])
 
     def _picked(self, rows: slice, resid: Tensor) -> Float[Tensor, "token column"]:
-        """The logits that the metric reads, from the stream after the last layer."""
+        """The logits that the metric reads, from the stream after the last layer, from the first position on."""
         at, places = self.wanted[rows].nonzero(as_tuple=True)
         columns = self.metric.columns()
-        return self.model.logits_of(resid[at, places], None if columns is None else columns.to(resid.device))
+        return self.model.logits_of(resid[at, places - self._start], None if columns is None else columns.to(resid.device))
 
     def _gathered(self, found: list[tuple[slice, Tensor]]) -> Float[Tensor, "batch"]:
         values = []
@@ -97,9 +102,11 @@ class CircuitRunner:
     def values(self, edges: Edges) -> Float[Tensor, "batch"]:
         """The metric of each example, of the circuit of these edges."""
         used = self.graph.connected(edges) if self.ablation == "resample" else edges
-        return self._gathered(
-            [(rows, self._picked(rows, run_mixed(self.model, self.tokens[rows], used, base))) for rows, base in self._bases()]
-        )
+        found = []
+        for rows, base, kept in self._bases():
+            resid = run_mixed(self.model, self.tokens[rows, self._start :], used, base, kept)
+            found.append((rows, self._picked(rows, resid)))
+        return self._gathered(found)
 
     def recovered(self, edges: Edges) -> float:
         """How much of the metric's difference the circuit recovers: 0 = all edges ablated, 1 = the whole model.
@@ -139,5 +146,6 @@ def run_circuit(
     """
     check(model)
     tokens, source = as_pair(model, clean, corrupted, ablation)
-    base = ablated(model, ablation, tokens, source, tokens if over is None else as_pair(model, over, None, "mean")[0])
+    means_of = tokens if over is None else as_pair(model, over, None, "mean")[0]
+    base = ablated(model, tokens, source, constant_parts(model, ablation, means_of, tokens.shape[1]))
     return model.logits_of(run_mixed(model, tokens, circuit, base))

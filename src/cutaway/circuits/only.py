@@ -18,16 +18,14 @@ from torch import Tensor
 
 from cutaway.circuits.components import (
     Resid,
-    Written,
     beside_heads,
     check,
     project_by_head,
     read_by,
     results_write,
-    written,
 )
 from cutaway.circuits.graph import Edges, Graph
-from cutaway.circuits.pairs import batches, mean_parts
+from cutaway.circuits.pairs import ablated, as_pair, batches, constant_parts
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.components import group_size
 from cutaway.model.hook_points import written as is_written
@@ -65,10 +63,12 @@ class OnlyCircuit:
         """The edits, for one run at a time.
 
         Raises:
-            ShapeError: another model.
+            ShapeError: another model, or prompts that do not align with their counterparts, row by row.
         """
         self.check(model)
         check(model)
+        if self.ablation == "resample":
+            as_pair(model, self.clean, self.corrupted)
         return _Run(model, self).edits()
 
 
@@ -99,39 +99,15 @@ class _Base:
         graph = what.graph
         used = what.edges.any(1).nonzero()[:, 0].tolist()
         room = max(1, ROOM // (len(graph.writers) * tokens.shape[1] * model.cfg.d_model))
-        found: list[Written] = []
+        found: list[Tensor] = []
         streams: list[list[Tensor]] = []
         source = _counterparts(what, tokens) if what.ablation == "resample" else None
-        mean = _mean(model, what, tokens.shape[1]) if what.ablation.startswith("mean") else None
+        constant = constant_parts(model, what.ablation, tokens if what.over is None else what.over, tokens.shape[1])
         for rows in batches(len(tokens), room):
-            one = _ablated(model, tokens[rows], None if source is None else source[rows], mean)
-            streams.append([each[:, start:] for each in one.streams(graph)])
-            found.append(Written(one.parts[used][:, :, start:], ()))
-        parts = torch.cat([one.parts for one in found], 1)
-        return cls(dict(zip(used, parts, strict=True)), [torch.cat(each) for each in zip(*streams, strict=True)])
-
-
-def _ablated(model: Transformer, tokens: Tensor, source: Tensor | None, mean: Tensor | None) -> Written:
-    if source is not None:
-        return written(model, source)
-    rest = tuple(map(beside_heads, model.blocks))
-    if mean is None:
-        mean = model.W_U.new_zeros(1, 1, 1).expand(len(Graph(model.cfg).writers), tokens.shape[1], model.cfg.d_model)
-    return Written(mean[:, None].expand(-1, len(tokens), -1, -1), rest)
-
-
-def _mean(model: Transformer, what: OnlyCircuit, length: int) -> Tensor:
-    """Means `[writer, pos, d_model]` for so many positions."""
-    assert what.over is not None
-    mean = mean_parts(model, what.over, by_position=what.ablation == "mean")
-    if what.ablation == "mean over positions":
-        return mean.expand(-1, length, -1)
-    if mean.shape[1] < length:
-        raise ShapeError(
-            f"the means of this circuit are over prompts of {mean.shape[1]} tokens, position by position, and the run has "
-            f"{length}; ablate by 'mean over positions', 'zero' or 'resample'"
-        )
-    return mean[:, :length]
+            one = ablated(model, tokens[rows], None if source is None else source[rows], constant)
+            streams.append([each[:, start:] for each in one.streams])
+            found.append(one.parts[used][:, :, start:])
+        return cls(dict(zip(used, torch.cat(found, 1), strict=True)), [torch.cat(each) for each in zip(*streams, strict=True)])
 
 
 def _counterparts(what: OnlyCircuit, tokens: Tensor) -> Tensor:

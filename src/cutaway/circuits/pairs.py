@@ -6,14 +6,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.analysis.shared import aligned, as_tokens, real_tokens
-from cutaway.circuits.components import Written, written
+from cutaway.circuits.components import Written, rests, written
+from cutaway.circuits.graph import Graph
 from cutaway.errors import ConfigError, ShapeError, nearest
+from cutaway.model.key_values import KeyValueCache
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
-from cutaway.runs.metrics import among_real, settled
+from cutaway.runs.metrics import Metric, among_real, as_metric, settled
 
 ABLATIONS = ("resample", "mean", "mean over positions", "zero")
 
@@ -47,31 +50,68 @@ def as_pair(model: Transformer, clean: Any, corrupted: Any, ablation: str = "res
     return pair.clean, pair.corrupted
 
 
-def metric_on(model: Transformer, metric: Any, clean: Any) -> Any:
-    """The metric in the model's tokens; on rows that are padded it reads no padding."""
-    asked = settled(metric, model, clean)
+def metric_on(model: Transformer, metric: Any, clean: Any, *, functions: bool = False) -> Any:
+    """The metric in the model's tokens; on rows that are padded it reads no padding.
+
+    Raises:
+        ShapeError: no metric; or a function, where only some positions are computed.
+    """
+    asked = as_metric(settled(metric, model, clean))
+    if not functions and not isinstance(asked, Metric):
+        raise ShapeError(
+            f"{asked.name} is a function of whole logits, and circuits compute what a metric reads; give one of cutaway.metrics "
+            "(edge_effects takes functions where everything after an edge is recomputed)"
+        )
     tokens, real = real_tokens(model, clean)
     return asked if real is None else among_real(asked, real, tokens)
 
 
-def ablated(model: Transformer, ablation: str, tokens: Tensor, source: Tensor | None, over: Tensor) -> Written:
-    """What ablated edges carry, for these tokens.
+def constant_parts(model: Transformer, ablation: str, over: Tensor, length: int) -> Float[Tensor, "writer pos d_model"] | None:
+    """What edges carry that are ablated by zero or by a mean; None for "resample".
 
     Args:
-        source: the corrupted prompts, for "resample".
         over: the prompts that means are over, position by position ("mean") or over all ("mean over positions").
+
+    Raises:
+        ShapeError: means position by position, and the prompts that they are over are shorter.
     """
     if ablation == "resample":
-        assert source is not None
-        return written(model, source)
+        return None
     if ablation == "zero":
-        first = written(model, tokens[:1])
-        parts = torch.zeros(
-            len(first.parts), *tokens.shape, first.parts.shape[-1], device=first.parts.device, dtype=first.parts.dtype
+        return model.W_U.new_zeros(1, 1, 1).expand(len(Graph(model.cfg).writers), length, model.cfg.d_model)
+    mean = mean_parts(model, over, by_position=ablation == "mean")
+    if ablation == "mean over positions":
+        return mean.expand(-1, length, -1)
+    if mean.shape[1] < length:
+        raise ShapeError(
+            f"means position by position over prompts of {mean.shape[1]} tokens do not reach over {length}; ablate by 'mean over "
+            "positions', 'zero' or 'resample', or give longer prompts"
         )
-        return Written(parts, first.rest, run=False)
-    mean = mean_parts(model, over, by_position=ablation == "mean").expand(-1, tokens.shape[1], -1)
-    return Written(mean[:, None].expand(-1, len(tokens), -1, -1), written(model, tokens[:1]).rest, run=False)
+    return mean[:, :length]
+
+
+def ablated(
+    model: Transformer, tokens: Tensor, source: Tensor | None, constant: Tensor | None, kept: KeyValueCache | None = None
+) -> Written:
+    """What ablated edges carry, for these tokens: `constant` parts, or what is written in the `source` run."""
+    if constant is None:
+        assert source is not None
+        return written(model, source, kept)
+    return Written(Graph(model.cfg), constant[:, None].expand(-1, len(tokens), -1, -1), rests(model), run=False)
+
+
+def first_differences(model: Transformer, tokens: Tensor, source: Tensor | None, wanted: Tensor) -> Int[Tensor, "batch"]:
+    """For each example the first position where the two runs differ, or the metric reads.
+
+    What is written before it is the same in both runs, and no later position changes it: runs begin there, with the kept keys
+    and values of the shared beginning.
+    """
+    none = torch.zeros(len(tokens), dtype=torch.long)
+    if source is None or model.cfg.attention_dir != "causal":
+        return none
+    if any(model.tokens_and_mask(one, None, None)[1] is not None for one in (tokens, source)):
+        return none
+    return ((tokens != source).cpu() | wanted.cpu()).int().argmax(1)
 
 
 def mean_parts(model: Transformer, tokens: Tensor, *, by_position: bool, room: int = 16) -> Tensor:

@@ -38,6 +38,7 @@ class Faithfulness(Result):
         sizes: how many edges.
         edges: how many there are.
         clean, corrupted: the metric of the whole model and of all edges ablated.
+        shares: the shares of edges that areas are over, each rounded down to one of the sizes; none: those that the sizes are.
     """
 
     values: Labelled
@@ -45,12 +46,15 @@ class Faithfulness(Result):
     edges: int
     clean: float
     corrupted: float
+    shares: tuple[float, ...] = ()
 
     def area(self, curve: str = "faithful", *, distance: bool = False) -> float:
         """The area under a curve over the share of edges, by trapezoids; with `distance`, of its distance from 1."""
         heights = self.values.sel(curve=curve).data.double()
         heights = (1 - heights).abs() if distance else heights
-        return float(torch.trapezoid(heights, torch.tensor(self.sizes, dtype=torch.float64) / self.edges))
+        shares = self.shares or [size / self.edges for size in self.sizes]
+        places = [self.sizes.index(int(share * self.edges)) for share in self.shares] or range(len(self.sizes))
+        return float(torch.trapezoid(heights[list(places)], torch.tensor(shares, dtype=torch.float64)))
 
     @property
     def cpr(self) -> float:
@@ -115,6 +119,7 @@ def curve(
     """The same, of a runner."""
     there = runner.graph.mask
     every = runner.graph.size
+    shares = PERCENTAGES if sizes is None else ()
     sizes = mib_sizes(every) if sizes is None else [at_least(size, 0, "the size of a circuit") for size in sizes]
     generator = torch.Generator().manual_seed(seed)
     runner.share(runner.clean)
@@ -135,7 +140,7 @@ def curve(
     labels = {"curve": list(CURVES), "size": list(map(str, sizes))}
     ends = float(runner.clean.nanmean()), float(runner.ablated.nanmean())
     values = Labelled(torch.tensor(rows, dtype=torch.float64), ("curve", "size"), labels, "recovered")
-    return Faithfulness(values, tuple(sizes), every, *ends)
+    return Faithfulness(values, tuple(sizes), every, *ends, shares)
 
 
 def random_scores(scores: Tensor, graph: Graph, generator: torch.Generator) -> Tensor:
@@ -171,8 +176,9 @@ class Recovery:
     """How well scores find a known circuit.
 
     Args:
-        edges, nodes: areas under ROC of the scores' sizes; of a node, that of its largest edge.
-        unseen: true edges that carry the same with and without ablation on these prompts, which no score can see: left out.
+        edges, nodes: areas under ROC of the scores' sizes; of a node, that of its largest edge. NaN where all are true, or none.
+        unseen: true edges whose ablation changes nothing that their readers write on these prompts, which no score can see: left
+            out.
     """
 
     edges: float
@@ -204,8 +210,9 @@ def recovery(graph: Graph, scores: Tensor, truth: Edges, unseen: Edges | None = 
             largest_of[node] = max(float(largest_of[node]), float(size[writer, reader]))
             true_of[node] |= bool(truth[writer, reader])
             seen_of[node] = True
-    by_node = float("nan")
-    if bool(true_of[seen_of].any()) and not bool(true_of[seen_of].all()):
-        by_node = roc_area(largest_of[seen_of], true_of[seen_of])
     names = tuple((graph.writers[writer], graph.readers[reader]) for writer, reader in hidden.nonzero().tolist())
-    return Recovery(roc_area(size[asked], truth[asked]), by_node, names)
+    areas = [
+        float("nan") if bool(true.all()) or not bool(true.any()) else roc_area(values, true)
+        for values, true in ((size[asked], truth[asked]), (largest_of[seen_of], true_of[seen_of]))
+    ]
+    return Recovery(*areas, names)

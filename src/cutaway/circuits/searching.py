@@ -20,7 +20,7 @@ from cutaway.circuits.attribution import EdgeScores, largest
 from cutaway.circuits.circuit import Circuit
 from cutaway.circuits.graph import Edges
 from cutaway.circuits.measuring import CircuitRunner
-from cutaway.errors import ConfigError
+from cutaway.errors import ConfigError, ShapeError
 from cutaway.numbers_given import options
 from cutaway.runs.hashes import model_hash
 
@@ -40,11 +40,14 @@ def find_circuit(
         checks: how many runs backward elimination may take.
 
     Raises:
-        ConfigError: an unknown method, a target outside 0 to 1, a negative size.
+        ConfigError: an unknown method, a target outside 0 to 1, a negative size or number of checks.
+        ShapeError: scores of another model.
     """
     if method not in METHODS:
         raise ConfigError(f"method={method!r} is not known; there are {', '.join(METHODS)}")
     values = scores.values.data.cpu()
+    if values.shape != runner.graph.mask.shape:
+        raise ShapeError(f"scores {tuple(values.shape)} of another model: this one has {tuple(runner.graph.mask.shape)}")
     if size is not None:
         edges = _used(runner, largest(values, size))
     else:

@@ -6,7 +6,7 @@
 
 Each material has dimensions of the stream of its own. Hard selection is a softmax of scores that lie far apart; tables are ReLU
 neurons that fire for one joint value. Norms are kept harmless: every vector that is written sums to zero, and two dimensions
-hold a constant so large that nothing else changes the scale.
+hold a constant, written by the positions, so large that nothing else changes the scale.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ class _Compiler:
             model.unembed.W_U += self._matrix(self.logits, "logits")
             model.unembed.b_U += torch.tensor(self.logits.bias)
             self._norms(model)
+        if self.norm is not None:
+            self.edges |= {("pos_embed", reader) for _, reader in self.edges}  # the constant that keeps a norm's scale
         return Compiled(self.program, model.eval(), self._places(), frozenset(self.edges))
 
     def _places(self) -> dict[str, str]:
@@ -146,7 +148,7 @@ class _Compiler:
     def _embed(self, model: Transformer) -> None:
         model.embed.W_E += self._writing("tokens")
         if self.norm is not None:
-            model.embed.W_E[:, -2], model.embed.W_E[:, -1] = CONSTANT, -CONSTANT
+            model.pos_embed.W_pos[:, -2], model.pos_embed.W_pos[:, -1] = CONSTANT, -CONSTANT
         if "positions" in self.rows:
             model.pos_embed.W_pos += self._writing("positions")
 

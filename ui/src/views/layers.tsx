@@ -47,11 +47,13 @@ export function Layers({ spec, arrays, store, width }: ViewProps) {
     const [to, y1] = place[targets[edge]];
     const x1 = to + (SIDE[reads[edge]] ?? 0) * 34;
     const bend = Math.max(16, (y0 - y1) * 0.45);
-    return `M${x0},${y0 - BOX / 2}C${x0},${y0 - bend} ${x1},${y1 + bend} ${x1},${y1 + BOX / 2}`;
+    const aside = x0 === to && y0 - y1 > 2.5 * ROW ? Math.min(90, (y0 - y1) / 5) : 0; // straight up it would run through the nodes between
+    return `M${x0},${y0 - BOX / 2}C${x0 - aside},${y0 - bend} ${x1 - aside},${y1 + bend} ${x1},${y1 + BOX / 2}`;
   };
   const current = store.current.value?.col;
   const pinned = store.pinned.value?.col;
   const touching = (at: number) => current !== undefined && (sources[current] === at || targets[current] === at);
+  const joined = useMemo(() => new Set([...sources.slice(0, shown), ...targets.slice(0, shown)]), [shown]);
   const order = useMemo(() => Array.from({ length: shown }, (_, at) => shown - 1 - at), [shown]); // strongest last, on top
   const drawn = useMemo(
     () => order.map((edge) => {
@@ -93,7 +95,7 @@ export function Layers({ spec, arrays, store, width }: ViewProps) {
           {drawn}
           {current !== undefined && current < shown && <path class="ct-edge-chosen" d={path(current)} />}
           {nodes.map((node, at) => (
-            <g class={touching(at) ? "ct-node ct-node-on" : "ct-node"}>
+            <g class={touching(at) ? "ct-node ct-node-on" : joined.has(at) ? "ct-node" : "ct-node ct-node-idle"}>
               <rect x={place[at][0] - 21} y={place[at][1] - BOX / 2} width={42} height={BOX} rx={5} />
               <text x={place[at][0]} y={place[at][1] + 4} text-anchor="middle">{visible(node.name, 7)}</text>
             </g>
@@ -113,7 +115,7 @@ export function Layers({ spec, arrays, store, width }: ViewProps) {
     const meta = { heads: planes.map((at) => heads[at]), planes, range: [0, 1], scale: "sequential", valueName: "attention", perHead: false, columns: null };
     return (
       <section aria-label={`patterns behind ${label(edge)}`}>
-        <p class="ct-muted">{spec.meta.patternsOf}</p>
+        <p class="ct-muted">{meta.heads.join(", ")}. {spec.meta.patternsOf}</p>
         <Attention spec={{ ...spec, title: `patterns behind ${label(edge)}`, meta }} arrays={{ patterns: arrays.patterns }} store={inner} width={width} />
       </section>
     );

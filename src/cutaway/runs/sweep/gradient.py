@@ -50,10 +50,23 @@ def gradients(
         model.runs += 1
         stream = model.prepare(tokens, mask)
         resid, stream = model.embed_tokens(tokens, stream)
-        out = value(model.run_blocks(resid, stream))
+        out = checked(value(model.run_blocks(resid, stream)))
         found = torch.autograd.grad(out.sum(), list(held.values()), allow_unused=True)
     grads = {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(held.items(), found, strict=True)}
     return {name: x.detach() for name, x in held.items()}, grads, out.detach()
+
+
+def checked(value: Tensor) -> Tensor:
+    """A metric's value, which has a gradient.
+
+    Raises:
+        ShapeError: it has none, as ranks, shares of right answers, and what is detached.
+    """
+    if not value.requires_grad:
+        raise ShapeError(
+            "this metric has no gradient; give one that has, such as a logit difference or a loss, or compute exactly"
+        )
+    return value
 
 
 @contextmanager
