@@ -21,6 +21,7 @@
     ├── PromptError            prompts, pairs or answers that do not fit each other; a broken line of a file
     ├── PackageNeeded          something that only an optional package can do, which is not installed
     ├── ShapeError             arrays that do not fit each other
+    │   └── BroadcastMismatch  … because their leading axes cannot be broadcast
     ├── CollectionError        a data set of activations that is another one, or whose corpus has changed
     ├── WorkerRefused          a worker that computes with other versions or another model
     ├── WorkerFailed           chunks of a plan that failed three times; the others are kept
@@ -134,6 +135,10 @@ class PackageNeeded(CutawayError, ImportError):
 
 class ShapeError(CutawayError, ValueError, AssertionError):
     """Arrays or axes that do not fit each other."""
+
+
+class BroadcastMismatch(ShapeError, RuntimeError):
+    """Leading axes that cannot be broadcast; PyTorch's own error of that kind is a `RuntimeError`."""
 
 
 class ExplainError(CutawayError, ValueError):

@@ -355,8 +355,10 @@ class HookedTransformer(Transformer):
         past_kv_cache: Any = None,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:  # fmt: skip
         """The residual stream before the first block, the tokens, a shortformer's positions, and attention's mask."""
-        tokens, found = self.tokens_and_mask(input, prepend_bos, padding_side)
-        mask = found if attention_mask is None else attention_mask.to(tokens.device)
+        tokens, padding = self.tokens_and_padding(input, prepend_bos, padding_side)
+        mask = self._given_mask(attention_mask, tokens, padding, past_kv_cache)[1]
+        if mask is None and self.default_padding_side == "left":  # callers of the dialect expect one there
+            mask = torch.ones_like(tokens)
         resid, stream = self.embed_tokens(tokens, self.prepare(tokens, mask, past_kv_cache))
         return resid, tokens, stream.shortformer, mask
 

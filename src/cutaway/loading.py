@@ -496,10 +496,8 @@ def _take_masks(model: Transformer, weights: Mapping[str, Any]) -> None:
     for layer, block in enumerate(model.blocks.children()):  # (streamed blocks are not read for this)
         attention = getattr(block, "attn", None)
         ignore, mask = (weights.get(f"blocks.{layer}.attn.{name}") for name in ("IGNORE", "mask"))
-        if ignore is not None and ignore.numel() == 1 and isinstance(attention, DialectAttention):
-            attention.IGNORE = ignore
-        if mask is not None and tuple(mask.shape) == (model.cfg.n_ctx,) * 2 and isinstance(attention, DialectAttention):
-            attention.mask = mask
+        if isinstance(attention, DialectAttention):
+            attention.take_buffers(mask, ignore)
 
 
 def fill(model: Transformer, weights: Mapping[str, Any], *, strict: bool = True, assign: bool = False) -> Any:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Protocol, cast, runtime_checkable
 import msgspec
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from msgspec import Meta
 from torch import Tensor
 
@@ -433,7 +433,7 @@ def to_single_str_token(tokenizer: Tokenizer | None, int_token: int) -> str:
 def get_token_position(
     tokenizer: Tokenizer | None,
     single_token: str | int | Int[Tensor, "..."],
-    input: str | Int[Tensor, "..."] | Int[np.ndarray, "..."],
+    input: str | Int[Tensor, "..."] | Float[Tensor, "..."] | Int[np.ndarray, "..."] | Float[np.ndarray, "..."],
     *,
     mode: str = "first",
     prepend_bos: bool = True,
@@ -450,7 +450,7 @@ def get_token_position(
     if isinstance(input, str):
         ids = to_tokens(tokenizer, input, prepend_bos=prepend_bos, padding_side=padding_side, n_ctx=n_ctx).numpy()
     else:
-        ids = _as_array(input)
+        ids = _as_array(input, whole=True)
     if ids.ndim == 2 and ids.shape[0] == 1:
         ids = ids[0]
     if ids.ndim != 1:
@@ -581,10 +581,10 @@ def _decode(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     return tokenizer.decode([int(id) for id in ids], clean_up_tokenization_spaces=False)
 
 
-def _as_array(tokens: Any) -> np.ndarray:
-    """Tokens of any kind as an integer array."""
+def _as_array(tokens: Any, *, whole: bool = False) -> np.ndarray:
+    """Tokens of any kind as an integer array; with `whole`, floats that are whole numbers count."""
     array = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else np.asarray(tokens)
-    if array.size and array.dtype.kind not in "iu":
+    if array.size and array.dtype.kind not in "iu" and not (whole and array.dtype.kind == "f" and (array == array.round()).all()):
         raise TokenError(f"tokens must be whole numbers, not {_short(repr(tokens))}")
     return array.astype(np.int64)
 

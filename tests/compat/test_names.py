@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from importlib import import_module
@@ -9,10 +10,14 @@ from importlib import import_module
 import pytest
 import torch
 
-from cutaway import compat
+from cutaway import CharTokenizer, compat
+from cutaway.compat import utils
+from cutaway.compat.components import CanBeUsedAsMLP, GatedMLP4Bit
 from cutaway.compat.evals import IOIDataset
 from cutaway.errors import ConfigError, ShapeError, TokenError
+from cutaway.model.attention import Attention
 from cutaway.model.key_values import KeyValueCache, KeyValues
+from cutaway.model.norm import LayerNorm
 from cutaway.sources import hub
 from tests.architectures import network, some_tokens
 
@@ -31,6 +36,11 @@ MODULES = {
     "AbstractAttention "
     "GroupedQueryAttention MLP GatedMLP MoE TransformerBlock",
     "transformer_lens.components.mlps.can_be_used_as_mlp": "CanBeUsedAsMLP",
+    "transformer_lens.components.mlps.gated_mlp_4bit": "GatedMLP4Bit",
+    "transformer_lens.factories.mlp_factory": "MLPFactory",
+    "transformer_lens.factories.activation_function_factory": "ActivationFunctionFactory",
+    "transformer_lens.utilities.activation_functions": "SUPPORTED_ACTIVATIONS ActivationFunction solu gelu_new",
+    "transformer_lens.utilities.devices": "get_device_for_block_index get_best_available_device move_to_and_update_config",
     "transformer_lens.utilities.attention": "simple_attn_linear complex_attn_linear",
     "transformer_lens.utils": "get_act_name to_numpy test_prompt Slice lm_cross_entropy_loss lm_accuracy sample_logits "
     "gelu_new "
@@ -148,3 +158,102 @@ def test_figures_by_the_names_of_components() -> None:
     attention = torch.full((2, 3, 3), 0.5)
     figure = render("AttentionPatterns", tokens=["a", "b", "c"], attention=attention, attentionHeadNames=["x", "y"])
     assert "x" in str(figure) and render_cdn("Hello", name="you").startswith("<")
+
+
+def letters() -> CharTokenizer:
+    return CharTokenizer("abcdefghij?_", bos_token="?", eos_token="?", pad_token="_")
+
+
+def test_a_model_pads_on_the_side_that_its_tokenizer_says() -> None:
+    theirs = letters()
+    model = network("gpt2")
+    model.set_tokenizer(theirs, default_padding_side="left")
+    assert model.tokenizer.padding_side == "left" and theirs.padding_side == "right"
+    texts = ["ab", "abcd"]
+    for side, column in (("left", 0), ("right", -1)):
+        model.tokenizer.padding_side = side
+        tokens = model.to_tokens(texts)
+        assert tokens[0, column] == theirs.pad_token_id and model.default_padding_side == side
+        mask = utils.get_attention_mask(model.tokenizer, tokens, True).bool()
+        torch.testing.assert_close(model(texts)[0][mask[0]], model("ab")[0])
+    with utils.LocallyOverridenDefaults(model, padding_side="left"):
+        assert model.tokenizer.padding_side == "left"
+    assert model.tokenizer.padding_side == "right" == theirs.padding_side
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt-j", "llama", "gemma", "bloom"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_padding_before_kept_tokens_is_hidden_on_either_side(architecture: str, side: str) -> None:
+    model = network(architecture)
+    model.set_tokenizer(letters())
+    first, then = ["abc", "abcdef"], ["gh", "ij"]
+    kept = KeyValueCache.init_cache(model.cfg, "cpu", 2)
+    model(model.to_tokens(first, padding_side=side), past_kv_cache=kept, padding_side=side)
+    after = model(model.to_tokens(then, prepend_bos=False), past_kv_cache=kept, prepend_bos=False)
+    for row, whole in enumerate(one + two for one, two in zip(first, then, strict=True)):
+        torch.testing.assert_close(after[row], model(whole)[0, -2:], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt-j"])
+def test_rotary_tables_rotate_as_the_network_does(architecture: str) -> None:
+    attention, x = network(architecture).blocks[1].attn, torch.randn(2, 5, 4, 6)
+    turned, dim = attention.apply_rotary(x, 3), attention.cfg.rotary_dim
+    sin, cos = (table[None, 3:8, None] for table in (attention.rotary_sin, attention.rotary_cos))
+    by_table = x[..., :dim] * cos + attention.rotate_every_two(x[..., :dim]) * sin
+    torch.testing.assert_close(turned, torch.cat([by_table, x[..., dim:]], -1))
+    assert set(attention.state_dict()) >= {"mask", "IGNORE", "rotary_sin", "rotary_cos"}
+    assert not hasattr(network("gpt2").blocks[0].attn, "rotary_sin")
+
+
+def test_alibi_by_the_names_of_the_dialect() -> None:
+    bias = Attention.create_alibi_bias(6, 5)
+    slopes = Attention.create_alibi_multipliers(6)
+    torch.testing.assert_close(bias, slopes[:, None, None] * Attention.create_alibi_slope(5))
+    assert Attention.create_alibi_slope(3).tolist() == [[0, 0, 0], [-1, 0, 0], [-2, -1, 0]]
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_layer_takes_its_own_state_dict(architecture: str) -> None:
+    old, new = network(architecture).blocks[0].attn, network(architecture, seed=7).blocks[0].attn
+    old.IGNORE = -1e5
+    old.mask = old.mask & (torch.arange(len(old.mask)) != 2)
+    missing, unexpected = new.load_state_dict(old.state_dict())
+    assert not missing and not unexpected and torch.equal(new.W_Q, old.W_Q)
+    assert new.IGNORE == -1e5 and torch.equal(new.mask, old.mask)
+
+
+def test_a_handle_takes_its_hook_off() -> None:
+    model, seen = network("gpt2"), []
+    model.add_hook("hook_embed", lambda x, hook: seen.append(1))
+    model.add_hook("hook_embed", lambda x, hook: seen.append(2))
+    first, second = model.hook_embed.fwd_hooks
+    assert first.hook.id != second.hook.id
+    first.hook.remove()
+    model(some_tokens())
+    assert seen == [2] and model.hook_embed.fwd_hooks == [second]
+    model.reset_hooks()
+
+
+def test_what_can_be_used_as_an_mlp() -> None:
+    cfg = network("gpt2").cfg
+    x = torch.randn(2, 3, cfg.d_model)
+    assert torch.equal(CanBeUsedAsMLP(cfg)(x), x)
+    for architecture in ("gpt2", "llama", "mixture"):
+        assert isinstance(network(architecture).blocks[0].mlp, CanBeUsedAsMLP)
+    normed = CanBeUsedAsMLP({"n_layers": 1, "d_model": 8, "n_ctx": 4, "d_head": 4, "act_fn": "solu_ln"})
+    normed.select_activation_function()
+    assert normed.act_fn is utils.solu and isinstance(normed.ln, LayerNorm)
+    lacking = copy.copy(cfg)
+    lacking.d_mlp = None
+    with pytest.raises(ConfigError, match="needs d_mlp"):
+        CanBeUsedAsMLP(lacking)
+    with pytest.raises(ConfigError, match="4 bits"):
+        GatedMLP4Bit(cfg)
+
+
+def test_tokens_to_look_in_may_be_floats() -> None:
+    model = network("gpt2")
+    assert model.get_token_position(2, torch.tensor([[5.0, 2, 4, 2]]), mode="last") == 3
+    with pytest.raises(TokenError, match="whole numbers"):
+        model.get_token_position(2, torch.tensor([0.5, 2]))

@@ -142,10 +142,10 @@ def test_detectors_by_hand(model: HookedTransformer) -> None:
     ("arguments", "part"),
     [
         ({"detection_pattern": "inductin_head"}, "did you mean 'induction_head'"),
-        ({"detection_pattern": torch.ones(4, 4)}, "lower triangular and 4 × 4"),
+        ({"detection_pattern": torch.ones(4, 4)}, "lower triangular matrix of shape (4, 4)"),
         ({"detection_pattern": torch.eye(3)}, "its shape is (3, 3)"),
         ({"detection_pattern": "induction_head", "error_measure": "square"}, "there are abs, mul"),
-        ({"detection_pattern": "induction_head", "seq": ""}, "has 1 tokens"),
+        ({"detection_pattern": "induction_head", "seq": ""}, "must be non-empty and must fit"),
         ({"detection_pattern": "induction_head", "seq": ["a"], "cache": {}}, "a cache is of one text"),
     ],
 )
@@ -167,7 +167,7 @@ def test_singular_vectors_rebuild_what_a_head_writes() -> None:
     for wrong, part in (
         ({"vector_type": "w_inn", "layer_index": 0}, "did you mean 'w_in'"),
         ({"vector_type": "OV", "layer_index": 0}, "give head_index"),
-        ({"vector_type": "OV", "layer_index": 2, "head_index": 0}, "not in 0 to 1"),
+        ({"vector_type": "OV", "layer_index": 2, "head_index": 0}, "between 0 and 1 but got 2"),
         ({"vector_type": "w_in", "layer_index": 0, "num_vectors": 99}, "num_vectors=99: there are 24 singular vectors"),
     ):
         with pytest.raises((UnknownName, ShapeError), match=part):

@@ -26,6 +26,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Square = Float[Tensor, "dest src"]
+UNFIT = "The sequence must be non-empty and must fit within the model's context window."  # (callers compare these words)
 HEAD_NAMES = ("previous_token_head", "duplicate_token_head", "induction_head")
 ERROR_MEASURES = ("abs", "mul")
 ErrorMeasure = Literal["abs", "mul"]
@@ -74,8 +75,8 @@ def detect_head(
             raise ShapeError("a cache is of one text; give one text, or leave the cache out")
         return torch.stack([detect_head(model, one, detection_pattern, heads, **options) for one in seq]).mean(0)
     tokens = model.to_tokens(seq)
-    if not 1 < tokens.shape[-1] <= model.cfg.n_ctx:
-        raise ShapeError(f"the text has {tokens.shape[-1]} tokens; heads are told apart on 2 to {model.cfg.n_ctx}")
+    if not 1 < tokens.shape[-1] < model.cfg.n_ctx:  # (one of n_ctx tokens may have been cut to that)
+        raise ShapeError(UNFIT)
     pattern = _PATTERNS[detection_pattern](tokens.cpu()) if isinstance(detection_pattern, str) else detection_pattern
     _check(pattern, tokens.shape[-1], error_measure)
     if cache is None:
@@ -98,8 +99,8 @@ def _asked(model: Any, heads: Any) -> list[tuple[int, int]]:
 def _check(pattern: Square, length: int, error_measure: str) -> None:
     if pattern.shape != (length, length) or not torch.equal(pattern, pattern.tril()):
         raise ShapeError(
-            f"the detection pattern must be lower triangular and {length} × {length}, as the text has {length} tokens; "
-            f"its shape is {tuple(pattern.shape)}"
+            f"The detection pattern must be a lower triangular matrix of shape ({length}, {length}), as the text has {length} "
+            f"tokens; its shape is {tuple(pattern.shape)}"
         )
     if error_measure == "mul" and not set(pattern.unique().tolist()) <= {0, 1}:
         logger.warning("with error_measure='mul' the pattern should consist of zeros and ones")

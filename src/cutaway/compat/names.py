@@ -68,7 +68,8 @@ _PARTS: dict[str, dict[str, str]] = {
 # Files that the originals split these modules into; each answers with all names of the whole.
 _SPLIT = {
     "components": (
-        "abstract_attention attention embed grouped_query_attention layer_norm layer_norm_pre mlps mlps.gated_mlp mlps.mlp "
+        "abstract_attention attention embed grouped_query_attention layer_norm layer_norm_pre mlps mlps.gated_mlp "
+        "mlps.gated_mlp_4bit mlps.mlp "
         "mlps.can_be_used_as_mlp mlps.moe pos_embed rms_norm rms_norm_pre transformer_block unembed"
     ),
     "utilities": (
@@ -79,6 +80,21 @@ _SPLIT = {
 _PARTS |= {f"{whole}.{part}": _PARTS[whole] for whole, parts in _SPLIT.items() for part in parts.split()}
 for _whole, _parts in _SPLIT.items():
     _PARTS[_whole] = _PARTS[_whole] | {part: f"transformer_lens.{_whole}.{part}" for part in _parts.split() if "." not in part}
+
+_DEVICES = (
+    "AvailableDeviceMemory calculate_available_device_cuda_memory determine_available_memory_for_available_devices "
+    "get_best_available_cuda_device get_best_available_device get_device_for_block_index move_to_and_update_config "
+    "sort_devices_based_on_available_memory"
+)
+_FACTORIES = {name: f"cutaway.compat.factories:{name}" for name in ("ActivationFunctionFactory", "MLPFactory")}
+_PARTS |= {
+    "factories": {"*": "cutaway.compat.factories"},
+    "factories.activation_function_factory": _FACTORIES,
+    "factories.mlp_factory": _FACTORIES,
+    "utilities.devices": UTILS | {name: f"cutaway.compat.devices:{name}" for name in _DEVICES.split()},
+    "utilities.activation_functions": UTILS
+    | {name: f"cutaway.compat.factories:{name}" for name in ("SUPPORTED_ACTIVATIONS", "ActivationFunction")},
+}
 
 _ROOT = {
     "ActivationCache": CACHE,
@@ -135,7 +151,6 @@ ELSEWHERE = {
     "HookedSAE": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
     "HookedSAETransformer": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
     "lit": "LIT is not supported; figures come from cutaway.view",
-    "factories": "the network makes its own parts; they are in transformer_lens.components",
     "attribution": "see cutaway.analysis.attribution, which takes a model or a cache",
 }
 """Names of the originals that have no counterpart, and what to do instead."""

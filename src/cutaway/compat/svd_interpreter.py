@@ -40,12 +40,12 @@ class SVDInterpreter:
             raise UnknownName(
                 f"no vector_type {vector_type!r}{nearest(vector_type, VECTOR_TYPES)}; there are {', '.join(VECTOR_TYPES)}"
             )
-        self._within("layer_index", layer_index, self.cfg.n_layers)
+        self._within("Layer", layer_index, self.cfg.n_layers)
         block = self.model.blocks[layer_index]
         if vector_type == "OV":
             if head_index is None:
                 raise ShapeError("vector_type='OV' is of one head; give head_index")
-            self._within("head_index", head_index, self.cfg.n_heads)
+            self._within("Head", head_index, self.cfg.n_heads)
             directions = FactoredMatrix(block.attn.W_V[head_index], block.attn.W_O[head_index]).Vh.T
         else:
             directions = torch.linalg.svd(self._neurons(block, vector_type).float(), full_matrices=False).Vh
@@ -64,4 +64,4 @@ class SVDInterpreter:
     @staticmethod
     def _within(name: str, index: int, count: int) -> None:
         if not 0 <= index < count:
-            raise ShapeError(f"{name}: {index} is not in 0 to {count - 1}")
+            raise ShapeError(f"{name} index must be between 0 and {count - 1} but got {index}")

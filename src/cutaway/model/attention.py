@@ -225,7 +225,7 @@ class Attention(DialectAttention, nn.Module):
         if self.cfg.attn_scores_soft_cap > 0:
             scores = self.cfg.attn_scores_soft_cap * torch.tanh(scores / self.cfg.attn_scores_soft_cap)
         if self.cfg.positional_embedding_type == "alibi":
-            back = stream.back(scores.shape[-2], scores.shape[-1], scores.device)
+            back = stream.distances(scores.shape[-2], scores.shape[-1], scores.device)
             scores = scores + alibi_at(self.cfg.n_heads, back).to(scores.dtype)
         if visible is not None:
             scores = scores.masked_fill_(~visible, self._ignore)  # the product is fresh, and nobody has seen it

@@ -16,7 +16,7 @@ from torch import Tensor
 from cutaway.axes import Heads, Keys, Pattern
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.factored_matrix import FactoredMatrix
-from cutaway.model.positions import Stream
+from cutaway.model.positions import Stream, alibi_bias, alibi_slopes
 
 if TYPE_CHECKING:
     from cutaway.model.attention import Attention
@@ -109,9 +109,65 @@ class DialectAttention:
 
     def _save_to_state_dict(self: Any, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc] # (of nn.Module)
-        if self.in_state_dict and self.cfg.n_ctx <= LARGEST_KEPT:
-            self.take_written_mask()
-            destination |= {f"{prefix}mask": self._standing_mask(), f"{prefix}IGNORE": self.IGNORE}
+        if not self.in_state_dict or self.cfg.n_ctx > LARGEST_KEPT:
+            return
+        self.take_written_mask()
+        destination |= {f"{prefix}mask": self._standing_mask(), f"{prefix}IGNORE": self.IGNORE}
+        if self.rotary is not None:
+            destination |= {f"{prefix}rotary_sin": self.rotary_sin, f"{prefix}rotary_cos": self.rotary_cos}
+
+    def _load_from_state_dict(self: Any, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        mask, ignore, *_ = (state_dict.pop(prefix + name, None) for name in ("mask", "IGNORE", "rotary_sin", "rotary_cos"))
+        self.take_buffers(mask, ignore)
+        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc] # (of nn.Module)
+
+    def take_buffers(self, mask: Tensor | None, ignore: Tensor | None) -> None:
+        """The mask and `IGNORE` of a state dict, where it has them; a mask of another length is left aside."""
+        if ignore is not None and ignore.numel() == 1:
+            self.IGNORE = ignore
+        if mask is not None and tuple(mask.shape) == (self.cfg.n_ctx,) * 2:  # type: ignore[attr-defined]
+            self.mask = mask
+
+    # Rotary and ALiBi, as tables.
+
+    @property
+    def rotary_sin(self) -> Float[Tensor, "pos rotary_dim"]:
+        """Sines of the angles of all positions, each at both coordinates of its pair; absent where nothing is rotated."""
+        return self._rotary_table(1)
+
+    @property
+    def rotary_cos(self) -> Float[Tensor, "pos rotary_dim"]:
+        """Cosines of the angles, as `rotary_sin`."""
+        return self._rotary_table(0)
+
+    def _rotary_table(self: Any, which: int) -> Tensor:
+        if self.rotary is None:
+            raise AttributeError("this attention does not rotate")
+        half = self.rotary.tables(self.cfg.n_ctx, self.W_Q.device)[which].to(self.W_Q.dtype)
+        return half.repeat_interleave(2, dim=-1) if self.rotary.adjacent else torch.cat([half, half], dim=-1)
+
+    def rotate_every_two(self: Any, x: Float[Tensor, "... rotary_dim"]) -> Float[Tensor, "... rotary_dim"]:
+        """Each pair of coordinates turned by a right angle: (a, b) becomes (-b, a)."""
+        if self.cfg.rotary_adjacent_pairs:
+            return torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat([-second, first], dim=-1)
+
+    @staticmethod
+    def create_alibi_slope(n_ctx: int, device: torch.device | str | None = None) -> Float[Tensor, "dest src"]:
+        """Minus how far back each key is; 0 for later ones."""
+        places = torch.arange(n_ctx, device=device)
+        return (places - places[:, None]).clamp(max=0).float()
+
+    @staticmethod
+    def create_alibi_multipliers(n_heads: int, device: torch.device | str | None = None) -> Float[Tensor, "head"]:
+        """The slope of each head."""
+        return alibi_slopes(n_heads, torch.device(device or "cpu"))
+
+    @staticmethod
+    def create_alibi_bias(n_heads: int, n_ctx: int, device: torch.device | str | None = None) -> Float[Tensor, "head dest src"]:
+        """What ALiBi adds to scores."""
+        return alibi_bias(n_heads, n_ctx, n_ctx, torch.device(device or "cpu"))
 
     # The steps of the dialect's forward pass.
 

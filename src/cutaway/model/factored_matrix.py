@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cutaway.errors import ShapeError
+from cutaway.errors import BroadcastMismatch, ShapeError
 
 HALVES = (torch.float16, torch.bfloat16)  # LAPACK has no routines for these
 
@@ -31,7 +31,8 @@ class FactoredMatrix:
         try:
             leading = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
         except RuntimeError:
-            raise ShapeError(f"leading axes of {tuple(A.shape)} and {tuple(B.shape)} do not broadcast") from None
+            said = f"mismatch of leading axes: those of {tuple(A.shape)} and {tuple(B.shape)} do not broadcast"
+            raise BroadcastMismatch(said) from None
         self.ldim, self.mdim, self.rdim = A.shape[-2], A.shape[-1], B.shape[-1]
         self.has_leading_dims = len(leading) > 0
         self.shape = torch.Size((*leading, self.ldim, self.rdim))

@@ -552,7 +552,8 @@ class HookScope:
         self.model._take_off(scope, self.reset_hooks_end, self.clear_contexts)
         del self._entered[-1]
         if kind is None:
-            self.model._check_fired(groups, ran=self.model.runs > runs, strict=False)
+            ran = self.model.runs > runs or any(group.fired for group in groups)  # (`forward` itself may have been called)
+            self.model._check_fired(groups, ran=ran, strict=False)
 
     def __del__(self) -> None:
         """Close what `__exit__` could not: an interrupt may come as it is called, before its first line."""

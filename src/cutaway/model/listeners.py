@@ -84,14 +84,34 @@ class Listener:
     scope: Scope | None = None  # None: heard in every thread, until it is taken off
 
     @property
-    def hook(self) -> HookFunction:
-        """The dialect's name for the function."""
-        return self.function
+    def hook(self) -> Handle:
+        """The dialect's handle, whose `remove()` takes the function off."""
+        return Handle(self)
 
     @property
     def dead(self) -> bool:
         """Whether it can never be heard again, because its scope is closed."""
         return self.scope is not None and not self.scope.open
+
+
+@dataclass(frozen=True)
+class Handle:
+    """Takes one function off, as the handles of PyTorch's hooks do."""
+
+    listener: Listener
+
+    @property
+    def id(self) -> int:
+        """A number that no other attached function has."""
+        return id(self.listener)
+
+    def remove(self) -> None:
+        """The function is not called any more."""
+        self.listener.scope = CLOSED
+
+
+CLOSED = Scope()
+CLOSED.open = False
 
 
 def heard(listeners: Any) -> list[Listener]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cutaway.axes import Neurons, Resid
 from cutaway.config import HookedTransformerConfig
+from cutaway.errors import ConfigError
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.norm import LayerNorm, LayerNormPre
 from cutaway.model.products import empty_weights, linear
@@ -53,24 +54,48 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class MLP(nn.Module):
-    """Two matrices with an activation function between them."""
+class CanBeUsedAsMLP(nn.Module):
+    """What MLPs have in common; by itself, it hands its input on. Subclasses of others' may stand in an MLP's place.
+
+    Raises:
+        ConfigError: the configuration has no `d_mlp`.
+    """
 
     def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
         super().__init__()
-        self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
-        assert cfg.d_mlp is not None and cfg.act_fn is not None
-        dtype = cfg.torch_dtype
+        self.cfg = HookedTransformerConfig.unwrap(cfg)
+        if self.cfg.d_mlp is None:
+            raise ConfigError("an MLP needs d_mlp, the number of its neurons; the configuration leaves it open")
+        self.d_mlp = self.cfg.d_mlp
+
+    def select_activation_function(self) -> None:
+        """Set `act_fn` as the configuration says, and `hook_mid` and `ln` where the activations are normalised."""
+        cfg = self.cfg
+        assert cfg.act_fn is not None
         self.act_fn = ACTIVATIONS[cfg.act_fn]
+        if cfg.has_mlp_norm:
+            self.hook_mid = HookPoint()
+            self.ln = LayerNorm(cfg, cfg.d_mlp) if cfg.normalization_type == "LN" else LayerNormPre(cfg, cfg.d_mlp)
+
+    def forward(self, x: Resid) -> Resid:
+        """What the MLP writes, `[batch, pos, d_model]`."""
+        return x
+
+
+class MLP(CanBeUsedAsMLP):
+    """Two matrices with an activation function between them."""
+
+    def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
+        super().__init__(cfg)
+        cfg, dtype = self.cfg, self.cfg.torch_dtype
+        assert cfg.d_mlp is not None
         self.W_in = nn.Parameter(empty_weights(cfg.d_model, cfg.d_mlp, dtype))
         self.W_out = nn.Parameter(empty_weights(cfg.d_mlp, cfg.d_model, dtype))
         self._add_gate()
         self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp, dtype=dtype))
         self.b_out = nn.Parameter(torch.zeros(cfg.d_model, dtype=dtype))
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
-        if cfg.has_mlp_norm:
-            self.hook_mid = HookPoint()
-            self.ln = LayerNorm(cfg, cfg.d_mlp) if cfg.normalization_type == "LN" else LayerNormPre(cfg, cfg.d_mlp)
+        self.select_activation_function()
 
     def _add_gate(self) -> None:
         """Where a gated MLP adds its third matrix, in the order in which the dialect draws initial weights."""
@@ -159,12 +184,12 @@ class Expert(nn.Module):
         return linear(neurons, self.W_out, self.b_out)
 
 
-class MoE(nn.Module):
+class MoE(CanBeUsedAsMLP):
     """A mixture of experts: a router sends each token to a few MLPs and mixes what they write."""
 
     def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
-        super().__init__()
-        self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
+        super().__init__(cfg)
+        cfg = self.cfg
         assert cfg.num_experts is not None
         self.W_gate = nn.Parameter(empty_weights(cfg.d_model, cfg.num_experts, cfg.torch_dtype))
         self.experts = nn.ModuleList(Expert(cfg) for _ in range(cfg.num_experts))

@@ -77,6 +77,13 @@ class Stream:
         """How far back each key is from each query; the last query stands at the last key."""
         return torch.arange(src - dest, src, device=device)[:, None] - torch.arange(src, device=device)
 
+    def distances(self, dest: int, src: int, device: torch.device) -> Int[Tensor, "*rows dest src"]:
+        """How many tokens back each key is: as `back`, except that padding kept before later tokens counts for nothing."""
+        if self.kept is None or self.padding is None:
+            return self.back(dest, src, device)
+        places = offset_positions(self.padding[:, :src].to(device))
+        return (places[:, src - dest :, None] - places[:, None])[:, None]
+
     def visible(
         self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device
     ) -> Bool[Tensor, "rows 1 dest src"] | None:
@@ -92,7 +99,7 @@ class Stream:
             back = self.back(dest, src, device)[None, None]
             seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
             if window is not None:
-                seen = seen & (back < window)
+                seen = seen & (self.distances(dest, src, device) < window)
         if self.padding is not None:
             tokens = self.padding[:, None, None, :src].to(device)
             seen = tokens if seen is None else seen & tokens
@@ -261,6 +268,6 @@ def alibi_bias(n_heads: int, dest: int, src: int, device: torch.device) -> Float
     return alibi_at(n_heads, Stream().back(dest, src, device))
 
 
-def alibi_at(n_heads: int, back: Int[Tensor, "dest src"]) -> Float[Tensor, "head dest src"]:
+def alibi_at(n_heads: int, back: Int[Tensor, "*rows dest src"]) -> Float[Tensor, "*some head dest src"]:
     """The same, for queries anywhere: minus slope times how far back the key is."""
     return -alibi_slopes(n_heads, back.device)[:, None, None] * back.clamp(min=0)

@@ -6,6 +6,7 @@ sweeps call on their own: `prepare`, `embed_tokens`, `run_blocks`, `logits_of`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
@@ -59,6 +60,15 @@ class Output(NamedTuple):
 
     logits: Tensor
     loss: Tensor
+
+
+def with_padding_side(tokenizer: Any, side: str) -> Any:
+    """A tokenizer that says it pads on this side: the same one, or a copy, since a tokenizer may have other owners."""
+    if getattr(tokenizer, "padding_side", side) == side:
+        return tokenizer
+    mine = copy.copy(tokenizer)
+    mine.padding_side = side
+    return mine
 
 
 class Embed(nn.Module):
@@ -126,7 +136,7 @@ class Transformer(HookedRootModule, StackedWeights):
         self.cfg = cfg = HookedTransformerConfig.unwrap(cfg)
         self.tokenizer: Any = None
         self.end_tokens: list[int] | None = None  # what ends a generation, where more than the tokenizer's EOS token does
-        self.default_padding_side = default_padding_side or "right"
+        self._padding_side = default_padding_side or "right"
         self.provenance: dict[str, Any] = {}  # where the weights came from, and which fields of their config were ignored
         if tokenizer is not None:
             self.set_tokenizer(tokenizer)
@@ -280,13 +290,25 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
         """Use this tokenizer for text; sets `d_vocab` where the configuration left it open."""
-        self.tokenizer = text.with_special_tokens(tokenizer)
-        self.default_padding_side = default_padding_side or self.default_padding_side
+        self._padding_side = default_padding_side or self.default_padding_side
+        self.tokenizer = with_padding_side(text.with_special_tokens(tokenizer), self._padding_side)
         self.cfg.tokenizer_prepends_bos = text.prepends_bos(self.tokenizer)
         if self.cfg.d_vocab < 1:
             self.cfg.d_vocab = text.vocabulary_size(self.tokenizer)
         if self.cfg.d_vocab_out < 1:
             self.cfg.d_vocab_out = self.cfg.d_vocab
+
+    @property
+    def default_padding_side(self) -> str:
+        """Where texts of different lengths are padded, `right` or `left`: what the tokenizer says, which can be set there too."""
+        side: str = getattr(self.tokenizer, "padding_side", self._padding_side)
+        return side
+
+    @default_padding_side.setter
+    def default_padding_side(self, side: str) -> None:
+        self._padding_side = side
+        if hasattr(self.tokenizer, "padding_side"):
+            self.tokenizer.padding_side = side
 
     def _bos(self, prepend_bos: bool | None) -> bool:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
@@ -478,8 +500,8 @@ class Transformer(HookedRootModule, StackedWeights):
         self, given: Tensor | None, like: Tensor, padding: Tensor | None, kept: KeyValueCache | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """What is padding, and the mask that attention needs: the caller's, checked, or as the tokens say."""
-        if given is None:
-            return padding, padding if padding is not None and self._masks(padding) else None
+        if given is None:  # (kept padding stands before later tokens, on whichever side it was)
+            return padding, padding if padding is not None and (kept is not None or self._masks(padding)) else None
         given = given.to(like.device)
         if like.ndim > 1:
             text.check_mask(given, like[..., 0] if like.ndim == 3 else like, past=kept is not None)
