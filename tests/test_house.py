@@ -264,6 +264,15 @@ def test_the_tree_of_files_is_the_one_that_is_there() -> None:
     assert written == space["page"](), "docs/house.md is out of date: run `make house`"
 
 
+def test_the_files_that_the_docs_name_are_there() -> None:
+    rooms = [ROOT, *(ROOT / "src" / "cutaway" / room for room in ("", "runs", "weights"))]
+    for page in (ROOT / "docs").rglob("*.md"):
+        if page.name not in ("log.md", "house.md"):
+            named = re.findall(r"`((?:[a-z_0-9]+/)+[a-z_0-9]+\.py)`", page.read_text(encoding="utf-8"))
+            missing = [name for name in named if not any((room / name).exists() for room in rooms)]
+            assert not missing, f"{page.name} names {missing}"
+
+
 def fenced(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 

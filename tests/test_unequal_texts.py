@@ -15,7 +15,7 @@ from cutaway.circuits.graph import Graph
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs import edits
 from cutaway.runs.editing import run
-from cutaway.runs.sweep.cells import heads
+from cutaway.runs.grids import heads
 from cutaway.tokens import CharTokenizer
 from tests.architectures import ALL, network, some_tokens
 

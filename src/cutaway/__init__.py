@@ -66,7 +66,7 @@ _MODULES = {
     "errors": "cutaway.errors",
     "executors": "cutaway.executors",
     "explain": "cutaway.explain",
-    "grids": "cutaway.runs.sweep.cells",
+    "grids": "cutaway.runs.grids",
     "metrics": "cutaway.runs.metrics",
     "patching": "cutaway.analysis.patching",
     "programs": "cutaway.programs",

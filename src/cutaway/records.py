@@ -28,10 +28,10 @@ from cutaway import __version__, loading, reading
 from cutaway.config import DTYPES
 from cutaway.errors import CheckpointError, NotReadable, WeightsMismatch
 from cutaway.model.transformer import Transformer
+from cutaway.runs.grids import Cells, label_of
 from cutaway.runs.hashes import digest, model_hash
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep import SweepResult, sweep
-from cutaway.runs.sweep.cells import Cells, label_of
 from cutaway.runs.written import Writer, read, sites_of
 from cutaway.writing import check_folder, write_json
 from cutaway.writing import write as write_file

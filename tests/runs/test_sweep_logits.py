@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cutaway.runs.sweep.logits import LazyLogits, Wanted
+from cutaway.runs.lazy_logits import LazyLogits
 
 LOGITS = torch.randn(3, 5, 11, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([[3, 4], [5, 6], [1, 3]])
 ROWS = torch.arange(3)
 
 
-def lazy() -> tuple[LazyLogits, list[tuple[Any, Any]], Wanted]:
+def lazy() -> tuple[LazyLogits, list[tuple[Any, Any]], set[int]]:
     asked: list[tuple[Any, Any]] = []
-    wanted = Wanted(set())
+    wanted: set[int] = set()
 
     def compute(positions: Tensor | None, columns: Tensor | None) -> Tensor:
         asked.append((None if positions is None else positions.tolist(), None if columns is None else columns.tolist()))
@@ -68,14 +68,14 @@ def test_picking_by_constants_computes_only_that(function: Any, positions: list[
     logits, asked, wanted = lazy()
     assert torch.equal(function(logits), function(LOGITS))
     assert asked == [(positions, columns)]
-    assert wanted == Wanted(set(positions))
+    assert wanted == set(positions)
 
 
 @pytest.mark.parametrize("function", WIDE)
 def test_anything_else_sees_whole_logits(function: Any) -> None:
     logits, asked, wanted = lazy()
     torch.testing.assert_close(function(logits), function(LOGITS), rtol=0, atol=0)
-    assert asked and (wanted.everything or wanted.positions == set(range(5)))
+    assert asked and wanted == set(range(5))
 
 
 def test_it_passes_for_a_tensor_and_costs_nothing_until_it_is_looked_at() -> None:
@@ -108,7 +108,7 @@ def picked(index: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         return out if columns is None else out[..., columns]
 
     expected = whole[index]
-    found = LazyLogits.make(compute, Wanted(set()), (3, 3, 3), whole)[index]
+    found = LazyLogits.make(compute, set(), (3, 3, 3), whole)[index]
     return found.whole() if isinstance(found, LazyLogits) else found, expected
 
 

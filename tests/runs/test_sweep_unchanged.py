@@ -15,9 +15,10 @@ from cutaway.analysis import patching
 from cutaway.model.origins import Kept
 from cutaway.runs import edits, metrics
 from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.grids import Cells
 from cutaway.runs.sweep import Grid, heads, patterns, residual, sweep
 from cutaway.runs.sweep import engine as sweep_engine
-from cutaway.runs.sweep.cells import Cells, Sweep, bind
+from cutaway.runs.sweep.cells import Sweep, bind
 from cutaway.runs.sweep.engine import Engine
 from cutaway.runs.sweep.planning import plan
 from tests.architectures import ALL, flop_counter, network, some_tokens
@@ -264,7 +265,7 @@ def test_the_dialects_patching_leaves_the_same_beginning_out(monkeypatch: pytest
 
     def counted(*given: Any) -> Any:
         out = run_chunk(*given)
-        ran.extend(one.cell.number for one in out)
+        ran.extend(cell.number for cell, _ in out)
         return out
 
     monkeypatch.setattr(sweep_engine, "run_chunk", counted)

@@ -20,7 +20,6 @@ from cutaway.model.positions import Stream
 from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import LogitRows, Metric
-from cutaway.runs.sweep.clean import Rows
 
 ROOM = 2**23  # numbers of the largest tensor
 
@@ -116,7 +115,8 @@ class DirectEffects:
     def _seen(self, block: Any, own: list[Tensor], count: int) -> Float[Tensor, "row place 1 d_head"]:
         """What a head has seen at the metric's positions, from its queries, keys and values."""
         padding = self.stream.padding if self.stream.padding is None else self.stream.padding.repeat(count, 1)
-        queries, keys = Rows(0, padding, at=self.places), Stream(0, padding)
+        lengths = self.stream.texts(self.streams[0].shape[1])
+        queries, keys = Stream(0, padding, at=self.places, lengths=lengths), Stream(0, padding)
         q, k = block.attn.as_read(own[0][:, self.places], "q", queries), block.attn.as_read(own[1], "k", keys)
         z: Tensor = block.attn.attend(q, k, own[2], queries)
         return z

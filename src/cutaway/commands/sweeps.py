@@ -280,7 +280,7 @@ def plan(
     from cutaway.analysis.shared import real_tokens
     from cutaway.runs import metrics
     from cutaway.runs.edits import zero
-    from cutaway.runs.sweep.cells import Grid
+    from cutaway.runs.grids import Grid
     from cutaway.runs.sweep.planning import plan as count
 
     network, prompts = asked.network, asked.asked_prompts

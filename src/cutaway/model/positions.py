@@ -7,7 +7,7 @@ first, what is padding, which keys and values were kept. Rotary angles and ALiBi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,31 +30,40 @@ class Stream:
         padding: `[batch, key]`, true where a position (kept ones first) is a token and not padding; None: all are.
         kept: keys and values of earlier positions, one entry per layer.
         shortformer: position embeddings that queries and keys add to their normalised inputs.
+        at: where the columns stand, where they are not neighbours: `[pos]` in the same order in every row, or `[row, pos]` as
+            positions that count tokens only.
+        lengths: with `at`, how many tokens the shortest and the longest text have.
+        read: where queries, keys and values are kept as attention reads them, by layer.
     """
 
     start: int = 0
     padding: Bool[Tensor, "batch key"] | None = None
     kept: KeyValueCache | None = None
     shortformer: Float[Tensor, "batch pos d_model"] | None = None
+    at: Int[Tensor, "pos"] | Int[Tensor, "row pos"] | None = None
+    lengths: tuple[int, int] | None = None
+    read: MutableMapping[int, tuple[Tensor, Tensor, Tensor]] | None = field(default=None, compare=False, repr=False)
     _masks: dict[tuple[object, ...], Tensor | None] = field(default_factory=dict, compare=False, repr=False)
     _angles: dict[tuple[object, ...], tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     def positions(self, length: int) -> Int[Tensor, "batch pos"] | None:
         """The position of each token in its own row, where padding shifts it; None: `start`, `start + 1`, …"""
+        if self.at is not None and (self.at.ndim == 2 or self.padding is None):
+            return self.at if self.at.ndim == 2 else self.at[None]
         if self.padding is None:
             return None
-        return offset_positions(self.padding)[:, self.start : self.start + length]
-
-    # What streams of another kind do in their own way: sweeps record what attention reads, or pack rows of unequal length.
+        return offset_positions(self.padding)[:, slice(self.start, self.start + length) if self.at is None else self.at]
 
     def attend(self, attention: Any, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
         """What each head of `attention` has seen."""
+        if self.read is not None:
+            self.read[attention.layer_id] = q, k, v
         out: Tensor = attention.attend(q, k, v, self, **given)
         return out
 
     def end(self, length: int) -> int:
         """The position after the last of `length` columns."""
-        return self.start + length
+        return self.start + length if self.lengths is None else self.lengths[1]
 
     def angles(self, rotary: Rotary, x: Float[Tensor, "batch pos head d_head"]) -> tuple[Tensor, Tensor]:
         """Cosines and sines with which `rotary` turns heads at these positions (see `Rotary.factors`); computed once a run."""
@@ -68,14 +77,17 @@ class Stream:
 
     def texts(self, length: int) -> tuple[int, int]:
         """How many tokens the shortest and the longest text have, up to the last of `length` columns."""
+        if self.lengths is not None:
+            return self.lengths
         if self.padding is None:
             return self.end(length), self.end(length)
         tokens = self.padding.sum(-1)
         return int(tokens.min()), int(tokens.max())
 
     def back(self, dest: int, src: int, device: torch.device) -> Int[Tensor, "dest src"]:
-        """How far back each key is from each query; the last query stands at the last key."""
-        return torch.arange(src - dest, src, device=device)[:, None] - torch.arange(src, device=device)
+        """How far back each key is from each query; without `at` the last query stands at the last key."""
+        dests = torch.arange(src - dest, src, device=device) if self.at is None else self.at.to(device)
+        return dests[:, None] - torch.arange(src, device=device)
 
     def distances(self, dest: int, src: int, device: torch.device) -> Int[Tensor, "*rows dest src"]:
         """How many tokens back each key is: as `back`, except that padding kept before later tokens counts for nothing."""
@@ -95,7 +107,7 @@ class Stream:
 
     def _visible(self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
         seen = None
-        if (causal and dest > 1) or (window is not None and (window < src or not causal)):
+        if self.at is not None or (causal and dest > 1) or (window is not None and (window < src or not causal)):
             back = self.back(dest, src, device)[None, None]
             seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
             if window is not None:

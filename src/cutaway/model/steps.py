@@ -73,6 +73,11 @@ class Step:
             object.__setattr__(self, "spread", (TOKENWISE,) * len(self.reads))
         object.__setattr__(self, "names", frozenset((*self.writes, *self.passes)))
 
+    def read_by(self, at: int) -> tuple[tuple[str, Spread], ...]:
+        """What one of the values that it writes depends on, and how: its own of as many, or all that the step reads."""
+        every = tuple(zip(self.reads, self.spread, strict=True))
+        return every[at : at + 1] if len(self.reads) == len(self.writes) else every
+
 
 class BlockProgram:
     """The steps of one block in the order in which they run, and detours that run only from a site in the middle of one.
@@ -87,8 +92,8 @@ class BlockProgram:
         self._slices: dict[tuple[Any, ...], NumberedSteps] = {}
 
     def writer(self, value: str) -> Step:
-        """The step that writes a value."""
-        return next(step for step in self.steps if value in step.writes)
+        """The step that writes a value, or passes it on the way."""
+        return next(step for step in self.steps if value in step.names)
 
     def done_after(self, step: Step) -> list[str]:
         """What a step reads and no later one does."""

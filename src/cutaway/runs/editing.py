@@ -184,7 +184,7 @@ def _hook_of(model: Transformer, edit: Edit, prompt: dict[str, int]) -> Any:
         if model.prompt_columns is not None or model.current.start == 0:
             prompt["columns"] = total if model.prompt_columns is None else model.prompt_columns
         for local in _local(model, edit, site, len(x), total, prompt["columns"]):
-            local.bind(model.cfg, len(x), total, table).write(x, model.current.start, None)
+            local.bind(model.cfg, len(x), total, table).write(x, range(model.current.start, total), None)
         return x
 
     make.order = edit.change.order  # type: ignore[attr-defined]

@@ -506,17 +506,22 @@ class Bound:
                 picks.append(chosen if whole else None)
         return source[index_of(picks, source.shape)]
 
-    def write(self, x: Tensor, start: int, clean: Tensor | None) -> None:
-        """Edit `x`, which is ours, in place; its positions begin at `start`, and it holds every example."""
-        axis = self.position_axis
+    def write(self, x: Tensor, places: Sequence[int], clean: Tensor | None) -> None:
+        """Edit `x` in place (the caller owns it) where it holds positions of this edit. It holds every example.
+
+        Args:
+            places: the positions that `x` holds, in their order.
+            clean: a whole activation, which stands in where values are the run's own.
+        """
+        axis, wanted = self.position_axis, set(range(self.length) if self.positions is None else self.positions)
         assert axis is not None
-        chosen = list(self.chosen)
-        places = [one for one in (self.positions or range(self.length)) if one >= start]
-        if not places:
+        here = [(at, one) for at, one in enumerate(places) if one in wanted]
+        if not here:
             return
-        chosen[axis] = tuple(one - start for one in places)
+        chosen = list(self.chosen)
+        chosen[axis] = tuple(at for at, _ in here)
         index = index_of(chosen, x.shape)
-        x[index] = self.change.new(x[index], self.value(clean, places)).to(x.dtype)
+        x[index] = self.change.new(x[index], self.value(clean, [one for _, one in here])).to(x.dtype)
 
     def applied(self, x: Tensor, clean: Tensor | None = None) -> Tensor:
         """A whole activation, edited; `x` stays as it is. `clean` is the clean run's, where a change takes its own."""

@@ -20,8 +20,8 @@ from cutaway.model.origins import Kept, Origin
 from cutaway.model.sites import resolve, table
 from cutaway.model.transformer import Transformer
 from cutaway.runs import answer_metrics, edits, metrics
+from cutaway.runs.grids import Cells, Grid
 from cutaway.runs.places import Places
-from cutaway.runs.sweep.cells import Cells, Grid
 from cutaway.runs.values import origin_in
 
 KINDS: dict[str, type] = {

@@ -7,8 +7,8 @@ Cells become regions (reached ∩ needed), regions a plan (data, whose cost is k
 metrics are measured, and some cells run again the plain way as an audit. docs/design/sweeps.md says how.
 """
 
+from cutaway.runs.grids import Cells, Grid, heads, heads_by_position, neurons, pairs, patterns, residual
 from cutaway.runs.sweep.baseline import Baseline
-from cutaway.runs.sweep.cells import Cells, Grid, heads, heads_by_position, neurons, pairs, patterns, residual
 from cutaway.runs.sweep.planning import Plan, plan
 from cutaway.runs.sweep.sweeping import Audit, SweepResult, sweep
 

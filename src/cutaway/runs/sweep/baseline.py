@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cutaway.errors import ConfigError
 from cutaway.runs.edits import Change, Edit, Put, Random
+from cutaway.runs.grids import Cells, label_of
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.sweep.cells import Cell, Cells, Sweep, label_of
+from cutaway.runs.sweep.cells import Cell, Sweep
 from cutaway.runs.sweep.engine import Engine, Progress
 from cutaway.runs.sweep.gradient import estimate
 from cutaway.runs.sweep.saved import Saved
@@ -114,15 +115,12 @@ def run(
     """
     asked = replace(task, cells=drawn(task.cells, cells, count, seed))
     saved = None if resume is None or estimated else Saved(Path(resume) / f"baseline-{count}-{seed}", asked)
-    engine = Engine(asked, None if saved is None else saved.schedule)
+    engine = Engine(asked, saved)
     if estimated:
         engine.values, engine.clean = estimate(asked, engine.settled(), engine.plan.batches)
         return asked, engine
     with torch.no_grad():
-        if saved is None:
-            engine.run(progress)
-        else:
-            engine.run(progress, saved.known, saved.keep)
+        engine.run(progress)
     return asked, engine
 
 

@@ -7,7 +7,7 @@ resume at any layer and any position; and the sites at which cells are edited.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, MutableMapping, MutableSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from cutaway.model.dialect_attention import has_masks
 from cutaway.model.hook_points import KeepActivation, NamedHook
 from cutaway.model.key_values import KeyValueCache, KeyValues
 from cutaway.model.origins import shared_beginning
-from cutaway.model.positions import Stream, offset_positions
+from cutaway.model.positions import Stream
 from cutaway.model.sites import axes
 from cutaway.model.steps import FIRST, LAST, POST, Z
 from cutaway.model.transformer import Transformer
@@ -26,17 +26,6 @@ from cutaway.runs.edits import Bound, Put
 from cutaway.runs.sweep.keeping import DISK, MEMORY, RECOMPUTE, OnDisk, Recomputed, Streams
 
 WORTH_SHARING = 64  # tokens that running a shared beginning once must save
-
-
-@dataclass(frozen=True)
-class Recording(Stream):
-    """A stream that keeps, for each layer, queries, keys and values as attention reads them."""
-
-    read: MutableMapping[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
-
-    def attend(self, attention: Any, q: Tensor, k: Tensor, v: Tensor, **given: Any) -> Tensor:
-        self.read[attention.layer_id] = q, k, v
-        return super().attend(attention, q, k, v, **given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,20 +57,25 @@ class Clean:
     def length(self) -> int:
         return self.tokens.shape[1]
 
-    def site(self, layer: int, name: str) -> Tensor:
-        """A kept site of a layer, by the rest of its name: `attn.hook_z`."""
-        return self.store[f"blocks.{layer}.{name}"]
-
-    def has(self, layer: int, name: str) -> bool:
-        """Whether a value of a layer was kept."""
-        return name in (FIRST, LAST) or name in self._reads(layer) or f"blocks.{layer}.{name}" in self.store
-
-    def value(self, layer: int, name: str) -> Tensor:
-        """A value of a layer, by its name in `steps`: the stream, what attention reads, or a kept site."""
+    def find(self, layer: int, name: str) -> Tensor | None:
+        """A value of a layer, by its name in `steps`: the stream, what attention reads, or a kept site; None: it was not kept."""
         if name in (FIRST, LAST):
             return self.resid[layer + (name == LAST)]
-        reads = self._reads(layer)
-        return self.read[layer][reads.index(name)] if name in reads else self.site(layer, name)
+        reads = self.model.program_of(layer).writer(Z).reads
+        return self.read[layer][reads.index(name)] if name in reads else self.store.get(f"blocks.{layer}.{name}")
+
+    def value(self, layer: int, name: str) -> Tensor:
+        """The same, of a value that was kept."""
+        found = self.find(layer, name)
+        assert found is not None, f"the clean run did not keep {name} of layer {layer}"
+        return found
+
+    def rows(self, examples: Tensor | None, at: Tensor | None) -> Stream:
+        """The stream of some examples' rows (None: all), whose queries stand at these positions only (None: to the end)."""
+        padding = self.stream.padding
+        if padding is not None and examples is not None:
+            padding = padding[examples]
+        return Stream(padding=padding, at=at, lengths=None if at is None else self.stream.texts(self.length))
 
     def moved(self, bound: Bound, name: str) -> Any | None:
         """Where the activations of another run differ from this one's, as an array `[example, position, head or 1]` (or neuron).
@@ -100,10 +94,6 @@ class Clean:
             found = found if name == POST else found.any(-1) if own.ndim > 3 else found.any(-1, keepdim=True)
             self._moved[key] = found.cpu().numpy()
         return self._moved[key]
-
-    def _reads(self, layer: int) -> tuple[str, ...]:
-        reads: tuple[str, ...] = self.model.program_of(layer).writer(Z).reads
-        return reads
 
 
 def differs(new: Tensor, own: Tensor, same: Tensor | None, places: Tensor | None = None, *, axis: int = 1) -> Bool[Tensor, "..."]:
@@ -172,9 +162,7 @@ def _run(
         model.runs += 1
         stream = model.prepare(tokens, mask, kept)
         resid, stream = model.embed_tokens(tokens, stream)
-        passing = stream if keep == RECOMPUTE else Recording(
-            stream.start, stream.padding, stream.kept, stream.shortformer, read=reads
-        )  # fmt: skip
+        passing = stream if keep == RECOMPUTE else replace(stream, read=reads)
         resids.append(resid)
         for layer in range(model.cfg.n_layers):
             resid = model.run_blocks(resid, passing, layer, layer + 1)
@@ -222,46 +210,3 @@ def _continued(head: Clean, tokens: Tensor, sites: Collection[str], mask: Tensor
         store[name] = both(head.store[name], rest.store[name], model.position_axis(name) or 1)
     found = reads if keep != RECOMPUTE else _recomputed(model, resids, stream)
     return Clean(model, tokens, mask, first, stream, resids, found, store)
-
-
-@dataclass(frozen=True)
-class Rows(Stream):
-    """The stream of rows that begin at `start` or, with `at`, whose queries stand at these positions only."""
-
-    at: Int[Tensor, "dest"] | None = None
-    lengths: tuple[int, int] = (0, 0)
-
-    def texts(self, length: int) -> tuple[int, int]:
-        return self.lengths
-
-    def positions(self, length: int) -> Int[Tensor, "batch pos"] | None:
-        if self.at is None:
-            return super().positions(length)
-        return self.at[None] if self.padding is None else offset_positions(self.padding)[:, self.at]
-
-    def end(self, length: int) -> int:
-        return super().end(length) if self.at is None else int(self.at[-1]) + 1
-
-    def back(self, dest: int, src: int, device: torch.device) -> Int[Tensor, "dest src"]:
-        if self.at is None:
-            return super().back(dest, src, device)
-        return self.at.to(device)[:, None] - torch.arange(src, device=device)
-
-    def _visible(self, dest: int, src: int, *, causal: bool, window: int | None, device: torch.device) -> Tensor | None:
-        if self.at is None:
-            return super()._visible(dest, src, causal=causal, window=window, device=device)
-        back = self.back(dest, src, device)[None, None]
-        seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
-        if window is not None:
-            seen = seen & (back < window)
-        if self.padding is not None:
-            seen = seen & self.padding[:, None, None, :src].to(device)
-        return seen
-
-
-def rows_of(clean: Clean, examples: Tensor | None, *, start: int = 0, at: Tensor | None = None) -> Rows:
-    """The stream of some examples' rows (None: all) from a position on, or at some positions."""
-    padding = clean.stream.padding
-    if padding is not None and examples is not None:
-        padding = padding[examples]
-    return Rows(start, padding, at=at, lengths=clean.stream.texts(clean.length))

@@ -44,28 +44,23 @@ class SweepJob:
     name: str
 
     def start(self) -> Callable[[SweepChunk], int]:
-        """Load the model and what is asked; see `Job`."""
-        return _Worker(self.source, asked(self.folder, self.name, self.source.open())).compute
-
-
-class _Worker:
-    """Computes chunks; of the batch that it was in last it keeps the clean run."""
-
-    def __init__(self, source: ModelSource, kept: Keyed):
-        self.source, self.kept = source, kept
-        self.engine = Engine(kept.task, kept.schedule)
+        """Load the model and what is asked; see `Job`. A worker keeps the clean run of the batch that it was in last."""
+        source, kept = self.source, asked(self.folder, self.name, self.source.open())
+        engine, batches = Engine(kept.task, kept), dict[int, BatchRun]()
         with source.computing():
-            self.engine.settled()
-        self.batch: BatchRun | None = None
+            engine.settled()
 
-    def compute(self, unit: SweepChunk) -> int:
-        if self.batch is None or self.batch.number != unit.batch:
-            self.batch = self.engine.batch(unit.batch)
-        for chunk in unit.chunks:
-            if self.kept.known(unit.batch, chunk) is None:
-                with self.source.computing():
-                    self.kept.keep(unit.batch, chunk, self.batch.values(chunk))
-        return unit.number
+        def compute(unit: SweepChunk) -> int:
+            if unit.batch not in batches:
+                batches.clear()
+                batches[unit.batch] = engine.batch(unit.batch)
+            for chunk in unit.chunks:
+                if kept.known(unit.batch, chunk) is None:
+                    with source.computing():
+                        kept.keep(unit.batch, chunk, batches[unit.batch].values(chunk))
+            return unit.number
+
+        return compute
 
 
 def units_of(kept: Keyed, workers: int) -> list[SweepChunk]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,15 +18,21 @@ from torch import Tensor
 from cutaway.errors import OutOfMemory
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Put
+from cutaway.runs.grids import label_of
+from cutaway.runs.lazy_logits import NotComputed
 from cutaway.runs.metrics import Metric
-from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, chunks, kept_sites, label_of, own_means, room_for
+from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, chunks, kept_sites, own_means, room_for
 from cutaway.runs.sweep.clean import Clean, run_clean
-from cutaway.runs.sweep.execute import Ended, run_chunk
+from cutaway.runs.sweep.enter import Changed
+from cutaway.runs.sweep.execute import run_chunk
 from cutaway.runs.sweep.keeping import Keeping, where_kept
-from cutaway.runs.sweep.logits import NotComputed
 from cutaway.runs.sweep.measure import Measure, Opaque
 from cutaway.runs.sweep.regions import Region, Rules
 from cutaway.runs.values import summed_over
+
+if TYPE_CHECKING:
+    from cutaway.runs.sweep.keyed import Keyed
+    from cutaway.runs.sweep.saved import Saved
 
 Progress = Callable[[float, float], None]
 CLEAN = -1  # stands for the clean run among the chunks of a batch
@@ -45,6 +52,22 @@ class Schedule:
     @property
     def steps(self) -> int:
         return sum(map(len, self.chunks))
+
+    @property
+    def numbers(self) -> list[list[list[int]]]:
+        """The chunks, with cells by their numbers."""
+        return [[[cell.number for cell in chunk] for chunk in batch] for batch in self.chunks]
+
+    def following(self, batches: list[tuple[int, int]], numbers: list[list[list[int]]]) -> Schedule | None:
+        """The same cells as a plan that was kept has them; None: it does not have each example and each cell once."""
+        rows = [row for first, last in batches if 0 <= first < last for row in (first, last)]
+        whole = len(rows) == 2 * len(batches) == 2 * len(numbers) and rows[1:-1:2] == rows[2::2]
+        every = list(range(len(self.cells)))
+        if not whole or not rows or (rows[0], rows[-1]) != (self.batches[0][0], self.batches[-1][1]):
+            return None
+        if any(sorted(number for chunk in batch for number in chunk) != every for batch in numbers):
+            return None
+        return Schedule(self.cells, batches, [[[self.cells[one] for one in chunk] for chunk in batch] for batch in numbers])
 
 
 def schedule(task: Sweep) -> Schedule:
@@ -68,31 +91,28 @@ def schedule(task: Sweep) -> Schedule:
 
 
 class Engine:
-    """Runs a task. `values` (`[cell, …]`) and `clean` hold what is known so far."""
+    """Runs a task. `values` (`[cell, …]`) and `clean` hold what is known so far.
 
-    def __init__(self, task: Sweep, plan: Schedule | None = None):
-        self.task = task
-        self.plan = schedule(task) if plan is None else plan
+    Args:
+        kept: a folder of what is known from earlier, interrupted runs, whose plan is followed.
+    """
+
+    def __init__(self, task: Sweep, kept: Saved | Keyed | None = None):
+        self.task, self.kept = task, kept
+        self.plan = schedule(task) if kept is None else kept.schedule
         self.cells = self.plan.cells  # with the means of these examples, where edits ask for them, once it has run
         self.values: Tensor | None = None
         self.clean: Tensor | None = None
         self.split = 0  # chunks that ran in smaller ones, since memory ran out
 
-    def run(
-        self,
-        progress: Progress | None = None,
-        known: Callable[[int, int], Tensor | None] = lambda batch, chunk: None,
-        keep: Callable[[int, int, Tensor], None] = lambda batch, chunk, values: None,
-    ) -> None:
+    def run(self, progress: Progress | None = None) -> None:
         """Compute every cell.
 
         Args:
             progress: called with (work done, all work) after every chunk.
-            known: (batch, chunk) → values from an earlier, interrupted run, or None; chunk `CLEAN` is the clean run's metric.
-            keep: called with (batch, chunk, values) when a chunk is done.
 
         Raises:
-            OutOfMemory: not even one cell of a chunk can run; what was done before was given to `keep`.
+            OutOfMemory: not even one cell of a chunk can run; what was done before is kept.
         """
         task = self.task
         self.settled()
@@ -102,14 +122,19 @@ class Engine:
         for number, (first, last) in enumerate(self.plan.batches):
             one = self.batch(number)
             for index, chunk in enumerate([[], *self.plan.chunks[number]], CLEAN):
-                values = known(number, index)
+                values = None if self.kept is None else self.kept.known(number, index)
                 if values is None:
                     values = one.in_parts(index)
-                    keep(number, index, values)
+                    if self.kept is not None:
+                        self.kept.keep(number, index, values)
                 if index == CLEAN:
-                    self._store_clean(values, first, last)
+                    rest = (task.batch, *values.shape[1:]) if values.ndim else ()
+                    self.clean = _put(self.clean, values, rest, slice(first, last) if values.ndim else ())
                     continue
-                self._store(chunk, values, first, last)
+                numbers = torch.tensor([cell.number for cell in chunk], device=values.device)
+                rest = (task.batch, *values.shape[2:]) if values.ndim > 1 else ()
+                where = (numbers, slice(first, last)) if values.ndim > 1 else numbers
+                self.values = _put(self.values, values, (len(self.plan.cells), *rest), where)
                 done += _work(task, chunk, first, last)
                 if progress is not None:
                     progress(done, total)
@@ -141,24 +166,12 @@ class Engine:
                 parts[site].append(summed_over(store[site], site, axes, real if real is None else real[first:last]))
         return {site: _mean_of(some, "batch" in wanted[site]) for site, some in parts.items()}
 
-    def _store_clean(self, values: Tensor, first: int, last: int) -> None:
-        if self.clean is None:
-            self.clean = values.new_zeros((self.task.batch, *values.shape[1:]) if values.ndim else ())
-        if values.ndim:
-            self.clean[first:last] = values
-        else:
-            self.clean = values
 
-    def _store(self, chunk: Sequence[Cell], values: Tensor, first: int, last: int) -> None:
-        count = len(self.plan.cells)
-        if self.values is None:
-            rest = (self.task.batch, *values.shape[2:]) if values.ndim > 1 else ()
-            self.values = values.new_zeros((count, *rest))
-        numbers = torch.tensor([cell.number for cell in chunk], device=values.device)
-        if values.ndim > 1:
-            self.values[numbers, first:last] = values
-        else:
-            self.values[numbers] = values
+def _put(into: Tensor | None, values: Tensor, shape: tuple[int, ...], where: Any) -> Tensor:
+    """Some values in their place among all."""
+    into = values.new_zeros(shape) if into is None else into
+    into[where] = values
+    return into
 
 
 def _mean_of(parts: list[tuple[Tensor, Tensor]], whole: bool) -> Tensor:
@@ -170,19 +183,36 @@ def _mean_of(parts: list[tuple[Tensor, Tensor]], whole: bool) -> Tensor:
 
 
 class BatchRun:
-    """Some examples of an engine. The clean run is made when the first value is asked for that needs it."""
+    """Some examples of an engine: their clean run, which is made when it is first needed, and the cells that start from it."""
 
     def __init__(self, engine: Engine, number: int):
-        self.engine, self.number = engine, number
-        self.one: _OneBatch | None = None
+        self.engine, self.task, self.number = engine, engine.task, number
+
+    @cached_property
+    def clean(self) -> Clean:
+        task, (first, last) = self.task, self.engine.plan.batches[self.number]
+        tokens, mask = task.rows(first, last)
+        sites, keep = kept_sites(task.model, self.engine.cells), keeping_of(task, self.engine.plan, self.number).how
+        return run_clean(task.model, tokens, sites, mask=mask, first=first, share=task.skip == "all", keep=keep)
+
+    @cached_property
+    def measure(self) -> Measure | Opaque:
+        task, clean = self.task, self.clean
+        if not isinstance(task.metric, Metric):
+            return Opaque.tried(task.model, clean, task.metric)
+        wanted = task.metric.wanted(task.batch, task.length)[clean.first : clean.first + clean.batch]
+        return Measure(task.model, clean, task.metric, wanted.to(clean.tokens.device))
+
+    @cached_property
+    def rules(self) -> Rules:
+        return Rules.of(self.task.model, self.task.length, self.measure.asked)
 
     def values(self, chunk: int) -> Tensor:
         """The metric of a chunk's cells, `[cell, …]`, or of the clean run, with `CLEAN`."""
-        one = self._begun()
-        return one.measure.clean_values if chunk == CLEAN else one.values_of(self._cells(chunk))
+        return self.measure.clean_values if chunk == CLEAN else self._values_of(self._cells(chunk))
 
     def in_parts(self, chunk: int) -> Tensor:
-        """The same; where memory runs out, by halves of the chunk, which round differently.
+        """The same as `values`; where memory runs out, by halves of the chunk, which round differently.
 
         Raises:
             OutOfMemory: for the clean run or for one cell alone.
@@ -195,11 +225,10 @@ class BatchRun:
         return torch.cat(found)
 
     def _halved(self, cells: Sequence[Cell]) -> list[Tensor]:
-        task = self.engine.task
-        label = label_of(task.cells.edits[cells[0].number])
+        label = label_of(self.task.cells.edits[cells[0].number])
         try:
             with memory_named(f"'{label}' ran on {self._examples}"):
-                return [self._begun().values_of(cells)]
+                return [self._values_of(cells)]
         except OutOfMemory:
             if len(cells) == 1:
                 raise
@@ -209,17 +238,44 @@ class BatchRun:
     @property
     def _examples(self) -> str:
         first, last = self.engine.plan.batches[self.number]
-        return f"{last - first} example{'s' * (last - first != 1)} of {self.engine.task.length} tokens"
-
-    def _begun(self) -> _OneBatch:
-        engine = self.engine
-        if self.one is None:
-            keep = keeping_of(engine.task, engine.plan, self.number).how
-            self.one = _OneBatch(engine.task, engine.cells, *engine.plan.batches[self.number], keep)
-        return self.one
+        return f"{last - first} example{'s' * (last - first != 1)} of {self.task.length} tokens"
 
     def _cells(self, chunk: int) -> list[Cell]:
         return [self.engine.cells[cell.number] for cell in self.engine.plan.chunks[self.number][chunk]]
+
+    def _values_of(self, cells: Sequence[Cell]) -> Tensor:
+        if cells[0].way == "alone":
+            return torch.stack([self._alone(cell) for cell in cells])
+        try:
+            return self._together(cells)
+        except NotComputed:  # the function's trial did not show what it looks at
+            assert isinstance(self.measure, Opaque)
+            self.measure, self.rules = replace(self.measure, asked=None), Rules.of(self.task.model, self.task.length, None)
+            return self._together(cells)
+
+    def _together(self, cells: Sequence[Cell]) -> Tensor:
+        asked = self.measure.asked
+        nothing = asked is not None and not len(asked)
+        changed = [] if nothing else run_chunk(self.task.model, self.clean, self.rules, cells, self.task.between)
+        return self.measure.of_cells(cells, changed)
+
+    def _alone(self, cell: Cell) -> Tensor:
+        """A cell in a batch of its own, at full length, from the layer of its first edit."""
+        task, model = self.task, self.task.model
+        whole = task.skip == "layers" or isinstance(self.measure, Opaque)
+        whole = whole or any(bound.site.startswith("ln_final.") for bound in cell.bounds)
+        with model.hooks(hooks_of(cell.bounds, self.clean, self.clean.first, self.clean.first + self.clean.batch)):
+            model.runs += 1
+            resid = _resumed(model, self.clean, cell.layer)
+            logits = model.logits_of(resid) if whole else None
+        if logits is None:
+            assert isinstance(self.measure, Measure)
+            every = Region.of_places(None, len(resid), torch.arange(task.length, device=resid.device), task.length)
+            return self.measure.of_cells([cell], [(cell, Changed(every, resid))])[0]
+        if not isinstance(task.metric, Metric):
+            return task.metric(logits)
+        clean = model.logits_of(self.clean.resid[-1]) if task.metric.compares else None
+        return by_plain(task, logits, clean, self.clean.first)
 
 
 @contextmanager
@@ -247,68 +303,6 @@ def keeping_of(task: Sweep, plan: Schedule, number: int) -> Keeping:
     sites = len(kept_sites(task.model, plan.cells))
     tokens = (last - first) * task.length
     return where_kept(cfg, tokens, sites, running * bytes_per_token(cfg), task.memory, task.tokens.device)
-
-
-class _OneBatch:
-    """A clean run of some examples and the cells that start from it."""
-
-    def __init__(self, task: Sweep, cells: list[Cell], first: int, last: int, keep: str):
-        self.task = task
-        self.rules: Rules | None = None
-        tokens, mask = task.rows(first, last)
-        kept = kept_sites(task.model, cells)
-        self.clean = run_clean(task.model, tokens, kept, mask=mask, first=first, share=task.skip == "all", keep=keep)
-        self.measure: Measure | Opaque
-        if isinstance(task.metric, Metric):
-            wanted = task.metric.wanted(task.batch, task.length)[first:last].to(tokens.device)
-            self.measure = Measure(task.model, self.clean, task.metric, wanted)
-            asked = wanted.any(0).nonzero().flatten()
-            self.asked = None if len(asked) == task.length else asked
-        else:
-            self.measure = Opaque.tried(task.model, self.clean, task.metric)
-            self.asked = self.measure.asked
-
-    def values_of(self, chunk: Sequence[Cell]) -> Tensor:
-        """The metric of these cells, `[cell, …]`."""
-        rows = {cell.number: row for row, cell in enumerate(chunk)}
-        if chunk[0].way == "alone":
-            return torch.stack([self._alone(cell) for cell in chunk])
-        try:
-            return self.measure.of_cells(self._ended(chunk), len(chunk), rows)
-        except NotComputed:  # the function's trial did not show what it looks at
-            assert isinstance(self.measure, Opaque)
-            measure = Opaque(self.task.model, self.clean, self.measure.metric, self.measure.value, None)
-            self.measure, self.asked = measure, None
-            return measure.of_cells(self._ended(chunk), len(chunk), rows)
-
-    def _ended(self, chunk: Sequence[Cell]) -> list[Ended]:
-        if self.asked is not None and not len(self.asked):
-            return []
-        return run_chunk(self.task.model, self.clean, self._rules(), chunk, self.task.between)
-
-    def _rules(self) -> Rules:
-        if self.rules is None or self.rules.asked is not self.asked:
-            programs = [self.task.model.program_of(layer) for layer in range(self.task.model.cfg.n_layers)]
-            self.rules = Rules.of(self.task.model.cfg, self.task.length, self.asked, programs)
-        return self.rules
-
-    def _alone(self, cell: Cell) -> Tensor:
-        """A cell in a batch of its own, at full length, from the layer of its first edit."""
-        task, model = self.task, self.task.model
-        whole = task.skip == "layers" or isinstance(self.measure, Opaque)
-        whole = whole or any(bound.site.startswith("ln_final.") for bound in cell.bounds)
-        with model.hooks(hooks_of(cell.bounds, self.clean, self.clean.first, self.clean.first + self.clean.batch)):
-            model.runs += 1
-            resid = _resumed(model, self.clean, cell.layer)
-            logits = model.logits_of(resid) if whole else None
-        if logits is None:
-            assert isinstance(self.measure, Measure)
-            every = Region.of_places(None, len(resid), torch.arange(task.length, device=resid.device), task.length)
-            return self.measure.of_cells([Ended(cell, every, resid)], 1, {cell.number: 0})[0]
-        if not isinstance(task.metric, Metric):
-            return task.metric(logits)
-        clean = model.logits_of(self.clean.resid[-1]) if task.metric.compares else None
-        return by_plain(task, logits, clean, self.clean.first)
 
 
 def _resumed(model: Transformer, clean: Clean, layer: int) -> Tensor:

@@ -24,29 +24,17 @@ from cutaway.runs.sweep.cells import Cell, Sweep
 GRAPH = 2**23  # numbers that the graph of one backward pass may keep, about
 
 
-class Held:
-    """A hook that keeps what passes, as part of the graph."""
-
-    def __init__(self, store: dict[str, Tensor]):
-        self.store = store
-
-    def __call__(self, x: Tensor, hook: Any) -> Tensor:
-        x = x if x.requires_grad else x.requires_grad_()
-        self.store[str(hook.name)] = x
-        return x
-
-
 def gradients(
     model: Transformer, tokens: Tensor, sites: Sequence[str], value: Callable[[Tensor], Tensor], *, mask: Tensor | None = None,
-    extra: Sequence[tuple[str, Any]] = (),
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:  # fmt: skip
-    """Activations and gradients at some sites, of the sum of `value` (stream after the last layer → `[batch]` or `[]`).
-
-    Args:
-        extra: further hooks, attached before.
-    """
+    """Activations and gradients at some sites, of the sum of `value` (stream after the last layer → `[batch]` or `[]`)."""
     held: dict[str, Tensor] = {}
-    with torch.enable_grad(), weights_held(model), model.hooks([*extra, *((site, Held(held)) for site in sites)]):
+
+    def hold(x: Tensor, hook: Any) -> Tensor:
+        held[str(hook.name)] = x = x if x.requires_grad else x.requires_grad_()
+        return x
+
+    with torch.enable_grad(), weights_held(model), model.hooks([(site, hold) for site in sites]):
         model.runs += 1
         stream = model.prepare(tokens, mask)
         resid, stream = model.embed_tokens(tokens, stream)

@@ -24,11 +24,13 @@ from torch import Tensor
 from cutaway import reading
 from cutaway.errors import CheckpointError, NotReadable, NotWritten
 from cutaway.model.transformer import Transformer
-from cutaway.runs import written  # the module, since it imports this package itself
+from cutaway.runs import written
+from cutaway.runs.grids import Cells
 from cutaway.runs.hashes import digest, model_hash
 from cutaway.runs.model_source import versions
-from cutaway.runs.sweep.cells import Cells, Sweep
+from cutaway.runs.sweep.cells import Sweep
 from cutaway.runs.sweep.engine import CLEAN, Schedule, schedule
+from cutaway.runs.sweep.saved import KeptPlan, read_plan
 from cutaway.writing import write, write_json
 
 PLANS, VALUES, ASKED = "plans", "values", "asked"
@@ -95,14 +97,13 @@ class Keyed:
         path = self.folder / PLANS / f"{self.name}.json"
         fresh = schedule(self.task)
         if not path.exists():
-            plan = _Plan(fresh.batches, [self._divided(fresh, number) for number in range(len(fresh.batches))])
+            plan = KeptPlan(fresh.batches, [self._divided(fresh, number) for number in range(len(fresh.batches))])
             write_json(path, msgspec.json.encode(plan).decode())
-        plan = reading.decode(reading.read_bytes(path), _Plan, f"the plan {path}")
-        every = list(range(len(fresh.cells)))
-        if not all(sorted(cell for chunk in batch for cell in chunk) == every for batch in plan.chunks):
-            raise CheckpointError(f"the plan {path} is damaged: it does not have every cell once; remove it")
-        chunks = [[[fresh.cells[cell] for cell in chunk] for chunk in batch] for batch in plan.chunks]
-        return Schedule(fresh.cells, plan.batches, chunks)
+        plan = read_plan(path, f"the plan {path}")
+        followed = fresh.following(plan.batches, plan.chunks)
+        if followed is None:
+            raise CheckpointError(f"the plan {path} is damaged: it does not have every example and every cell once; remove it")
+        return followed
 
     def _divided(self, fresh: Schedule, batch: int) -> list[list[int]]:
         """The chunks of a batch, each in what is known of it and what is not."""
@@ -213,13 +214,6 @@ def asked(folder: Path | str, name: str, model: Transformer) -> Keyed:
     if found.name != name:
         raise NotReadable(f"{path} is damaged: what it asks has another key")
     return found
-
-
-class _Plan(msgspec.Struct):
-    """Which examples run together, and of each such batch which cells."""
-
-    batches: list[tuple[int, int]]
-    chunks: list[list[list[int]]]
 
 
 class _About(msgspec.Struct):

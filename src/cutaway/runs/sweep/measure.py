@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 
 from cutaway.model.transformer import Transformer
+from cutaway.runs.lazy_logits import LazyLogits, NotComputed
 from cutaway.runs.metrics import CustomMetric, LogitRows, Metric
+from cutaway.runs.sweep.cells import Cell
 from cutaway.runs.sweep.clean import Clean
-from cutaway.runs.sweep.execute import Ended
-from cutaway.runs.sweep.logits import LazyLogits, NotComputed, Wanted
+from cutaway.runs.sweep.enter import Changed
 
 PIECE = 2**23  # numbers in one piece of logits
 KEPT = 2**25  # clean logits up to this many are kept rather than computed again
+
+
+def asked_of(wanted: Tensor) -> Tensor | None:
+    """The positions that a metric reads in some example, from `[batch, pos]`; None: all."""
+    asked = wanted.any(0).nonzero().flatten()
+    return None if len(asked) == wanted.shape[1] else asked
 
 
 class Measure:
@@ -27,6 +34,7 @@ class Measure:
     def __init__(self, model: Transformer, clean: Clean, metric: Metric, wanted: Tensor):
         self.model, self.clean, self.metric = model, clean, metric
         self.wanted = wanted  # [batch, pos], of the examples of this clean run
+        self.asked = asked_of(wanted)
         self.columns = metric.columns()
         if self.columns is not None:
             self.columns = self.columns.to(clean.tokens.device)
@@ -47,24 +55,25 @@ class Measure:
         """The metric of the clean run, `[batch]` or `[batch, pos]`."""
         return self.metric.combine(self.grid, self.wanted)
 
-    def of_cells(self, ended: Sequence[Ended], count: int, number_of: dict[int, int]) -> Tensor:
-        """The metric of each of `count` cells, `[cell, batch]` or `[cell, batch, pos]`; `number_of`: cell → row."""
-        grids = self.grid.expand(count, *self.grid.shape).clone()
-        pieces = [self._tokens(number_of[one.cell.number], one) for one in ended]
+    def of_cells(self, cells: Sequence[Cell], changed: Sequence[tuple[Cell, Changed]]) -> Tensor:
+        """The metric of each cell, `[cell, batch]` or `[cell, batch, pos]`, from what they have changed of the last stream."""
+        grids = self.grid.expand(len(cells), *self.grid.shape).clone()
+        row = {cell.number: at for at, cell in enumerate(cells)}
+        pieces = [self._tokens(row[cell.number], one) for cell, one in changed]
         pieces = [piece for piece in pieces if len(piece[0])]
         if pieces:
-            cells, examples, positions, resid = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-            grids[cells, examples, positions] = self._measured(resid, examples, positions)
+            rows, examples, positions, resid = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+            grids[rows, examples, positions] = self._measured(resid, examples, positions)
         return self.metric.combine(grids, self.wanted)
 
-    def _tokens(self, cell: int, one: Ended) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _tokens(self, cell: int, one: Changed) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The wanted tokens of a cell: cell, example, position, and their stream."""
         examples, places = one.region.examples, one.region.places
         if examples is None:
-            examples = torch.arange(len(one.value), device=one.value.device)
+            examples = torch.arange(len(one.data), device=one.data.device)
         rows = examples[:, None].expand(-1, len(places)).flatten()
         positions = places.expand(len(examples), -1).flatten()
-        resid = one.value.flatten(0, 1)
+        resid = one.data.flatten(0, 1)
         wanted = self.wanted[rows, positions]
         if not bool(wanted.all()):
             rows, positions, resid = rows[wanted], positions[wanted], resid[wanted]
@@ -108,32 +117,32 @@ class Opaque:
         everything = Opaque(model, clean, metric, torch.empty(0), None)
         value, wanted = everything._of(clean.resid[-1])
         asked = None
-        if not wanted.everything and len(wanted.positions) < clean.length:
-            asked = torch.tensor(sorted(wanted.positions), dtype=torch.long, device=clean.tokens.device)
+        if len(wanted) < clean.length:
+            asked = torch.tensor(sorted(wanted), dtype=torch.long, device=clean.tokens.device)
         return Opaque(model, clean, metric, value, asked if asked is None or len(asked) else asked.new_tensor([clean.length - 1]))
 
     @property
     def clean_values(self) -> Tensor:
         return self.value
 
-    def of_cells(self, ended: Sequence[Ended], count: int, number_of: dict[int, int]) -> Tensor:
-        """The value of each of `count` cells, `[cell]` or `[cell, batch]`.
+    def of_cells(self, cells: Sequence[Cell], changed: Sequence[tuple[Cell, Changed]]) -> Tensor:
+        """The value of each cell, `[cell]` or `[cell, batch]`.
 
         Raises:
             NotComputed: the function looked at other positions than in its trial.
         """
-        values = [self.value] * count
+        values, row = [self.value] * len(cells), {cell.number: at for at, cell in enumerate(cells)}
         base = self.clean.resid[-1]
         base = base if self.asked is None else base[:, self.asked]
-        for one in ended:
+        for cell, one in changed:
             resid, region = base.clone(), one.region
             places = region.places if self.asked is None else torch.searchsorted(self.asked, region.places)
             rows = slice(None) if region.examples is None else region.examples[:, None]
-            resid[rows, places] = one.value
-            values[number_of[one.cell.number]] = self._of(resid)[0]
+            resid[rows, places] = one.data
+            values[row[cell.number]] = self._of(resid)[0]
         return torch.stack(values)
 
-    def _of(self, resid: Tensor) -> tuple[Tensor, Wanted]:
+    def _of(self, resid: Tensor) -> tuple[Tensor, set[int]]:
         """The function's value, from the stream after the last layer at the asked positions."""
         model, asked = self.model, self.asked
 
@@ -145,6 +154,6 @@ class Opaque:
                 raise NotComputed
             return model.logits_of(resid[:, torch.searchsorted(asked, positions.to(asked.device))], columns)
 
-        wanted = Wanted(set())
+        wanted: set[int] = set()
         sizes = (len(resid), self.clean.length, model.cfg.d_vocab_out)
         return self.metric(LazyLogits.make(compute, wanted, sizes, resid)), wanted

@@ -17,15 +17,16 @@ from cutaway.model.products import linear
 from cutaway.model.steps import FIRST, FROM_KEYS, LAST, Z
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
+from cutaway.runs.grids import Cells, Edits, Grid
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import drawn
-from cutaway.runs.sweep.cells import Cell, Cells, Edits, Grid, Sweep, bind, bytes_per_token, kept_sites, own_means
+from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, kept_sites, own_means
 from cutaway.runs.sweep.clean import beginning
 from cutaway.runs.sweep.engine import Schedule, keeping_of, schedule
 from cutaway.runs.sweep.keeping import RECOMPUTE, Keeping
-from cutaway.runs.sweep.measure import KEPT
-from cutaway.runs.sweep.regions import Region, Rules, Way, cost_of, way_from, way_of
+from cutaway.runs.sweep.measure import KEPT, asked_of
+from cutaway.runs.sweep.regions import Region, Rules, Way
 from cutaway.runs.sweep.sweeping import task_of
 
 
@@ -69,7 +70,7 @@ class Plan:
             for turn, chunk in enumerate(self.schedule.chunks[number]):
                 for cell in chunk:
                     way = None if cell.way == "alone" else declared_way(cell, *rows, rules)
-                    for layer, regions in enumerate(way.layers if way else (), way.start if way else 0):
+                    for layer, regions in (way or {}).items():
                         yield from ((number, turn, cell, layer, name, region) for name, region in regions.items())
 
     @property
@@ -176,12 +177,7 @@ class _Costs:
             width = self.cfg.d_vocab_out if columns is None else len(columns)
             most = max(int(self.wanted[first:last].sum()) for first, last in settled.batches)
             self.again += task.metric.compares and most * width > KEPT
-        programs = [task.model.program_of(layer) for layer in range(self.cfg.n_layers)]
-        self.rules = [Rules.of(self.cfg, task.length, self._asked(*rows), programs) for rows in settled.batches]
-
-    def _asked(self, first: int, last: int) -> Tensor | None:
-        asked = self.wanted[first:last].any(0).nonzero().flatten()
-        return None if len(asked) == self.task.length else asked
+        self.rules = [Rules.of(task.model, task.length, asked_of(self.wanted[slice(*rows)])) for rows in settled.batches]
 
     def forward(self, length: int, start: int = 0, *, keys: int | None = None) -> int:
         """The layers from one on, for one example; `keys`: how many positions it sees, where that is more than it runs."""
@@ -233,14 +229,14 @@ class _Costs:
 
     def _cell(self, cell: Cell, first: int, last: int, rules: Rules) -> int:
         way = declared_way(cell, first, last, rules)
-        return 0 if way is None else cost_of(rules, way)
+        return 0 if way is None else rules.cost(way)
 
     def _metric(self, cell: Cell, first: int, last: int, rules: Rules) -> int:
         """The logits that the metric reads of a cell."""
         way = declared_way(cell, first, last, rules)
-        if way is None or LAST not in way.layers[-1]:
+        if way is None:
             return 0
-        region = way.layers[-1][LAST]
+        region = way[self.cfg.n_layers - 1][LAST]
         rows = self.wanted[first:last] if region.examples is None else self.wanted[first:last][region.examples.cpu()]
         return int(rows[:, region.places.cpu()].sum()) * self.read * self.again
 
@@ -258,8 +254,8 @@ def declared_way(cell: Cell, first: int, last: int, rules: Rules) -> Way | None:
     entered = cell.declared(first, last, torch.device("cpu"), apart=rules.cfg.positional_embedding_type != "alibi")
     if len(entered) == 1 and cell.way == "join":
         (((layer, name), region),) = entered.items()
-        return way_from(rules, layer, name, region)
-    return way_of(rules, entered) if entered else None
+        return rules.way_from(layer, name, region)
+    return rules.way_of(entered) if entered else None
 
 
 def rate(model: Transformer, seconds: float = 0.05) -> float:

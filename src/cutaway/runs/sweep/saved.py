@@ -19,10 +19,10 @@ from torch import Tensor
 
 from cutaway import reading
 from cutaway.errors import CheckpointError
-from cutaway.runs import written  # the module, since it imports this package itself
+from cutaway.runs import written
 from cutaway.runs.hashes import digest, model_hash
 from cutaway.runs.sweep.cells import Sweep
-from cutaway.runs.sweep.engine import CLEAN, Schedule, schedule
+from cutaway.runs.sweep.engine import CLEAN, schedule
 from cutaway.writing import write, write_json
 
 PLAN = "plan.json"
@@ -46,34 +46,21 @@ class Saved:
         self.schedule = schedule(task)
         path = self.folder / PLAN
         if path.exists():
-            self._follow(_read(path))
+            self._follow(read_plan(path, f"the plan of a sweep, {path},"))
         else:
-            write_json(path, json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": self._numbers()}))
+            write_json(path, json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": self.schedule.numbers}))
 
-    def _numbers(self) -> list[list[list[int]]]:
-        return [[[cell.number for cell in chunk] for chunk in batch] for batch in self.schedule.chunks]
-
-    def _follow(self, kept: _Plan) -> None:
+    def _follow(self, kept: KeptPlan) -> None:
         for name, mine in self.mark.items():
             if kept.mark.get(name) != mine:
                 raise CheckpointError(
                     f"{self.folder} holds a sweep with other {name} ({kept.mark.get(name)} there, {mine} here); "
                     "give another folder, or remove this one"
                 )
-        cells = self.schedule.cells
-        if not self._covers_all(kept):
+        followed = self.schedule.following(kept.batches, kept.chunks)
+        if followed is None:
             raise CheckpointError(f"the plan of a sweep in {self.folder} is damaged; give another folder, or remove this one")
-        chunks = [[[cells[number] for number in chunk] for chunk in batch] for batch in kept.chunks]
-        self.schedule = Schedule(cells, kept.batches, chunks)
-
-    def _covers_all(self, kept: _Plan) -> bool:
-        """Whether the batches are all examples once, and every batch has every cell once."""
-        rows = [row for first, last in kept.batches if 0 <= first < last for row in (first, last)]
-        joined = rows[1:-1:2] == rows[2::2] and len(rows) == 2 * len(kept.batches) == 2 * len(kept.chunks)
-        mine = self.schedule.batches
-        numbers = sorted(number for chunk in self._numbers()[0] for number in chunk)
-        whole = all(sorted(number for chunk in batch for number in chunk) == numbers for batch in kept.chunks)
-        return bool(joined and rows and (rows[0], rows[-1]) == (mine[0][0], mine[-1][1]) and whole)
+        self.schedule = followed
 
     def _path(self, batch: int, chunk: int) -> Path:
         name = f"clean-{batch}" if chunk == CLEAN else f"values-{batch}-{chunk}"
@@ -107,17 +94,17 @@ class Saved:
         return digest([self.mark, batch, chunk, values])
 
 
-class _Plan(msgspec.Struct):
-    """`plan.json`."""
+class KeptPlan(msgspec.Struct, omit_defaults=True):
+    """Which examples run together, and of each such batch which cells; `mark`: of which sweep."""
 
-    mark: dict[str, str]
     batches: list[tuple[int, int]]
     chunks: list[list[list[int]]]
+    mark: dict[str, str] = {}
 
 
-def _read(path: Path) -> _Plan:
-    """The plan that a sweep wrote."""
-    return reading.decode(reading.read_bytes(path), _Plan, f"the plan of a sweep, {path},")
+def read_plan(path: Path, said: str) -> KeptPlan:
+    """The plan that a sweep wrote; `said`: what errors call it."""
+    return reading.decode(reading.read_bytes(path), KeptPlan, said)
 
 
 def _mark(task: Sweep) -> dict[str, str]:

@@ -24,19 +24,13 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.runs.bars import DelayedBar
 from cutaway.runs.editing import ManyEdits, of_real, plainly, tokens_of
+from cutaway.runs.grids import Cells, Grid, at_columns, label_of
 from cutaway.runs.metrics import Metric, among_real, as_metric, settled
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import run as run_baseline
-from cutaway.runs.sweep.cells import (
-    Cells,
-    Grid,
-    Sweep,
-    at_columns,
-    label_of,
-    own_means,
-)
+from cutaway.runs.sweep.cells import Sweep, own_means
 from cutaway.runs.sweep.elsewhere import fill
 from cutaway.runs.sweep.engine import Engine, Progress, plain_values
 from cutaway.runs.sweep.gradient import estimate
@@ -237,12 +231,9 @@ def sweep(
         found = _screened(task, runs, engine, count, audit, seed, own)
     else:
         saved = _saved(runs, resume, results, executor, own)
-        engine = Engine(runs, None if saved is None else saved.schedule)
+        engine = Engine(runs, saved)
         with torch.no_grad():
-            if saved is None:
-                engine.run(own)
-            else:
-                engine.run(None if isinstance(saved, Keyed) else own, saved.known, saved.keep)  # filled, it runs nothing
+            engine.run(None if isinstance(saved, Keyed) else own)  # a filled folder of results has reported its progress
             found = finished(task, engine, audited(task, engine, audit, seed))
     found = replace(found, options=options | ({"baseline": baseline} if baseline else {}))
     if not baseline:

@@ -1,14 +1,13 @@
 """Logits that are computed when they are looked at, for metrics that are just functions.
 
 `LazyLogits` passes for the tensor of all logits. Picking by constants (`logits[:, -1]`, `logits[:, -1, ids]`,
-`.gather(-1, ids)` after it) computes only what is picked; anything else computes them all. `Wanted` is what a function
-looked at in a trial on the clean run, so that a sweep can leave out the rest.
+`.gather(-1, ids)` after it) computes only what is picked; anything else computes them all. They note which positions a function
+looks at, so that after a trial on the clean run a sweep can leave out the rest.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,25 +20,17 @@ class NotComputed(Exception):
     """A function looked at positions that its trial on the clean run did not look at."""
 
 
-@dataclass
-class Wanted:
-    """Which positions a function has looked at so far; `everything`: all of them."""
-
-    positions: set[int]
-    everything: bool = False
-
-
 class LazyLogits(Tensor):
     """Logits `[batch, pos, d_vocab]`, or one position of them `[batch, d_vocab]`, computed on demand."""
 
     _compute: Compute
-    _wanted: Wanted
+    _wanted: set[int]  # the positions that were looked at so far
     _at: list[int] | int | None  # the positions this stands for: some, one (without its axis), or all
     _length: int
 
     @staticmethod
     def make(
-        compute: Compute, wanted: Wanted, sizes: tuple[int, int, int], like: Tensor, at: list[int] | int | None = None
+        compute: Compute, wanted: set[int], sizes: tuple[int, int, int], like: Tensor, at: list[int] | int | None = None
     ) -> LazyLogits:
         """Logits of `sizes` (batch, pos, d_vocab), in the precision and on the device of `like`."""
         batch, length, vocab = sizes
@@ -54,10 +45,10 @@ class LazyLogits(Tensor):
 
     def _picked(self, columns: Tensor | None) -> Tensor:
         if self._at is None:
-            self._wanted.everything = True
+            self._wanted.update(range(self._length))
             return self._compute(None, columns)
         places = [self._at] if isinstance(self._at, int) else self._at
-        self._wanted.positions.update(places)
+        self._wanted.update(places)
         logits = self._compute(torch.tensor(places, dtype=torch.long), columns)
         return logits[:, 0] if isinstance(self._at, int) else logits
 
