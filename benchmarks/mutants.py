@@ -34,6 +34,7 @@ class Fault:
 
 CONTROLS, UNEQUAL, INTERVALS = "tests/test_controls.py", "tests/test_unequal_texts.py", "tests/runs/test_intervals.py"
 METRICS, MEASURES, RESULTS = "runs/metrics.py", "runs/measures.py", "runs/intervals.py"
+ENTER, REGIONS, SWEEPS = "runs/sweep/enter.py", "runs/sweep/regions.py", "tests/runs/test_sweep.py"
 EFFECTS, COMPOSITION = "analysis/steering_effects.py", "analysis/head_composition.py"
 
 FAULTS = [
@@ -94,6 +95,16 @@ FAULTS = [
           "tests/test_writing.py", "living"),
     Fault("a record that was edited is believed", "records.py", "not in (None, _digest(about, tensors))", "not in (None, about.get('digest'))",
           "tests/fuzz/test_readers.py", "edited"),
+    Fault("an edit of some examples writes other rows", ENTER, "if examples is None else examples[by_example]\n",
+          "\n", CONTROLS, "minimal_pairs"),
+    Fault("what attends to a change is left out", REGIONS, "self._spread(region) if spread is FROM_KEYS else region",
+          "region", SWEEPS, "full_forward_pass and gpt2"),
+    Fault("the last layer computes what nobody reads", REGIONS, "        return self._needed.get(name) if layer == self.cfg.n_layers - 1 else None",
+          "        return None", SWEEPS, "plan_is_data"),
+    Fault("a plan forgets the heads' results before a norm", REGIONS, "total += cost * region.tokens * (name == HEADS_WRITE)",
+          "pass", SWEEPS, "torch_counts and gemma"),
+    Fault("an audit never stops", "runs/sweep/sweeping.py", "        if difference > max(", "        if False and difference > max(", SWEEPS,
+          "planted_fault"),
 ]  # fmt: skip
 
 
