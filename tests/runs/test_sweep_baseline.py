@@ -107,7 +107,7 @@ def test_a_part_of_a_run_is_given_its_own_numbers() -> None:
     bound = edits.random(edits.zero()).at("z1", positions=[1, 6, 4], examples=[2, 0]).bind(MODEL.cfg, *TOKENS.shape)
     whole = bound.applied(z)
     later = z[:, 3:].clone()
-    bound.write(later, 3, None)
+    bound.write(later, range(3, TOKENS.shape[1]), None)
     torch.testing.assert_close(later, whole[:, 3:])
     local = bound.local(1, 3)
     assert local is not None

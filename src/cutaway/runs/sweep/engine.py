@@ -50,7 +50,7 @@ class Schedule:
     chunks: list[list[list[Cell]]]  # batch, chunk, cell
 
     @property
-    def steps(self) -> int:
+    def passes(self) -> int:
         return sum(map(len, self.chunks))
 
     @property

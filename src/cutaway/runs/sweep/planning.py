@@ -158,7 +158,7 @@ def plan_of(task: Sweep, settled: Schedule, speed: float) -> Plan:
     whole = task.batch * (costs.forward(task.length) + task.length * costs.column)
     return Plan(
         len(cells), ways, costs.clean() + sum(costs.cells()) + (costs.again_read() if kept.how == RECOMPUTE else 0),
-        whole * len(cells), memory, len(settled.batches), settled.steps, kept, speed, schedule=settled, rules=costs.rules,
+        whole * len(cells), memory, len(settled.batches), settled.passes, kept, speed, schedule=settled, rules=costs.rules,
     )  # fmt: skip
 
 
