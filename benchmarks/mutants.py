@@ -34,7 +34,7 @@ class Fault:
 
 CONTROLS, UNEQUAL, INTERVALS = "tests/test_controls.py", "tests/test_unequal_texts.py", "tests/runs/test_intervals.py"
 METRICS, MEASURES, RESULTS = "runs/metrics.py", "runs/measures.py", "runs/intervals.py"
-ENTER, REGIONS, SWEEPS = "runs/sweep/enter.py", "runs/sweep/regions.py", "tests/runs/test_sweep.py"
+ENTER, REGIONS, SWEEPS = "runs/sweep/entering.py", "runs/sweep/regions.py", "tests/runs/test_sweep.py"
 EFFECTS, COMPOSITION = "analysis/steering_effects.py", "analysis/head_composition.py"
 
 FAULTS = [

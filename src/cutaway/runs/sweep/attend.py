@@ -17,7 +17,7 @@ from cutaway.model.positions import Stream
 from cutaway.model.steps import Step, Z
 from cutaway.runs.sweep.cells import Cell
 from cutaway.runs.sweep.clean import Clean
-from cutaway.runs.sweep.enter import Changed, filled, some_heads
+from cutaway.runs.sweep.entering import Changed, filled, some_heads
 from cutaway.runs.sweep.regions import Layer, Region
 
 Read = tuple[Tensor, ...]  # the clean run's queries, keys and values of a layer, as attention read them

@@ -23,7 +23,7 @@ from cutaway.runs.lazy_logits import NotComputed
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, chunks, kept_sites, own_means, room_for
 from cutaway.runs.sweep.clean import Clean, run_clean
-from cutaway.runs.sweep.enter import Changed
+from cutaway.runs.sweep.entering import Changed
 from cutaway.runs.sweep.execute import run_chunk
 from cutaway.runs.sweep.keeping import Keeping, where_kept
 from cutaway.runs.sweep.measure import Measure, Opaque

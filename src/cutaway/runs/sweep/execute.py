@@ -23,7 +23,7 @@ from cutaway.runs.edits import Bound
 from cutaway.runs.sweep.attend import Group, seen, seen_absorbed, seen_apart, together
 from cutaway.runs.sweep.cells import Cell, short
 from cutaway.runs.sweep.clean import Clean
-from cutaway.runs.sweep.enter import Changed, enter, filled, list_of
+from cutaway.runs.sweep.entering import Changed, enter, filled, list_of
 from cutaway.runs.sweep.regions import Layer, Region, Rules, Way
 
 Layout = list[tuple[Cell, Region]]  # cells in the order of their starts, and the region of each

@@ -16,7 +16,7 @@ from cutaway.runs.lazy_logits import LazyLogits, NotComputed
 from cutaway.runs.metrics import CustomMetric, LogitRows, Metric
 from cutaway.runs.sweep.cells import Cell
 from cutaway.runs.sweep.clean import Clean
-from cutaway.runs.sweep.enter import Changed
+from cutaway.runs.sweep.entering import Changed
 
 PIECE = 2**23  # numbers in one piece of logits
 KEPT = 2**25  # clean logits up to this many are kept rather than computed again
