@@ -43,7 +43,11 @@ def complain(message: str) -> None:
 
 
 class Commands(TyperGroup):
-    """The group of all commands: turns errors into sentences."""
+    """The group of all commands: turns errors into sentences, and keeps the words for pages that say how they were made."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        shared.WORDS.set(("cutaway", *args))
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from cutaway.cli import app
 from cutaway.commands.asking import SCREEN, layers_of, positions_of
 from cutaway.errors import ConfigError
 from cutaway.prompts import Prompts
+from cutaway.runs.hashes import model_hash
 
 MODEL = "attn-only-2l"
 PAIR = {"clean": "The king of my man was dead. The", "corrupted": "The lord of my man was dead. The", "answer": " king",
@@ -146,3 +149,27 @@ def test_ranges_of_layers_and_positions() -> None:
             layers_of(wrong, 6)
     with pytest.raises(ConfigError, match="has an empty part"):
         positions_of("1,,2")
+
+
+def test_a_page_says_what_it_shows(pairs: Path, tmp_path: Path, model: Any) -> None:
+    path = tmp_path / "page.html"
+    words = ["patch", MODEL, "--pairs", str(pairs), "--what", "z", "--baseline", "2", "--html", str(path)]
+    assert run(*words).exit_code == 0
+    page = path.read_text(encoding="utf-8")
+    assert shlex.join(["cutaway", *words]) in page and model_hash(model) in page and "UTC" in page
+    facts = page[page.index("<dl") : page.index("</dl>")]
+    names = re.findall("<dt>(.*?)</dt>", facts)
+    assert names == ["model", "hash", "made", "command", "prompts", "metric", "clean", "corrupted", "audit", "baseline"]
+    for said in ("2 prompts of", PAIR["corrupted"], "&#x27; king&#x27;", "run again in full"):
+        assert said in facts
+    assert page.index("</dl>") < page.index("largest shares of that difference") < page.index("text/cutaway")
+
+
+def test_a_file_that_is_there_is_replaced_only_where_asked(pairs: Path, tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    path.write_text("mine", encoding="utf-8")
+    words = ["next", MODEL, "--pairs", str(pairs), "--html", str(path)]
+    refused = run(*words)
+    assert refused.exit_code == 2 and "is there already; give another name, or --replace" in refused.stderr
+    assert path.read_text(encoding="utf-8") == "mine" and not refused.stdout
+    assert run(*words, "--replace").exit_code == 0 and "<!doctype html>" in path.read_text(encoding="utf-8")

@@ -41,7 +41,7 @@ def test_a_circuit_is_found_written_and_comes_back(tmp_path: Path) -> None:
     assert set(numbers["ablations"]) == {"mean", "zero"} and "of the same edges" in done.output
     again = CliRunner().invoke(app, ["replay", str(folder)])
     assert again.exit_code == 0 and "gives what was recorded" in again.output
-    twice = CliRunner().invoke(app, [*arguments, "--record", str(folder)])
+    twice = CliRunner().invoke(app, [*arguments, "--replace", "--record", str(folder)])
     assert twice.exit_code == 2 and "holds a circuit already" in twice.output
     text = (folder / "circuit.json").read_text(encoding="utf-8")
     less = json.loads(text) | {"edges": circuit.pairs()[:2], "effects": None}
@@ -73,7 +73,7 @@ def test_a_size_is_kept_and_json_is_printed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        ([], "either --pairs FILE or --behaviour NAME"),
+        ([], "circuit find needs text: give either --clean"),
         (["--behaviour", "iol"], "no behaviour called 'iol'"),
         (["--pairs", "none.jsonl"], "cannot be read"),
         (["--behaviour", "ioi"], "vocabulary has"),

@@ -34,7 +34,7 @@ def toy() -> Transformer:
 def test_the_numbers_are_those_of_the_analysis(toy: Transformer, tmp_path: Path) -> None:
     page, file = tmp_path / "page.html", tmp_path / "vector.safetensors"
     more = ["--prompt", "ab", "--prompt", "gfa", "--strength", "1", "--strength", "3", "--effect", "a", "--minus", "b"]
-    out = run(*SETS, *more, "--side", "hgf", "--count", "[a-c]", "--html", str(page), "--save", str(file), "--json")
+    out = run(*SETS, *more, "--side", "hgf", "--matches", "[a-c]", "--html", str(page), "--save", str(file), "--json")
     assert out.exit_code == 0, out.output
     numbers = json.loads(out.stdout)
     vectors = contrast_vectors(toy, ["abc", "abd"], ["def", "dff"])
@@ -99,20 +99,20 @@ def test_line_breaks_in_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ([*SETS], "--prompt is missing"),
+        ([*SETS], "steer needs text: give either --text"),
         (["--positive", "a", "--prompt", "a"], "--negative is missing"),
-        ([*SETS, "--prompt", " "], "--prompt is an empty text"),
+        ([*SETS, "--prompt", " "], "--text is an empty text"),
         ([*SETS, "--prompt", "absent.txt"], "there is no file absent.txt"),
         ([*SETS, "--prompt", "empty"], "the file empty has no text in it"),
         ([*SETS, "--prompt", "bytes"], "bytes is not UTF-8 text"),
         ([*SETS, "--prompt", "XY"], "not in the vocabulary"),
-        ([*SETS, "--prompt", "a", "--layer", "2"], "no layer 2; there are 2"),
+        ([*SETS, "--prompt", "a", "--layer", "2"], "names layer 2, and the model has the layers 0 to 1"),
         ([*SETS, "--prompt", "a", "--strength", "nan"], "strength=nan"),
         ([*SETS, "--prompt", "a", "--strength", "1e39"], "a strength of 1e+39 is too much"),
         ([*SETS, "--prompt", "a", "--strength", "0"], "give another --strength"),
         ([*SETS, "--prompt", "a", "--effect", "ab"], "is 2 tokens, not one"),
         ([*SETS, "--prompt", "a", "--minus", "b"], "--minus needs --effect"),
-        ([*SETS, "--prompt", "a", "--count", "("], "is not a regular expression"),
+        ([*SETS, "--prompt", "a", "--matches", "("], "is not a regular expression"),
         ([*SETS, "--prompt", "a", "--method", "median"], "--method 'median' is not known"),
         ([*SETS, "--prompt", "a", "--method", "pair"], "takes one text of each kind, not 2 and 2"),
         (["--positive", "ab", "--negative", "c", "--method", "pair", "--prompt", "a"], "the prompts differ in length"),

@@ -22,6 +22,7 @@ from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, mean, zero
 from cutaway.runs.metrics import settled
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, layers_by_heads
 from cutaway.runs.sweep import Audit, SweepResult, sweep
 from cutaway.view import Figure, bar_chart, sweep_grid

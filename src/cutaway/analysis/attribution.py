@@ -41,6 +41,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import indices
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import along, written
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.view import Figure
 from cutaway.view import attribution as draw
@@ -161,6 +162,7 @@ def sites(model: Transformer, *, neurons: bool | Sequence[int] = False, componen
     return list(dict.fromkeys([*sites_of(cfg, _chosen(model, neurons, components)), resid, *final]))
 
 
+@with_provenance
 @torch.no_grad()
 def attribute(
     subject: Subject,
@@ -233,6 +235,7 @@ def attribute(
     return Attribution(values, whole, ids.masked_fill(~counted, -1), counted, said, words)
 
 
+@with_provenance
 @torch.no_grad()
 def attribute_all_tokens(
     subject: Subject,

@@ -20,6 +20,7 @@ from cutaway.errors import ShapeError, TokenError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, head_types
 

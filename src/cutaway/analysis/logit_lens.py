@@ -43,6 +43,7 @@ from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import written
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.view import Figure, lens_grid, line_chart
 
@@ -190,6 +191,7 @@ def lens(
     return replace(_result(model, found, rows, torch.cat(answers).view(batch, length), wanted, vocab, real), read=read)
 
 
+@with_provenance
 @torch.no_grad()
 def lens_at(
     model: Transformer, prompts: Prompts, at: Int[Tensor, "batch"], *, of: str | Sequence[str] = "resid",

@@ -23,6 +23,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
 from cutaway.runs.decompose import written
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, bar_chart, table, top_samples
 

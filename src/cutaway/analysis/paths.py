@@ -40,6 +40,7 @@ from cutaway.numbers_given import options
 from cutaway.runs.decompose import written
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.metrics import settled
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result, layers_by_heads
 from cutaway.runs.sweep import Audit, sweep
 from cutaway.view import Figure, bar_chart, heat_map, sweep_grid

@@ -16,6 +16,7 @@ from cutaway.analysis.shared import Subject, network, real_tokens, run_for, scal
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.frozen_norms import norms_of
 from cutaway.model.transformer import Transformer
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, line_chart
 
@@ -62,6 +63,7 @@ class NormScales(Result):
         return "\n".join(lines)
 
 
+@with_provenance
 def norm_scales(subject: Subject, tokens: Any = None) -> NormScales:
     """Measure the scale of every norm of the residual stream.
 

@@ -24,6 +24,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import index
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import written
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, Panel, line_chart, small_multiples
 
@@ -119,6 +120,7 @@ def sites_into(model: Transformer, layer: int, components: Sequence[Component] |
     return list(dict.fromkeys(names + ([] if norm is None else [norms_of(cfg)[norm]])))
 
 
+@with_provenance
 @torch.no_grad()
 def pathways(
     subject: Subject,

@@ -24,6 +24,7 @@ from cutaway.runs import metrics
 from cutaway.runs.generation import Sampling, generate
 from cutaway.runs.intervals import interval_of_mean
 from cutaway.runs.metrics import settled
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep import Cells, SweepResult, sweep
 from cutaway.view import Figure, heat_map, line_chart, small_multiples, steering_response
@@ -343,6 +344,7 @@ def steered_texts(
     sampling: Sampling | None = None,
     seed: int = 0,
     name: str = "score",
+    prepend_bos: bool | None = None,
 ) -> SteeredTexts:
     """Generate from each prompt at each strength (with the same seed), and score what is said."""
     texts: dict[str, list[str]] = {}
@@ -351,8 +353,9 @@ def steered_texts(
         torch.manual_seed(seed)
         with steer(model, Steer(vector, float(strength), positions)):
             out = generate(
-                model, list(prompts), max_new_tokens, stop_at_eos=False, sampling=sampling or Sampling(), verbose=False
-            )
+                model, list(prompts), max_new_tokens, stop_at_eos=False, sampling=sampling or Sampling(), verbose=False,
+                prepend_bos=prepend_bos,
+            )  # fmt: skip
         texts[f"{strength:g}"] = [new[len(old) :] if new.startswith(old) else new for old, new in zip(prompts, out, strict=True)]
     scores = torch.tensor([[float(score(one)) for one in row] for row in texts.values()])
     return SteeredTexts(

@@ -167,6 +167,7 @@ class ResponsibleHeads(Result):
         return super().to_json() | {"tokens_of": self.tokens_of}
 
 
+@with_provenance
 def responsible_heads(
     model: Transformer,
     *,

@@ -12,7 +12,7 @@ spreads; without measured scales it divides by 1. Biases are left out unless ask
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.analysis.largest import ORDERS, STEP, largest_entries
 from cutaway.analysis.scales import NormScales, divisor
 from cutaway.analysis.shared import ARROW, Subject, kept, network, run_for, vocabulary
 from cutaway.errors import ConfigError, ShapeError, UnknownName
@@ -37,7 +38,6 @@ from cutaway.view import circuit as draw
 SOURCES = ("embed", "pos", "embed+pos")
 ENDS = ("logits", "resid")
 WHOLE = 2**25  # entries of the largest circuit that is multiplied out
-STEP = 2**24  # entries looked at at once
 
 
 @dataclass(frozen=True)
@@ -195,20 +195,28 @@ class WeightCircuit(Result):
             parts.append((own - rows.logsumexp(1)).exp())
         return Labelled(torch.cat(parts), (self.row_name,), {self.row_name: self.rows}, "attention to itself", "probability")
 
-    def top(self, k: int = 10, *, by: str = "size") -> list[tuple[str, str, float]]:
-        """The `k` largest entries as (row, column, value), by `size`, `largest` or `smallest`."""
-        if by not in ("size", "largest", "smallest"):
+    def top(
+        self, k: int = 10, *, by: str = "size", progress: Callable[[float, float], None] | None = None
+    ) -> list[tuple[str, str, float]]:
+        """The `k` largest entries as (row, column, value), by `size`, `largest` or `smallest`.
+
+        Rows and columns whose norms show that none of their entries can be among them are not multiplied out.
+
+        Args:
+            progress: called with how many rows are done, and of how many.
+        """
+        if by not in ORDERS:
             raise UnknownName(f"top goes by 'size', 'largest' or 'smallest', not {by!r}")
-        best: list[tuple[float, int, int, float]] = []
-        for numbers, rows in self.chunks():
-            key = rows.abs() if by == "size" else rows if by == "largest" else -rows
-            score, at = key.flatten().topk(min(k, rows.numel()))
-            where = at.tolist()
-            width, flat = rows.shape[1], rows.flatten()[at].tolist()
-            first = int(numbers[0])
-            best += [(s, first + i // width, i % width, v) for s, i, v in zip(score.tolist(), where, flat, strict=True)]
-            best = sorted(best, key=lambda one: -one[0])[:k]
-        return [(self.rows[row], self.columns[column], value) for _, row, column, value in best]
+        kept = self._kept.get(by)
+        if kept is None or kept[0] < k:
+            most = max(k, 400)  # a table, a summary and a figure ask in turn
+            kept = self._kept[by] = (most, largest_entries(*self.matrix.pair, most, by, progress))
+        return [(self.rows[row], self.columns[column], value) for row, column, value in kept[1][:k]]
+
+    @cached_property
+    def _kept(self) -> dict[str, tuple[int, list[tuple[int, int, float]]]]:
+        """Order → how many entries were asked for, and the largest entries."""
+        return {}
 
     def norm(self) -> float:
         """The Frobenius norm."""
@@ -383,6 +391,7 @@ class Weights:
         self.factors.append(weights.detach()[head])
 
 
+@with_provenance
 def path_circuit(
     model: Transformer,
     route: str | Path,
@@ -434,6 +443,7 @@ def path_circuit(
     )  # fmt: skip
 
 
+@with_provenance
 def ov_circuit(
     model: Transformer, head: str, *, start: str = "embed", scales: NormScales | None = None, vocab: Sequence[str] | None = None
 ) -> WeightCircuit:
@@ -441,6 +451,7 @@ def ov_circuit(
     return path_circuit(model, f"{start}{ARROW}{head}{ARROW}logits", scales=scales, vocab=vocab)
 
 
+@with_provenance
 def qk_circuit(
     model: Transformer,
     head: str,

@@ -32,6 +32,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.runs.bars import DelayedBar
 from cutaway.runs.metrics import LogitRows, Metric
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, heat_map
 

@@ -36,6 +36,7 @@ from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.runs.edits import Edit, replace
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, SweepResult, sweep
 from cutaway.runs.sweep.sweeping import BOUNDS

@@ -20,6 +20,7 @@ from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import at_least, options
 from cutaway.runs.bars import DelayedBar
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, line_chart
 

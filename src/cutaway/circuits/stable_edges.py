@@ -18,6 +18,7 @@ from cutaway.circuits.graph import Edges
 from cutaway.errors import ShapeError
 from cutaway.numbers_given import options
 from cutaway.runs.intervals import interval_of_mean
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, heat_map
 

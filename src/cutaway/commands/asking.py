@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -17,13 +18,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, load, one_token, read_file, show
+from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Replace, facts, load, one_token, read_file
 from cutaway.errors import ConfigError, ContextTooLong, TokenError
 
 if TYPE_CHECKING:
     from cutaway.prompts import Prompts
 
 Words = list[str] | None
+Figures = Sequence[tuple[str, Any]]
 SCREEN = 20  # rows of a table, unless --top or --all say otherwise
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -69,15 +71,19 @@ LAST: dict[str, tuple[Any, Any]] = {
     "device": (Device, "cpu"),
     "as_json": (Json, False),
     "html": (Html, None),
+    "replace": (Replace, False),
 }
 
 
-def asks(*, pairs: bool = False, model: bool = True) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def asks(
+    *, pairs: bool = False, model: bool = True, without: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the shared options, and hand it what they say as its first argument.
 
     Args:
         pairs: whether texts come with counterparts (`--clean`, `--corrupted`).
         model: whether the model is the first argument; otherwise the command sets `asked.model` itself.
+        without: options that the command has no use for.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -85,11 +91,11 @@ def asks(*, pairs: bool = False, model: bool = True) -> Callable[[Callable[..., 
         own = [one.replace(annotation=hints[name]) for name, one in list(inspect.signature(command).parameters.items())[1:]]
         first = {"model": (Model, DEFAULT)} if model else {}
         texts = {"text": (Cleans, None), "corrupted": (Corrupteds, None)} if pairs else {"text": (Texts, None)}
-        own_names = {one.name for one in own}
+        own_names = {*without, *(one.name for one in own)}
         taken = {name: pair for name, pair in {**first, **texts, **SHARED, **LAST}.items() if name not in own_names}
         keyword = inspect.Parameter.KEYWORD_ONLY
         made = [inspect.Parameter(name, keyword, default=default, annotation=kind) for name, (kind, default) in taken.items()]
-        at = len(made) - len(LAST)
+        at = len(made) - len(LAST.keys() - own_names)
         parameters = [one.replace(kind=keyword) for one in [*made[:at], *own, *made[at:]]]
         if not model:  # the argument that names the model comes first
             parameters.sort(key=lambda one: one.name != "words")
@@ -97,7 +103,7 @@ def asks(*, pairs: bool = False, model: bool = True) -> Callable[[Callable[..., 
         @functools.wraps(command)
         def asked(**given: Any) -> None:
             shared = {name: given.pop(name) for name in taken}
-            command(Request(command.__name__.rstrip("_"), shared, pairs=pairs), **given)
+            command(Request(command.__name__.rstrip("_").replace("_", " "), shared, pairs=pairs), **given)
 
         asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         asked.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -114,6 +120,7 @@ class Request:
     command: str
     options: dict[str, Any]
     pairs: bool = False
+    rewrites: dict[str, bool] = field(default_factory=dict)  # of weights, where they are not the usual ones
 
     @property
     def model(self) -> str:
@@ -124,6 +131,8 @@ class Request:
         try:
             return self.__dict__["options"][name]
         except KeyError:
+            if name in SHARED or name in ("text", "corrupted"):
+                return None  # an option that this command has no use for
             raise AttributeError(name) from None
 
     @cached_property
@@ -132,24 +141,29 @@ class Request:
         import torch
 
         if self.dtype is None:
-            return load(self.model, self.device)
+            return load(self.model, self.device, **self.rewrites)
         if self.dtype not in DTYPES:
             raise ConfigError(f"--dtype {self.dtype!r} is not known; there are {', '.join(DTYPES)}")
-        return load(self.model, self.device, dtype=getattr(torch, self.dtype))
+        return load(self.model, self.device, dtype=getattr(torch, self.dtype), **self.rewrites)
+
+    @property
+    def bos(self) -> bool | None:
+        """Whether texts begin with BOS: None, as the model says; a chat template has its own."""
+        return False if self.no_bos or self.messages else None
 
     @property
     def sources(self) -> list[str]:
         """The options that give texts."""
         named = {
             "--clean" if self.pairs else "--text": self.text, "--file": self.file, "--prompts": self.prompts_file,
-            "--pairs": self.options["pairs"], "--behaviour": self.behaviour,
+            "--pairs": self.options.get("pairs"), "--behaviour": self.behaviour,
         }  # fmt: skip
         return [name for name, value in named.items() if value]
 
     @property
     def prompts_file(self) -> Path | None:
         """The file of `--prompts`."""
-        found: Path | None = self.options["prompts"]
+        found: Path | None = self.options.get("prompts")
         return found
 
     @cached_property
@@ -172,11 +186,11 @@ class Request:
         from cutaway.prompts import Prompts
 
         self._one_source()
-        bos = False if self.no_bos or self.messages else None
-        if self.options["pairs"] is not None:
+        bos = self.bos
+        if self.options.get("pairs") is not None:
             made = Prompts.read(self.options["pairs"], self.network, **self._reading(bos))
         elif self.behaviour is not None:
-            made = self._drawn()
+            made = self.drawn()
         else:
             made = self._of_texts(bos)
         return self._fitting(made)
@@ -207,28 +221,34 @@ class Request:
         else:
             texts = [read_file(self.file, self.command)] if self.file is not None else self._texts()
         if self.messages:
-            texts = [self._message(one) for one in texts]
-            known["corrupted"] = known["corrupted"] and [self._message(one) for one in known["corrupted"]]
+            texts = [self.message(one) for one in texts]
+            known["corrupted"] = known["corrupted"] and [self.message(one) for one in known["corrupted"]]
         return Prompts.of_texts(self.network, texts, **self._reading(bos), **known)
 
     def _reading(self, bos: bool | None) -> dict[str, Any]:
         return {"prepend_bos": bos, "allow_first_token": self.allow_first_token}
 
     def _for_each(self, name: str) -> str | list[str] | None:
-        words = self.options[name]
+        words = self.options.get(name)
         for word in words or ():
             if not self.allow_first_token:
                 one_token(self.network, word, f"--{name}")
         return None if not words else words[0] if len(words) == 1 else words
 
-    def _message(self, text: str) -> str:
+    def message(self, text: str) -> str:
+        """A text as a user's message, in the chat template.
+
+        Raises:
+            TokenError: the model has none.
+        """
         template = getattr(self.network.tokenizer, "chat_template", None)
         if template is None:
             raise TokenError(f"--messages needs a model with a chat template, and {self.model} has none")
         said = [{"role": "user", "content": text}]
         return str(self.network.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
 
-    def _drawn(self) -> Prompts:
+    def drawn(self) -> Prompts:
+        """The prompts of the behaviour."""
         from cutaway.tasks.behaviours import behaviour
 
         return behaviour(self.behaviour).prompts(self.count, self.seed, self.network.tokenizer)
@@ -275,10 +295,26 @@ class Request:
         rest = len(rows) - most
         return list(rows[:most]), f"{rest} more row{'s' * (rest != 1)}; --all prints them" if rest > 0 else ""
 
-    def show(self, text: str, numbers: dict[str, Any], figures: Any, title: str) -> None:
-        """Print, and write the page."""
+    def show(self, text: str, numbers: dict[str, Any], figures: Figures, title: str, result: Any = None) -> None:
+        """Print, and write the page.
+
+        Args:
+            figures: headings and figures.
+            result: what was computed, where it is one result: its summary, metric, audit and baseline stand on the page.
+        """
         found = {**self.about(), **numbers}
-        show(f"{text}\n{self.said}", found, figures, as_json=self.as_json, html=self.html, title=title)
+        console.echo(json.dumps(found, indent=2, ensure_ascii=False) if self.as_json else f"{text}\n{self.said}".strip())
+        if self.html is None:
+            return
+        from cutaway.runs.provenance import measured, page_with
+        from cutaway.view import Code
+
+        told = facts(self.network, self.__dict__.get("asked_prompts", self.__dict__.get("long_text")))
+        told += [("behaviour", f"{self.behaviour}, seed {self.seed}")] if self.behaviour else []
+        told += [] if result is None else measured(result)
+        page_with(title, told, Code(text) if result is None else result.summary(), figures).save(self.html)
+        if not self.as_json:
+            console.echo(f"\n{self.html}")
 
 
 # Options with one meaning everywhere.

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from cutaway.commands.asking import Request, asks
 from cutaway.commands.questions import circuit as weights
-from cutaway.commands.shared import Device, Html, Json, Model, Record, lines, load, show
-from cutaway.commands.sweeps import bar
+from cutaway.commands.shared import Record, lines
+from cutaway.commands.sweeps import bar, in_pairs
 from cutaway.errors import ConfigError, PromptError, nearest
 
 METRICS = ("logit-difference", "log-probability", "probability", "probability-difference")
@@ -36,12 +36,9 @@ def circuit() -> None:
     """Find the circuit of a behaviour (`find`), or show what weights do along a path (`cutaway circuit MODEL PATH`)."""
 
 
-@group.command()
-def find(
-    model: Model,
-    pairs: Annotated[Path | None, typer.Option(help="Pairs, one JSON object a line: clean, corrupted, answer, wrong.")] = None,
-    behaviour: Annotated[str | None, typer.Option(help="Prompts of a behaviour: ioi, greater-than, induction, …")] = None,
-    count: Annotated[int, typer.Option(min=2, help="How many prompts of the behaviour.")] = 64,
+@asks(pairs=True)
+def circuit_find(
+    asked: Request,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -57,10 +54,6 @@ def find(
     method: Annotated[str, typer.Option(help="greedy, backward, or both.")] = "both",
     steps: Annotated[int, typer.Option(min=1, help="Runs that each edge's gradient is a mean over.")] = 5,
     checks: Annotated[int, typer.Option(min=1, help="How many runs removal may take.")] = 60,
-    seed: Annotated[int, typer.Option(help="Seed of prompts, of random circuits, and of what is drawn again.")] = 0,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
     record: Record = None,
 ) -> None:
     """Find the edges that carry a behaviour, and say how sure they are.
@@ -77,62 +70,51 @@ def find(
     from cutaway.circuits.stable_edges import stability
 
     folder = None if record is None else recording.check_free(record)
-    network = load(model, device)
-    given = _prompts(network, pairs, behaviour, count, seed)
+    network = asked.network
+    given = in_pairs(asked) if ablation == "resample" else asked.asked_prompts
+    if not given.right:
+        raise PromptError("circuit find needs answers: give --answer (and --wrong), or pairs or a behaviour that have them")
     measure = _metric(metric, given)
-    tokens = given.tokens.to(device)
+    tokens = given.tokens.to(network.W_U.device)
     if network.cfg.attention_dir == "bidirectional" and not bool(given.mask.all()):
         raise PromptError("this model's attention sees all positions, padding too; give prompts of one length")
-    source = None if given.corrupted is None else given.corrupted.tokens.to(device)
-    if source is None and ablation == "resample":
-        raise PromptError("resampling needs corrupted prompts; give pairs with both, or --ablation mean or zero")
-    with bar("scoring edges", as_json) as progress:
+    source = None if given.corrupted is None else given.corrupted.tokens.to(network.W_U.device)
+    quiet, seed = asked.as_json, asked.seed
+    with bar("scoring edges", quiet) as progress:
         scores = edge_attribution(network, tokens, source, measure, steps=steps, ablation=ablation, progress=progress)
     runner = CircuitRunner(network, tokens, source, measure, ablation=ablation)
-    with bar("searching", as_json) as progress:
+    with bar("searching", quiet) as progress:
         found = find_circuit(runner, scores, target=target, size=size, method=method, checks=checks, progress=progress)
     controls = curve(runner, scores.values.data, sizes=[found.size], seed=seed)
-    others = {
-        other: edge_attribution(network, tokens, source, measure, steps=steps, ablation=other)
-        for other in AGREE
-        if other != ablation and (other != "resample" or source is not None)
-    }
+    others = {}
+    for other in AGREE:
+        if other != ablation and (other != "resample" or source is not None):
+            with bar(f"scoring edges, {other} ablation", quiet) as progress:
+                others[other] = edge_attribution(network, tokens, source, measure, steps=steps, ablation=other, progress=progress)
     sure = stability(found, scores, seed=seed, others=others) if len(tokens) >= 4 else None
     values = runner.values(found.edges)
     recovered, interval = runner.share(values), runner.interval(values)
     numbers = {
         **found.to_json(), "recovered": recovered, "interval": interval, "clean": controls.clean, "ablated": controls.corrupted,
         **{name: float(controls.values.sel(curve=name).data[0]) for name in ("random", "shuffled", "without")},
-        "prompts": len(tokens), "halves": None if sure is None else list(sure.halves), "seed": seed,
+        "halves": None if sure is None else list(sure.halves), "seed": seed,
         "ablations": {} if sure is None else dict(sure.ablations), "stable": None if sure is None else sure.stable,
     }  # fmt: skip
     heads = [node for node in found.nodes() if node[-1].isdigit()][:12]
     reads = attention_to_roles(network, given, heads) if len(given.roles) > 1 else []
     numbers["heads"] = [vars(one) for one in reads]
     looks = "" if not reads else "where the heads with the largest edges look:\n" + "\n".join(f"  {one}" for one in reads)
-    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _said(found, numbers, sure), looks]))
-    figures: list[tuple[str, Any]] = [("The circuit", found.figure(network, None if sure is None else sure.values.data))]
-    figures += [] if sure is None else [("How sure its edges are", sure.figure())]
+    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _said(asked, found, numbers, sure), looks]))
+    figures: list[tuple[str, Any]] = []
+    if asked.html is not None:
+        figures.append(("The circuit", found.figure(network, None if sure is None else sure.values.data)))
+        figures += [] if sure is None else [("How sure its edges are", sure.figure())]
     if folder is not None:
-        recording.write(folder, found, measure, values, model, numbers)
-    show(text, numbers, figures, as_json=as_json, html=html, title=f"A circuit of {model}")
+        recording.write(folder, found, measure, values, asked.model, {**numbers, "prompts": len(tokens)})
+    asked.show(text, numbers, figures, f"A circuit of {asked.model}")
 
 
-def _prompts(network: Any, pairs: Path | None, name: str | None, count: int, seed: int) -> Any:
-    """The prompts of a file or of a behaviour.
-
-    Raises:
-        ConfigError: neither, or both.
-    """
-    from cutaway.prompts import Prompts
-    from cutaway.tasks.behaviours import behaviour
-
-    if (pairs is None) == (name is None):
-        raise ConfigError("give either --pairs FILE or --behaviour NAME")
-    if pairs is not None:
-        return Prompts.read(pairs, network.tokenizer, prepend_bos=network.cfg.default_prepend_bos)
-    assert name is not None
-    return behaviour(name).prompts(count, seed, network.tokenizer)
+group.command("find")(circuit_find)
 
 
 def _metric(name: str | None, given: Any) -> Any:
@@ -150,7 +132,7 @@ def _metric(name: str | None, given: Any) -> Any:
     return metrics.logit_difference(given.answers, given.wrong_answers, given.at)
 
 
-def _said(found: Any, numbers: dict[str, Any], sure: Any) -> str:
+def _said(asked: Request, found: Any, numbers: dict[str, Any], sure: Any) -> str:
     low, high = numbers["interval"]
     head = (
         f"{found.size} of {found.graph.size} edges ({found.share:.2%}) recover {numbers['recovered']:.0%} of the "
@@ -159,12 +141,14 @@ def _said(found: Any, numbers: dict[str, Any], sure: Any) -> str:
         f"{numbers['random']:.0%}, with shuffled scores {numbers['shuffled']:.0%}"
     )
     rows = []
-    for writer, reader in found.pairs()[:15]:
+    shown, more = asked.rows(found.pairs())
+    for writer, reader in shown:
         place = found.graph.edge(writer, reader)
         often = "" if sure is None else f"{float(sure.values.data[place]):.0%}"
         rows.append([f"{writer} → {reader}", float(found.effects[place]), often])
     nodes = ", ".join(list(found.nodes())[:12])
-    return "\n".join([head, lines(["edge", "score", "chosen"], rows), f"nodes by the size of their edges' scores: {nodes}"])
+    table = lines(["edge", "score", "chosen"], rows) + (f"\n{more}" if more else "")
+    return "\n".join([head, table, f"nodes by the size of their edges' scores: {nodes}"])
 
 
 GROUPS = {"circuit": group}

@@ -9,16 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.shared import Device, Json
+from cutaway.commands.asking import SHARED, Request, asks
+from cutaway.commands.shared import facts
 from cutaway.errors import ExplainError
 
 READ_OUTS = ("most-likely", "above")
 
 
+@asks(without=("text", *(SHARED.keys() - {"behaviour", "count"}), "top", "all_rows"))
 def explain(
-    model: Annotated[str, typer.Argument(help="A small trained model: a bundled one, a folder or a file.")],
-    examples: Annotated[Path, typer.Option(help='JSON lines: {"tokens": […], "answers": {position: token or [tokens]}}.')],
+    asked: Request,
     out: Annotated[Path, typer.Option(help="Folder for program.py, explanation.json and explanation.html.")],
+    examples: Annotated[
+        Path | None, typer.Option(help='JSON lines: {"tokens": […], "answers": {position: token or [tokens]}}.')
+    ] = None,
     test: Annotated[Path | None, typer.Option(help="Examples to test on. By default a quarter of the others.")] = None,
     enumerate_all: Annotated[
         bool, typer.Option("--enumerate", help="Test on all inputs of the examples' form, at most 200,000.")
@@ -26,44 +30,43 @@ def explain(
     read_out: Annotated[
         str | None, typer.Option(help="most-likely: one token; above: all with a logit above 0. By default as the answers are.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    device: Device = "cpu",
-    as_json: Json = False,
+    count: Annotated[int, typer.Option(min=20, help="How many examples of the behaviour.")] = 2000,
 ) -> None:
     """Say how a small trained model computes its answers, as a program that is tested against the model.
 
-    Prints the verdict with its scores, and writes the program (it runs alone), the evidence, and a page.
+    Examples come from a file, or are drawn from a behaviour. Prints the verdict with its scores, and writes the program (it runs
+    alone), the evidence, and a page.
     """
     from cutaway import explain as room
     from cutaway.explain.ranging import enumerated
     from cutaway.prompts import Prompts
-    from cutaway.writing import check_folder
+    from cutaway.writing import check_folder, write
 
     if read_out is not None and read_out not in READ_OUTS:
         raise ExplainError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")
+    if (examples is None) == (asked.behaviour is None):
+        raise ExplainError("explain needs examples: give either --examples FILE or --behaviour NAME")
     check_folder(out)
-    network = load(model, device)
-    given = Prompts.read(examples, network.tokenizer)
+    asked.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
+    network, seed = asked.network, asked.seed
+    asked.options["count"] = count
+    given = asked.drawn() if examples is None else Prompts.read(examples, network.tokenizer)
     unseen = None if test is None else Prompts.read(test, network.tokenizer)
     if enumerate_all:
         unseen = enumerated(given)
         if unseen is None:
             raise ExplainError("--enumerate needs examples of one length and at most 200,000 inputs of their form; leave it out")
     several = None if read_out is None else read_out == "above"
-    with status(as_json) as say:
-        found = room.explain(network, given, unseen, name=Path(model).name, seed=seed, several=several, progress=say)
-    written = room.save(found, out)
-    if as_json:
+    with status(asked.as_json) as say:
+        found = room.explain(network, given, unseen, name=Path(asked.model).name, seed=seed, several=several, progress=say)
+    told = facts(network, given)
+    written = room.save(found, out, told)
+    if asked.html is not None:
+        write(asked.html, room.html(found, told))
+    if asked.as_json:
         console.echo(json.dumps(room.numbers(found), indent=2, ensure_ascii=False))
     else:
         console.echo(room.summary(found) + "\n\n" + "\n".join(map(str, written)))
-
-
-def load(model: str, device: str) -> Any:
-    """The network with its logits as they are: centring the unembedding shifts them, and a threshold would read others."""
-    from cutaway.commands import shared
-
-    return shared.load(model, device, center_unembed=False)
 
 
 def status(quiet: bool) -> Any:

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands.asking import Positions, Request, asks, positions_of
-from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, lines, load, one_token, show
+from cutaway.commands.asking import SCREEN, SHARED, Positions, Request, asks, positions_of
+from cutaway.commands.shared import DEFAULT, lines, one_token
+from cutaway.commands.sweeps import bar
 from cutaway.errors import TokenError, UnknownName
 
 
@@ -72,7 +73,7 @@ def heads(
         "scores": found.mean.as_dict(6),
         "even": found.baseline.as_dict(6),
     }
-    asked.show(said, numbers, [("What each head does", found.figure(threshold))], f"Heads of {asked.model}")
+    asked.show(said, numbers, [("What each head does", found.figure(threshold))], f"Heads of {asked.model}", found)
 
 
 def _too_short(network: Any, found: Any, prompts: Any, threshold: float) -> dict[str, str]:
@@ -158,7 +159,7 @@ def attribute(
         "components": values.as_dict(),
         "largest_left_over": left,
     }
-    asked.show(said, numbers, [("Attribution", found.figure())], f"Attribution in {asked.model}")
+    asked.show(said, numbers, [("Attribution", found.figure())], f"Attribution in {asked.model}", found)
 
 
 @asks()
@@ -207,7 +208,8 @@ def lens(
     shown, more = asked.rows(rows)
     said += _filled(["row", column, "target", "rank", "KL to the end", "entropy"], shown) + (f"\n{more}" if more else "")
     position = int(at[0]) if single else place
-    asked.show(said, {"position": position, "target": asked_for, "rows": numbers}, figures, f"Logit lens of {asked.model}")
+    told_all = {"position": position, "target": asked_for, "rows": numbers}
+    asked.show(said, told_all, figures, f"Logit lens of {asked.model}", found)
 
 
 def _lens_row(found: Any, index: int, at: Any) -> dict[str, Any]:
@@ -287,7 +289,7 @@ def predict(
         columns = [which, head[0], "token", head[1], "expected", "right", "rank", "probability", "loss"]
         said = _filled(columns, table) + "\n" + said
     figures = [("Token by token", found.figure()), ("Loss by position", found.curve())]
-    asked.show(said, found.to_json(), figures, f"Predictions of {asked.model}")
+    asked.show(said, found.to_json(), figures, f"Predictions of {asked.model}", found)
 
 
 @asks(model=False)
@@ -318,7 +320,7 @@ def neurons(
         ("Texts that activate most", found.figure(k)),
         *((f"Tokens of {name}", found.token_figure(name)) for name in found.most),
     ]
-    asked.show(said, found.to_json(), figures, f"Features of {asked.model}")
+    asked.show(said, found.to_json(), figures, f"Features of {asked.model}", found)
 
 
 @asks(model=False)
@@ -355,6 +357,8 @@ def circuit(
         found = made(network, head.strip(), scales=scales)
     else:
         found = weight_circuits.path_circuit(network, path, scales=scales)
+    with bar("looking for the largest entries", asked.as_json) as progress:
+        found.top(top, progress=progress)
     said = [f"{found.name}: {found.what}, {found.shape[0]} × {found.shape[1]}"]
     said.append(
         lines(
@@ -372,36 +376,33 @@ def circuit(
         said.append("this network has no norms, so the text changes nothing")
     if not found.spread and norms_of(network.cfg):
         said.append("norm scales count as 1; give --text or --file to measure them")
-    asked.show("\n".join(said), numbers, [(found.name, found.figure())], f"Circuit of {asked.model}")
+    asked.show("\n".join(said), numbers, [(found.name, found.figure())], f"Circuit of {asked.model}", found)
 
 
+@asks(without=("text", *SHARED))
 def composition(
-    model: Model = DEFAULT,
+    asked: Request,
     modes: Annotated[str, typer.Option(help="Some of Q, K, V: what the later head reads the earlier one with.")] = "QKV",
-    top: Annotated[int, typer.Option(min=1, help="How many pairs to print.")] = 12,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
 ) -> None:
     """Say which heads read what earlier heads write, beside random heads; and which heads copy."""
     from cutaway.analysis import head_composition as room
 
-    network = load(model, device)
-    found = room.composition(network, modes.upper())
-    pairs = found.top(top)
+    network = asked.network
+    found = room.composition(network, modes.upper(), seed=asked.seed)
+    pairs = found.top(asked.top or SCREEN)
     rows = [
         [mode, first, second, f"{score:.3f}", f"{found.excess.sel(mode=mode, earlier=first, later=second).item():+.1f}"]
         for mode, first, second, score in pairs
     ]
     said = lines(["mode", "earlier", "later", "score", "above random (σ)"], rows)
     figures = [("Composition", found.figure())]
-    numbers: dict[str, Any] = {"model": model, "top": [list(pair) for pair in pairs], "random": found.baseline.as_dict(6)}
+    numbers: dict[str, Any] = {"top": [list(pair) for pair in pairs], "random": found.baseline.as_dict(6)}
     if network.cfg.d_vocab == network.cfg.d_vocab_out:
-        copies = room.copying(network)
+        copies = room.copying(network, seed=asked.seed)
         said += "\n" + copies.summary()
         numbers["copying"] = copies.values.as_dict(6)
         figures.append(("Which heads copy", copies.figure()))
-    show(said, numbers, figures, as_json=as_json, html=html, title=f"Composition in {model}")
+    asked.show(said, numbers, figures, f"Composition in {asked.model}", found)
 
 
 def _targets(network: Any, prompts: Any, target: str | None) -> tuple[Any, str | None]:

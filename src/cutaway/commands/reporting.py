@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.shared import Device, Html, Json, Record, load
+from cutaway.commands.shared import Device, Html, Json, Record, Replace, facts, load
 from cutaway.errors import ConfigError, PromptError
 
 TASK = "first-unique-char"  # the first report: of a task, with a checkpoint of its own and keys that others read
@@ -40,6 +40,7 @@ def report(
     device: Device = "cpu",
     as_json: Json = False,
     html: Html = None,
+    replace: Replace = False,
     record: Record = None,
 ) -> None:
     """Say how well a model does something and how it does it, with evidence.
@@ -73,9 +74,10 @@ def report(
             made = reporting.make(network, **given, name=Path(model).name, questions=questions, anyway=anyway, **told)
         if record is not None and made.study.sweeps:
             records.write(record, made.study.sweeps, model)
-    written = made.save(folder)
+    how = facts(made.study.model, made.study.prompts)
+    written = made.save(folder, how)
     if html is not None:
-        write(html, made.html())
+        write(html, made.html(how))
     if as_json:
         console.echo(made.json(), nl=False)
     else:

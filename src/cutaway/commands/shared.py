@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import shlex
+from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,11 +20,14 @@ Model = Annotated[str, typer.Argument(help="A bundled model, a name of the Huggi
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 
 
-def _page_file(path: Path | None) -> Path | None:
+WORDS: ContextVar[tuple[str, ...]] = ContextVar("words of the command line", default=("cutaway",))
+
+
+def _page_file(context: Any, path: Path | None) -> Path | None:
     """A file that a page can be written to: asked before anything is computed.
 
     Raises:
-        ConfigError: it has the name of an image, is a folder, or its folder is not there.
+        ConfigError: it has the name of an image, is a folder, its folder is not there, or it is there and --replace is not given.
         NotWritten: its folder or the disk takes no file.
     """
     if path is None:
@@ -36,9 +40,24 @@ def _page_file(path: Path | None) -> Path | None:
         raise ConfigError(f"--html {path} is a folder; give the name of a file in it, such as {str(path / 'page.html')!r}")
     if not path.parent.is_dir():
         raise ConfigError(f"--html {path}: there is no folder {path.parent}")
+    return free_file(context, path)
+
+
+def free_file(context: Any, path: Path | None) -> Path | None:
+    """A file that can be written: one that is there only with `--replace`, which is read before other options.
+
+    Raises:
+        ConfigError: it is there already.
+        NotWritten: its folder or the disk takes no file.
+    """
+    if path is None:
+        return None
+    if path.is_file() and not context.params.get("replace", True):
+        raise ConfigError(f"{path} is there already; give another name, or --replace to write over it")
     return check_writable(path)
 
 
+Replace = Annotated[bool, typer.Option("--replace", is_eager=True, help="Write over a file that is there already.")]
 Html = Annotated[Path | None, typer.Option(help="Write a page with the figures to this file.", callback=_page_file)]
 Record = Annotated[Path | None, typer.Option(help="Write a record to this folder, for `cutaway replay` and `cutaway compare`.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
@@ -102,22 +121,16 @@ def one_token(network: Any, word: str, option: str) -> int:
     raise TokenError(f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}")
 
 
-def show(
-    text: str, numbers: Any, figures: Iterable[tuple[str, Any]], *, as_json: bool, html: Path | None, title: str
-) -> None:  # fmt: skip
-    """Print the text or the numbers, and write the page if one was asked for."""
-    if as_json:
-        console.echo(json.dumps(numbers, indent=2, ensure_ascii=False))
-    else:
-        console.echo(text)
-    if html is not None:
-        from cutaway.view import Section, page
+def command_line() -> str:
+    """The words of this command, as a shell takes them."""
+    return shlex.join(WORDS.get())
 
-        made = list(figures)  # one needs no section: the page's title and its own say what it is
-        sections = [Section(heading, [figure]) for heading, figure in made] if len(made) > 1 else []
-        page(title, sections, intro=[] if sections else [figure for _, figure in made]).save(html)
-        if not as_json:
-            console.echo(f"\n{html}")
+
+def facts(network: Any, prompts: Any = None) -> list[Any]:
+    """Model, hash, time, command and prompts: the head of every page that a command writes."""
+    from cutaway.runs.provenance import Provenance, now
+
+    return Provenance(command_line(), now(), lambda: network, prompts).facts(call="command")
 
 
 def lines(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Record, lines, load, one_token, show
+from cutaway.commands.asking import SCREEN, Request, asks, layers_of
+from cutaway.commands.shared import Record, free_file, lines, one_token
 from cutaway.errors import ConfigError, ShapeError, TokenError
-from cutaway.writing import check_writable
 
 if TYPE_CHECKING:
     from cutaway.analysis.steering import SteeringVector
@@ -26,33 +26,39 @@ STRENGTHS = (0.5, 1.0, 2.0)
 METHODS = ("mean", "pca", "probe", "pair")
 
 
+@asks()
 def steer(
-    model: Model = DEFAULT,
+    asked: Request,
+    text: Annotated[
+        Texts, typer.Option("--text", "--prompt", help="A text, or a file of them, to continue and measure on; may be repeated.")
+    ] = None,
     positive: Annotated[Texts, typer.Option(help="A text, or a file with one per line, to steer to; may be repeated.")] = None,
     negative: Annotated[Texts, typer.Option(help="A text or a file to steer away from; may be repeated.")] = None,
-    prompt: Annotated[Texts, typer.Option(help="A text or a file to continue and to measure on; may be repeated.")] = None,
-    layer: Annotated[list[int] | None, typer.Option(help="Which layer; may be repeated. By default all.")] = None,
+    layers: Annotated[
+        list[str] | None, typer.Option("--layers", "--layer", help="Some of the layers: '0-3,7'. By default all.")
+    ] = None,
     strength: Annotated[list[float] | None, typer.Option(help="Times the vector; may be repeated. By default 0.5, 1, 2.")] = None,
     effect: Annotated[
-        str | None, typer.Option(help="A token: its log-probability after each prompt. By default the loss of the prompts.")
+        str | None, typer.Option(help="A token: its log-probability after each prompt. By default the answers, or the loss.")
     ] = None,
     minus: Annotated[str | None, typer.Option(help="Measure how much larger the logit of --effect is than this token's.")] = None,
-    count: Annotated[str | None, typer.Option(help="Count matches of this regular expression in what is generated.")] = None,
+    matches: Annotated[str | None, typer.Option(help="Count matches of this regular expression in what is generated.")] = None,
     side: Annotated[Texts, typer.Option(help="Other text or a file, on which steering should change little.")] = None,
     method: Annotated[
         str, typer.Option(help="mean, pca or probe of sets of prompts; pair: one of each, position by position.")
-    ] = ("mean"),
-    position: Annotated[str, typer.Option(help="Which position of the prompts is read: a number, or mean.")] = "-1",
+    ] = "mean",
+    positions: Annotated[
+        str, typer.Option("--positions", "--position", help="Which position of the two sets is read: a number, or mean.")
+    ] = "-1",
     where: Annotated[str, typer.Option(help="Which tokens are steered while generating: all, prompt, generated.")] = "all",
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 30,
     temperature: Annotated[float, typer.Option(min=0, help="Of the sampling; 0 takes the likeliest token.")] = 0.7,
     random: Annotated[int, typer.Option(min=0, help="How many random directions of the same norm to compare with.")] = 20,
     vector: Annotated[Path | None, typer.Option(help="A saved vector, in place of --positive and --negative.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Save the vector that the texts are generated with (.safetensors).")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    device: Device = "cpu",
-    as_json: Json = False,
-    html: Html = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(callback=free_file, help="Save the vector that the texts are generated with (.safetensors)."),
+    ] = None,
     record: Record = None,
 ) -> None:
     """Steer a model from one set of texts to another, and measure what that did.
@@ -64,55 +70,57 @@ def steer(
     from cutaway.analysis import steering_effects as effects
     from cutaway.runs.generation import Sampling
 
-    prompts = texts_of(prompt, "--prompt")
+    asked.options["text"] = texts_of(text, "--text") if text else None
     others = texts_of(side, "--side") if side else []
-    pattern = _pattern(count)
+    pattern = _pattern(matches)
     if record is not None:
         records.check_free(record)
-    if save is not None:
-        check_writable(save)
-    network = load(model, device)
-    made = _vectors(network, vector, positive, negative, layer, method, position)
+    network, prompts = asked.network, asked.asked_prompts
+    made = _vectors(asked, vector, positive, negative, layers, method, positions)
     if not any(one.norm for one in made.values()):
         raise ShapeError("the two sides leave the same activations, so the vector is 0; give other texts, or --position mean")
     strengths = sorted({0.0, *(strength or STRENGTHS)})
     if len(strengths) < 2:
         raise ShapeError("strength 0 alone steers nothing; give another --strength")
     measured = effects.dose_response(
-        network, made, prompts, _target(network, effect, minus), strengths, side_text=others, random=random, seed=seed
-    )
+        network, made, prompts, _target(network, prompts, effect, minus), strengths, side_text=others, random=random,
+        seed=asked.seed, prepend_bos=asked.bos,
+    )  # fmt: skip
     chosen = made[int(measured.best)]
+    sampling = Sampling(temperature=temperature)
     said = effects.steered_texts(
-        network, chosen, prompts, lambda text: len(pattern.findall(text)), strengths, max_new_tokens=tokens, positions=where,
-        sampling=Sampling(temperature=temperature), seed=seed, name=f"matches of {count!r}",
+        network, chosen, prompts.texts, lambda text: len(pattern.findall(text)), strengths, max_new_tokens=tokens,
+        positions=where, sampling=sampling, seed=asked.seed, name=f"matches of {matches!r}", prepend_bos=asked.bos,
     )  # fmt: skip
     if save is not None:
         chosen.save(save)
     if record is not None:
         assert measured.sweep is not None
-        records.write(record, measured.sweep, model)
+        records.write(record, measured.sweep, asked.model)
     first = next(iter(made.values()))
-    blocks = [_about(made), _continued(prompts, said)]
-    if count is not None:
+    blocks = [_about(made), _continued(asked, prompts.texts, said)]
+    if matches is not None:
         blocks.append(said.summary())
-    what = "loss of the prompts" if effect is None else f"log-probability of {effect!r} (nats)"
+    what = measured.values.what if effect is None and prompts.right else "loss of the prompts"
+    what = what if effect is None else f"log-probability of {effect!r} (nats)"
     what = what if minus is None else f"logit of {effect!r} minus logit of {minus!r}"
-    blocks += [f"{what}, mean of {_counted(prompts)}\n{_table(measured)}", measured.summary()]
+    rows, more = asked.rows(_rows(measured))
+    table = lines(_columns(measured), rows) + (f"\n{more}" if more else "")
+    blocks += [f"{what}, mean of {_counted(prompts.texts)}\n{table}", measured.summary()]
     numbers = {
-        "model": model,
         "layer": chosen.layer,
         "strengths": strengths,
         "vectors": [{"layer": one.layer, "norm": one.norm} for one in made.values()],
         "method": first.method, "site": first.site, "read_at": first.read_at,
         "positive": list(first.positive), "negative": list(first.negative),
-        "prompts": prompts, "effect": what,
+        "prompt_texts": list(prompts.texts), "effect": what,
         "texts": said.texts,
         "response": measured.to_json(),
     }  # fmt: skip
-    if count is not None:
+    if matches is not None:
         numbers["matches"] = said.values.to_json()
-    figures = _figures(network, made, prompts, measured, said, count)
-    show("\n\n".join(blocks), numbers, figures, as_json=as_json, html=html, title=f"Steering {model}")
+    figures = _figures(network, made, prompts.texts, measured, said, matches) if asked.html else []
+    asked.show("\n\n".join(blocks), numbers, figures, f"Steering {asked.model}", measured)
 
 
 def texts_of(given: Sequence[str] | None, option: str) -> list[str]:
@@ -143,45 +151,47 @@ def texts_of(given: Sequence[str] | None, option: str) -> list[str]:
     return found
 
 
-def _pattern(count: str | None) -> re.Pattern[str]:
+def _pattern(matches: str | None) -> re.Pattern[str]:
     try:
-        return re.compile(count or "(?!)")
+        return re.compile(matches or "(?!)")
     except re.error as error:
-        raise ConfigError(f"--count {count!r} is not a regular expression: {error}") from None
+        raise ConfigError(f"--matches {matches!r} is not a regular expression: {error}") from None
 
 
 def _vectors(
-    network: Any,
+    asked: Request,
     saved: Path | None,
     positive: Sequence[str] | None,
     negative: Sequence[str] | None,
-    layers: Sequence[int] | None,
+    layers: Sequence[str] | None,
     method: str,
     position: str,
 ) -> dict[int, SteeringVector]:
     """A vector for each layer, from the prompts or from a file."""
     from cutaway.analysis import steering
 
+    network = asked.network
     if saved is not None:
         if positive or negative:
             raise ConfigError("give either --vector or --positive and --negative")
         kept = steering.SteeringVector.load(saved, network)
-        return {layer: kept.at(layer) for layer in _numbers(network, layers or [kept.layer])}
-    sets = texts_of(positive, "--positive"), texts_of(negative, "--negative")
+        return {layer: kept.at(layer) for layer in ([kept.layer] if layers is None else _numbers(network, layers))}
+    sets = [texts_of(positive, "--positive"), texts_of(negative, "--negative")]
     if method not in METHODS:
         raise ConfigError(f"--method {method!r} is not known; there are {', '.join(METHODS)}")
-    chosen = _numbers(network, range(network.cfg.n_layers) if layers is None else layers)
+    sets = [[asked.message(text) for text in one] for one in sets] if asked.messages else sets
+    chosen = _numbers(network, layers)
     if method == "pair":
         if len(sets[0]) != 1 or len(sets[1]) != 1:
             raise ShapeError(f"--method pair takes one text of each kind, not {len(sets[0])} and {len(sets[1])}")
-        return {layer: steering.activation_addition(network, sets[0][0], sets[1][0], layer) for layer in chosen}
-    return steering.contrast_vectors(network, *sets, chosen, method=method, position=_position(position))
+        pair = sets[0][0], sets[1][0]
+        return {layer: steering.activation_addition(network, *pair, layer, prepend_bos=asked.bos) for layer in chosen}
+    where = _position(position)
+    return steering.contrast_vectors(network, sets[0], sets[1], chosen, method=method, position=where, prepend_bos=asked.bos)
 
 
-def _numbers(network: Any, layers: Sequence[int]) -> list[int]:
-    from cutaway.analysis.steering import layer_of
-
-    return list(dict.fromkeys(layer_of(network, one) for one in layers))
+def _numbers(network: Any, layers: Sequence[str] | None) -> list[int]:
+    return layers_of(None if layers is None else ",".join(layers), network.cfg.n_layers)
 
 
 def _position(word: str) -> int | str:
@@ -190,13 +200,14 @@ def _position(word: str) -> int | str:
     raise ConfigError(f"--position {word!r} must be a number or mean")
 
 
-def _target(network: Any, effect: str | None, minus: str | None) -> Any:
+def _target(network: Any, prompts: Any, effect: str | None, minus: str | None) -> Any:
+    """What is measured: the token of `--effect`, the prompts' answers (None), or their loss."""
     from cutaway.analysis import steering_effects as effects
 
     if effect is None:
         if minus is not None:
             raise ConfigError("--minus needs --effect, the token that it is compared with")
-        return effects.text_loss
+        return None if prompts.right else effects.text_loss
     wrong = None if minus is None else one_token(network, minus, "--minus")
     return effects.steering_target(one_token(network, effect, "--effect"), wrong)
 
@@ -214,12 +225,16 @@ def _about(made: Mapping[int, SteeringVector]) -> str:
     )
 
 
-def _continued(prompts: Sequence[str], said: SteeredTexts) -> str:
-    blocks = []
+def _continued(asked: Request, prompts: Sequence[str], said: SteeredTexts) -> str:
+    """Each prompt with its continuations; as many prompts as a screen shows."""
     width = max(len("unsteered"), *(len(name) for name in said.texts))
-    for index, prompt in enumerate(prompts):
+    most = len(prompts) if asked.all_rows else max(1, (asked.top or SCREEN) // (1 + len(said.texts)))
+    blocks = []
+    for index, prompt in enumerate(prompts[:most]):
         rows = [f"  {_name(name):<{width}}  {row[index]!r}" for name, row in _unsteered_first(said.texts)]
         blocks.append("\n".join([repr(prompt), *rows]))
+    rest = len(prompts) - len(blocks)
+    blocks += [f"{rest} more prompt{'s' * (rest != 1)}; --all prints them"] if rest > 0 else []
     return "\n".join(blocks)
 
 
@@ -235,14 +250,18 @@ def _unsteered_first(texts: Mapping[str, list[str]]) -> list[tuple[str, list[str
     return sorted(texts.items(), key=lambda pair: pair[0] != "0")
 
 
-def _table(measured: DoseResponse) -> str:
-    """The response at each layer and strength, with its interval, controls and side effects."""
-    means, rows = measured.means(), []
+def _columns(measured: DoseResponse) -> list[str]:
     columns = ["layer", "strength", "response", "95%"]
     columns += ["random"] if len(measured.random.data) else []
     columns += ["shuffled labels"] if len(measured.shuffled.data) else []
-    columns += ["loss of other text", "KL"] if measured.side_loss is not None else []
-    for layer in measured.values.names("layer"):
+    return columns + (["loss of other text", "KL"] if measured.side_loss is not None else [])
+
+
+def _rows(measured: DoseResponse) -> list[list[Any]]:
+    """The response at each layer and strength, with its interval, controls and side effects; the best layer first."""
+    means, rows = measured.means(), []
+    layers = sorted(measured.values.names("layer"), key=lambda layer: layer != measured.best)
+    for layer in layers:
         for word in measured.values.names("strength"):
             at = {"layer": layer, "strength": word}
             low, high = (part.sel(**at).item() for part in (means.low, means.high))
@@ -254,7 +273,7 @@ def _table(measured: DoseResponse) -> str:
             if measured.side_loss is not None and measured.side_kl is not None:
                 row += [f"{measured.side_loss.sel(**at).item():+.3f}", f"{measured.side_kl.sel(**at).item():.3f}"]
             rows.append(row)
-    return lines(columns, rows)
+    return rows
 
 
 def _figures(
@@ -263,7 +282,7 @@ def _figures(
     prompts: Sequence[str],
     measured: DoseResponse,
     said: SteeredTexts,
-    count: str | None,
+    matches: str | None,
 ) -> list[tuple[str, Any]]:
     from cutaway.analysis import steering_effects as effects
     from cutaway.view import table
@@ -275,8 +294,8 @@ def _figures(
         title="Continuations",
     )
     figures = [("What is said", side_by_side), ("Response to strength", measured.figure())]
-    if count is not None:
-        figures.append((f"Matches of {count}", said.figure()))
+    if matches is not None:
+        figures.append((f"Matches of {matches}", said.figure()))
     first = next(iter(made.values()))
     if not first.front and len(made) > 1:
         figures.append(("How alike the layers are", effects.similarity_figure(effects.similarity(made))))

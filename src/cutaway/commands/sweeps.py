@@ -109,7 +109,7 @@ def ablate(
     if (random := found.sweep.baseline) is not None:
         said, numbers["baseline"] = f"{said}\n{random.summary()}", random.to_json()
     said += f"\n{found.clean.what} {numbers['clean']:.4g} without; {found.audit}"
-    asked.show(said, numbers, figures, f"Ablation of {asked.model}")
+    asked.show(said, numbers, figures, f"Ablation of {asked.model}", found)
 
 
 def _head_rows(found: Any, kinds: list[str], sites: list[str], layers: list[int]) -> tuple[list[list[Any]], dict[str, Any]]:
@@ -170,7 +170,7 @@ def patch(
     kinds = what or ["resid_pre", "attn_out", "mlp_out", "z"]
     if record is not None:
         records.check_free(record, kinds)
-    network, prompts = asked.network, _in_pairs(asked)
+    network, prompts = asked.network, in_pairs(asked)
     with bar("patching", asked.as_json) as progress:
         found = patching.patch(
             network, prompts, metric=metric_of(asked), kinds=kinds, positions=positions_of(positions), direction=direction,
@@ -187,10 +187,10 @@ def patch(
     if baseline:
         numbers["baseline"] = {kind: one.baseline.to_json() for kind, one in found.sweeps.items() if one.baseline is not None}
     said = found.summary(None if asked.all_rows else asked.top or 3)
-    asked.show(said, numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {asked.model}")
+    asked.show(said, numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {asked.model}", found)
 
 
-def _in_pairs(asked: Request) -> Any:
+def in_pairs(asked: Request) -> Any:
     """The prompts, with counterparts and answers.
 
     Raises:
@@ -216,7 +216,7 @@ def paths(
     """Let one direct path after another carry the other prompt's activations, and say what that changes."""
     from cutaway.analysis.paths import path_patch
 
-    network, prompts = asked.network, _in_pairs(asked)
+    network, prompts = asked.network, in_pairs(asked)
     senders = sender or _components(network.cfg, ["heads"], layers_of(layers, network.cfg.n_layers))
     with bar("patching paths", asked.as_json) as progress:
         found = path_patch(
@@ -229,7 +229,7 @@ def paths(
     clean = float(found.clean.data.nanmean())
     said += f"\n{found.clean.what} {clean:.4g} without; {found.audit}" + (f"\n{found.note}" if found.note else "")
     numbers = {"metric": found.clean.what, "clean": clean, "audit": found.audit.difference, "paths": [list(one) for one in top]}
-    asked.show(said, numbers, [("Direct paths", found.figure())], f"Paths in {asked.model}")
+    asked.show(said, numbers, [("Direct paths", found.figure())], f"Paths in {asked.model}", found)
 
 
 @asks(pairs=True)
@@ -243,7 +243,7 @@ def edges(
     from cutaway.circuits.attribution import edge_attribution
     from cutaway.circuits.effects import edge_effects
 
-    network, prompts = asked.network, _in_pairs(asked) if ablation == "resample" else asked.asked_prompts
+    network, prompts = asked.network, in_pairs(asked) if ablation == "resample" else asked.asked_prompts
     metric = metric_of(asked)
     with bar("scoring edges", asked.as_json) as progress:
         found = edge_attribution(network, prompts, None, metric, steps=steps, ablation=ablation, progress=progress)
@@ -262,7 +262,7 @@ def edges(
     said += (f"\n{more}" if more else "") + f"\n{found.method}; {count} edges"
     edges_ = [{"writer": one, "reader": other, "score": score, "ablated": effects.get((one, other))} for one, other, score in top]
     numbers = {"method": found.method, "count": count, "metric": found.values.what, "edges": edges_}
-    asked.show(said, numbers, [("Edges", found.figure())], f"Edges of {asked.model}")
+    asked.show(said, numbers, [("Edges", found.figure())], f"Edges of {asked.model}", found)
 
 
 @asks()

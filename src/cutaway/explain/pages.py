@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from cutaway.explain.verdict import EXPLAINED
 from cutaway.programs import as_python, line_as_python, to_dict
 from cutaway.programs.language import Attend, Line, reads
 from cutaway.view import Code, Section, bar_chart, page
+from cutaway.view.pages import Fact, Facts
 from cutaway.writing import check_folder, write, write_json
 
 PROGRAM, NUMBERS, PAGE = "program.py", "explanation.json", "explanation.html"
@@ -80,8 +81,8 @@ def summary(explanation: Explanation) -> str:
     return "\n".join(lines)
 
 
-def html(explanation: Explanation) -> str:
-    """The page."""
+def html(explanation: Explanation, facts: Sequence[Fact] = ()) -> str:
+    """The page; `facts` (the command, the time) stand at its head."""
     v, held = explanation.verdict, roles(explanation)
     beside = [
         f"{line_as_python(explanation.program, line)}  — {_held(held[line.name])}" for line in explanation.program.live
@@ -107,14 +108,15 @@ def html(explanation: Explanation) -> str:
         chart = bar_chart([str(k) for k in s.frequencies], list(s.shares), title="Share of the embedding's variance by frequency")
         sections.append(Section("The frequencies of the sum", [s.sentence(), chart]))
     title = f"{explanation.name}: {v.verdict}"
-    return page(title, sections, intro=[first], subtitle="A trained model as a program, tested inside the model").html()
+    intro: list[Any] = [*([Facts(facts)] if facts else []), first]
+    return page(title, sections, intro=intro, subtitle="A trained model as a program, tested inside the model").html()
 
 
 def _held(nodes: list[str]) -> str:
     return f"held by {', '.join(nodes)}" if nodes else "made of the embedding and what later nodes read"
 
 
-def save(explanation: Explanation, folder: str | Path) -> list[Path]:
+def save(explanation: Explanation, folder: str | Path, facts: Sequence[Fact] = ()) -> list[Path]:
     """Write the three files.
 
     Raises:
@@ -125,5 +127,5 @@ def save(explanation: Explanation, folder: str | Path) -> list[Path]:
     return [
         write(folder / PROGRAM, as_python(explanation.program)),
         write_json(folder / NUMBERS, text),
-        write(folder / PAGE, html(explanation)),
+        write(folder / PAGE, html(explanation, facts)),
     ]

@@ -13,6 +13,7 @@ from cutaway.report.sentences import capital, sentence
 from cutaway.runs.estimates import Value
 from cutaway.view import Figure, Section, bar_chart, line_chart
 from cutaway.view import page as whole
+from cutaway.view.pages import Fact, Facts
 
 BARS = 40  # bars of one picture; the largest are drawn
 
@@ -42,11 +43,12 @@ def subtitle(about: Mapping[str, Any]) -> str:
 
 
 def html(
-    about: Mapping[str, Any], headings: Mapping[str, str], findings: Mapping[str, Sequence[Finding]], left: Sequence[str]
-) -> str:
-    """The page, which needs nothing else."""
+    about: Mapping[str, Any], headings: Mapping[str, str], findings: Mapping[str, Sequence[Finding]], left: Sequence[str],
+    facts: Sequence[Fact] = (),
+) -> str:  # fmt: skip
+    """The page, which needs nothing else; `facts` say how it was made."""
     sections = [_section(headings[name], found) for name, found in findings.items()]
-    intro: list[Any] = [INTRO]
+    intro: list[Any] = [*([Facts(facts)] if facts else []), INTRO]
     if about.get("taken_for"):
         intro.append(f"{capital(about['taken_for'])}.")
     if about["at_chance"]:

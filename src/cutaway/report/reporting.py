@@ -23,6 +23,7 @@ from cutaway.report.study import Study
 from cutaway.runs.hashes import model_hash
 from cutaway.tasks.behaviour import Behaviour
 from cutaway.tasks.given import FEW, LARGE, MANY
+from cutaway.view.pages import Fact
 from cutaway.writing import check_folder, write, write_json
 
 HTML, JSON = "report.html", "report.json"
@@ -87,10 +88,10 @@ class Report:
         """The same as text."""
         return json.dumps(self.numbers(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
-    def html(self) -> str:
-        """The page, which needs nothing else."""
+    def html(self, facts: Sequence[Fact] = ()) -> str:
+        """The page, which needs nothing else; `facts` (the command, the time) stand at its head."""
         headings = {name: QUESTIONS[name].heading for name in self.findings}
-        return page.html(self.about, headings, self.findings, self.left)
+        return page.html(self.about, headings, self.findings, self.left, facts)
 
     def text(self) -> str:
         """What a terminal shows: the sentences that claim something, by question."""
@@ -100,14 +101,14 @@ class Report:
             lines += [f"  {sentence(one)}" for one in found if not one.silent][:4]
         return "\n".join(lines)
 
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
+    def save(self, folder: str | Path, facts: Sequence[Fact] = ()) -> tuple[Path, Path]:
         """Write `report.html` and `report.json`.
 
         Raises:
             NotWritten: the folder or the disk does not take them.
         """
         folder = check_folder(folder)
-        html, numbers = self.html(), self.json()  # both before either is written
+        html, numbers = self.html(facts), self.json()  # both before either is written
         return write(folder / HTML, html), write_json(folder / JSON, numbers)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cutaway import reading
 from cutaway.errors import NotReadable
+from cutaway.runs.provenance import Provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.writing import write
 
@@ -35,6 +36,8 @@ def save_result(result: Result, path: str | Path) -> Path:
     """
     tensors: dict[str, Tensor] = {}
     said = _encoded(result, tensors)
+    if result.provenance is not None:
+        said["provenance"] = result.provenance.to_json()
     meta = {"format": FORMAT, "result": json.dumps(said, ensure_ascii=True, allow_nan=True)}
     if not tensors:
         tensors["nothing"] = torch.zeros(1)
@@ -64,11 +67,14 @@ def load_result(path: str | Path) -> Result:
     if meta.get("format") != FORMAT:
         raise NotReadable(f"{path} is no saved result: its format is {meta.get('format')!r}, not {FORMAT!r}")
     try:
-        found = _decoded(reading.parse(str(meta.get("result")), f"{path}", finite=False), tensors)
+        said = reading.parse(str(meta.get("result")), f"{path}", finite=False)
+        found = _decoded(said, tensors)
     except (KeyError, TypeError, AttributeError, ImportError, ValueError) as error:
         raise NotReadable(f"{path} is damaged, or of another version: {str(error)[:100]}") from error
     if not isinstance(found, Result):
         raise NotReadable(f"{path} holds no result")
+    if (told := said.get("provenance")) is not None:
+        object.__setattr__(found, "provenance", Provenance.from_json(told))
     return found
 
 

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,7 +21,10 @@ from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownName, nearest
 from cutaway.runs.intervals import interval_of_mean
-from cutaway.view import Figure, bar_chart, line_chart
+from cutaway.view import Figure, Page, bar_chart, line_chart
+
+if TYPE_CHECKING:
+    from cutaway.runs.provenance import Provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +198,7 @@ class Result(ABC):
     """What every analysis returns, by way of a frozen dataclass: its main numbers are called `values`."""
 
     values: Labelled
+    provenance: ClassVar[Provenance | None] = None  # what computed it: each result's own, set by `runs.provenance`
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -215,14 +219,27 @@ class Result(ABC):
             return said
 
     def save(self, path: str | Path) -> Path:
-        """Write it to a file, `.cutaway`, that `cutaway.load` reads; what it was computed with is left out.
+        """Write it to a file, `.cutaway`, that `cutaway.load` reads, without its model; or, to `.html`, its page.
 
         Raises:
             NotWritten: the folder or the disk does not take it.
         """
+        if Path(path).suffix.lower() in (".html", ".htm"):
+            return self.page().save(path)
         from cutaway.runs.result_files import save_result
 
         return save_result(self, path)
+
+    def page(self, title: str = "", figures: Sequence[tuple[str, Figure]] | None = None) -> Page:
+        """A page: model, hash, date, call, prompts, metric, what the summary says, audit and baseline, then the figures.
+
+        Args:
+            title: of the page. By default what the numbers are.
+            figures: headings and figures. By default the one that `figure()` draws.
+        """
+        from cutaway.runs.provenance import page_of
+
+        return page_of(self, title, figures)
 
     def plotly(self) -> Any:
         """The figure as one of Plotly (extra `plots`): bars, lines and heat maps.

@@ -12,8 +12,6 @@ from cutaway.errors import ShapeError
 from cutaway.view import html
 from cutaway.view.figure import Figure
 
-Block = str | Figure | Sequence[str]
-
 
 @dataclass(frozen=True, eq=False)
 class Code:
@@ -23,15 +21,37 @@ class Code:
 
 
 @dataclass(frozen=True, eq=False)
+class Folded:
+    """A line, and below it a table that opens with a click: prompts, say."""
+
+    line: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+Fact = tuple[str, str | Code | Folded]  # a name, and what it is
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """What a page rests on, line by line: model, hash, date, command, prompts, metric."""
+
+    facts: Sequence[Fact]
+
+
+Block = str | Figure | Sequence[str] | Code | Facts
+
+
+@dataclass(frozen=True, eq=False)
 class Section:
     """A part of a page: a heading, blocks below it, and sections below those.
 
-    A block is a paragraph (a string of plain text), a list of strings (drawn as a bulleted list), a `Code` or a `Figure`.
+    A block is a paragraph (a string of plain text), a list of strings (a bulleted list), a `Code`, `Facts` or a `Figure`.
     `summary` is set off at the top of the section: what it found, in a sentence or two.
     """
 
     heading: str
-    blocks: Sequence[Block | Code] = ()
+    blocks: Sequence[Block] = ()
     anchor: str = ""
     summary: str = ""
     sections: Sequence[Section] = ()
@@ -43,7 +63,7 @@ class Page:
 
     title: str
     sections: Sequence[Section]
-    intro: Sequence[Block | Code] = field(default=())
+    intro: Sequence[Block] = field(default=())
     subtitle: str = ""
 
     def html(self) -> str:
@@ -77,7 +97,7 @@ class Page:
         return html.save(path, self.html)
 
 
-def page(title: str, sections: Sequence[Section], *, intro: Sequence[Block | Code] | str = (), subtitle: str = "") -> Page:
+def page(title: str, sections: Sequence[Section], *, intro: Sequence[Block] | str = (), subtitle: str = "") -> Page:
     """One self-contained page, with a table of contents for several sections; figures share one copy of the bundle."""
     return Page(title, tuple(sections), (intro,) if isinstance(intro, str) else tuple(intro), subtitle)
 
@@ -89,7 +109,7 @@ def _section(section: Section, anchor: str, below: Sequence[tuple[Section, str]]
     return f'<section id="{anchor}">{heading}{summary}{_blocks(section.blocks, section.heading)}{inner}</section>'
 
 
-def _blocks(blocks: Sequence[Block | Code], heading: str = "") -> str:
+def _blocks(blocks: Sequence[Block], heading: str = "") -> str:
     """The blocks below a heading; a figure that is called the same does not say it again."""
     parts = []
     for block in blocks:
@@ -97,11 +117,27 @@ def _blocks(blocks: Sequence[Block | Code], heading: str = "") -> str:
             parts.append(_drawn(block, titled=block.title != heading))
         elif isinstance(block, Code):
             parts.append(f'<pre class="ct-code" tabindex="0"><code>{escape(block.text)}</code></pre>')
+        elif isinstance(block, Facts):
+            parts.append(f'<dl class="ct-facts">{"".join(map(_fact, block.facts))}</dl>')
         elif isinstance(block, str):
             parts.append(f"<p>{_lines(block)}</p>")
         else:
             parts.append("<ul>" + "".join(f"<li>{_lines(item)}</li>" for item in block) + "</ul>")
     return "".join(parts)
+
+
+def _fact(fact: Fact) -> str:
+    name, value = fact
+    if isinstance(value, Code):
+        said = f"<code>{escape(value.text)}</code>"
+    elif isinstance(value, Folded):
+        head = "".join(f"<th>{escape(column)}</th>" for column in value.columns)
+        rows = "".join(f"<tr>{''.join(f'<td>{_lines(cell)}</td>' for cell in row)}</tr>" for row in value.rows)
+        table = f'<div class="ct-rows" tabindex="0"><table><tr>{head}</tr>{rows}</table></div>'
+        said = f"<details><summary>{escape(value.line)}</summary>{table}</details>"
+    else:
+        said = _lines(value)
+    return f"<dt>{escape(name)}</dt><dd>{said}</dd>"
 
 
 def _drawn(figure: Figure, titled: bool) -> str:

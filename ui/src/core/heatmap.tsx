@@ -2,7 +2,7 @@
 
 import { useComputed, useSignal, type Signal } from "@preact/signals";
 import { useEffect, useLayoutEffect, useMemo, useRef } from "preact/hooks";
-import { ink, rgb, type Scale } from "./color";
+import { ink as contrasting, rgb, type Scale } from "./color";
 import type { Plane } from "./decode";
 import { number, visible } from "./format";
 import { boldest, draw, pixels } from "./paint";
@@ -98,6 +98,7 @@ export function HeatMap(props: Props) {
   const base = useRef<HTMLCanvasElement>(null);
   const over = useRef<HTMLCanvasElement>(null);
   const area = useRef<HTMLDivElement>(null);
+  const scroller = useRef<HTMLDivElement>(null);
   const focused = useSignal(false);
   const ratio = typeof devicePixelRatio === "number" ? devicePixelRatio : 1;
   const at = useMemo(
@@ -111,7 +112,8 @@ export function HeatMap(props: Props) {
   useLayoutEffect(() => {
     draw(base.current!, pixels(plane, scale, at.ky, at.kx, props.hollow));
   }, [plane, scale, at.kx, at.ky, props.hollow]);
-  useEffect(() => inkCells(over.current!, plane, scale, at, text ?? null, ratio), [plane, scale, at, text]);
+  const ink = () => inkCells(over.current!, scroller.current!, plane, scale, at, text ?? null, ratio);
+  useEffect(ink, [plane, scale, at, text]);
 
   const cellAt = (event: PointerEvent | MouseEvent): Cell | null => {
     const box = area.current!.getBoundingClientRect();
@@ -126,7 +128,7 @@ export function HeatMap(props: Props) {
     if (store.key(event, plane.rows, plane.cols, props.columns)) event.preventDefault();
   };
   return (
-    <div class="ct-scroll" tabIndex={props.zoom && props.zoom > 1 ? 0 : undefined}>
+    <div ref={scroller} class="ct-scroll" onScroll={ink} tabIndex={props.zoom && props.zoom > 1 ? 0 : undefined}>
       <div class="ct-map" style={{ width: at.left + at.width + 4, height: at.top + at.height + 4 }}>
         <div class="ct-axis" style={{ left: at.left, top: 0, maxWidth: at.width }}>{x.name}</div>
         <div class="ct-axis ct-axis-y" style={{ left: 0, top: at.top, maxHeight: Math.max(at.height, 60) }}>{y.name}</div>
@@ -191,25 +193,37 @@ function Labels({ axis, count, at, across = false }: { axis: AxisSpec; count: nu
   }, [axis.labels, count, at, across]);
 }
 
-/** What is written into cells: their text, signs of negative values, and crosses where a value is not finite. */
-function inkCells(canvas: HTMLCanvasElement, plane: Plane, scale: Scale, at: Layout, text: string[][] | null, ratio: number): void {
-  const room = at.cw >= 9 && at.ch >= 9 && plane.rows * plane.cols <= 6000;
-  canvas.width = room ? Math.round(at.width * ratio) : 1;
-  canvas.height = room ? Math.round(at.height * ratio) : 1;
+/**
+ * What is written into cells: their text, signs of negative values, and crosses where a value is not finite. The canvas covers
+ * what the scroller shows and follows it, so a map of any size has its words: browsers limit how large a canvas may be.
+ */
+function inkCells(
+  canvas: HTMLCanvasElement, scroller: HTMLElement, plane: Plane, scale: Scale, at: Layout, text: string[][] | null, ratio: number,
+): void {
+  const room = at.cw >= 9 && at.ch >= 9;
+  const left = Math.max(0, scroller.scrollLeft - at.left);
+  const top = Math.max(0, scroller.scrollTop - at.top);
+  const width = room ? Math.min(at.width - left, scroller.clientWidth) : 1;
+  const height = room ? Math.min(at.height - top, scroller.clientHeight) : 1;
+  canvas.width = Math.max(1, Math.round(width * ratio));
+  canvas.height = Math.max(1, Math.round(height * ratio));
+  Object.assign(canvas.style, { left: `${left}px`, top: `${top}px`, width: `${width}px`, height: `${height}px` });
   if (!room) return;
   const pen = canvas.getContext("2d")!;
   pen.scale(ratio, ratio);
+  pen.translate(-left, -top);
   pen.textAlign = "center";
   pen.textBaseline = "middle";
   const most = Math.max(1, Math.floor((at.cw - 4) / 6.7));
   const strong = 0.12 * Math.max(Math.abs(scale.low), Math.abs(scale.high));
-  for (let r = 0; r < plane.rows; r++)
-    for (let c = 0; c < plane.cols; c++) {
+  const last = { row: Math.min(plane.rows, Math.ceil((top + height) / at.ch)), col: Math.min(plane.cols, Math.ceil((left + width) / at.cw)) };
+  for (let r = Math.floor(top / at.ch); r < last.row; r++)
+    for (let c = Math.floor(left / at.cw); c < last.col; c++) {
       const value = plane.at(r, c);
       const word = text ? visible(text[r][c], most) : "";
       const sign = !Number.isFinite(value) ? number(value).replace("NaN", "×") : scale.name === "diverging" && value < -strong ? "−" : "";
       if (!word && !sign) continue;
-      pen.fillStyle = ink(rgb(scale, value));
+      pen.fillStyle = contrasting(rgb(scale, value));
       pen.font = word ? "11px ui-monospace, monospace" : `${Math.min(13, at.ch - 2)}px system-ui, sans-serif`;
       pen.globalAlpha = word || !Number.isFinite(value) ? 1 : 0.65;
       pen.fillText(word || sign, (c + 0.5) * at.cw, (r + 0.5) * at.ch + 0.5);

@@ -26,6 +26,7 @@ from cutaway.runs.bars import DelayedBar
 from cutaway.runs.editing import ManyEdits, of_real, plainly, tokens_of
 from cutaway.runs.grids import Cells, Grid, at_columns, label_of
 from cutaway.runs.metrics import Metric, among_real, as_metric, settled
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep.baseline import check as check_baseline

@@ -1,0 +1,267 @@
+"""What computed a result: the call, the model and its hash, the time, the prompts. `@with_provenance` on an analysis keeps it.
+
+A result holds no model: it is only referred to, and looked at when somebody asks (a page, a file).
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import inspect
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from torch import Tensor
+
+from cutaway import __version__
+from cutaway.errors import ShapeError, TokenError
+from cutaway.model.transformer import Transformer
+from cutaway.prompts import Prompts
+from cutaway.runs.hashes import model_hash
+from cutaway.runs.results import Labelled, Result
+from cutaway.tokens import to_str_tokens
+from cutaway.view import Figure, Page, Section, page
+from cutaway.view.pages import Code, Fact, Facts, Folded
+
+P = ParamSpec("P")
+R = TypeVar("R")
+LONGEST = 60  # characters of an argument
+MOST = 200  # prompts in a page
+UNSAID = frozenset({"progress"})  # arguments that say nothing about a result
+
+
+def with_provenance(analysis: Callable[P, R]) -> Callable[P, R]:
+    """An analysis whose result knows the call, the model and the prompts, as `result.provenance`."""
+    named = inspect.signature(analysis)
+
+    @functools.wraps(analysis)
+    def asked(*args: P.args, **options: P.kwargs) -> R:
+        found = analysis(*args, **options)
+        if isinstance(found, Result):
+            object.__setattr__(found, "provenance", Provenance.of(analysis.__name__, named.bind(*args, **options).arguments))
+        return found
+
+    return asked
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance:
+    """The call that made a result.
+
+    Args:
+        call: as in Python; on the command line the command.
+        when: the time, UTC.
+        model: the model, if it still exists.
+        prompts: what it ran on: `Prompts`, texts or tokens.
+        known: what a file says of model and prompts, for a result that was loaded.
+    """
+
+    call: str
+    when: str
+    model: Callable[[], Transformer | None] = field(repr=False, default=lambda: None)
+    prompts: Any = field(repr=False, default=None)
+    known: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+    @classmethod
+    def of(cls, name: str, arguments: Mapping[str, Any]) -> Provenance:
+        """The provenance of what `name` was called with."""
+        model = next(filter(None, map(_network, arguments.values())), None)
+        prompts = next((one for one in arguments.values() if isinstance(one, Prompts)), None)
+        rest = [one for key, one in arguments.items() if key in ("tokens", "clean", "prompts", "text", "texts")]
+        prompts = prompts if prompts is not None else next((one for one in rest if one is not None), None)
+        return cls(_call(name, arguments), now(), _referred(model), prompts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in words, for a file; computes the model's hash."""
+        if self.known:
+            return dict(self.known)
+        model = self.model()
+        told: dict[str, Any] = {"call": self.call, "when": self.when, "version": __version__}
+        if model is not None:
+            told |= {"model": _model_line(model), "hash": model_hash(model)}
+        if (prompts := _prompts(model, self.prompts)) is not None:
+            rows = [list(row) for row in prompts.rows]
+            told["prompts"] = {"said": prompts.line, "columns": list(prompts.columns), "rows": rows}
+        return told
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Provenance:
+        """What `to_json` wrote."""
+        return cls(str(told["call"]), str(told["when"]), known=dict(told))
+
+    def facts(self, *, call: str = "call") -> list[Fact]:
+        """Model, hash, time, call and prompts, for the head of a page."""
+        told = self.to_json()
+        found: list[Fact] = [(name, told[name]) for name in ("model", "hash") if name in told]
+        found += [("made", f"{told['when']}, cutaway {told['version']}"), (call, Code(told["call"]))]
+        if "prompts" in told:
+            prompts = told["prompts"]
+            found.append(("prompts", Folded(prompts["said"], prompts["columns"], prompts["rows"])))
+        return found
+
+
+def now() -> str:
+    """The time, UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(sep=" ", timespec="seconds").replace("+00:00", " UTC")
+
+
+def measured(result: Result) -> list[Fact]:
+    """Metric, clean and corrupted values, audit and baseline of a result, as far as it has them."""
+    sweeps = list(getattr(result, "sweeps", {}).values()) or [one for one in (getattr(result, "sweep", None),) if one is not None]
+    found: list[Fact] = []
+    clean = getattr(sweeps[0] if sweeps else result, "clean", None)
+    if isinstance(what := getattr(clean, "what", None), str):
+        unit = getattr(clean, "unit", "")
+        found.append(("metric", f"{what} ({unit})" if unit and unit != what else what))
+    for name in ("clean", "corrupted"):
+        value = getattr(result, name, None)
+        number = float(value.data.nanmean()) if isinstance(value, Labelled) else value
+        found += [(name, f"{number:.4g}")] if isinstance(number, int | float) else []
+    if (audit := getattr(result, "audit", None)) is not None:
+        found.append(("audit", str(audit)))
+    baselines = [one.baseline for one in (*sweeps, result) if isinstance(getattr(one, "baseline", None), Result)]
+    found += [("baseline", one.summary()) for one in dict.fromkeys(baselines)]
+    return found
+
+
+def page_of(result: Result, title: str = "", figures: Sequence[tuple[str, Figure]] | None = None) -> Page:
+    """The page of a result: what it rests on, what it says, and its figures."""
+    if figures is None:
+        try:
+            figures = [("", result.figure())]
+        except ShapeError:  # one number: the summary stands for itself
+            figures = []
+    told = [] if result.provenance is None else result.provenance.facts()
+    return page_with(title or _title(result), [*told, *measured(result)], result.summary(), figures)
+
+
+def page_with(title: str, facts: Sequence[Fact], said: str | Code, figures: Sequence[tuple[str, Figure]]) -> Page:
+    """The page that every command and every result writes: facts, sentences, figures, in this order.
+
+    Args:
+        said: sentences; as `Code` where they are a table.
+        figures: headings and figures; a single one needs no section.
+    """
+    several = len(figures) > 1
+    sections = [Section(heading, [figure]) for heading, figure in figures] if several else []
+    told: list[Any] = [Facts(facts), said]
+    return page(title, sections, intro=[*told, *([] if several else [figure for _, figure in figures])])
+
+
+def _title(result: Result) -> str:
+    what = result.values.what
+    return what[:1].upper() + what[1:]
+
+
+# In words.
+
+
+def _referred(model: Transformer | None) -> Callable[[], Transformer | None]:
+    return (lambda: None) if model is None else weakref.ref(model)
+
+
+def _network(value: Any) -> Transformer | None:
+    """The model that an argument is or holds: a cache, a circuit's runner."""
+    found = value if isinstance(value, Transformer) else getattr(value, "model", None)
+    return found if isinstance(found, Transformer) else None
+
+
+def _model_line(model: Transformer) -> str:
+    cfg, about = model.cfg, model.provenance
+    kind = cfg.original_architecture or "a network"
+    place = about.get("file") or about.get("folder")
+    where = about.get("repository") or (Path(str(place)).name if place else "")
+    parts = [f"{kind} of {cfg.n_layers} layers × {cfg.n_heads} heads", str(cfg.torch_dtype).removeprefix("torch.")]
+    parts += [f"from {where}"] if where else []
+    parts += [f"taken for {about['taken_for']}"] if "taken_for" in about else []
+    return f"{cfg.model_name or 'model'}: {', '.join(parts)}"
+
+
+def _call(name: str, arguments: Mapping[str, Any]) -> str:
+    words = [_argument(key, value, first=not at) for at, (key, value) in enumerate(arguments.items()) if key not in UNSAID]
+    return f"{name}({', '.join(filter(None, words))})"
+
+
+def _argument(key: str, value: Any, *, first: bool) -> str:
+    if isinstance(value, Mapping) and key in ("options", "kwargs"):
+        return ", ".join(_argument(name, one, first=False) for name, one in value.items())
+    said = _said(value)
+    return said if first or key in ("tokens", "clean", "corrupted", "source", "prompts") else f"{key}={said}"
+
+
+def _said(value: Any) -> str:
+    """An argument, short."""
+    if isinstance(value, Transformer):
+        return "model"
+    if isinstance(value, Prompts):
+        return "prompts"
+    if isinstance(value, Tensor):
+        return value.item().__repr__() if not value.ndim else f"<{'×'.join(map(str, value.shape))} numbers>"
+    if isinstance(value, list | tuple) and len(value) <= 8:
+        return f"[{', '.join(map(_said, value))}]"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"<{len(value)} {type(value).__name__}>"
+    if callable(value) and hasattr(value, "__name__"):
+        return str(value.__name__)
+    said = repr(value)
+    return said if len(said) <= LONGEST else f"{said[: LONGEST - 1]}…"
+
+
+def _prompts(model: Transformer | None, asked: Any) -> Folded | None:
+    """How many prompts, of what length; and each with what is known of it."""
+    if isinstance(asked, str):
+        return Folded("one text", ["text"], [[asked]])
+    if isinstance(asked, Tensor) and asked.ndim in (1, 2) and not asked.is_floating_point():
+        rows = [asked] if asked.ndim == 1 else list(asked)
+        said = f"{len(rows)} row{'s' * (len(rows) != 1)} of {asked.shape[-1]} tokens"
+        return _cut(said, ["tokens"], [[_text(model, row)] for row in rows[:MOST]], len(rows))
+    if isinstance(asked, Prompts):
+        return _of_prompts(model, asked)
+    if isinstance(asked, Sequence) and asked and all(isinstance(one, str) for one in asked):
+        return _cut(f"{len(asked)} text{'s' * (len(asked) != 1)}", ["text"], [[one] for one in asked[:MOST]], len(asked))
+    return None
+
+
+def _of_prompts(model: Transformer | None, asked: Prompts) -> Folded:
+    low, high = int(asked.lengths.min()), int(asked.lengths.max())
+    pairs = " in pairs" if asked.corrupted is not None else ""
+    length = f"{low}" if low == high else f"{low} to {high}"
+    said = f"{len(asked)} prompt{'s' * (len(asked) != 1)} of {length} token{'s' * (length != '1')}{pairs}"
+    said += f"; roles {', '.join(asked.roles)}" if len(asked.roles) > 1 else ""
+    named = {"clean" if pairs else "text": [_row(model, asked, at) for at in range(min(MOST, len(asked)))]}
+    if (other := asked.corrupted) is not None:
+        named["corrupted"] = [_row(model, other, at) for at in range(min(MOST, len(asked)))]
+    for name, answers in (("answer", asked.right), ("wrong", asked.wrong)):
+        if answers:
+            named[name] = [_answers(model, row) for row in answers[:MOST]]
+    return _cut(said, list(named), [list(row) for row in zip(*named.values(), strict=True)], len(asked))
+
+
+def _cut(said: str, columns: list[str], rows: list[list[str]], count: int) -> Folded:
+    return Folded(said if count <= MOST else f"{said}; the first {MOST} of them", columns, rows)
+
+
+def _row(model: Transformer | None, asked: Prompts, at: int) -> str:
+    return asked.texts[at] if asked.texts else _text(model, asked.tokens[at, : int(asked.lengths[at])])
+
+
+def _text(model: Transformer | None, row: Tensor) -> str:
+    tokenizer = None if model is None else model.tokenizer
+    if tokenizer is None:
+        return " ".join(map(str, row.tolist()))
+    try:
+        return "".join(map(str, to_str_tokens(tokenizer, row.cpu())))
+    except TokenError:  # an identifier that the tokenizer lacks
+        return " ".join(map(str, row.tolist()))
+
+
+def _answers(model: Transformer | None, row: Mapping[int, tuple[int, ...]]) -> str:
+    """The answers of one prompt; with their positions where there are several."""
+    from torch import tensor
+
+    told = {at: " or ".join(repr(_text(model, tensor([one]))) for one in ids[:4]) for at, ids in row.items() if ids}
+    told = {at: said + (" …" if len(row[at]) > 4 else "") for at, said in told.items()}
+    return next(iter(told.values()), "") if len(told) == 1 else ", ".join(f"{at}: {said}" for at, said in list(told.items())[:12])
