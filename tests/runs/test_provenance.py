@@ -35,7 +35,7 @@ def test_every_analysis_keeps_where_its_result_came_from() -> None:
     found = analyses()
     made_elsewhere = {"difference"}  # of two results, each with its own
     assert len(found) > 20
-    lacking = {name for name, one in found.items() if not hasattr(one, "__wrapped__")} - made_elsewhere
+    lacking = {name for name, one in found.items() if not hasattr(one, "keeps_provenance")} - made_elsewhere
     assert not lacking, f"give these @with_provenance: {lacking}"
 
 

@@ -100,6 +100,7 @@ class HeadAblation(Result):
         return "\n".join([*lines, str(self.audit)])
 
 
+@with_provenance
 @options(audit=0, baseline=0, seed=0, memory=1)
 def ablate_heads(
     model: Transformer,
@@ -247,6 +248,7 @@ class Ablation(Result):
         return "\n".join([*lines, str(self.audit)])
 
 
+@with_provenance
 @options(audit=0, baseline=0, seed=0, memory=1)
 def ablate(
     model: Transformer,

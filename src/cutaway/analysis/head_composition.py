@@ -22,6 +22,7 @@ from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.model.frozen_norms import FINAL, frozen_norm
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, bar_chart, heat_map, small_multiples
 
@@ -88,6 +89,7 @@ class Composition(Result):
         return "\n".join(lines)
 
 
+@with_provenance
 @options(draws=2, seed=0)
 def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, seed: int = 0) -> Composition:
     """Composition scores of all pairs of heads, beside those of unrelated heads.
@@ -192,6 +194,7 @@ class Copying(Result):
         )
 
 
+@with_provenance
 @options(draws=2, seed=0)
 @torch.no_grad()
 def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:

@@ -196,6 +196,7 @@ class _Scorer:
         self.scores.append(torch.stack([pairs.mean(pattern.detach()) for pairs in self.pairs]))
 
 
+@with_provenance
 @options(batch_size=1)
 def head_scores(
     subject: Subject,
@@ -349,6 +350,7 @@ def random_repeats(
     return torch.cat([*start, half, half], 1).to(model.W_U.device)
 
 
+@with_provenance
 @options(length=1, examples=1, seed=0, batch_size=1)
 def on_random_repeats(
     model: Transformer, *, length: int | None = None, examples: int = 32, seed: int = 0, batch_size: int = 16

@@ -16,6 +16,7 @@ from torch import Tensor
 from cutaway.axes import Tokens
 from cutaway.errors import ShapeError
 from cutaway.numbers_given import indices, options
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result, mean_of
 from cutaway.view import Figure, line_chart
 
@@ -63,6 +64,7 @@ class HillClimb(Result):
         )
 
 
+@with_provenance
 @options(rounds=0, neighbours=1, batch_size=1, seed=0)
 @torch.no_grad()
 def hill_climb(

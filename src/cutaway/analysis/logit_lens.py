@@ -120,6 +120,7 @@ class Lens(Result):
         return "\n".join(lines)
 
 
+@with_provenance
 @options(k=1)
 @torch.no_grad()
 def lens(

@@ -241,6 +241,7 @@ class _Extremes:
         return out
 
 
+@with_provenance
 @options(k=1, around=0, batch_size=1)
 def max_activating_texts(
     model: Transformer,

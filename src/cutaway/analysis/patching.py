@@ -405,6 +405,7 @@ class PatchingResult(Result):
         return "\n".join([*lines, str(self.audit)])
 
 
+@with_provenance
 @options(audit=0, baseline=0, seed=0, memory=1)
 def patch(
     model: Transformer,

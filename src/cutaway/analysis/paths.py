@@ -97,6 +97,7 @@ class PathResult(Result):
         return "\n".join([*lines, *([self.note] if self.note else []), str(self.audit)])
 
 
+@with_provenance
 @options(audit=0, seed=0, memory=1)
 @torch.no_grad()
 def path_patch(

@@ -17,6 +17,7 @@ from cutaway.analysis.shared import answers_of, target_ids, token_name, tokens_o
 from cutaway.errors import TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import index, options
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.tokens import check_length
 from cutaway.view import Figure, colored_tokens, line_chart
@@ -160,6 +161,7 @@ class Predictions(Result):
         return "\n".join(lines)
 
 
+@with_provenance
 @options(batch_size=1)
 def predict(
     model: Transformer,

@@ -152,6 +152,7 @@ def text_loss(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) 
     return metrics.loss(tokens, mask=mask.bool())
 
 
+@with_provenance
 @options(random=0, shuffled=0, seed=0)
 def dose_response(
     model: Transformer,
@@ -331,6 +332,7 @@ class SteeredTexts(Result):
         )  # fmt: skip
 
 
+@with_provenance
 @options(max_new_tokens=1, seed=0)
 def steered_texts(
     model: Transformer,
@@ -403,6 +405,7 @@ class Separability(Result):
         )
 
 
+@with_provenance
 @options(folds=2, seed=0)
 def separability(
     model: Transformer,

@@ -21,6 +21,7 @@ from cutaway.analysis.weight_circuits import WeightCircuit, circuit_by_row, labe
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import EVERY, index, options
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, heat_map, small_multiples
 
@@ -80,6 +81,7 @@ class DuplicateDetectors(Result):
         return super().to_json() | {"duplicate": self.duplicate, "anti_duplicate": self.anti_duplicate}
 
 
+@with_provenance
 @options(above=EVERY, below=EVERY)
 def duplicate_detectors(
     model: Transformer,

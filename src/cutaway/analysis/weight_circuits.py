@@ -31,6 +31,7 @@ from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import indices, whole
+from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, small_multiples
 from cutaway.view import circuit as draw

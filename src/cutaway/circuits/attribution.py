@@ -95,6 +95,7 @@ def largest(scores: Float[Tensor, "writer reader"], count: int) -> Edges:
     return chosen.view(scores.shape) & ~scores.isnan().cpu()
 
 
+@with_provenance
 @options(steps=1, memory=1)
 def edge_attribution(
     model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *, steps: int = 5, path: str = "inputs",

@@ -89,6 +89,7 @@ class EdgeEffects(Result):
         return "\n".join([*lines, str(self.audit)])
 
 
+@with_provenance
 @options(audit=0, memory=1)
 @torch.no_grad()
 def edge_effects(

@@ -95,6 +95,7 @@ def mib_sizes(edges: int) -> list[int]:
     return sorted({int(share * edges) for share in PERCENTAGES})
 
 
+@with_provenance
 @options(draws=1, seed=0)
 def faithfulness(
     model: Transformer, clean: Any, corrupted: Any, metric: Any, scores: EdgeScores, *, sizes: Sequence[int] | None = None,

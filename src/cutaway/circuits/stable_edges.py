@@ -77,6 +77,7 @@ class Stability(Result):
         return "\n".join(lines)
 
 
+@with_provenance
 @options(draws=1, halvings=1, seed=0)
 def stability(
     circuit: Circuit,

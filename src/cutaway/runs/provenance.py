@@ -44,6 +44,7 @@ def with_provenance(analysis: Callable[P, R]) -> Callable[P, R]:
             object.__setattr__(found, "provenance", Provenance.of(analysis.__name__, named.bind(*args, **options).arguments))
         return found
 
+    asked.__dict__["keeps_provenance"] = True
     return asked
 
 

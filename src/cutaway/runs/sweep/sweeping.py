@@ -157,6 +157,7 @@ class SweepResult(Result):
         return math.prod(self.values.shape[: self.values.data.ndim - self.clean.data.ndim])
 
 
+@with_provenance
 @options(top=0, audit=0, baseline=0, seed=0, memory=1)
 def sweep(
     model: Transformer,
