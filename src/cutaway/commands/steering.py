@@ -97,30 +97,13 @@ def steer(
     if record is not None:
         assert measured.sweep is not None
         records.write(record, measured.sweep, asked.model)
-    first = next(iter(made.values()))
-    blocks = [_about(made), _continued(asked, prompts.texts, said)]
-    if matches is not None:
-        blocks.append(said.summary())
-    what = measured.values.what if effect is None and prompts.right else "loss of the prompts"
-    what = what if effect is None else f"log-probability of {effect!r} (nats)"
-    what = what if minus is None else f"logit of {effect!r} minus logit of {minus!r}"
-    rows, more = asked.rows(_rows(measured))
-    table = lines(_columns(measured), rows) + (f"\n{more}" if more else "")
-    blocks += [f"{what}, mean of {_counted(prompts.texts)}\n{table}", measured.summary()]
-    numbers = {
-        "layer": chosen.layer,
-        "strengths": strengths,
-        "vectors": [{"layer": one.layer, "norm": one.norm} for one in made.values()],
-        "method": first.method, "site": first.site, "read_at": first.read_at,
-        "positive": list(first.positive), "negative": list(first.negative),
-        "prompt_texts": list(prompts.texts), "effect": what,
-        "texts": said.texts,
-        "response": measured.to_json(),
-    }  # fmt: skip
+    what = _quantity(measured, prompts, effect, minus)
+    printed = _printed(asked, made, measured, said, prompts, what, matches)
+    numbers = _numbers_of(made, chosen, measured, said, prompts, what)
     if matches is not None:
         numbers["matches"] = said.values.to_json()
     figures = _figures(network, made, prompts.texts, measured, said, matches) if asked.html else []
-    asked.show("\n\n".join(blocks), numbers, figures, f"Steering {asked.model}", measured)
+    asked.show(printed, numbers, figures, f"Steering {asked.model}", measured)
 
 
 def texts_of(given: Sequence[str] | None, option: str) -> list[str]:
@@ -213,6 +196,40 @@ def _target(network: Any, prompts: Any, effect: str | None, minus: str | None) -
 
 
 # What is printed and drawn.
+
+
+def _quantity(measured: DoseResponse, prompts: Any, effect: str | None, minus: str | None) -> str:
+    """What the response is of, in words."""
+    if effect is None:
+        return measured.values.what if prompts.right else "loss of the prompts"
+    return f"log-probability of {effect!r} (nats)" if minus is None else f"logit of {effect!r} minus logit of {minus!r}"
+
+
+def _printed(
+    asked: Request, made: Mapping[int, SteeringVector], measured: DoseResponse, said: SteeredTexts, prompts: Any, what: str,
+    matches: str | None,
+) -> str:  # fmt: skip
+    rows, more = asked.rows(_rows(measured))
+    table = lines(_columns(measured), rows) + (f"\n{more}" if more else "")
+    blocks = [_about(made), _continued(asked, prompts.texts, said), *([] if matches is None else [said.summary()])]
+    return "\n\n".join([*blocks, f"{what}, mean of {_counted(prompts.texts)}\n{table}", measured.summary()])
+
+
+def _numbers_of(
+    made: Mapping[int, SteeringVector], chosen: SteeringVector, measured: DoseResponse, said: SteeredTexts, prompts: Any,
+    what: str,
+) -> dict[str, Any]:  # fmt: skip
+    first = next(iter(made.values()))
+    return {
+        "layer": chosen.layer,
+        "strengths": list(measured.strengths),
+        "vectors": [{"layer": one.layer, "norm": one.norm} for one in made.values()],
+        "method": first.method, "site": first.site, "read_at": first.read_at,
+        "positive": list(first.positive), "negative": list(first.negative),
+        "prompt_texts": list(prompts.texts), "effect": what,
+        "texts": said.texts,
+        "response": measured.to_json(),
+    }  # fmt: skip
 
 
 def _about(made: Mapping[int, SteeringVector]) -> str:
