@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.circuits.components import Written, check, embedded, kept_of, written
@@ -60,11 +60,7 @@ class EdgeScores(Result):
 
     def top(self, count: int = 10) -> list[tuple[str, str, float]]:
         """Those edges as (writer, reader, score), largest first."""
-        data = self.values.data
-        flat = data.flatten()
-        order = flat.abs().nan_to_num(-1).argsort(descending=True, stable=True)[:count].tolist()
-        names = self.values.names("writer"), self.values.names("reader")
-        return [(names[0][at // data.shape[1]], names[1][at % data.shape[1]], float(flat[at])) for at in order]
+        return strongest(self.values, count)
 
     def figure(self) -> Figure:
         """Writers down, readers across; of many, those with the largest scores."""
@@ -82,7 +78,15 @@ class EdgeScores(Result):
         return "\n".join([*lines, *(f"  {writer} → {reader}: {score:+.4g}" for writer, reader, score in self.top(8))])
 
 
-def largest(scores: Float[Tensor, "writer reader"], count: int) -> Edges:
+def strongest(values: Labelled, count: int) -> list[tuple[str, str, float]]:
+    """Edges as (writer, reader, value), largest first whatever their sign."""
+    flat, names = values.data.flatten(), (values.names("writer"), values.names("reader"))
+    order = flat.abs().nan_to_num(-1).argsort(descending=True, stable=True)[:count].tolist()
+    width = values.data.shape[1]
+    return [(names[0][at // width], names[1][at % width], float(flat[at])) for at in order if not flat[at].isnan()]
+
+
+def largest(scores: Float[Tensor, "*edge"], count: int) -> Bool[Tensor, "*edge"]:
     """As many edges as wanted, those with the largest scores whatever their sign.
 
     Raises:
@@ -179,9 +183,7 @@ class _Some:
         at, places = self.wanted.nonzero(as_tuple=True)
         resid = resid[at, places - self.start]
         logits = self.model.logits_of(resid, None if columns is None else columns.to(resid.device))
-        values = self.metric.measure(logits, LogitRows(self.rows[at], places))
-        out = self.metric.combine(values.new_zeros(self.wanted.shape).index_put((at, places), values), self.wanted)
-        return out.nanmean(-1) if out.ndim > 1 else out
+        return self.metric.by_example(self.metric.measure(logits, LogitRows(self.rows[at], places)), self.wanted)
 
 
 def _scores(some: _Some, steps: int, path: str) -> Float[Tensor, "batch writer reader"]:

@@ -70,11 +70,7 @@ class DirectEffects:
         rows = LogitRows(*(one.repeat(count) for one in self.tokens))
         clean = self.clean.repeat(count, 1) if self.metric.compares else None
         values = self.metric.measure(logits.flatten(0, 1), rows, clean).unflatten(0, (count, -1))
-        grid = values.new_zeros(count, *self.wanted.shape)
-        at, places = self.tokens
-        grid[:, at, places] = values
-        out = self.metric.combine(grid, self.wanted)
-        return out.nanmean(-1) if out.ndim > 2 else out
+        return self.metric.by_example(values, self.wanted)
 
     def _written(
         self, reader: int, change: Float[Tensor, "writer batch pos d_model"]

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.analysis.paths import places_of
+from cutaway.circuits.attribution import strongest
 from cutaway.circuits.components import (
     Written,
     attended,
@@ -73,11 +74,7 @@ class EdgeEffects(Result):
 
     def top(self, count: int = 10) -> list[tuple[str, str, float]]:
         """The edges that change most: writer, reader, mean change."""
-        flat = self.values.data.flatten()
-        order = flat.abs().nan_to_num(-1).argsort(descending=True, stable=True)[:count].tolist()
-        width = self.values.data.shape[1]
-        names = self.values.names("writer"), self.values.names("reader")
-        return [(names[0][at // width], names[1][at % width], float(flat[at])) for at in order if not flat[at].isnan()]
+        return strongest(self.values, count)
 
     def summary(self) -> str:
         unit = f" {self.values.unit}" if self.values.unit else ""

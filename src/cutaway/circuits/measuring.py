@@ -93,9 +93,7 @@ class CircuitRunner:
             at, places = self.wanted[rows].nonzero(as_tuple=True)
             clean = self._clean_logits[number] if self.metric.compares else None
             one = self.metric.measure(logits, LogitRows(at + rows.start, places), clean)
-            grid = one.new_zeros(self.wanted[rows].shape).index_put((at.to(one.device), places.to(one.device)), one)
-            out = self.metric.combine(grid, self.wanted[rows].to(one.device))
-            values.append(out.nanmean(-1) if out.ndim > 1 else out)
+            values.append(self.metric.by_example(one, self.wanted[rows].to(one.device)))
         return torch.cat(values).double().cpu()
 
     @torch.no_grad()

@@ -198,23 +198,14 @@ def recovery(graph: Graph, scores: Tensor, truth: Edges, unseen: Edges | None = 
     hidden = torch.zeros_like(graph.mask) if unseen is None else unseen.cpu() & truth
     asked = graph.mask & ~hidden
     nodes = list(dict.fromkeys([*graph.writers, *map(graph.node_of, graph.readers)]))
-    of_node = (
-        torch.tensor([nodes.index(name) for name in graph.writers]),
-        torch.tensor([nodes.index(graph.node_of(name)) for name in graph.readers]),
-    )
-    largest_of, true_of, seen_of = (
-        torch.zeros(len(nodes)),
-        torch.zeros(len(nodes), dtype=torch.bool),
-        torch.zeros(len(nodes), dtype=torch.bool),
-    )
-    for writer, reader in asked.nonzero().tolist():
-        for node in (int(of_node[0][writer]), int(of_node[1][reader])):
-            largest_of[node] = max(float(largest_of[node]), float(size[writer, reader]))
-            true_of[node] |= bool(truth[writer, reader])
-            seen_of[node] = True
+    writes = torch.tensor([[name == node for name in graph.writers] for node in nodes])
+    reads = torch.tensor([[graph.node_of(name) == node for name in graph.readers] for node in nodes])
+    of_node = ((writes[:, :, None] | reads[:, None]) & asked).flatten(1)  # node, edge
+    seen = of_node.any(1)
+    by_node = (of_node * size.flatten()).amax(1)[seen], (of_node & truth.flatten()).any(1)[seen]
     names = tuple((graph.writers[writer], graph.readers[reader]) for writer, reader in hidden.nonzero().tolist())
-    areas = [
-        float("nan") if bool(true.all()) or not bool(true.any()) else roc_area(values, true)
-        for values, true in ((size[asked], truth[asked]), (largest_of[seen_of], true_of[seen_of]))
-    ]
-    return Recovery(*areas, names)
+    return Recovery(_area(size[asked], truth[asked]), _area(*by_node), names)
+
+
+def _area(scores: Tensor, truth: Tensor) -> float:
+    return float("nan") if bool(truth.all()) or not bool(truth.any()) else roc_area(scores, truth)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cutaway.circuits.attribution import EdgeScores
+from cutaway.circuits.attribution import EdgeScores, largest
 from cutaway.circuits.circuit import Circuit, jaccard
 from cutaway.circuits.graph import Edges
 from cutaway.errors import ShapeError
@@ -108,17 +108,17 @@ def stability(
     chosen = torch.zeros(each.shape[1])
     for _ in range(draws):
         drawn = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double()
-        chosen += _largest(drawn @ each, size)
+        chosen += largest(drawn @ each, size)
     halves = []
     for _ in range(halvings):
         order = torch.randperm(count, generator=generator)
-        one, other = (_largest(each[part].mean(0), size) for part in (order[: count // 2], order[count // 2 :]))
-        halves.append(jaccard(one.bool(), other.bool()))
+        one, other = (largest(each[part].mean(0), size) for part in (order[: count // 2], order[count // 2 :]))
+        halves.append(jaccard(one, other))
     low, high = interval_of_mean(each)
     edges = each.shape[1]
     shared = size * size / edges
     ablations = {
-        name: jaccard(_largest(other.values.data.cpu()[there], size).bool(), _largest(each.mean(0), size).bool())
+        name: jaccard(largest(other.values.data.cpu()[there], size), largest(each.mean(0), size))
         for name, other in (others or {}).items()
     }
     labels = {"writer": circuit.graph.writers, "reader": circuit.graph.readers}
@@ -132,9 +132,3 @@ def stability(
     return Stability(
         values, spread(low), spread(high), circuit.edges, tuple(halves), shared / (2 * size - shared) if size else 1.0, ablations
     )
-
-
-def _largest(scores: Tensor, size: int) -> Tensor:
-    out = torch.zeros(len(scores))
-    out[scores.abs().argsort(descending=True, stable=True)[:size]] = 1
-    return out

@@ -106,6 +106,13 @@ class Metric(ABC):
             return self.scaled(grid.masked_fill(~wanted, torch.nan))
         return self.scaled((grid * wanted).sum(-1) / wanted.sum(-1))
 
+    def by_example(self, values: Float[Tensor, "*cell token"], wanted: Bool[Tensor, "batch pos"]) -> Float[Tensor, "*cell batch"]:
+        """The mean over the wanted positions of each example, from the values of the wanted tokens in their order."""
+        grid = values.new_zeros(*values.shape[:-1], *wanted.shape)
+        grid[..., wanted] = values
+        out = self.combine(grid, wanted)
+        return out.nanmean(-1) if out.ndim > values.ndim else out
+
 
 def _where(positions: Positions, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
     """A mask of positions: one or some for all examples, or a tensor with one (`[batch]`) or a mask for each."""

@@ -83,10 +83,7 @@ def value_of(model: Transformer, metric: AnyMetric, wanted: Tensor | None, first
         columns = metric.columns()
         rows, places = wanted.nonzero(as_tuple=True)
         logits = model.logits_of(resid[rows, places], None if columns is None else columns.to(resid.device))
-        values = metric.measure(logits, LogitRows(rows + first, places))
-        grid = values.new_zeros(wanted.shape).index_put((rows, places), values)
-        out = metric.combine(grid, wanted)
-        return out.nanmean(-1) if out.ndim > 1 else out
+        return metric.by_example(metric.measure(logits, LogitRows(rows + first, places)), wanted)
 
     return value
 
