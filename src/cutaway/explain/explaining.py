@@ -13,8 +13,8 @@ from torch import Tensor
 from cutaway.errors import ExplainError
 from cutaway.explain.fitting import ANSWER, Fit, batch_of, fit, kinds_of, tree_answers, values, variables
 from cutaway.explain.mechanisms import Proposal, Setting
-from cutaway.explain.ranging import Far, far_inputs
-from cutaway.explain.spectrum import Spectrum, spectrum_of
+from cutaway.explain.ranging import Far, enumerated, far_inputs, is_whole
+from cutaway.explain.spectrum import Spectrum
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.substitution import Exchange, NodeSet, Scrubbed, localise, name_of, scrub
 from cutaway.explain.tree import Leaf, Split, Tree
@@ -38,7 +38,6 @@ class Explanation:
         scrubbed: what exchanging activations did.
         scrubbing: how activations were exchanged: which nodes together, and whether among places with the same token.
         far: how program and model agree on longer and rarer inputs.
-        spectrum: of sums modulo a number, the frequencies that carry them.
     """
 
     name: str
@@ -48,12 +47,16 @@ class Explanation:
     scrubbing: str
     verdict: Verdict
     far: Far | None
-    spectrum: Spectrum | None
 
     @property
     def program(self) -> Program:
         """The program."""
         return self.fitted.program
+
+    @property
+    def spectrum(self) -> Spectrum | None:
+        """Of products of a group (sums modulo a number), the representations (frequencies) that carry them."""
+        return self.fitted.spectrum
 
 
 @options(seed=0)
@@ -75,7 +78,8 @@ def explain(
     if len(examples) < 20:
         raise ExplainError(f"{len(examples)} examples are too few to fit and to test a program; give at least 20")
     subject = Subject(model, examples, several=several)
-    examples, test = _split(examples, test, seed)
+    every = enumerated(examples, most=SUBSTITUTED)
+    examples, test = (examples, every) if every is not None else _split(examples, test, seed)
     progress("running the model")
     known, unseen = subject.answered(examples[:FITTED]), subject.answered(test)
     progress("fitting a program")
@@ -91,9 +95,9 @@ def explain(
     progress("other inputs")
     far = far_inputs(fitted, subject, examples, seed)
     verdict = verdict_of(
-        fitted, subject, known, unseen, graph, scrubbed, controls, seed, _notes(subject, scrubbing, scrubbed, far)
+        fitted, subject, known, unseen, graph, scrubbed, controls, seed, _notes(unseen, scrubbing, scrubbed, far)
     )
-    return Explanation(name, fitted, graph, scrubbed, scrubbing, verdict, far, spectrum_of(fitted, subject))
+    return Explanation(name, fitted, graph, scrubbed, scrubbing, verdict, far)
 
 
 def _split(examples: Prompts, test: Prompts | None, seed: int) -> tuple[Prompts, Prompts]:
@@ -108,21 +112,16 @@ def _split(examples: Prompts, test: Prompts | None, seed: int) -> tuple[Prompts,
 def best_scrub(fitted: Fit, subject: Subject, part: InputSet, graph: NodeSet, exchange: Exchange) -> tuple[Scrubbed, str]:
     """The strictest way of exchanging that keeps the answers, or the best of them; and its description.
 
-    Strictest first: each head by itself, among all places that the program calls equal; then among places that also hold
-    the same token; then the heads of a layer together.
+    Strictest first: each head by itself, among all places that the program calls equal; then among those that also hold the
+    same token, or stand at the same position; then the heads of a layer together.
     """
-    ways = {
-        "each node by itself": (False, False),
-        "each node by itself, among places with the same token": (False, True),
-        "the heads of a layer together": (True, False),
-        "the heads of a layer together, among places with the same token": (True, True),
-    }
     found = []
-    for said, (together, tokens) in ways.items():
-        scrubbed = scrub(fitted, subject, part, graph.inside, exchange, together=together, tokens=tokens)
-        if scrubbed.recovered() >= LEAST + 0.02:
-            return scrubbed, said
-        found.append((scrubbed.recovered(), said, scrubbed))
+    for nodes, together in (("each node by itself", False), ("the heads of a layer together", True)):
+        for among, own in (("", ""), (", among places with the same token", "tokens"), (", at the same position", "positions")):
+            scrubbed = scrub(fitted, subject, part, graph.inside, exchange, together=together, own=own)
+            if scrubbed.recovered() >= LEAST + 0.02:
+                return scrubbed, nodes + among
+            found.append((scrubbed.recovered(), nodes + among, scrubbed))
     _, said, scrubbed = max(found, key=lambda one: one[0])
     return scrubbed, said
 
@@ -147,15 +146,16 @@ def verdict_of(
         matches.append(agreement(model_says[items], said[items], sets))
     size = len(scrubbed.clean)
     several = [drawn(size) for _ in range(DRAWS)]
-    match = interval(agreement(model_says, said, sets), torch.tensor(matches, dtype=torch.float64), len(places))
+    whole = is_whole(unseen.prompts)
+    match = interval(agreement(model_says, said, sets), torch.tensor(matches, dtype=torch.float64), len(places), whole=whole)
     held = interval(
         min(scrubbed.recovered(), 1.0),
         torch.tensor([min(scrubbed.recovered(one), 1.0) for one in several], dtype=torch.float64),
         size,
+        whole=whole,
     )
-    inside = interval(
-        min(graph.share(), 1.0), torch.tensor([min(graph.share(one), 1.0) for one in several], dtype=torch.float64), size
-    )
+    shares = torch.tensor([min(graph.share(one), 1.0) for one in several], dtype=torch.float64)
+    inside = interval(min(graph.share(), 1.0), shares, size, whole=whole)
     return judge(match, held, inside, controls, fitted.bits, float(subject.bits), subject.accuracy(known), notes=notes)
 
 
@@ -277,7 +277,7 @@ def _on_shuffled_weights(fitted: Fit, subject: Subject, unseen: InputSet, genera
     prompts = unseen.prompts[:200]
     other = Subject(model, prompts, several=subject.several)
     answers = other.answered(prompts)
-    right = other.right(prompts)[answers.counted]
+    right = (other.right(prompts) if subject.several else unseen.answers[:200])[answers.counted]
     sets = other.set_table()
     does_it = agreement(right, answers.answers[answers.counted], sets)
     if does_it <= 0.2:
@@ -286,9 +286,10 @@ def _on_shuffled_weights(fitted: Fit, subject: Subject, unseen: InputSet, genera
     return min(does_it, agreement(answers.answers[answers.counted], tree_answers(again, answers), sets))
 
 
-def _notes(subject: Subject, scrubbing: str, scrubbed: Scrubbed, far: Far | None) -> tuple[str, ...]:
+def _notes(unseen: InputSet, scrubbing: str, scrubbed: Scrubbed, far: Far | None) -> tuple[str, ...]:
     """What a reader should know beside the scores."""
-    notes = [f"activations were exchanged with {scrubbing}"]
+    notes = [f"all {len(unseen.prompts):,} inputs of the examples' form were tested"] if is_whole(unseen.prompts) else []
+    notes.append(f"activations were exchanged with {scrubbing}")
     little = {name_of(node): share for node, share in scrubbed.tested.items() if share < 0.5}
     if little:
         notes.append("few places had an equal in another input: " + ", ".join(f"{n} {s:.0%}" for n, s in little.items()))

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from cutaway.explain.batched import Batch
 from cutaway.explain.determining import determine
+from cutaway.explain.layouts import layout_proposals
 from cutaway.explain.mechanisms import Proposal, Setting, elections, proposals
 from cutaway.explain.nodes import node_proposals
+from cutaway.explain.spectrum import Spectrum, product_of, product_table, traces
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leaves, pruned, tests, tree_bits
 from cutaway.programs.language import Bucket, Kind, Line, Map, Program, ReadOut, Table
@@ -24,13 +26,14 @@ DIGITS = 9  # numbers that agree to so many places are equal
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted tree, and the program that it is."""
+    """A fitted tree, and the program that it is; of products of a group, the representations that carry them."""
 
     setting: Setting
     proposals: list[Proposal]
     tree: Tree
     program: Program
     bits: float
+    spectrum: Spectrum | None = None
 
 
 def setting_of(subject: Subject, part: InputSet) -> Setting:
@@ -77,7 +80,10 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     """The shortest tree found for the model's answers on these inputs, as a program."""
     setting = setting_of(subject, part)
     batch, counted = batch_of(setting, part), part.counted
-    proposed = [*proposals(setting), *node_proposals(subject, setting, part)]
+    product = product_of(subject, part)
+    proposed = [*proposals(setting), *layout_proposals(subject, setting, part), *node_proposals(subject, setting, part)]
+    if product is not None:
+        proposed.append(product_table(product, setting))
     columns: dict[str, Int[Tensor, "item"]] = {one.name: values(batch, setting, one)[counted] for one in proposed}
     target = part.answers[counted]
     joint = joint_answer(subject, proposed, columns, target, setting)
@@ -90,8 +96,15 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     tree = pruned(grower.grow())
     if not subject.several:
         tree = min((tree, *elections_of(batch, setting, target, counted, columns)), key=lambda one: grower.price(one))
+    found = traces(subject, product, setting) if product is not None else None
+    spectrum = None
+    if found is not None:
+        columns[found[0].name] = values(batch, setting, found[0])[counted]
+        leaf = Leaf(variable=found[0], bits=3.0)
+        if grower.wrong(leaf) <= grower.wrong(tree):  # its logits are such traces, so a shorter program is not what it does
+            tree, spectrum = leaf, found[1]
     program = program_of(tree, subject, setting, part, name)
-    return Fit(setting, proposed, tree, program, tree_bits(tree))
+    return Fit(setting, proposed, tree, program, tree_bits(tree), spectrum)
 
 
 def elections_of(

@@ -25,6 +25,7 @@ from cutaway.programs.language import (
 )
 
 CHOICE = 6.0  # bits for one of the kinds of lines and terms
+PLACES = 160  # positions of which pairs are tabulated
 SMALL = 8  # a vocabulary whose tokens can be counted one by one
 
 
@@ -180,8 +181,30 @@ def induced(setting: Setting) -> Iterator[Proposal]:
     match = Term("equal", "previous", "tokens")
     for name, order in (("followed_last", LATEST), ("followed_first", EARLIEST)):
         yield _attend(name, match, order, before=(previous,), bits=2 * CHOICE)
+    second = Attend("back_2", Selector((Term("offset", constant=2),)), "tokens")
+    both = (match, Term("equal", "back_2", "previous"))
+    for name, order in (("followed_pair_last", LATEST), ("followed_pair_first", EARLIEST)):
+        yield _attend(name, *both, order, before=(previous, second), bits=3 * CHOICE)
+    yield from _by_place(setting)
     same = Term("equal", "tokens", "tokens")
     yield _attend("preceded_first", same, EARLIEST, of="previous", before=(previous,), bits=2 * CHOICE)
+
+
+def _by_place(setting: Setting) -> Iterator[Proposal]:
+    """What stands as far behind the start as the query behind a separator, or as far before the separator."""
+    size = setting.n_ctx
+    outside = [token for token in range(setting.d_vocab) if token not in setting.content]
+    if size > PLACES or len(outside) > SMALL:
+        return
+    for separator in outside:
+        chosen = Selector((Term("among", "tokens", values=(separator,)), LATEST))
+        start = Attend(f"place_of_{separator}", chosen, "positions")
+        copied = tuple(max(at - begun, 0) for at in range(size) for begun in range(size))
+        turned = tuple(min(max(2 * begun - at, 0), size - 1) for at in range(size) for begun in range(size))
+        for name, table, shift in ((f"copied_{separator}", copied, 1), (f"reversed_{separator}", turned, -1)):
+            where = Map(f"place_{name}", ("positions", start.name), table, size)
+            at = Term("equal", "positions", where.name, shift)
+            yield _attend(name, at, LATEST, before=(start, where), bits=3 * CHOICE + setting.token_bits)
 
 
 def periods(setting: Setting) -> Iterator[Proposal]:
@@ -353,8 +376,24 @@ def uniques(setting: Setting) -> Iterator[Proposal]:
     yield Proposal((often,), 2 * CHOICE)
     repeated = Map("repeated", ("often",), tuple(int(count > 1) for count in range(setting.n_ctx)), 2)
     yield Proposal((often, repeated), 3 * CHOICE)
+    for separator in (token for token in range(setting.d_vocab) if token not in setting.content):
+        if setting.causal and setting.d_vocab - len(setting.content) <= SMALL:
+            yield _left_over(separator, setting)
     alone = Attend("first_alone", Selector((Term("among", "often", values=(1,)), EARLIEST)), "tokens")
     yield Proposal((often, alone), 5 * CHOICE, answers=True)
+
+
+def _left_over(separator: int, setting: Setting) -> Proposal:
+    """Whether the query's token stands more often before a separator than behind it."""
+    after = Attend(f"seen_{separator}", Selector((Term("among", "tokens", values=(separator,)),)), how="exists")
+    same, size = Term("equal", "tokens", "tokens"), setting.n_ctx
+    counts = [
+        Attend(f"{name}_{separator}", Selector((Term("among", after.name, values=(side,)), same)), how="count")
+        for side, name in enumerate(("given", "used"))
+    ]
+    table = tuple(int(used < given) for given in range(size) for used in range(size))
+    made = Map(f"left_over_{separator}", tuple(one.name for one in counts), table, 2)
+    return Proposal((after, *counts, made), 5 * CHOICE + setting.token_bits)
 
 
 def existences(setting: Setting) -> Iterator[Proposal]:

@@ -105,8 +105,9 @@ def html(explanation: Explanation, facts: Sequence[Fact] = ()) -> str:
     ]
     if explanation.spectrum is not None:
         s = explanation.spectrum
-        chart = bar_chart([str(k) for k in s.frequencies], list(s.shares), title="Share of the embedding's variance by frequency")
-        sections.append(Section("The frequencies of the sum", [s.sentence(), chart]))
+        what = "frequency" if s.cyclic else "representation"
+        chart = bar_chart(list(s.names), list(s.of_logits), title=f"Share of the logits' variance by {what}")
+        sections.append(Section("What carries the product", [s.sentence(), chart]))
     title = f"{explanation.name}: {v.verdict}"
     intro: list[Any] = [*([Facts(facts)] if facts else []), first]
     return page(title, sections, intro=intro, subtitle="A trained model as a program, tested inside the model").html()

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from cutaway.explain.fitting import Fit, tree_answers
 from cutaway.explain.subject import InputSet, Subject
@@ -84,14 +85,23 @@ def far_inputs(fitted: Fit, subject: Subject, examples: Prompts, seed: int) -> F
 
 def enumerated(examples: Prompts, *, most: int = 200_000) -> Prompts | None:
     """All inputs of the examples' form, where they have one length and are at most so many; each place has what it had there."""
-    if len(examples.lengths.unique()) > 1:
-        return None
-    options = [column.unique() for column in examples.tokens.T]
-    if math.prod(len(one) for one in options) > most:
+    options = _options(examples)
+    if options is None or math.prod(len(one) for one in options) > most:
         return None
     tokens = torch.cartesian_prod(*options).view(-1, len(options))
     right = (examples.right[0],) * len(tokens)
     return Prompts(tokens, torch.ones_like(tokens, dtype=torch.bool), right=right, several=examples.several)
+
+
+def is_whole(part: Prompts) -> bool:
+    """Whether these are all inputs of their own form."""
+    options = _options(part)
+    return options is not None and math.prod(len(one) for one in options) == len(part.tokens.unique(dim=0))
+
+
+def _options(examples: Prompts) -> list[Tensor] | None:
+    """The tokens that each place of inputs of one length has."""
+    return None if len(examples.lengths.unique()) > 1 else [column.unique() for column in examples.tokens.T]
 
 
 def _is_next_token(examples: Prompts) -> bool:

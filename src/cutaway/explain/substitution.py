@@ -121,7 +121,7 @@ class Exchange:
         return out
 
     def within(self, keys: Int[Tensor, "place key"]) -> tuple[Int[Tensor, "place"], float]:
-        """A partner of equal key for every place, and the share of places whose partner is in another sequence."""
+        """A partner of equal key for every place, and the share of answered places whose partner is in another sequence."""
         _, classes = torch.unique(keys[self.flat], dim=0, return_inverse=True)
         order = torch.rand(len(classes), generator=self.generator).argsort()
         order = order[classes[order].argsort(stable=True)]  # classes together, each in random order
@@ -137,13 +137,14 @@ class Exchange:
         out = torch.arange(keys.shape[0])
         out[self.flat] = self.flat[partner]
         width = self.part.prompts.tokens.shape[1]
-        return out, float(((out // width) != (torch.arange(len(out)) // width))[self.flat].double().mean())
+        elsewhere = (out // width) != (torch.arange(len(out)) // width)
+        return out, float(elsewhere[self.part.counted.flatten()].double().mean())
 
 
 def classes(
-    fitted: Fit, subject: Subject, part: InputSet, exchange: Exchange, *, tokens: bool
+    fitted: Fit, subject: Subject, part: InputSet, exchange: Exchange, *, own: str
 ) -> dict[Node, Int[Tensor, "place key"]]:
-    """What the program knows at every place, for each node; with `tokens`, the place's own token too."""
+    """What the program knows at every place, for each node; and `own`, the place's `tokens` or `positions`, if not empty."""
     setting, batch = fitted.setting, batch_of(fitted.setting, part)
     depths: dict[str, int] = {}
     feeding: set[str] = set()
@@ -157,7 +158,7 @@ def classes(
                 attended[line.name] = _coded(batch.values[line.name])
                 feeding |= {name for name in reads(line) if name in attended}
     read = _read_at(fitted, part, attended)
-    own = [part.prompts.tokens] if tokens else []
+    mine = [batch.values[own]] if own else []
     answer = _answer_everywhere(fitted, part)
     last = subject.cfg.n_layers - 1
     found = {}
@@ -166,7 +167,7 @@ def classes(
             parts = [part.counted.long(), answer] if head is None else [part.counted.long(), *read]
         else:
             parts = [codes for name, codes in attended.items() if depths[name] <= layer + 1 and name in feeding]
-        parts = [*own, *parts] or [torch.zeros_like(part.prompts.tokens)]
+        parts = [*mine, *parts] or [torch.zeros_like(part.prompts.tokens)]
         found[(layer, head)] = torch.stack([x.flatten() for x in parts], 1)
     return found
 
@@ -215,14 +216,14 @@ def scrub(
     exchange: Exchange,
     *,
     together: bool = False,
-    tokens: bool = False,
+    own: str = "",
 ) -> Scrubbed:
     """Exchange the activations of these nodes within the program's classes, and at random.
 
-    With `together`, the heads of one layer have one partner: a variable is then held by all of them jointly. With `tokens`,
-    partners also have the same token at that place.
+    With `together`, the heads of one layer have one partner: a variable is then held by all of them jointly. With `own`,
+    partners also have the same `tokens` at that place, or the same `positions`.
     """
-    keys = classes(fitted, subject, part, exchange, tokens=tokens)
+    keys = classes(fitted, subject, part, exchange, own=own)
     chosen, tested = {}, {}
     of_layer: dict[int, tuple[Tensor, float]] = {}
     for node in nodes:

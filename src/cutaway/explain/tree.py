@@ -137,7 +137,11 @@ class Grower:
 
     def price(self, tree: Tree) -> float:
         """Bits of a tree and of the answers that it gets wrong."""
-        return tree_bits(tree) + self.per_error * int((answers(tree, self.columns, len(self.target)) != self.target).sum())
+        return tree_bits(tree) + self.per_error * self.wrong(tree)
+
+    def wrong(self, tree: Tree) -> int:
+        """How many answers a tree gets wrong."""
+        return int((answers(tree, self.columns, len(self.target)) != self.target).sum())
 
     def _tests(self, one: Proposal) -> list[Test]:
         """The tests of one variable that are worth trying."""

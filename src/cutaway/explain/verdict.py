@@ -49,8 +49,13 @@ class Score:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def interval(value: float, drawn: Tensor, sequences: int) -> Score:
-    """A score with the bootstrap's interval; without a single failure, the low end is the rule of three's `1 - 3 / n`."""
+def interval(value: float, drawn: Tensor, sequences: int, *, whole: bool = False) -> Score:
+    """A score with the bootstrap's interval; without a single failure, the low end is the rule of three's `1 - 3 / n`.
+
+    Of the `whole` of all inputs there is nothing that was not drawn: the score is its own interval.
+    """
+    if whole:
+        return Score(value, value, value)
     low, high = (float(x) for x in torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=drawn.dtype)))
     if low >= 1.0:
         low = 1 - 3 / max(sequences, 3)

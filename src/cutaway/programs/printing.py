@@ -1,13 +1,15 @@
 """A program as Python: a file that runs alone, `predict(tokens) -> {position: token or tokens}`.
 
 `as_python(program)` is the whole file; `line_as_python(program, line)` the right-hand side of one line, for showing it beside a
-head or an MLP. Tables that are well-known operations are written as such (`a + b`, `a and b`, `a == b`).
+head or an MLP. Tables that are well-known operations are written as such (`a + b`, `a and b`, `a == b`), and those of cosines
+and sines by their formula.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from cutaway.errors import ProgramError
@@ -74,7 +76,7 @@ def as_python(program: Program) -> str:
     used = [name for name in HELPERS if f"{name}(" in text]
     title = f"{program.name}: {program.about}" if program.about else program.name
     blocks = [f"# {line}" for line in title.splitlines()] + [""]
-    if any("math." in HELPERS[name] for name in used):
+    if any("math." in text for text in (*(HELPERS[name] for name in used), *map(repr, tables.values()))):
         blocks.append("import math\n")
     if program.vocabulary != tuple(map(str, range(len(program.vocabulary)))):
         blocks.append(f"VOCABULARY = {list(program.vocabulary)!r}")
@@ -213,8 +215,58 @@ def _row(program: Program, line: Attend, tables: dict[str, Any]) -> str:
 
 def _named(name: str, value: Any, tables: dict[str, Any]) -> str:
     """The name of a table that stands above the function."""
-    tables[name.upper()] = [list(row) if isinstance(row, tuple) else row for row in value]
+    rows = [list(row) if isinstance(row, tuple) else row for row in value]
+    tables[name.upper()] = in_waves(rows) or rows
     return name.upper()
+
+
+class Formula(str):
+    """Python that makes a table."""
+
+    __repr__ = str.__str__
+
+
+def in_waves(rows: list[Any]) -> Formula | None:
+    """A table whose columns (or rows) are all cosines and sines, as the formula that makes it; None of any other."""
+    if not rows or not isinstance(rows[0], list) or not isinstance(rows[0][0], float) or max(len(rows), len(rows[0])) < 5:
+        return None
+    columns = _waves(zip(*rows, strict=True))
+    if columns is not None and len({p for _, p in columns}) == 1:
+        p = columns[0][1]
+        tail = f" + {rows[p:]!r}" if p < len(rows) else ""
+        return Formula(f"[[{', '.join(text for text, _ in columns)}] for t in range({p})]{tail}")
+    lines = _waves(rows)
+    if lines is None:
+        return None
+    tails = [f" + {row[p:]!r}" if p < len(row) else "" for row, (_, p) in zip(rows, lines, strict=True)]
+    return Formula(f"[{', '.join(f'[{text} for t in range({p})]{tail}' for (text, p), tail in zip(lines, tails, strict=True))}]")
+
+
+def _waves(rows: Iterable[Sequence[float]]) -> list[tuple[str, int]] | None:
+    """The formulas of rows that are all waves."""
+    found = []
+    for row in rows:
+        one = wave(row)
+        if one is None:
+            return None
+        found.append(one)
+    return found
+
+
+def wave(numbers: Sequence[float]) -> tuple[str, int] | None:
+    """The formula of numbers that are a cosine or a sine of 2πkt/p, and p; up to four numbers at the end may be others."""
+    for p in range(len(numbers), max(len(numbers) - 5, 4), -1):
+        size = math.sqrt(2 * math.fsum(x * x for x in numbers[:p]) / p)
+        for k in range(1, (p + 1) // 2):
+            for name, function, first in (("cos", math.cos, 0), ("sin", math.sin, 1)):
+                known = function(2 * math.pi * k * first / p)
+                factor = numbers[first] / known if abs(known) > 1e-9 else 0.0
+                if not size or abs(abs(factor) - size) > 1e-9:
+                    continue
+                if all(abs(factor * function(2 * math.pi * k * t / p) - x) < 1e-9 for t, x in enumerate(numbers[:p])):
+                    by = "" if factor == 1 else "-" if factor == -1 else f"{round(factor, 12)!r} * "
+                    return f"{by}math.{name}(2 * math.pi * {k} * t / {p})", p
+    return None
 
 
 # Maps, sums and the read-out.
