@@ -38,7 +38,7 @@ class Representation:
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class FiniteGroup:
     """A group whose elements are numbers from 0.
 
     Args:
@@ -86,7 +86,7 @@ class Group:
         return kernel / ((kernel[0] @ kernel[:, 0]) / kernel[0, 0])
 
 
-def group_of(table: Int[Tensor, "a b"]) -> tuple[Group, Elements, Elements] | None:
+def group_of(table: Int[Tensor, "a b"]) -> tuple[FiniteGroup, Elements, Elements] | None:
     """The group, `left` and `right` with `table[a, b]` = left[a] ∘ right[b]; None where there are none."""
     size = len(table)
     every = torch.arange(size)
@@ -99,7 +99,7 @@ def group_of(table: Int[Tensor, "a b"]) -> tuple[Group, Elements, Elements] | No
     for x in range(size):  # (x y) z = x (y z)
         if not torch.equal(products[products[x]], products[x][products]):
             return None
-    return Group(products, int(table[u, v])), left, right
+    return FiniteGroup(products, int(table[u, v])), left, right
 
 
 def _is_latin(table: Int[Tensor, "a b"], every: Elements) -> bool:
@@ -118,7 +118,7 @@ def _waves(exponents: Elements) -> list[Representation]:
     return found
 
 
-def _irreducible(group: Group) -> list[Representation]:
+def _irreducible(group: FiniteGroup) -> list[Representation]:
     """From the eigenspaces of a random symmetric matrix that commutes with all left translations: each holds one of them."""
     dice = torch.Generator().manual_seed(0)
     weights = torch.rand(group.size, generator=dice, dtype=torch.float64)

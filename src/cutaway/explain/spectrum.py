@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.explain.groups import Elements, Group, Representation, group_of
+from cutaway.explain.groups import Elements, FiniteGroup, Representation, group_of
 from cutaway.explain.mechanisms import CHOICE, FIRST, LATEST, Proposal, Setting
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.programs.language import Attend, Line, Map, Multiply, Selector, Table, Term, Weigh
@@ -68,7 +68,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class PairedInputs:
     """All pairs of elements that stand at two places of the inputs.
 
     Args:
@@ -82,7 +82,7 @@ class Pairs:
     at: int
 
     @classmethod
-    def of(cls, part: InputSet) -> Pairs | None:
+    def of(cls, part: InputSet) -> PairedInputs | None:
         """The pairs of inputs in which two tokens vary, and the others and the place of the answer stay."""
         prompts = part.prompts
         answered = part.counted.any(0).nonzero().flatten().tolist()
@@ -108,8 +108,8 @@ class Product:
         answers: the network's own, as elements.
     """
 
-    pairs: Pairs
-    group: Group
+    pairs: PairedInputs
+    group: FiniteGroup
     left: Elements
     right: Elements
     logits: Float[Tensor, "pair element"]
@@ -123,7 +123,7 @@ class Product:
 
 def product_of(subject: Subject, part: InputSet) -> Product | None:
     """The product that the answers are; mistakes of the network may stand where the examples do not tell."""
-    pairs = None if subject.several else Pairs.of(part)
+    pairs = None if subject.several else PairedInputs.of(part)
     if pairs is None or int(pairs.elements.max()) >= subject.cfg.d_vocab_out:
         return None
     n, elements = len(pairs.elements), pairs.elements
