@@ -71,7 +71,7 @@ def test_a_shared_beginning_goes_elsewhere_too(how: str) -> None:
         assert torch.equal(here.resid[layer], there.resid[layer])
         for one, other in zip(here.read[layer], there.read[layer], strict=True):
             torch.testing.assert_close(one, other)
-    assert torch.equal(here.resid[-1], there.resid[-1]) and torch.equal(here.store[sites[0]], there.store[sites[0]])
+    assert torch.equal(here.last, there.last) and torch.equal(here.store[sites[0]], there.store[sites[0]])
 
 
 def test_the_plan_says_where_a_clean_run_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +80,7 @@ def test_the_plan_says_where_a_clean_run_is_kept(monkeypatch: pytest.MonkeyPatch
     counted = plan(model, TOKENS, some, metric, measure=False)
     assert counted.keeping.how == keeping.MEMORY and "in memory" in counted.summary()
     kept = run_clean(model, TOKENS, [])
-    whole = sum(x.nbytes for x in kept.resid) + sum(x.nbytes for layer in range(4) for x in kept.read[layer])
+    whole = sum(x.nbytes for x in kept.resid.values()) + sum(x.nbytes for layer in range(4) for x in kept.read[layer])
     plain = plan(model, TOKENS, some[:8], metric, measure=False).keeping
     assert plain.bytes == plain.held == whole
     least = 300_000

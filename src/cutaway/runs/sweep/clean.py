@@ -6,7 +6,7 @@ resume at any layer and any position; and the sites at which cells are edited.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, MutableMapping, MutableSequence
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from cutaway.model.sites import axes
 from cutaway.model.steps import FIRST, LAST, POST, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Put
-from cutaway.runs.sweep.keeping import DISK, MEMORY, RECOMPUTE, OnDisk, Recomputed, Streams
+from cutaway.runs.sweep.keeping import DISK, MEMORY, RECOMPUTE, OnDisk, Recomputed
 
 WORTH_SHARING = 64  # tokens that running a shared beginning once must save
 
@@ -34,7 +34,7 @@ class Clean:
 
     Args:
         first: the number of the first of these examples in the whole batch.
-        resid: the residual stream before each layer, and after the last.
+        resid: the residual stream before each layer, by its number, and under `n_layers` that after the last.
         read: for each layer queries, keys and values as attention read them.
         store: the kept sites, by full name.
     """
@@ -44,7 +44,7 @@ class Clean:
     mask: Tensor | None
     first: int
     stream: Stream
-    resid: MutableSequence[Tensor]
+    resid: MutableMapping[int, Tensor]
     read: Mapping[int, tuple[Tensor, ...]]
     store: MutableMapping[str, Tensor]
     _moved: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
@@ -56,6 +56,11 @@ class Clean:
     @property
     def length(self) -> int:
         return self.tokens.shape[1]
+
+    @property
+    def last(self) -> Tensor:
+        """The stream after the last layer."""
+        return self.resid[self.model.cfg.n_layers]
 
     def find(self, layer: int, name: str) -> Tensor | None:
         """A value of a layer, by its name in `steps`: the stream, what attention reads, or a kept site; None: it was not kept."""
@@ -130,6 +135,13 @@ def beginning(model: Transformer, tokens: Tensor, mask: Tensor | None, sites: Co
     return shared if by_position and model.untouched() else 0
 
 
+def plain_pass(model: Transformer, tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """The stream after the last layer of a full forward pass."""
+    stream = model.prepare(tokens, mask)
+    resid, stream = model.embed_tokens(tokens, stream)
+    return model.run_blocks(resid, stream)
+
+
 def run_clean(
     model: Transformer, tokens: Tensor, sites: Collection[str], *, mask: Tensor | None = None, first: int = 0,
     share: bool = False, keep: str = MEMORY,
@@ -163,22 +175,22 @@ def _run(
         stream = model.prepare(tokens, mask, kept)
         resid, stream = model.embed_tokens(tokens, stream)
         passing = stream if keep == RECOMPUTE else replace(stream, read=reads)
-        resids.append(resid)
+        resids[0] = resid
         for layer in range(model.cfg.n_layers):
             resid = model.run_blocks(resid, passing, layer, layer + 1)
-            resids.append(resid)
+            resids[layer + 1] = resid
         if any(name.startswith("ln_final.") for name in sites):
             model.ln_final(resid)
     found = reads if keep != RECOMPUTE else _recomputed(model, resids, stream)
     return Clean(model, tokens, mask, first, stream, resids, found, store)
 
 
-def _places(keep: str) -> tuple[MutableSequence[Tensor], MutableMapping[int, Any], MutableMapping[str, Tensor]]:
+def _places(keep: str) -> tuple[MutableMapping[int, Tensor], MutableMapping[int, Any], MutableMapping[str, Tensor]]:
     """Where streams, what attention reads, and sites go."""
-    return (Streams(), OnDisk(), OnDisk()) if keep == DISK else ([], {}, {})
+    return (OnDisk(), OnDisk(), OnDisk()) if keep == DISK else ({}, {}, {})
 
 
-def _recomputed(model: Transformer, resids: MutableSequence[Tensor], stream: Stream) -> Recomputed:
+def _recomputed(model: Transformer, resids: Mapping[int, Tensor], stream: Stream) -> Recomputed:
     """What attention reads, from the stream before each layer."""
 
     def read(layer: int) -> tuple[Tensor, ...]:
@@ -202,8 +214,8 @@ def _continued(head: Clean, tokens: Tensor, sites: Collection[str], mask: Tensor
     kept.freeze()
     rest = _run(model, tokens[:, shared:], sites, None if mask is None else mask[:, shared:], first, kept, keep)
     stream, (resids, reads, store) = model.prepare(tokens, mask), _places(keep)
-    for one, other in zip(head.resid, rest.resid, strict=True):
-        resids.append(both(one, other))
+    for layer in head.resid:
+        resids[layer] = both(head.resid[layer], rest.resid[layer])
     for layer in head.read if keep != RECOMPUTE else ():
         reads[layer] = tuple(map(both, head.read[layer], rest.read[layer]))
     for name in rest.store:

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from cutaway.errors import OutOfMemory
-from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Put
 from cutaway.runs.grids import label_of
 from cutaway.runs.lazy_logits import NotComputed
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, chunks, kept_sites, own_means, room_for
-from cutaway.runs.sweep.clean import Clean, run_clean
+from cutaway.runs.sweep.clean import Clean, plain_pass, run_clean
 from cutaway.runs.sweep.entering import Changed
 from cutaway.runs.sweep.execute import run_chunk
 from cutaway.runs.sweep.keeping import Keeping, where_kept
@@ -266,7 +265,10 @@ class BatchRun:
         whole = whole or any(bound.site.startswith("ln_final.") for bound in cell.bounds)
         with model.hooks(hooks_of(cell.bounds, self.clean, self.clean.first, self.clean.first + self.clean.batch)):
             model.runs += 1
-            resid = _resumed(model, self.clean, cell.layer)
+            if cell.layer < 0:
+                resid = plain_pass(model, self.clean.tokens, self.clean.mask)
+            else:
+                resid = model.run_blocks(self.clean.resid[cell.layer], self.clean.stream, cell.layer)
             logits = model.logits_of(resid) if whole else None
         if logits is None:
             assert isinstance(self.measure, Measure)
@@ -274,7 +276,7 @@ class BatchRun:
             return self.measure.of_cells([cell], [(cell, Changed(every, resid))])[0]
         if not isinstance(task.metric, Metric):
             return task.metric(logits)
-        clean = model.logits_of(self.clean.resid[-1]) if task.metric.compares else None
+        clean = model.logits_of(self.clean.last) if task.metric.compares else None
         return by_plain(task, logits, clean, self.clean.first)
 
 
@@ -303,15 +305,6 @@ def keeping_of(task: Sweep, plan: Schedule, number: int) -> Keeping:
     sites = len(kept_sites(task.model, plan.cells))
     tokens = (last - first) * task.length
     return where_kept(cfg, tokens, sites, running * bytes_per_token(cfg), task.memory, task.tokens.device)
-
-
-def _resumed(model: Transformer, clean: Clean, layer: int) -> Tensor:
-    """The stream after the last layer, from the clean run's before this one (-1: from the tokens)."""
-    if layer >= 0:
-        return model.run_blocks(clean.resid[layer], clean.stream, layer)
-    stream = model.prepare(clean.tokens, clean.mask)
-    resid, stream = model.embed_tokens(clean.tokens, stream)
-    return model.run_blocks(resid, stream)
 
 
 def _work(task: Sweep, chunk: Sequence[Cell], first: int, last: int) -> float:
@@ -344,9 +337,7 @@ def run_plain(task: Sweep, cell: Cell | None, clean: Clean | None, first: int, l
     tokens, mask = task.rows(first, last)
     with model.hooks(hooks_of(cell.bounds, clean, first, last) if cell is not None else []):
         model.runs += 1
-        stream = model.prepare(tokens, mask)
-        resid, stream = model.embed_tokens(tokens, stream)
-        return model.logits_of(model.run_blocks(resid, stream))
+        return model.logits_of(plain_pass(model, tokens, mask))
 
 
 def plain_values(task: Sweep, cell: Cell, first: int, last: int) -> tuple[Tensor, float]:

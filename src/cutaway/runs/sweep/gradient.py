@@ -20,6 +20,7 @@ from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import AnyMetric, LogitRows, Metric
 from cutaway.runs.sweep.cells import Cell, Sweep
+from cutaway.runs.sweep.clean import plain_pass
 
 GRAPH = 2**23  # numbers that the graph of one backward pass may keep, about
 
@@ -36,9 +37,7 @@ def gradients(
 
     with torch.enable_grad(), weights_held(model), model.hooks([(site, hold) for site in sites]):
         model.runs += 1
-        stream = model.prepare(tokens, mask)
-        resid, stream = model.embed_tokens(tokens, stream)
-        out = checked(value(model.run_blocks(resid, stream)))
+        out = checked(value(plain_pass(model, tokens, mask)))
         found = torch.autograd.grad(out.sum(), list(held.values()), allow_unused=True)
     grads = {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(held.items(), found, strict=True)}
     return {name: x.detach() for name, x in held.items()}, grads, out.detach()

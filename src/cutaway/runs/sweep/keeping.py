@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,29 +111,6 @@ class OnDisk(MutableMapping[Any, Any]):
 
     def __len__(self) -> int:
         return len(self.files)
-
-
-class Streams(MutableSequence[Tensor]):
-    """A list of tensors on disk."""
-
-    def __init__(self) -> None:
-        self.kept = OnDisk()
-
-    def insert(self, index: int, value: Tensor) -> None:
-        assert index == len(self.kept), "streams come in the order of their layers"
-        self.kept[index] = value
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.kept[range(len(self.kept))[index]]
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.kept[range(len(self.kept))[index]] = value
-
-    def __delitem__(self, index: Any) -> None:
-        raise TypeError("the streams of a clean run stay")
-
-    def __len__(self) -> int:
-        return len(self.kept)
 
 
 class Recomputed(Mapping[int, tuple[Tensor, ...]]):

@@ -45,8 +45,8 @@ class Measure:
         if metric.compares and len(examples) * width <= KEPT:
             self.row = torch.zeros(wanted.shape, dtype=torch.long, device=wanted.device)
             self.row[examples, positions] = torch.arange(len(examples), device=wanted.device)
-            self.kept = model.logits_of(clean.resid[-1][examples, positions], self.columns)
-        values = self._measured(clean.resid[-1][examples, positions], examples, positions)
+            self.kept = model.logits_of(clean.last[examples, positions], self.columns)
+        values = self._measured(clean.last[examples, positions], examples, positions)
         self.grid = values.new_zeros(wanted.shape)
         self.grid[examples, positions] = values
 
@@ -92,7 +92,7 @@ class Measure:
                 clean = (
                     self.kept[self.row[rows, places]]
                     if self.kept is not None and self.row is not None
-                    else self.model.logits_of(self.clean.resid[-1][rows, places], self.columns)
+                    else self.model.logits_of(self.clean.last[rows, places], self.columns)
                 )
             values.append(self.metric.measure(logits, LogitRows(rows + self.clean.first, places), clean))
         return values[0] if len(values) == 1 else torch.cat(values)
@@ -115,7 +115,7 @@ class Opaque:
     def tried(model: Transformer, clean: Clean, metric: CustomMetric) -> Opaque:
         """Call the function on the clean run, and see which positions it looks at."""
         everything = Opaque(model, clean, metric, torch.empty(0), None)
-        value, wanted = everything._of(clean.resid[-1])
+        value, wanted = everything._of(clean.last)
         asked = None
         if len(wanted) < clean.length:
             asked = torch.tensor(sorted(wanted), dtype=torch.long, device=clean.tokens.device)
@@ -132,7 +132,7 @@ class Opaque:
             NotComputed: the function looked at other positions than in its trial.
         """
         values, row = [self.value] * len(cells), {cell.number: at for at, cell in enumerate(cells)}
-        base = self.clean.resid[-1]
+        base = self.clean.last
         base = base if self.asked is None else base[:, self.asked]
         for cell, one in changed:
             resid, region = base.clone(), one.region
