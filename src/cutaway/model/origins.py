@@ -103,8 +103,8 @@ class Kept(dict[str, Tensor]):
 
     def origin_of(self, site: str) -> Origin | None:
         """Where the entry comes from; None: that is not known, or somebody wrote into it."""
-        known = self._left.get(site)
-        if known is None or known[0]() is not self.get(site) or known[1] != _version(self[site]):
+        known, own = self._left.get(site), self.get(site)
+        if known is None or own is None or known[0]() is not own or known[1] != _version(own):
             return None
         return self.origin
 

@@ -60,19 +60,17 @@ def filled(clean: Tensor | None, region: Region, own: Changed | None) -> Tensor:
 
 def enter(model: Transformer, clean: Clean, rules: Rules, cell: Cell) -> tuple[Way | None, dict[tuple[int, str], Changed]]:
     """The way of a cell, from what its edits are found to change, and what it enters with, by layer and value."""
-    if not rules.reads_from(cell.start):
-        return None, {}
     first, last = clean.first, clean.first + clean.batch
     name = short(cell.bounds[0].site)
     if cell.way == "packed" or name == SCORES:
         declared = cell.declared(first, last, clean.tokens.device)
         return rules.way_of(declared) if declared else None, {}
     bound = cell.bounds[0].local(first, last)
-    if bound is None or bound.layer is None:
+    if bound is None or bound.layer is None or not rules.reads_from(min(bound.positions or [0])):
         return None, {}
     layer = bound.layer
     if name == PATTERN:
-        found = _by_pattern(model, clean, bound, rules.asked if layer == model.cfg.n_layers - 1 else None)
+        found = _by_pattern(model, clean, bound, rules)
     elif name == RESULT:
         found = _of_results(model, clean, bound)
     else:
@@ -138,13 +136,10 @@ def _written(model: Transformer, clean: Clean, rules: Rules, layer: int, name: s
     return Changed(region, base + added.data[:, region.within(added.region)])
 
 
-def _by_pattern(model: Transformer, clean: Clean, bound: Bound, needed: Tensor | None) -> Changed | None:
-    """From an edited pattern to what the chosen heads have seen at the rows where it differs.
-
-    Args:
-        needed: the rows that somebody needs; None: all.
-    """
+def _by_pattern(model: Transformer, clean: Clean, bound: Bound, rules: Rules) -> Changed | None:
+    """From an edited pattern to what the chosen heads have seen at the rows where it differs, and somebody needs it."""
     assert bound.layer is not None
+    needed = rules.needed(bound.layer, Z)
     cfg, attention, some = model.cfg, model.blocks[bound.layer].attn, bound.chosen[0]
     heads = bound.heads if cfg.positional_embedding_type != "alibi" else None
     q, k, v = (x if heads is None else some_heads(x, heads, cfg.n_heads) for x in clean.read[bound.layer])
@@ -152,7 +147,7 @@ def _by_pattern(model: Transformer, clean: Clean, bound: Bound, needed: Tensor |
     rows = None if places is None else tuple(sorted(places))
     if needed is not None:
         rows = tuple(one for one in needed.tolist() if rows is None or one in rows)
-    if rows == ():
+    if rows is not None and (not rows or not rules.reads_from(rows[0])):
         return None
     at = None if rows is None else torch.tensor(rows, device=q.device)
     pattern = attention.pattern(q if at is None else q[:, at], k, clean.rows(None, at))
