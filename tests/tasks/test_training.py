@@ -60,6 +60,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, epoch: int
     assert (tmp_path / "whole" / MODEL).read_bytes() == (tmp_path / "stopped" / MODEL).read_bytes()
 
 
+def test_training_takes_gradients_in_whatever_mode_an_interrupt_left(tmp_path: Path):
+    with torch.no_grad():
+        short(tmp_path / "without")
+    short(tmp_path / "with")
+    assert (tmp_path / "without" / MODEL).read_bytes() == (tmp_path / "with" / MODEL).read_bytes()
+
+
 def test_a_seed_gives_the_same_weights_and_another_gives_others(tmp_path: Path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         short(tmp_path / name, seed=seed, epochs=1)

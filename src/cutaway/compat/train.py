@@ -41,6 +41,7 @@ class HookedTransformerTrainConfig:
     max_steps: int | None = None
 
 
+@torch.enable_grad()
 def train(model: Any, config: HookedTransformerTrainConfig, dataset: Any) -> Any:
     """Train on examples `{"tokens": [pos]}`; returns the same model, trained in place.
 

@@ -202,6 +202,7 @@ class _Run:
         loss, accuracy = evaluate(self.model, validation)
         return Epoch(number, float(summed) / recipe.steps, loss, accuracy, time.perf_counter() - start)
 
+    @torch.enable_grad()  # (Torch's `no_grad` stays on where an interrupt comes as it begins or ends)
     def step(self, step: int, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         recipe = self.recipe
         rate = recipe.lr * min(1.0, (step + 1) / recipe.warmup) * (1 - step / (recipe.steps * recipe.epochs))
