@@ -167,7 +167,11 @@ def verify(
 
 
 @app.command()
-def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def models(
+    word: Annotated[str | None, typer.Argument(help="Only short names with this in them, such as pythia.")] = None,
+    all_rows: Annotated[bool, typer.Option("--all", help="Print all short names.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """List what can be loaded: families, bundled models, and short names of models on the Hugging Face hub."""
     import json
 
@@ -177,13 +181,21 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if as_json:
         console.echo(json.dumps(known, indent=2))
         return
-    console.echo("Families (any model of these, from the hub, a folder or a live object):")
-    for family in known["families"]:
-        console.echo(f"  {family['name']:<14} {', '.join(family['examples'])}")
-    console.echo(f"\nBundled: {', '.join(known['bundled'])}")
-    console.echo("\nShort names:")
-    for name, repo in known["aliases"].items():
+    if word is None:
+        console.echo("Families (any model of these, from the hub, a folder or a live object):")
+        for family in known["families"]:
+            console.echo(f"  {family['name']:<14} {', '.join(family['examples'])}")
+        console.echo(f"\nBundled: {', '.join(known['bundled'])}\n")
+    found = {name: repo for name, repo in known["aliases"].items() if word is None or word.lower() in f"{name} {repo}".lower()}
+    shown = len(found) if all_rows or word is not None else 8
+    console.echo("Short names:" if found else f"No short name has {word!r} in it; an id of the hub works, too.")
+    for name, repo in list(found.items())[:shown]:
         console.echo(f"  {name:<28} {repo}")
+    if len(found) > shown:
+        console.echo(f"  {len(found) - shown} more; --all prints them, `cutaway models pythia` those with pythia in them")
+    if word is None:
+        names = ", ".join(list(known["unsupported"])[:4])
+        console.echo(f"Known and not supported, since they are no language models of this kind: {names}, …")
 
 
 for name, command in texts.COMMANDS.items():

@@ -31,6 +31,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.grids import Cells, label_of
 from cutaway.runs.hashes import digest, model_hash
 from cutaway.runs.metrics import Metric
+from cutaway.runs.results import Result
 from cutaway.runs.sweep import SweepResult, sweep
 from cutaway.runs.written import Writer, read, sites_of
 from cutaway.writing import check_folder, write_json
@@ -41,16 +42,17 @@ BOUNDS = {"torch.float64": 1e-9, "torch.float32": 1e-4, "torch.bfloat16": 5e-2, 
 LARGEST = 2**36  # bytes of tensors
 
 
-def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], model_name: str) -> Path:
+def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult] | Result, model_name: str) -> Path:
     """Write a sweep, or several under their names, into a folder, which is made.
 
     Args:
+        results: a sweep, several by name, or a result that is made of some: of patching, of ablations, of steering.
         model_name: what `loading` finds the model by, when the record runs again.
 
     Raises:
         CheckpointError: an edit or the metric is a function, which no file can hold; or there is a record already.
     """
-    folder = Path(folder)
+    folder, results = Path(folder), _sweeps_of(results)
     check_free(folder, () if isinstance(results, SweepResult) else results)
     if not isinstance(results, SweepResult):
         for name, one in results.items():
@@ -89,6 +91,21 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult], 
     return folder
 
 
+def _sweeps_of(results: Any) -> SweepResult | Mapping[str, SweepResult]:
+    """The sweeps of a result that is made of some.
+
+    Raises:
+        CheckpointError: it is made of none, so nothing could run again.
+    """
+    found = getattr(results, "sweeps", None) or getattr(results, "sweep", None) or results
+    if not isinstance(found, SweepResult | Mapping):
+        raise CheckpointError(
+            f"{type(results).__name__} is not made of sweeps, so a record could not run it again; keep it with "
+            "result.save('x.cutaway')"
+        )
+    return found
+
+
 def check_free(folder: Path | str, names: Iterable[str] = ()) -> None:
     """Make sure that a record, or several under these names, can be written here: to be asked before anything is computed.
 
@@ -97,7 +114,7 @@ def check_free(folder: Path | str, names: Iterable[str] = ()) -> None:
     """
     for place in [Path(folder) / name for name in names] or [Path(folder)]:
         if (place / RECORD).exists():
-            raise CheckpointError(f"{place} holds a record already; give another folder")
+            raise CheckpointError(f"{place} holds a record already; give another folder, or remove this one first")
         if place.exists() and not place.is_dir():
             raise CheckpointError(f"{place} is a file; a record is a folder: give another name")
         check_folder(place)

@@ -26,6 +26,7 @@ from cutaway import tokens as text_tokens
 from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.numbers_given import options
+from cutaway.sources.short_names import ENCODERS
 from cutaway.sources import adapters, folders, gguf, hub, packages, toys
 from cutaway.weights import families
 from cutaway.weights.processing import SkippedRewrite
@@ -334,11 +335,13 @@ def _error(x: Tensor, exact: Tensor) -> float:
 
 
 def known_models() -> dict[str, Any]:
-    """What can be loaded by name: families and examples of each, bundled models, short names."""
+    """What can be loaded by name: families and examples of each, bundled models, short names; and those of unsupported models."""
     listed = [
         {"name": family.name, "model_type": family.model_type, "examples": list(family.examples)}
         for family in families.FAMILIES.values()
     ]
     bundled = toys.names()  # a bundled model goes before a short name
     aliases = {name: repo for name, repo in sorted(hub.ALIASES.items()) if name not in bundled}
-    return {"families": listed, "bundled": bundled, "aliases": aliases}
+    unsupported = {name: repo for name, repo in aliases.items() if repo in ENCODERS}
+    aliases = {name: repo for name, repo in aliases.items() if name not in unsupported}
+    return {"families": listed, "bundled": bundled, "aliases": aliases, "unsupported": unsupported}

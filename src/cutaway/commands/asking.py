@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Replace, facts, load, one_token, read_file
+from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Replace, facts, load, one_token, read_file, spaced
 from cutaway.errors import ConfigError, ContextTooLong, TokenError
 
 if TYPE_CHECKING:
@@ -193,7 +193,18 @@ class Request:
             made = self.drawn()
         else:
             made = self._of_texts(bos)
+        if self.options.get("pairs") is not None or self.prompts_file is not None:
+            self._note_spaces(made)
         return self._fitting(made)
+
+    def _note_spaces(self, made: Prompts) -> None:
+        """Say on stderr where the answers of a file lack the space that a text usually goes on with."""
+        words = {self.network.tokenizer.decode(list(ids)) for row in made.right for ids in row.values() if len(ids) == 1}
+        lacking = {word: other for word in sorted(words) if (other := spaced(self.network, word)) is not None}
+        if lacking:
+            word, other = next(iter(lacking.items()))
+            count = f"{len(lacking)} answers are" if len(lacking) > 1 else "an answer is"
+            console.echo(f"{count} taken as written, without a space in front: {word!r}, which within a text is {other!r}", err=True)
 
     def _one_source(self) -> None:
         names = self.sources

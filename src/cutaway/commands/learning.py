@@ -67,6 +67,10 @@ def list_exercises(folder: Folder = Path(".")) -> None:
     marks = {"passed": "✓", "tried": "…", "started": "…", "": " "}
     for name in room.names():
         console.echo(f"{marks[progress.state(name)]} {name:<36} {room.find(name).title}")
+    where = "" if folder == Path(".") else f" --folder {folder}"
+    following = next((name for name in room.names() if progress.state(name) != "passed"), room.names()[0])
+    console.echo(f"\n`cutaway exercises start {following}{where}` writes a file; when the function in it is written,")
+    console.echo(f"`cutaway exercises check {following}{where}` tries it.")
 
 
 @exercises.command("start")

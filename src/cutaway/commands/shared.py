@@ -107,6 +107,8 @@ def one_token(network: Any, word: str, option: str) -> int:
 
     ids = to_tokens(network.tokenizer, word, prepend_bos=False)[0]
     if len(ids) == 1:
+        if (other := spaced(network, word)) is not None:
+            console.echo(f"{option}: {word!r} is taken as it stands, without a space in front; within a text it is {other!r}", err=True)
         return int(ids[0])
     if not len(ids):
         raise TokenError(f"{option} is empty; give one token")
@@ -119,6 +121,19 @@ def one_token(network: Any, word: str, option: str) -> int:
     except TokenError:  # the vocabulary has no space
         hint = f"such as {parts[0]!r}"
     raise TokenError(f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}")
+
+
+def spaced(network: Any, word: str) -> str | None:
+    """The word with a space in front, where that is another token and the word has none: what a text usually goes on with."""
+    from cutaway.tokens import to_tokens
+
+    if not word[:1].isalnum():
+        return None
+    try:
+        found = to_tokens(network.tokenizer, f" {word}", prepend_bos=False)[0]
+    except TokenError:  # the vocabulary has no space
+        return None
+    return f" {word}" if len(found) == 1 else None
 
 
 def command_line() -> str:

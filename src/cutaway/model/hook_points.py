@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cutaway.errors import HookReturned, ShapeError
+from cutaway.errors import CutawayError, HookReturned, ShapeError
 from cutaway.model.listeners import HERE, HookFunction, KeepActivation, Listener, Scope, heard, memory_of, own, take
 
 WHOLE_STREAM = ("hook_tokens", "hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_normalized")
@@ -96,12 +96,15 @@ class HookPoint(nn.Module):
         ours = bool(self._forward_pre_hooks)  # whether x is a copy for hooks already
         for listener in heard(self._fwd) if self._fwd else ():
             listener.fired += 1
-            if listener.reads:
-                listener.function(x, hook=self)
-                continue
-            if not ours:
+            if not listener.reads and not ours:
                 x, ours = own(x), True
-            out = listener.function(x, hook=self)
+            try:
+                out = listener.function(x, hook=self)
+            except (IndexError, RuntimeError, ValueError) as error:
+                self._named_in(error, x)
+                raise
+            if listener.reads:
+                continue
             if out is not None and out is not x:
                 new = self._accepted(out, x)
                 take(new)
@@ -112,6 +115,12 @@ class HookPoint(nn.Module):
             x = x.view_as(x)
             x.register_hook(_Backward(self, listeners))
         return own(x) if self._forward_hooks and not ours else x
+
+    def _named_in(self, error: Exception, x: Tensor) -> None:
+        """Say in a hook's own error which site it was on, and what shape passed there."""
+        said = error.args[0] if error.args else None
+        if isinstance(said, str) and not isinstance(error, CutawayError) and "in a hook on" not in said:
+            error.args = (f"{said} (in a hook on {self.name!r}, where {tuple(x.shape)} passes)", *error.args[1:])
 
     def _accepted(self, out: Any, x: Tensor) -> Tensor:
         """What a hook returned, once it is clear that it can stand for `x`."""

@@ -44,5 +44,7 @@ def behaviour(name: str) -> Behaviour:
     """
     name = ALIASES.get(name, name)
     if name not in _ALL:
-        raise UnknownTask(f"no behaviour called {name!r}{nearest(name, _ALL)}; there are {', '.join(_ALL)}")
+        short = {whole: f" (or {one})" for one, whole in ALIASES.items()}
+        there = ", ".join(f"{one}{short.get(one, '')}" for one in _ALL)
+        raise UnknownTask(f"no behaviour called {name!r}{nearest(name, (*_ALL, *ALIASES))}; there are {there}")
     return _ALL[name]()
