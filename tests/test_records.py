@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cutaway import records
+from cutaway import ablate_heads, attribute, records
 from cutaway.cli import app
 from cutaway.errors import CheckpointError, WeightsMismatch
 from cutaway.runs import edits, metrics
@@ -189,3 +189,12 @@ def test_a_plan_from_the_command_line() -> None:
     half = run("plan", "first-unique-char", "--text", "chgeg", "--answer", "c")
     assert half.exit_code == 2 and "both --answer and --wrong" in half.stderr
     assert run("plan", "first-unique-char", "--text", "chgeg", "--memory", "0.001").exit_code == 2
+
+
+def test_what_is_made_of_sweeps_is_recorded_and_nothing_else(tmp_path: Path) -> None:
+    found = ablate_heads(MODEL, TOKENS, DIFFERENCE, kinds=["zero"], sites=["z"])
+    record = records.read_record(records.write(tmp_path / "one", found, "somewhere"))
+    assert records.replay(record, MODEL).agrees
+    with pytest.raises(CheckpointError, match=r"Attribution is not made of sweeps.*save\('x.cutaway'\)"):
+        records.write(tmp_path / "two", attribute(MODEL, TOKENS), "somewhere")
+    assert not (tmp_path / "two").exists()

@@ -193,9 +193,13 @@ def test_a_model_that_transformers_does_not_have(tmp_path: Path) -> None:
 
 def test_models_lists_families_toys_and_aliases() -> None:
     known = known_models()
-    said = run("models").stdout
-    for name in [family["name"] for family in known["families"]] + known["bundled"] + list(hub.ALIASES):
+    said, every = run("models").stdout, run("models", "--all").stdout
+    for name in [family["name"] for family in known["families"]] + known["bundled"]:
         assert name in said
+    assert len(said.splitlines()) < 60 and "--all prints them" in said
+    assert all(name in every for name in known["aliases"])
+    assert set(known["aliases"]) | set(known["unsupported"]) | set(known["bundled"]) >= set(hub.ALIASES)
+    assert "bert-base-cased" in known["unsupported"] and "pythia-70m" in run("models", "pythia").stdout
     assert not set(known["bundled"]) & set(known["aliases"])
     assert json.loads(run("models", "--json").stdout) == known
 

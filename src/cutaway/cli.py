@@ -189,7 +189,7 @@ def models(
     found = {name: repo for name, repo in known["aliases"].items() if word is None or word.lower() in f"{name} {repo}".lower()}
     shown = len(found) if all_rows or word is not None else 8
     console.echo("Short names:" if found else f"No short name has {word!r} in it; an id of the hub works, too.")
-    for name, repo in list(found.items())[:shown]:
+    for name, repo in sorted(found.items(), key=lambda pair: "/" in pair[0])[:shown]:
         console.echo(f"  {name:<28} {repo}")
     if len(found) > shown:
         console.echo(f"  {len(found) - shown} more; --all prints them, `cutaway models pythia` those with pythia in them")

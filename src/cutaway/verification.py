@@ -26,8 +26,8 @@ from cutaway import tokens as text_tokens
 from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.numbers_given import options
-from cutaway.sources.short_names import ENCODERS
 from cutaway.sources import adapters, folders, gguf, hub, packages, toys
+from cutaway.sources.short_names import ENCODERS
 from cutaway.weights import families
 from cutaway.weights.processing import SkippedRewrite
 

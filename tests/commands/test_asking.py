@@ -173,3 +173,15 @@ def test_a_file_that_is_there_is_replaced_only_where_asked(pairs: Path, tmp_path
     assert refused.exit_code == 2 and "is there already; give another name, or --replace" in refused.stderr
     assert path.read_text(encoding="utf-8") == "mine" and not refused.stdout
     assert run(*words, "--replace").exit_code == 0 and "<!doctype html>" in path.read_text(encoding="utf-8")
+
+
+def test_an_answer_without_its_space_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({**PAIR, "answer": "I", "wrong": "A"}) + "\n", encoding="utf-8")
+    done = run("next", MODEL, "--pairs", str(path), "--json")
+    assert done.exit_code == 0 and "an answer is taken as written, without a space in front: 'I'" in done.stderr
+    assert json.loads(done.stdout)
+    done = run("next", MODEL, "--text", PAIR["clean"], "--word", "I")
+    assert done.exit_code == 0 and "--word: 'I' is taken as it stands" in done.stderr and "' I'" in done.stderr
+    spaced = run("next", MODEL, "--text", PAIR["clean"], "--word", " I")
+    assert spaced.exit_code == 0 and not spaced.stderr

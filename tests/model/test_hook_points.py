@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import cutaway
 from cutaway.errors import HookDidNotFire, HookNeverFired, ShapeError, UnknownSite
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.hooked_root import HookedRootModule
@@ -422,3 +423,19 @@ def test_a_cache_can_drop_its_batch_axis_and_keeps_nothing_attached() -> None:
     assert list(store) == ["hook_embed"]
     model.reset_hooks()
     assert attached(model) == 0
+
+
+def test_an_error_in_a_hook_says_which_site_it_was_on() -> None:
+    model = cutaway.HookedTransformer.from_pretrained("first-unique-char", device="cpu")
+
+    def outside(z: torch.Tensor, hook: Any) -> torch.Tensor:
+        return z[:, :, 99]
+
+    with pytest.raises(IndexError, match=r"in a hook on 'blocks\.1\.attn\.hook_z', where \(1, 3, \d+, \d+\) passes"):
+        model.run_with_hooks("ab", fwd_hooks=[("blocks.1.attn.hook_z", outside)])
+
+    def own(z: torch.Tensor, hook: Any) -> None:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match=r"^'mine'$"):
+        model.run_with_hooks("ab", fwd_hooks=[("blocks.1.attn.hook_z", own)])

@@ -204,7 +204,9 @@ class Request:
         if lacking:
             word, other = next(iter(lacking.items()))
             count = f"{len(lacking)} answers are" if len(lacking) > 1 else "an answer is"
-            console.echo(f"{count} taken as written, without a space in front: {word!r}, which within a text is {other!r}", err=True)
+            console.echo(
+                f"{count} taken as written, without a space in front: {word!r}, which within a text is {other!r}", err=True
+            )
 
     def _one_source(self) -> None:
         names = self.sources

@@ -108,16 +108,18 @@ def one_token(network: Any, word: str, option: str) -> int:
     ids = to_tokens(network.tokenizer, word, prepend_bos=False)[0]
     if len(ids) == 1:
         if (other := spaced(network, word)) is not None:
-            console.echo(f"{option}: {word!r} is taken as it stands, without a space in front; within a text it is {other!r}", err=True)
+            console.echo(
+                f"{option}: {word!r} is taken as it stands, without a space in front; within a text it is {other!r}", err=True
+            )
         return int(ids[0])
     if not len(ids):
         raise TokenError(f"{option} is empty; give one token")
     parts = to_str_tokens(network.tokenizer, ids)
     hint = "with its leading space where it has one"
-    spaced = f" {word}"
+    other = f" {word}"
     try:
-        if len(to_tokens(network.tokenizer, spaced, prepend_bos=False)[0]) == 1:
-            hint = f"such as {spaced!r}, with a space in front"
+        if len(to_tokens(network.tokenizer, other, prepend_bos=False)[0]) == 1:
+            hint = f"such as {other!r}, with a space in front"
     except TokenError:  # the vocabulary has no space
         hint = f"such as {parts[0]!r}"
     raise TokenError(f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}")
