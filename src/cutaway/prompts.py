@@ -429,7 +429,10 @@ def word_token(tokenizer: Tokenizer | None, word: str, *, allow_first_token: boo
         return int(ids[0])
     parts = to_str_tokens(tokenizer, torch.tensor(ids)) if ids else []
     spaced = "" if word.startswith(" ") else f" Is a space in front missing (' {word}')?"
-    raise TokenError(f"{word!r} is {len(ids)} tokens, not one: {parts}; take the first with allow_first_token.{spaced}")
+    raise TokenError(
+        f"{word!r} is {len(ids)} tokens, not one: {parts}; take the first with allow_first_token=True, in "
+        f"a command --allow-first-token.{spaced}"
+    )
 
 
 # Files.
