@@ -79,8 +79,8 @@ class HeadScores(Result):
         """A map of layers × heads: each head's strongest kind."""
         return head_types({kind: self.grid(kind) for kind in self.values.names("kind")}, threshold=threshold)
 
-    def summary(self, threshold: float = 0.4) -> str:
-        """Which heads are of which kind."""
+    def summary(self, threshold: float = 0.4, top: int = 10) -> str:
+        """Which heads are of which kind, at most `top` of each."""
         mean = self.mean
         count = self.values.shape[2]
         lines = [f"heads whose mean attention is above {threshold:g}, over {count} example{'s' * (count != 1)}"]
@@ -89,7 +89,9 @@ class HeadScores(Result):
             if bool(mean.sel(kind=kind).data.isnan().all()):
                 lines.append(f"{kind}: no pair of positions to look at ({what})" if what else f"{kind}: no pair to look at")
                 continue
-            found = ", ".join(f"{head} {mean.sel(kind=kind, head=head).item():.2f}" for head in self.heads(kind, threshold))
+            every = self.heads(kind, threshold)
+            found = ", ".join(f"{head} {mean.sel(kind=kind, head=head).item():.2f}" for head in every[:top])
+            found += f" and {len(every) - top} more" if len(every) > top else ""
             lines.append(f"{kind}{f' ({what})' if what else ''}: {found or 'none'}; even attention {even:.3f}")
         return "\n".join(lines)
 
