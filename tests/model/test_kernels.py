@@ -45,7 +45,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ProductClass, str]]:
     return seen
 
 
-SECONDS = {"linear": 2.0, "matmul": 3.0, "widened": 4.0, "onednn": 5.0}
+SECONDS = {"linear": 2.0, "matmul": 3.0, "widened": 4.0, "onednn": 5.0, "vector": 6.0}
 
 
 def drawn(*shape: int) -> torch.Tensor:
@@ -163,12 +163,36 @@ def test_another_word_is_an_error(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("dtype", [torch.float32, *kernels.HALVES])
 @pytest.mark.parametrize("lies", ["in", "out", "cut"])
 @pytest.mark.parametrize("gradient", [False, True])
-def test_every_kernel_that_is_measured_gives_the_right_numbers(dtype: torch.dtype, lies: str, gradient: bool):
-    of = ProductClass(dtype, 16, 128, 192, lies, gradient)
+@pytest.mark.parametrize("rows", [1, 16])
+def test_every_kernel_that_is_measured_gives_the_right_numbers(dtype: torch.dtype, lies: str, gradient: bool, rows: int):
+    of = ProductClass(dtype, rows, 128, 192, lies, gradient)
     operands = kernels._Operands(of)
     assert class_of(operands.x, operands.weights[0], gradient=gradient) == of
     assert all(operands.right(name) for name in candidates(of))
     assert set(kernels.measure(of).rates) == set(candidates(of))
+
+
+@pytest.mark.parametrize("shape", [(576,), (1, 576), (1, 1, 576)])
+def test_one_row_in_half_precision_may_be_a_vector(shape: tuple[int, ...]):
+    x, W, b = (drawn(*one).to(torch.bfloat16) for one in (shape, (576, 96), (96,)))
+    for given in (None, b):
+        wanted = F.linear(x.double(), W.T.double(), None if given is None else given.double())
+        torch.testing.assert_close(KERNELS["vector"](x, W, given).double(), wanted, rtol=0.02, atol=0.3)
+    names = {dtype: candidates(ProductClass(dtype, 1, 576, 96, "out", gradient=False)) for dtype in kernels.MEASURED}
+    assert [dtype for dtype, some in names.items() if "vector" in some] == list(kernels.HALVES)
+    assert "vector" not in candidates(ProductClass(torch.bfloat16, 4, 576, 96, "out", gradient=False))
+
+
+def test_what_was_kept_before_there_was_a_kernel_is_measured_anew(measured: list[Any], afresh: Path):
+    of = ProductClass(torch.bfloat16, 1, 128, 256, "out", gradient=False)
+    choice(of)
+    (kept,) = files(afresh)
+    found = json.loads(kept.read_text())
+    del found["choices"][of.key]["rates"]["vector"]
+    kept.write_text(json.dumps(found))
+    kernels.forget()
+    count = len(measured)
+    assert "vector" in choice(of).rates and len(measured) > count
 
 
 def test_a_kernel_that_gives_wrong_numbers_is_never_taken(monkeypatch: pytest.MonkeyPatch, measured: list[Any]):

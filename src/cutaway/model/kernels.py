@@ -39,7 +39,7 @@ MANY = 128
 WIDEST = 4096  # wider outputs are measured on a part: halved until they are narrower
 PIECE = 2**22  # weights that `widened` holds in float32 at a time
 COLD = 2**21  # few rows are measured on weights that no longer lie in the processor's nearest cache: so many numbers of them
-MARGIN = {"linear": 1.0, "matmul": 1.0, "widened": 1.05, "onednn": 1.15}
+MARGIN = {"linear": 1.0, "matmul": 1.0, "widened": 1.05, "onednn": 1.15, "vector": 1.0}
 """How many times faster than the others a kernel must be. (`matmul` is the same computation as `linear`, by a shorter way.)"""
 TIMES = 5  # measurements of each kernel, the fastest of which counts; the first may pay for what a library sets up
 ENOUGH = 0.03  # seconds after which a class is measured no more than twice
@@ -125,11 +125,20 @@ def _onednn(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     return out
 
 
+def _vector(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """A product of one row, as a matrix times a vector."""
+    row = x.flatten()
+    out = torch.mv(W.T, row) if b is None else torch.addmv(b, W.T, row)
+    return out.view(*x.shape[:-1], W.shape[1])
+
+
 def _linear(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
     return F.linear(x, W.T, b)
 
 
-KERNELS: dict[str, Product] = {"linear": _linear, "matmul": _matmul, "widened": _widened, "onednn": _onednn}
+KERNELS: dict[str, Product] = {
+    "linear": _linear, "matmul": _matmul, "widened": _widened, "onednn": _onednn, "vector": _vector,
+}  # fmt: skip
 
 
 @cache
@@ -152,6 +161,8 @@ def candidates(of: ProductClass) -> list[str]:
         names.append("matmul")
     if of.dtype in HALVES:
         names.append("widened")
+        if of.rows == 1 and not of.gradient:
+            names.append("vector")
     elif has_onednn() and torch._C._get_mkldnn_enabled():
         names.append("onednn")
     return names
@@ -207,10 +218,15 @@ def choice(of: ProductClass) -> Choice:
         kept = _by_situation.setdefault(here.name, {})
         if of.key not in kept:
             found = kernel_choices.load(here).get(of.key)
-            kept[of.key] = found if found is not None and found.kernel in candidates(of) else measure(of)
+            kept[of.key] = found if found is not None and _covers(found, candidates(of)) else measure(of)
             if found is not kept[of.key]:
                 kernel_choices.save(here, kept)
         return kept[of.key]
+
+
+def _covers(found: Choice, names: list[str]) -> bool:
+    """Whether a kept choice is one of these kernels, and all of them were measured (an earlier version may have had fewer)."""
+    return found.kernel in names and found.rates.keys() >= {*names}
 
 
 @torch.no_grad()
@@ -272,7 +288,7 @@ class _Operands:
 
 # What there is to tell about them.
 
-NAMES = {"linear": "F.linear", "matmul": "@", "widened": "float32 product", "onednn": "oneDNN"}
+NAMES = {"linear": "F.linear", "matmul": "@", "widened": "float32 product", "onednn": "oneDNN", "vector": "mv"}
 STANDARD = {
     "one row": ProductClass(torch.float32, 1, 576, 1536, "in", gradient=False),
     "few rows": ProductClass(torch.float32, 16, 576, 1536, "in", gradient=False),
