@@ -74,6 +74,10 @@ def test_spread_of_draws():
             "Accuracy is a (90.0% [80.0%, 95.0%]) against b (50.0% [40.0%, 60.0%]); their intervals do not meet.",
         ),
         (
+            Finding("comparison", "the spread", {"a": Value(0.9), "b": Value(0.5)}, "share"),
+            "The spread is a (90.0%) against b (50.0%).",
+        ),
+        (
             Finding("trend", "it", {"0": Value(0.1, 0.0, 0.2), "1": Value(3.5, 3.0, 4.0)}, "nats", Value(0.5), "noise",
                     axis="layers"),
             "It goes from 0 (0.1 nats [0, 0.2]) to 1 (3.5 nats [3, 4]) along layers; outside the baseline first at 1 "

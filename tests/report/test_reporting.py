@@ -228,5 +228,19 @@ def test_where_one_answer_is_right_everywhere_what_changes_with_the_prompt_tells
         study = Study(model, prompts[(tokens[:, 1] < 7).nonzero().flatten().tolist()], Given())
         assert study.chance.value == 1.0
         assert study.at_chance == (expected and study.accuracy.value <= 0.99)
+        assert study.telling is not None and study.telling.above(0.5) == (not expected)
         if not expected:
             assert study.response is not None and study.response.value == 1.0
+
+
+def test_any_fixed_answer_tells_half_of_the_prompts():
+    """Later numbers are right: 7 always is, and a distribution that is the same for all prompts tells none from another."""
+    begins = torch.arange(1, 6).repeat(8)
+    rows = [[0, int(begin)] for begin in begins]
+    right = tuple({1: tuple(range(int(begin) + 1, WORDS))} for begin in begins)
+    wrong = tuple({1: tuple(range(int(begin)))} for begin in begins)
+    prompts = Prompts.of_rows(rows, right=right, wrong=wrong, several=True)
+    study = Study(copier(), prompts, Given())
+    fixed = torch.randn(WORDS).expand(len(rows), -1)
+    later = 5 * (torch.arange(WORDS) > begins[:, None])
+    assert study.telling_of(fixed).value == 0.5 and study.telling_of(later.float()).value > 0.95  # type: ignore[union-attr]

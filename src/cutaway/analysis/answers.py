@@ -127,10 +127,15 @@ class ModelAnswers:
         Where sets of right answers share one, a constant is always right; any fixed distribution gives a half here. None where
         no constant is right nearly everywhere.
         """
-        logs, several = self.logits.log_softmax(1), self.chance.value > 0.9 and self.prompts.several and bool(self.paired.any())
+        shared = self.prompts.several and not self.above and bool(self.paired.any()) and self.chance.value > 0.9
+        return self.telling_of(self.logits) if shared else None
+
+    def telling_of(self, logits: Float[Tensor, "answer d_vocab"]) -> Value | None:
+        """The same, read from these logits; None where no answer is right at one place and wrong at another."""
+        logs = logits.log_softmax(1)
         sums, counts = torch.zeros(len(logs)), torch.zeros(len(logs))
         wrong = self.wrong & self.paired[:, None]
-        for token in (self.right.any(0) & wrong.any(0)).nonzero().flatten().tolist() if several else ():
+        for token in (self.right.any(0) & wrong.any(0)).nonzero().flatten().tolist():
             here, there = self.right[:, token].nonzero().flatten(), logs[wrong[:, token], token]
             above = logs[here, token, None] - there
             sums[here] += ((above.sign() + 1) / 2).mean(1)

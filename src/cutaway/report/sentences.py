@@ -106,11 +106,13 @@ def comparison(finding: Finding) -> str:
     order = sorted(known, key=lambda label: -known[label].value)
     high, low = order[0], order[-1]
     apart = known[high].low > known[low].high
-    end = "their intervals do not meet" if apart else "their intervals meet, so no difference is claimed"
+    end = "; their intervals do not meet" if apart else "; their intervals meet, so no difference is claimed"
+    if not (math.isfinite(known[high].low) and math.isfinite(known[low].high)):  # of a number that is no mean over prompts
+        end = ""
     base = _base(finding, high)
     return (
         f"{capital(finding.what)} is {_measured(finding, high)} against {_measured(finding, low)}"
-        f"{f' (of {len(known)})' if len(known) > 2 else ''}; {end}{f'; {base}' if base else ''}."
+        f"{f' (of {len(known)})' if len(known) > 2 else ''}{end}{f'; {base}' if base else ''}."
     )
 
 

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import math
+
 from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs.estimates import Value
 
 
 def ask(study: Study) -> list[Finding]:
-    """Accuracy of the stream before each layer and after the last, read by the final norm and the unembedding."""
+    """Accuracy of the stream before each layer and after the last, read by the final norm and the unembedding.
+
+    Where one answer is right everywhere: how often an answer is likelier where it is right than where it is wrong.
+    """
     names = [*(f"before {layer}" for layer in range(study.model.cfg.n_layers)), "the end"]
     values: dict[str, Value] = {}
+    shared = study.telling is not None
     for name, site in zip(names, study.streams, strict=True):
-        values[name] = study.over(study.hits(study.logits_at(study.cache[site])))
+        logits = study.logits_at(study.cache[site])
+        told = study.telling_of(logits) if shared else study.over(study.hits(logits))
+        values[name] = Value(math.nan) if told is None else told
     what = "the accuracy that the stream would have through the unembedding"
-    return [Finding("trend", what, values, "share", study.chance, "always the same answer", study.on, axis="layers")]
+    base, against = study.chance, "always the same answer"
+    if shared:
+        what = "how often, read from the stream, an answer is likelier where it is right than where it is wrong"
+        base, against = Value(0.5), "any fixed answer"
+    return [Finding("trend", what, values, "share", base, against, study.on, axis="layers")]

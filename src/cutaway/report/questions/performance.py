@@ -20,14 +20,17 @@ def ask(study: Study) -> list[Finding]:
     """Accuracy, preference over wrong answers, classes, positions."""
     chance = study.chance
     constant = "always the same answer"
-    found = [Finding("share", "the share of right answers", {"all": study.accuracy}, "share", chance, constant, study.on)]
+    shared = study.telling is not None  # one answer is right everywhere, so that these baselines tell nothing
+    right = {"all": study.accuracy}
+    found = [Finding("share", "the share of right answers", right, "share", chance, constant, study.on, silent=shared)]
     if study.telling is not None:
         what = "how often an answer is likelier where it is right than where it is wrong"
         found.append(Finding("share", what, {"all": study.telling}, "share", Value(0.5), "any fixed answer", study.on))
     if study.preference is not None:
         pairs = {"all": study.preference}
         what = "the share of answers with a higher logit than the wrong ones given"
-        found.append(Finding("share", what, pairs, "share", study.coin, "a fixed order of answers", study.on))
+        against = "a fixed order of answers"
+        found.append(Finding("share", what, pairs, "share", study.coin, against, study.on, silent=shared))
     if study.response is not None:
         what = "the share of answers that lead by more than in the counterpart"
         found.append(Finding("share", what, {"all": study.response}, "share", Value(0.5), "a coin", study.on))
