@@ -71,6 +71,7 @@ _MODULES = {
     "patching": "cutaway.analysis.patching",
     "programs": "cutaway.programs",
     "records": "cutaway.records",
+    "report": "cutaway.report",
     "tasks": "cutaway.tasks",
     "view": "cutaway.view",
     "workbench": "cutaway.workbench",

@@ -1,4 +1,8 @@
 """Reports: a model and a behaviour go in; how well the model does it and how comes out, as a page, as numbers and as a few lines.
 
-`reporting.make` asks the questions of `questions/`; `first_report.make` does so of models of first unique characters.
+`make` asks the questions of `questions/`; `first_report.make` does so of models of first unique characters.
 """
+
+from cutaway.report.reporting import Report, make
+
+__all__ = ["Report", "make"]
