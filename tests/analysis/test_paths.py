@@ -99,3 +99,10 @@ def test_what_is_no_path_is_refused() -> None:
             path_patch(model, TOKENS, SOURCE, METRIC, senders=senders, receivers=receivers)
     with pytest.raises(ShapeError, match="9 tokens in the clean prompt and 4 in the corrupted one"):
         path_patch(model, TOKENS, SOURCE[:, :4], METRIC)
+
+
+def test_a_map_of_heads_shows_the_layers_of_the_senders_only() -> None:
+    model = network("attention only", n_layers=3, n_heads=6, d_head=4)
+    senders = [f"{layer}.{head}" for layer in (1, 2) for head in range(6)]
+    figure = path_patch(model, TOKENS, SOURCE, METRIC, senders=senders).figure()
+    assert figure.view == "grid" and figure.meta["y"] == ["1", "2"] and figure.arrays["p0"].shape == (2, 6)

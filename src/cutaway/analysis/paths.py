@@ -74,9 +74,11 @@ class PathResult(Result):
         senders, receivers = shown.names("sender"), shown.names("receiver")
         grid = layers_by_heads(shown.sel(receiver=0)) if len(receivers) == 1 else None
         if grid is not None:
+            layers = [layer for layer, row in enumerate(grid) if not bool(row.isnan().all())]  # those of some sender
             return sweep_grid(
-                grid, row_name="layer", column_name="head", value_name=said, title=f"direct paths to {receivers[0]}"
-            )
+                grid[layers], list(map(str, layers)), row_name="layer", column_name="head", value_name=said,
+                title=f"direct paths to {receivers[0]}",
+            )  # fmt: skip
         if len(receivers) == 1:
             return bar_chart(senders, {receivers[0]: shown.data[:, 0]}, x_name="sender", value_name=said, title="direct paths")
         return heat_map(shown.data, receivers, senders, x_name="receiver", y_name="sender", value_name=said, title="direct paths")
