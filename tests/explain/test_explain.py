@@ -178,6 +178,8 @@ def test_what_cannot_be_explained_is_said():
     prompts = task.prompts(30).without_counterparts()
     with pytest.raises(ExplainError, match="the examples have no answers"):
         explain(model, Prompts(prompts.tokens, prompts.mask))
+    with pytest.raises(ExplainError, match="the test examples have no answers"):
+        explain(model, prompts, Prompts(prompts.tokens, prompts.mask))
     with pytest.raises(ExplainError, match="5 examples are too few"):
         explain(model, prompts[:5])
     outside = Prompts(prompts.tokens, prompts.mask, right=tuple({0: (99,)} for _ in range(30)))

@@ -77,6 +77,8 @@ def explain(
     """
     if len(examples) < 20:
         raise ExplainError(f"{len(examples)} examples are too few to fit and to test a program; give at least 20")
+    if test is not None and not (test.right and bool(test.answered.any())):
+        raise ExplainError("the test examples have no answers: each line needs 'answers': {position: token or [tokens]}")
     subject = Subject(model, examples, several=several)
     every = enumerated(examples, most=SUBSTITUTED)
     examples, test = (examples, every) if every is not None else _split(examples, test, seed)
