@@ -52,11 +52,16 @@ class HookedRootModule(nn.Module):
 
     def setup(self) -> None:
         """Name every module and collect the hook points."""
+        before = self.hook_dict
         self.mod_dict = {name: module for name, module in self.named_modules() if name}
         self.hook_dict = {name: module for name, module in self.mod_dict.items() if isinstance(module, HookPoint)}
         for name, module in self.mod_dict.items():
             with suppress(AttributeError):  # a module of somebody else's may have a name that cannot be set
                 module.name = name  # type: ignore[assignment]
+        for name, point in before.items():
+            if self.hook_dict.get(name, point) is not point and (point.fwd_hooks or point.bwd_hooks):
+                said = f"another hook point stands at {name!r} now, and the hooks of the one before are gone with it"
+                warnings.warn(said, HookDidNotFire, stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins without runs behind it and without scopes."""
