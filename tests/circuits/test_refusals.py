@@ -114,7 +114,7 @@ def test_positions_and_edges_outside() -> None:
         edge_attribution(model, CLEAN, CORRUPTED, far)
     with pytest.raises(ShapeError, match="reads position 99, and there are"):
         CircuitRunner(model, CLEAN, CORRUPTED, far)
-    with pytest.raises(ShapeError, match="position 9 is outside"):
+    with pytest.raises(ShapeError, match="there is no position 9"):
         edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("embed", "logits")], positions=[9])
     with pytest.raises(UnknownName, match="reads before"):
         edge_effects(model, CLEAN, CORRUPTED, METRIC, edges=[("1.0", "0.1.q")])

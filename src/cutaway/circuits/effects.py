@@ -35,7 +35,7 @@ from cutaway.circuits.pairs import ablated, as_pair, constant_parts, metric_on
 from cutaway.errors import ConfigError, NotExact, ShapeError
 from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import options
+from cutaway.numbers_given import indices, options
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
@@ -108,7 +108,7 @@ def edge_effects(
         audit: cells of each sweep that run again in full.
 
     Raises:
-        ShapeError: prompts that do not align, positions outside.
+        ShapeError: prompts that do not align; positions outside, twice or none.
         UnknownName: no such edge.
     """
     if downstream not in ("recomputed", "frozen"):
@@ -185,10 +185,7 @@ def _again(reading: _Reading, metric: Any, asked: Edges, change: Tensor, each: T
 def _at(change: Tensor, positions: Iterable[int] | None) -> Tensor:
     if positions is None:
         return change
-    chosen, length = list(positions), change.shape[2]
-    outside = [one for one in chosen if not -length <= one < length]
-    if outside:
-        raise ShapeError(f"position {outside[0]} is outside: there are {length}")
+    chosen = indices(positions, change.shape[2], "position")
     kept = torch.zeros_like(change)
     kept[:, :, chosen] = change[:, :, chosen]
     return kept

@@ -43,6 +43,8 @@ def find_circuit(
         ConfigError: an unknown method, a target outside 0 to 1, a negative size or number of checks.
         ShapeError: scores of another model.
     """
+    if target == 0:
+        raise ConfigError("target=0 is reached without an edge; give a share above 0, or size=")
     if method not in METHODS:
         raise ConfigError(f"method={method!r} is not known; there are {', '.join(METHODS)}")
     values = scores.values.data.cpu()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import ConfigError
+from cutaway.numbers_given import options
 from cutaway.report import reporting
 from cutaway.report.findings import Finding
 from cutaway.runs.results import plain
@@ -35,6 +36,7 @@ class FirstReport(reporting.Report):
         return {**self.task, **plain(found)}
 
 
+@options(size=2, seed=0)  # (of one sequence, the mean over sequences is that sequence)
 def make(
     checkpoint: str | Path | None = None, *, size: int = 1000, seed: int = 42, watch: reporting.Watch = reporting.silent
 ) -> FirstReport:
@@ -48,10 +50,8 @@ def make(
         ConfigError: `size` is not between 2 and 20,000, or the model is of another shape than the report reads.
         CheckpointError, WeightsMismatch: the file is missing, damaged, unsafe or holds other weights.
     """
-    if not 2 <= size <= LARGEST:  # of one sequence, the mean over sequences is that sequence
-        raise ConfigError(f"size={size} must be between 2 and {LARGEST:,} sequences")
-    if seed < 0:
-        raise ConfigError(f"seed={seed} must not be negative")
+    if size > LARGEST:
+        raise ConfigError(f"size={size} is more than {LARGEST:,} sequences")
     model, letters = network(checkpoint)
     name = "the bundled model" if checkpoint is None else Path(checkpoint).name
     task = FirstUniqueCharTask(tuple(letters), model.cfg.n_ctx)

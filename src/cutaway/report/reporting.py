@@ -14,6 +14,7 @@ from typing import Any
 
 from cutaway.errors import NotFinite, PromptError, UnknownName, nearest
 from cutaway.model.frozen_norms import norms_of
+from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
 from cutaway.report import page
 from cutaway.report.findings import Finding, none, without_claims
@@ -148,6 +149,7 @@ def planned(study: Study, questions: Sequence[str]) -> ReportPlan:
     return ReportPlan(passes, seconds, 4 * kept)
 
 
+@options(size=2, seed=0)
 def make(
     model: Any,
     prompts: Prompts,
@@ -178,6 +180,7 @@ def make(
         each: given the report so far after each question.
 
     Raises:
+        ConfigError: `size` or `seed` is no such number.
         PromptError: no answers, or the model does not do the behaviour.
         ContextTooLong, TokenError: prompts that the model cannot read.
         NotFinite: logits that are no numbers.

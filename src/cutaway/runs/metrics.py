@@ -317,10 +317,12 @@ def _sets(given: Sequence[Sequence[int]] | Tensor, what: str) -> Int[Tensor, "ba
 
 
 def _labels(tokens: Tensor, labels: Tensor | None, mask: Tensor | None) -> Int[Tensor, "batch pos"]:
+    tokens = torch.as_tensor(tokens)
     tokens = tokens if tokens.ndim > 1 else tokens[None]
     if mask is not None:
         mask = check_mask(mask if mask.ndim > 1 else mask[None], tokens).bool()
     if labels is not None:
+        labels = torch.as_tensor(labels)
         labels = labels if labels.ndim > 1 else labels[None]
         if labels.shape != tokens.shape:
             raise ShapeError(f"labels of shape {tuple(labels.shape)} for tokens of shape {tuple(tokens.shape)}")
