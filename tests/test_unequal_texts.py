@@ -199,7 +199,7 @@ NOT_FOR = {("scores_by_key", "llama"): "rotated keys are no sum over components"
 # Front-door names that the law above leaves out, and why; a new name belongs here or there.
 ELSEWHERE = {
     "a class or a module": "HookedTransformerConfig CharTokenizer HookPoint HookedRootModule FactoredMatrix Sampling Prompts"
-    " Circuit SteeringVector edits errors explain grids metrics programs records tasks view collect executors workbench"
+    " Circuit SteeringVector edits errors explain grids metrics programs records tasks view collect executors report workbench"
     " __version__",
     "reads weights, not texts": "composition copying duplicate_detectors responsible_heads ov_circuit path_circuit qk_circuit"
     " compile_program",

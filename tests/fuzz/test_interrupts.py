@@ -127,10 +127,11 @@ def of_an_interrupt(error: Exception) -> bool:
     """
     context: BaseException | None = error
     while context is not None:
-        if isinstance(context, KeyboardInterrupt):
+        cleared = isinstance(context, ValueError) and "determine the shape of object type 'torch.storage" in str(context)
+        if cleared or isinstance(context, KeyboardInterrupt):
             return True
         context = context.__cause__ or context.__context__
-    return isinstance(error, ValueError) and "determine the shape of object type 'torch.storage" in str(error)
+    return False
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def mark(file: Path, folder: Path) -> str:
         records.read_record(file.parent)  # its digests are checked
         content = json.dumps(plain(json.loads(file.read_bytes()))).encode()
     else:
-        content = file.read_bytes()
+        content = re.sub(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", b"", file.read_bytes())  # when a page was made
     return hashlib.sha256(content.replace(str(folder).encode(), b"")).hexdigest()
 
 

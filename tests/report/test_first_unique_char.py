@@ -240,7 +240,7 @@ def test_measures_of_positions():
 
 @pytest.mark.parametrize("size", [0, -3, 10**6])
 def test_sizes(size: int):
-    with pytest.raises(ConfigError, match="is at least 2, not|more than 20,000 sequences"):
+    with pytest.raises(ConfigError, match=r"is at least 2, not|more than 20,000 sequences"):
         make(size=size)
 
 
