@@ -1,4 +1,4 @@
-"""Tokens: text in, token ids out, and back, with any Hugging Face tokenizer or with `CharTokenizer`.
+"""Tokens and padding: text in, token ids out, and back, with any Hugging Face tokenizer or with `CharTokenizer`.
 
 The rule of BOS: text gets one BOS token in front where `prepend_bos` says so, whether or not the tokenizer
 adds it by itself; tensors of tokens are taken as they are. Padding is ours: a tokenizer is only asked to
@@ -370,7 +370,7 @@ def to_single_token(tokenizer: Tokenizer | None, string: str) -> int:
     ids = to_tokens(tokenizer, string, prepend_bos=False)[0]
     if len(ids) != 1:
         parts = to_str_tokens(tokenizer, ids)
-        raise TokenError(f"{string!r} is {len(ids)} tokens, not one: {parts}")
+        raise TokenError(f"{string!r} is {len(ids)} tokens, not one: {parts}; to_tokens gives them all")
     return int(ids[0])
 
 
