@@ -233,3 +233,10 @@ def test_the_gallery_shows_every_builder_and_is_current() -> None:
         assert (ROOT / "docs" / "gallery" / f"{example.__name__}.png").stat().st_size > 2_000
     design = (ROOT / "docs" / "design" / "figures.md").read_text(encoding="utf-8")
     assert {name for name in view.__all__ if not re.search(rf"\b{name}\(", design)} <= {"Figure", "Page"}
+
+
+@pytest.mark.parametrize("name", ["page.xyz", "page.svg", "page.json"])
+def test_a_page_is_not_saved_under_the_name_of_something_else(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"saved as an HTML page, not .*call it 'page\.html'"):
+        view.bar_chart(["a"], [1.0]).save(tmp_path / name)
+    assert not any(tmp_path.iterdir())

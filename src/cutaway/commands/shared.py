@@ -27,14 +27,14 @@ def _page_file(context: Any, path: Path | None) -> Path | None:
     """A file that a page can be written to: asked before anything is computed.
 
     Raises:
-        ConfigError: it has the name of an image, is a folder, its folder is not there, or it is there and --replace is not given.
+        ConfigError: it has the name of something else, is a folder, its folder is not there, or it is there and --replace is not given.
         NotWritten: its folder or the disk takes no file.
     """
     if path is None:
         return None
-    from cutaway.view.html import IMAGES
+    from cutaway.view.html import ENDINGS
 
-    if path.suffix.lower() in IMAGES:
+    if path.suffix.lower() not in ENDINGS:
         raise ConfigError(f"--html writes an HTML page, not {path.suffix}; call it {path.with_suffix('.html').name!r}")
     if path.is_dir():
         raise ConfigError(f"--html {path} is a folder; give the name of a file in it, such as {str(path / 'page.html')!r}")

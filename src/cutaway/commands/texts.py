@@ -207,7 +207,7 @@ def shaded(pattern: Any, words: list[str], name: str) -> str:
     if len(words) > WIDEST:
         raise ConfigError(f"a pattern of {len(words)} tokens is wider than a terminal; at most {WIDEST}, or give --html")
     width = max(len(repr(word)) for word in words)
-    columns = "".join(f"{at % 100:>2}" for at in range(len(words)))
+    columns = "".join(f"{at % 100:>2}" if at % 2 == 0 else "  " for at in range(len(words)))
     rows = [f"{name}: each row looks at the columns; {SHADES[1]} from 0.05, {SHADES[-1]} from 0.75", " " * (width + 4) + columns]
     for at, word in enumerate(words):
         cells = "".join(2 * SHADES[_shade(float(value))] for value in pattern[at])

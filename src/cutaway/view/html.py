@@ -19,7 +19,7 @@ from cutaway.errors import ConfigError
 from cutaway.writing import write
 
 MARGIN = 24  # CSS pixels around a figure in its frame
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf"})
+ENDINGS = ("", ".html", ".htm")
 
 
 @cache
@@ -65,11 +65,11 @@ def save(path: str | Path, page: Callable[[], str]) -> Path:
     """Write a page to a file, and say where.
 
     Raises:
-        ConfigError: the file's name is that of an image.
+        ConfigError: the file's name is that of something else.
         NotWritten: the folder or the disk does not take it.
     """
     path = Path(path)
-    if path.suffix.lower() in IMAGES:
+    if path.suffix.lower() not in ENDINGS:
         name = path.with_suffix(".html").name
         raise ConfigError(f"this is saved as an HTML page, not {path.suffix}; call it {name!r}; figures also as .png or .pdf")
     return write(path, page())
