@@ -27,7 +27,7 @@ def _page_file(context: Any, path: Path | None) -> Path | None:
     """A file that a page can be written to: asked before anything is computed.
 
     Raises:
-        ConfigError: it has the name of something else, is a folder, its folder is not there, or it is there and --replace is not given.
+        ConfigError: another ending, a folder, no folder around it, or it is there and --replace is not given.
         NotWritten: its folder or the disk takes no file.
     """
     if path is None:
