@@ -109,7 +109,7 @@ def main() -> int:
     options.add_argument("--model", default="smollm2-135m-instruct")
     options.add_argument("--rest", type=float, default=0.15, help="seconds between two clicks")
     given = options.parse_args()
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    serving.leave_a_core()
     model = loading.from_pretrained(Transformer, given.model, device="cpu")
     loaded = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,7 +124,8 @@ def main() -> int:
         session = made.bench.session
         session.set({"clean": ids[0], "corrupted": ids[1], "right": None, "wrong": None})
         made.bench.show()
-        browser("wait", code=f"Number(document.documentElement.dataset.turn) >= {session.turn}")
+        shown = f"Number(document.documentElement.dataset.turn) >= {session.turn} && !!document.querySelector('#map .ct-area')"
+        browser("wait", code=shown)
         browser("click", selector='.wb-choice label:has-text("click switches off")')
         draw, cells = random.Random(0), (model.cfg.n_layers, model.cfg.n_heads + (not model.cfg.attn_only))
         for _ in range(5):

@@ -49,6 +49,8 @@ def test_a_click_is_answered_with_numbers_and_figures(bench: serving.Workbench) 
     value = tab.told["value"]
     logits = clicks.by_hand(bench.bench.session.model, bench.bench.session.state)[0, -1]
     assert value["before"] == before and value["after"] == pytest.approx(float(logits[3] - logits[5]), abs=1e-4)
+    while "figure attention" not in tab.told:  # it comes after the numbers
+        tab.hear()
     assert tab.told["figure attention"].arrays["patterns"].shape == (1, 6, 6)
     while not tab.told.get("figure map") or not tab.told["figure map"].meta["panels"][0]["marks"]:
         tab.hear()

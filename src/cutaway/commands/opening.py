@@ -28,6 +28,7 @@ def open_model(
 
     serving.needed()
     check_folder(out)
+    serving.leave_a_core()
     network = shared.load(model, device)
     made, moved = serving.prepare(network, model, folder=out, port=port)
     if moved:

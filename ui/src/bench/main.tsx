@@ -384,8 +384,12 @@ function Ask() {
   );
 }
 
+const NEWEST = 60; // steps that the list shows at first: each click draws the list anew
+const every = signal(false);
+
 function Steps() {
   const { steps, step } = session.value!;
+  const first = every.value ? 0 : Math.max(0, Math.min(steps.length - NEWEST, step));
   return (
     <Panel
       id="steps" title={`Steps (${steps.length})`}
@@ -396,9 +400,10 @@ function Steps() {
         </div>
       }
     >
-      <ol class="wb-steps" start={0} tabIndex={0} aria-label="steps">
-        {steps.map((one, at) => (
-          <li><button type="button" aria-current={at === step ? "step" : undefined} onClick={() => send({ do: "step", to: at })}><bdi>{visible(one.label, 100)}</bdi><span class="ct-num">{one.value === null ? "" : number(one.value)}</span></button></li>
+      {first > 0 && <button type="button" class="wb-button" onClick={() => (every.value = true)}>show the {first} before</button>}
+      <ol class="wb-steps" start={first} tabIndex={0} aria-label="steps">
+        {steps.slice(first).map((one, n) => (
+          <li><button type="button" aria-current={first + n === step ? "step" : undefined} onClick={() => send({ do: "step", to: first + n })}><bdi>{visible(one.label, 100)}</bdi><span class="ct-num">{one.value === null ? "" : number(one.value)}</span></button></li>
         ))}
       </ol>
       <div class="ct-tools">
