@@ -107,7 +107,7 @@ def prepare(model: Transformer, name: str, *, folder: Path | str = FOLDER, port:
 
 
 def leave_a_core() -> None:
-    """Give the browser a processor core of its own: sharing all of them, a click on a machine of two cores took 1.6 times as long."""
+    """Give the browser a processor core of its own: where it shares them all, a click on two cores takes 1.6 times as long."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))
 
