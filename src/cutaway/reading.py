@@ -51,7 +51,7 @@ def convert(value: Any, kind: Any, what: str) -> Any:
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
-        raise NotReadable(f"{what} is not understood: {said(error)}") from error
+        raise NotReadable(f"{what} is not understood: {error_text(error)}") from error
     except UnicodeEncodeError as error:  # msgspec takes no lone surrogates, which JSON can have
         raise NotReadable(f"{what} is not understood: a text in it is no Unicode ({error.object[:20]!r})") from error
     except RecursionError:
@@ -83,7 +83,7 @@ def read_bytes(path: Path, *, largest: int = LARGEST) -> bytes:
     return bytes(data)
 
 
-def said(error: msgspec.ValidationError) -> str:
+def error_text(error: msgspec.ValidationError) -> str:
     """What msgspec says, with the place in front: `n_layers: expected int, got str`."""
     text, _, place = str(error).partition(" - at `")
     place = place.rstrip("`").removeprefix("$").removeprefix(".")

@@ -14,7 +14,7 @@ from cutaway.errors import ConfigError, NotFinite
 from cutaway.runs import edits, metrics
 from cutaway.runs.sweep import Cells, Grid, SweepResult, heads, patterns, residual, sweep
 from cutaway.runs.sweep import engine as sweep_engine
-from cutaway.runs.sweep.baseline import drawn
+from cutaway.runs.sweep.baseline import random_cells
 from cutaway.runs.sweep.cells import bind
 from cutaway.runs.sweep.planning import plan
 from tests.architectures import network, some_tokens
@@ -31,7 +31,7 @@ def cells_of(found: SweepResult, some: Any, seed: int = 0) -> Cells:
     assert task is not None and found.baseline is not None
     given = Cells.of(some, task.model.cfg, task.length)
     settled = bind(replace(task, cells=given))
-    return drawn(given, settled, found.baseline.values.shape[0], seed)
+    return random_cells(given, settled, found.baseline.values.shape[0], seed)
 
 
 def assert_baseline(found: SweepResult, some: Any, metric: Any, tolerance: float = 1e-5) -> None:

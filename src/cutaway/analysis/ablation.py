@@ -138,7 +138,7 @@ def ablate_heads(
     """
     kinds, sites = some_of(kinds, KINDS, "kind of ablation"), some_of(sites, SITES, "site to ablate")
     cfg = model.cfg
-    asked = _asked(model, tokens, metric, mask)
+    asked = _metric_of(model, tokens, metric, mask)
     over = _averaged(model, tokens) if over is None else over
     edits: list[Edit] = []
     for kind in kinds:
@@ -183,7 +183,7 @@ def _edits(change: Change, site: str, cfg: HookedTransformerConfig, positions: A
     return out
 
 
-def _asked(model: Transformer, tokens: Any, metric: Any, mask: Tensor | None) -> Any:
+def _metric_of(model: Transformer, tokens: Any, metric: Any, mask: Tensor | None) -> Any:
     """The metric: the one given, the loss of given labels, what `Prompts` say themselves, or the loss of the next token."""
     if metric is None and isinstance(tokens, Prompts) and tokens.right:
         return settled(None, model, tokens)
@@ -280,7 +280,7 @@ def ablate(
     chosen = _components(model, components)
     over = _averaged(model, tokens) if over is None else over
     edits = [ablated_at(zero() if kind == "zero" else mean(over=over), one, positions) for kind in kinds for one in chosen]
-    asked = _asked(model, tokens, metric, None)
+    asked = _metric_of(model, tokens, metric, None)
     done = sweep(model, tokens, edits, asked, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline)
     changes = done.effects
     labels = {"kind": list(kinds), "component": list(map(str, chosen))}

@@ -23,7 +23,7 @@ from cutaway.model.key_values import KeyValueCache
 from cutaway.model.norm import LayerNorm, RMSNorm, post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
-from cutaway.runs.sweep.gradient import checked, weights_held
+from cutaway.runs.sweep.gradient import checked, without_weight_gradients
 
 Value = Callable[[Tensor], Tensor]
 
@@ -64,7 +64,7 @@ class GradientSum:
         cfg = self.model.cfg
         nodes: list[Tensor] = []
         reads: list[tuple[int, Tensor, int]] = []  # layer, what its heads read, how many of its nodes come first
-        with torch.enable_grad(), weights_held(self.model):
+        with torch.enable_grad(), without_weight_gradients(self.model):
             resid = resid.detach().requires_grad_()
             for number in range(layer, cfg.n_layers):
                 block, before = self.model.blocks[number], resid

@@ -104,7 +104,7 @@ def circuit_find(
     reads = attention_to_roles(network, given, heads) if len(given.roles) > 1 else []
     numbers["heads"] = [vars(one) for one in reads]
     looks = "" if not reads else "where the heads with the largest edges look:\n" + "\n".join(f"  {one}" for one in reads)
-    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _said(asked, found, numbers, sure), looks]))
+    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _found_text(asked, found, numbers, sure), looks]))
     figures: list[tuple[str, Any]] = []
     if asked.html is not None:
         figures.append(("The circuit", found.figure(network, None if sure is None else sure.values.data)))
@@ -132,7 +132,7 @@ def _metric(name: str | None, given: Any) -> Any:
     return metrics.logit_difference(given.answers, given.wrong_answers, given.at)
 
 
-def _said(asked: Request, found: Any, numbers: dict[str, Any], sure: Any) -> str:
+def _found_text(asked: Request, found: Any, numbers: dict[str, Any], sure: Any) -> str:
     low, high = numbers["interval"]
     head = (
         f"{found.size} of {found.graph.size} edges ({found.share:.2%}) recover {numbers['recovered']:.0%} of the "

@@ -74,12 +74,13 @@ def from_cache(
             tokens = tokens[0]
         if batch_idx is not None:
             raise ShapeError("batch_idx chooses from a batch, and this cache is of one text")
-        return _drawn([patterns], [tokens], names, None, title, return_mode)
+        return _rendered([patterns], [tokens], names, None, title, return_mode)
     if _is_one_text(tokens):
         raise ShapeError(f"the cache is of {len(patterns)} texts, so tokens must be a list of texts, each a list of strings")
     chosen = list(range(len(tokens))) if batch_idx is None else [batch_idx] if isinstance(batch_idx, int) else list(batch_idx)
     texts = [tokens[index] for index in chosen]
-    return _drawn([patterns[index] for index in chosen], texts, names, _labels(batch_labels, texts, chosen), title, return_mode)
+    some = [patterns[index] for index in chosen]
+    return _rendered(some, texts, names, _labels(batch_labels, texts, chosen), title, return_mode)
 
 
 def from_values(
@@ -115,7 +116,7 @@ def from_values(
     )
     if len(names) != values.shape[1]:
         raise ShapeError(f"attention_head_names has {len(names)} names, and attention has {values.shape[1]} heads")
-    return _drawn(list(values), texts, names, _labels(batch_labels, texts, range(len(texts))), title, return_mode)
+    return _rendered(list(values), texts, names, _labels(batch_labels, texts, range(len(texts))), title, return_mode)
 
 
 def get_weighted_attention(
@@ -192,7 +193,7 @@ def _labels(labels: Any, texts: Sequence[Sequence[str]], chosen: Sequence[int]) 
     return [str(labels[index]) for index in chosen] if len(labels) > len(texts) else [str(one) for one in labels]
 
 
-def _drawn(
+def _rendered(
     patterns: Sequence[Tensor],
     texts: Sequence[Sequence[str]],
     names: list[str],

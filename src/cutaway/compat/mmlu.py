@@ -114,7 +114,7 @@ def mmlu_eval(
     letters = torch.tensor([_token(tokenizer, letter) for letter in MMLU_ANSWER_LETTERS])
     right: dict[str, list[bool]] = {}
     for example in examples:
-        tokens = torch.tensor([tokenizer.encode(_asked(example))], device=model.cfg.device)
+        tokens = torch.tensor([tokenizer.encode(_question_text(example))], device=model.cfg.device)
         logits = model(tokens, return_type="logits")[0, -1].cpu()
         best = int(logits[letters[: len(example["choices"])]].argmax())
         right.setdefault(example["subject"], []).append(best == example["answer"])
@@ -127,7 +127,7 @@ def mmlu_eval(
     }
 
 
-def _asked(example: dict[str, Any]) -> str:
+def _question_text(example: dict[str, Any]) -> str:
     """The question as the model reads it."""
     choices = "".join(f"{letter}. {choice}\n" for letter, choice in zip(MMLU_ANSWER_LETTERS, example["choices"], strict=False))
     return f"Question: {example['question']}\nChoices:\n{choices}Answer:"

@@ -21,7 +21,7 @@ MOVED = {"transformers.generation_utils": "transformers.generation.utils", "tran
 """A module of `transformers` 4 → the one that has its names now."""
 
 
-class _Moved(ModuleType):
+class _MovedModule(ModuleType):
     """A module whose names are looked up where they are now."""
 
     def __getattr__(self, name: str) -> Any:
@@ -40,7 +40,7 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if fullname in MOVED or FAST.fullmatch(fullname) else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return _Moved(spec.name)
+        return _MovedModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing: names are looked up when somebody asks for one."""
@@ -81,5 +81,5 @@ def forbid() -> None:
     for base, inherited in _kept.items():
         base.batch_decode = inherited
     _kept.clear()
-    for name in [one for one, module in sys.modules.items() if isinstance(module, _Moved)]:
+    for name in [one for one, module in sys.modules.items() if isinstance(module, _MovedModule)]:
         del sys.modules[name]

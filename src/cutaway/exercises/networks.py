@@ -20,7 +20,7 @@ def bundled() -> HookedTransformer:
     return HookedTransformer.from_pretrained("first-unique-char", device="cpu").requires_grad_(False)
 
 
-def drawn(draw: random.Random, **fields: Any) -> HookedTransformer:
+def random_network(draw: random.Random, **fields: Any) -> HookedTransformer:
     """A small network with random weights of every kind, and with sizes drawn where `fields` does not set them."""
     d_head = draw.choice((4, 5, 6))
     heads = draw.choice((2, 3, 4))

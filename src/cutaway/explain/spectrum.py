@@ -116,7 +116,7 @@ class Product:
     answers: Int[Tensor, "pair"]
 
     @property
-    def said(self) -> Int[Tensor, "pair"]:
+    def expected(self) -> Int[Tensor, "pair"]:
         """The product of each pair."""
         return self.group.products[self.left][:, self.right].flatten()
 
@@ -158,10 +158,10 @@ def product_table(product: Product, setting: Setting) -> Proposal:
     group, elements = product.group, product.pairs.elements
     number = torch.zeros(setting.d_vocab, dtype=torch.long)
     number[elements] = torch.arange(group.size)
-    said = elements[product.said.view(group.size, -1)][number][:, number]
+    table = elements[product.expected.view(group.size, -1)][number][:, number]
     lines = _places(product)
     name = "sum" if group.exponents is not None else "product"
-    made = Map(f"{name}_of_{group.size}", tuple(line.name for line in lines), tuple(said.flatten().tolist()), setting.d_answers)
+    made = Map(f"{name}_of_{group.size}", tuple(line.name for line in lines), tuple(table.flatten().tolist()), setting.d_answers)
     generators = 2 if group.exponents is None else 1
     return Proposal((*lines, made), 4 * CHOICE + (generators + 1) * group.size * math.log2(group.size), answers=True)
 
@@ -169,7 +169,7 @@ def product_table(product: Product, setting: Setting) -> Proposal:
 def _weights(product: Product) -> tuple[Float[Tensor, "rep"], Float[Tensor, "rep"]]:
     """The factor of each representation's trace in the logits, and the share of their variance that it explains."""
     group, n = product.group, product.group.size
-    sums = torch.zeros(n, n, dtype=torch.float64).index_add_(0, product.said, product.logits)  # [a ∘ b, c]
+    sums = torch.zeros(n, n, dtype=torch.float64).index_add_(0, product.expected, product.logits)  # [a ∘ b, c]
     weights, shares = [], []
     for one in group.representations:
         kernel = one.characters[group.quotients]  # [c, g]: the trace of g ∘ c^-1, as characters are constant on classes
@@ -218,10 +218,10 @@ def _right(subject: Subject, product: Product, projection: Float[Tensor, "elemen
     before = W_E[elements].clone()
     try:
         W_E[elements] = (projection @ before.double()).to(W_E.dtype)
-        said = subject.logits(product.pairs.tokens)[:, product.pairs.at].argmax(-1)
+        answers = subject.logits(product.pairs.tokens)[:, product.pairs.at].argmax(-1)
     finally:
         W_E[elements] = before
-    return float((said == elements[product.said]).double().mean())
+    return float((answers == elements[product.expected]).double().mean())
 
 
 # The program.
@@ -247,10 +247,10 @@ def _votes(product: Product, weights: dict[int, float], setting: Setting) -> Pro
         factors.append(Weigh(name, ((line.name, _table(rows)),), (0.0,) * len(columns)))
     rows = torch.zeros(len(votes), setting.d_answers, dtype=torch.float64)
     rows[:, elements] = torch.stack(votes)
-    said = Weigh("votes", (("products", _table(rows)),), (0.0,) * setting.d_answers)
+    votes = Weigh("votes", (("products", _table(rows)),), (0.0,) * setting.d_answers)
     bits = 6 * CHOICE + sum(group.representations[one].matrices.shape[1] ** 2 * 32 for one in weights)
     bits += group.size * math.log2(group.size) * (group.exponents is None)
-    return Proposal((*lines, *factors, Multiply("products", "left", "right"), said), bits, numeric=True, votes=True)
+    return Proposal((*lines, *factors, Multiply("products", "left", "right"), votes), bits, numeric=True, votes=True)
 
 
 def _places(product: Product) -> list[Line]:

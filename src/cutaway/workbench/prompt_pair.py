@@ -167,13 +167,13 @@ def examples(model: Transformer) -> list[str]:
 
 def _readable(model: Transformer, name: str) -> bool:
     try:
-        drawn(model, name)
+        behaviour_prompts(model, name)
     except (PromptError, TokenError):
         return False
     return True
 
 
-def drawn(model: Transformer, name: str, count: int = DRAWN) -> Prompts:
+def behaviour_prompts(model: Transformer, name: str, count: int = DRAWN) -> Prompts:
     """Prompts of a behaviour.
 
     Raises:
@@ -195,7 +195,7 @@ def example(model: Transformer, name: str, number: int) -> dict[str, Any]:
     Raises:
         UnknownName: there is no such example.
     """
-    found = drawn(model, name)
+    found = behaviour_prompts(model, name)
     if number >= len(found):
         raise UnknownName(f"{name} has {len(found)} examples here, counted from 0")
     row = found[[number]]

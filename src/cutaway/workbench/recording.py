@@ -135,16 +135,16 @@ def _lines(switch: AnySwitch, found: StateRuns) -> list[str]:
     change = {
         "zero": "edits.zero()", "scale": f"edits.scale({switch.factor!r})",
         "mean": 'edits.mean(clean, over=("pos",))', "patch": "edits.patch(theirs)",
-        "resample": f"edits.replace(theirs[{site!r}][:, {_drawn(found)}])",
+        "resample": f"edits.replace(theirs[{site!r}][:, {_resampled_positions(found)}])",
     }[switch.how]  # fmt: skip
     where = [f"heads={switch.head}"] if isinstance(switch, HeadSwitch) else []
     where += [] if switch.position is None else [f"positions={switch.position}"]
     return [comment, f"{change}.at({', '.join([repr(site), *where])}),"]
 
 
-def _drawn(found: StateRuns) -> list[int]:
+def _resampled_positions(found: StateRuns) -> list[int]:
     assert found.other is not None
-    return switches.drawn(found.other.length, found.own.length).tolist()
+    return switches.random_positions(found.other.length, found.own.length).tolist()
 
 
 def _edge_line(switch: EdgeSwitch, found: StateRuns) -> str:
@@ -154,7 +154,7 @@ def _edge_line(switch: EdgeSwitch, found: StateRuns) -> str:
     new = {
         "zero": "0", "scale": f"{switch.factor!r} * {own}", "mean": f"{own}.mean(1, keepdim=True)",
         "patch": f"theirs[{site!r}]{part}",
-        "resample": f"theirs[{site!r}]{part}[:, {_drawn(found) if found.other is not None else ''}]",
+        "resample": f"theirs[{site!r}]{part}[:, {_resampled_positions(found) if found.other is not None else ''}]",
     }[switch.how]  # fmt: skip
     edit = switches.edit_of(switch, found.own, found.other)
     change, where = f"{new} - {own}", "" if edit.heads is None else f", heads={edit.heads}"

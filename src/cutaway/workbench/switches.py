@@ -127,10 +127,10 @@ def _instead(switch: Switch, own: Tensor, other: Tensor | None) -> Tensor:
     if switch.how == "mean":
         return own.mean(1, keepdim=True)
     assert other is not None
-    return other if switch.how == "patch" else other[:, drawn(other.shape[1], own.shape[1])]
+    return other if switch.how == "patch" else other[:, random_positions(other.shape[1], own.shape[1])]
 
 
-def drawn(count: int, length: int) -> Tensor:
+def random_positions(count: int, length: int) -> Tensor:
     """Positions of the other prompt, at random but always the same, one for each of `length`."""
     return torch.randint(count, (length,), generator=torch.Generator().manual_seed(SEED))
 

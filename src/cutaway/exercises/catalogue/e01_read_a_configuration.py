@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, words
+from cutaway.exercises.networks import bundled, random_network, words
 
 FUNCTION = "describe"
 STARTER = '''
@@ -35,7 +35,7 @@ def cases(draw: random.Random) -> Iterator[Case]:
     """The bundled model, and networks of both kinds."""
     yield Case("the bundled model", (bundled(),))
     for attn_only in (False, True, False):
-        model = drawn(draw, attn_only=attn_only)
+        model = random_network(draw, attn_only=attn_only)
         yield Case(words(model), (model,))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "right_guesses"
 STARTER = '''
@@ -34,7 +34,7 @@ def cases(draw: random.Random) -> Iterator[Case]:
     model = bundled()
     yield Case("the bundled model", (model, tokens_for(draw, model, 20, 12)))
     for _ in range(3):
-        model = drawn(draw, d_vocab=5)
+        model = random_network(draw, d_vocab=5)
         yield Case(words(model), (model, tokens_for(draw, model, 6, 11)))
 
 

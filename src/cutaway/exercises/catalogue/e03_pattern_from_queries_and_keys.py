@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "pattern"
 STARTER = '''
@@ -36,7 +36,7 @@ to minus infinity before the softmax over the last axis. torch.tril or torch.tri
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """Queries and keys of real runs."""
-    for model in (bundled(), drawn(draw), drawn(draw, attn_only=True), drawn(draw)):
+    for model in (bundled(), random_network(draw), random_network(draw, attn_only=True), random_network(draw)):
         name = "the bundled model" if model.tokenizer is not None else words(model)
         layer = draw.randrange(model.cfg.n_layers)
         tokens = tokens_for(draw, model)

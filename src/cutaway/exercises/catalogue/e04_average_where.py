@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "average_where"
 STARTER = '''
@@ -44,7 +44,7 @@ def cases(draw: random.Random) -> Iterator[Case]:
         ("a condition that nothing fulfils", never),
     ]
     models = [("the bundled model", bundled())]
-    models += [(words(model), model) for model in (drawn(draw), drawn(draw, attn_only=True))]
+    models += [(words(model), model) for model in (random_network(draw), random_network(draw, attn_only=True))]
     for name, model in models:
         cache: Any
         _, cache = model.run_with_cache(tokens_for(draw, model, 1), names_filter="blocks.1.attn.hook_pattern")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "previous_token_heads"
 STARTER = '''
@@ -33,7 +33,7 @@ pattern.diagonal(-1, dim1=-2, dim2=-1) holds the attention of positions 1, 2, â€
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """A threshold in the middle of what the heads have."""
-    for model in (bundled(), drawn(draw), drawn(draw, attn_only=True), drawn(draw)):
+    for model in (bundled(), random_network(draw), random_network(draw, attn_only=True), random_network(draw)):
         name = "the bundled model" if model.tokenizer is not None else words(model)
         _, cache = model.run_with_cache(tokens_for(draw, model, 3))
         scores = sorted(_scores(cache).values())

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import drawn, repeated, words
+from cutaway.exercises.networks import random_network, repeated, words
 
 FUNCTION = "induction_scores"
 STARTER = '''
@@ -40,7 +40,7 @@ n - 1, which is still in the first half.
 def cases(draw: random.Random) -> Iterator[Case]:
     """Random networks, and repeats of several lengths."""
     for fields, length in (({"attn_only": True}, 6), ({}, 5), ({"normalization_type": None}, 7), ({}, 2)):
-        model = drawn(draw, **fields)
+        model = random_network(draw, **fields)
         yield Case(f"{words(model)}, {length} tokens twice", (model, repeated(draw, model, 3, length)))
 
 

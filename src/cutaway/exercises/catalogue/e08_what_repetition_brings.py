@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, repeated, words
+from cutaway.exercises.networks import bundled, random_network, repeated, words
 
 FUNCTION = "gain"
 STARTER = '''
@@ -36,7 +36,7 @@ def cases(draw: random.Random) -> Iterator[Case]:
     model = bundled()
     yield Case("the bundled model", (model, repeated(draw, model, 4, 6)))
     for length in (3, 6, 8):
-        model = drawn(draw)
+        model = random_network(draw)
         yield Case(words(model), (model, repeated(draw, model, 3, length)))
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import drawn, tokens_for, words
+from cutaway.exercises.networks import random_network, tokens_for, words
 
 FUNCTION = "logit_attribution"
 STARTER = '''
@@ -42,7 +42,8 @@ cache["z", layer] is [1, pos, head, d_head] and model.W_O is [layer, head, d_hea
 def cases(draw: random.Random) -> Iterator[Case]:
     """Networks without norms."""
     for layers in (2, 1, 3, 2):
-        model = drawn(draw, n_layers=layers, attn_only=True, normalization_type=None, positional_embedding_type="shortformer")
+        shape = {"n_layers": layers, "attn_only": True, "normalization_type": None, "positional_embedding_type": "shortformer"}
+        model = random_network(draw, **shape)
         yield Case(words(model), (model, tokens_for(draw, model, 1, 8)[0]))
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "difference_by_head"
 STARTER = '''
@@ -38,7 +38,7 @@ d_model, divide by cache["scale"][:, -1], and multiply with the difference of tw
 def cases(draw: random.Random) -> Iterator[Case]:
     """Folded models."""
     models = [("the bundled model", bundled())]
-    models += [(words(model), model) for model in (drawn(draw, normalization_type="LNPre") for _ in range(3))]
+    models += [(words(model), model) for model in (random_network(draw, normalization_type="LNPre") for _ in range(3))]
     for name, model in models:
         tokens = tokens_for(draw, model, 3)
         right, wrong = tokens_for(draw, model, 2, 3)

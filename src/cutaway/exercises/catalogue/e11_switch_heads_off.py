@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "loss_without"
 STARTER = '''
@@ -39,7 +39,7 @@ RTOL, ATOL = 1e-3, 1e-5
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """Several models."""
-    for model in (bundled(), drawn(draw), drawn(draw, attn_only=True), drawn(draw)):
+    for model in (bundled(), random_network(draw), random_network(draw, attn_only=True), random_network(draw)):
         name = "the bundled model" if model.tokenizer is not None else words(model)
         yield Case(name, (model, tokens_for(draw, model, 4)))
 

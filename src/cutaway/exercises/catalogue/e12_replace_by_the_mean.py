@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "with_mean_head"
 STARTER = '''
@@ -30,7 +30,7 @@ keeps the positions apart.
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """Several models and heads."""
-    for model in (bundled(), drawn(draw), drawn(draw, attn_only=True), drawn(draw)):
+    for model in (bundled(), random_network(draw), random_network(draw, attn_only=True), random_network(draw)):
         name = "the bundled model" if model.tokenizer is not None else words(model)
         layer, head = draw.randrange(model.cfg.n_layers), draw.randrange(model.cfg.n_heads)
         yield Case(f"head {layer}.{head} of {name}", (model, tokens_for(draw, model, 4), layer, head))

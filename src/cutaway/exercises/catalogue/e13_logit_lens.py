@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "lens"
 STARTER = '''
@@ -34,7 +34,7 @@ cache["resid_post", -1] after the last layer.
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """Several models, one of them without norms."""
-    for model in (bundled(), drawn(draw), drawn(draw, normalization_type=None), drawn(draw)):
+    for model in (bundled(), random_network(draw), random_network(draw, normalization_type=None), random_network(draw)):
         name = "the bundled model" if model.tokenizer is not None else words(model)
         yield Case(name, (model, tokens_for(draw, model, 2)))
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "steered"
 STARTER = '''
@@ -35,7 +35,7 @@ adds to resid[:, :n].
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """Several models, layers and strengths."""
-    for model in (bundled(), drawn(draw), drawn(draw, attn_only=True), drawn(draw)):
+    for model in (bundled(), random_network(draw), random_network(draw, attn_only=True), random_network(draw)):
         name = "the bundled model" if model.tokenizer is not None else words(model)
         layer = draw.randrange(model.cfg.n_layers)
         texts = [tokens_for(draw, model, 1, length) for length in (9, 4, 4)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, tokens_for, words
+from cutaway.exercises.networks import bundled, random_network, tokens_for, words
 
 FUNCTION = "patched"
 STARTER = '''
@@ -38,7 +38,7 @@ resid[:, pos] = cache["resid_pre", layer][:, pos], in a run on `corrupted`.
 
 def cases(draw: random.Random) -> Iterator[Case]:
     """Several models."""
-    for model in (bundled(), drawn(draw), drawn(draw, attn_only=True), drawn(draw)):
+    for model in (bundled(), random_network(draw), random_network(draw, attn_only=True), random_network(draw)):
         name = "the bundled model" if model.tokenizer is not None else words(model)
         clean, corrupted = tokens_for(draw, model, 1, 7), tokens_for(draw, model, 1, 7)
         right, wrong = draw.sample(range(model.cfg.d_vocab), 2)

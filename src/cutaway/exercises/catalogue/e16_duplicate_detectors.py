@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, words
+from cutaway.exercises.networks import bundled, random_network, words
 
 FUNCTION = "detectors"
 STARTER = '''
@@ -38,7 +38,7 @@ def cases(draw: random.Random) -> Iterator[Case]:
     """The bundled model with the published thresholds, and random ones."""
     yield Case("the bundled model", (bundled(), 0.34, 0.30, 0.04))
     for _ in range(3):
-        model = drawn(draw, attn_only=True)
+        model = random_network(draw, attn_only=True)
         yield Case(words(model), (model, draw.uniform(0.2, 0.5), 0.085, 0.045))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, words
+from cutaway.exercises.networks import bundled, random_network, words
 
 FUNCTION = "responsible"
 STARTER = '''
@@ -37,7 +37,7 @@ def cases(draw: random.Random) -> Iterator[Case]:
     """The bundled model, and others of two layers."""
     yield Case("the bundled model", (bundled(),))
     for heads in (3, 2, 4):
-        model = drawn(draw, attn_only=True, n_layers=2, n_heads=heads)
+        model = random_network(draw, attn_only=True, n_layers=2, n_heads=heads)
         yield Case(words(model), (model,))
 
 

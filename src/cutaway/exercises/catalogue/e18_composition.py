@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cutaway.exercises.exercise import Case
-from cutaway.exercises.networks import bundled, drawn, words
+from cutaway.exercises.networks import bundled, random_network, words
 
 FUNCTION = "key_composition"
 STARTER = '''
@@ -42,7 +42,7 @@ def cases(draw: random.Random) -> Iterator[Case]:
     """Several models."""
     yield Case("the bundled model", (bundled(),))
     for attn_only in (True, False, False):
-        model = drawn(draw, attn_only=attn_only)
+        model = random_network(draw, attn_only=attn_only)
         yield Case(words(model), (model,))
 
 

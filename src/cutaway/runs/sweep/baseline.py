@@ -74,7 +74,7 @@ def check(cells: Cells, count: int) -> None:
             )
 
 
-def drawn(cells: Cells, bound: Sequence[Cell], count: int, seed: int) -> Cells:
+def random_cells(cells: Cells, bound: Sequence[Cell], count: int, seed: int) -> Cells:
     """Random cells, every change of theirs replaced by a random one; where there are fewer cells than draws, some again.
 
     Args:
@@ -113,15 +113,15 @@ def run(
         cells: the sweep's cells, settled.
         estimated: by gradients only.
     """
-    asked = replace(task, cells=drawn(task.cells, cells, count, seed))
-    saved = None if resume is None or estimated else Saved(Path(resume) / f"baseline-{count}-{seed}", asked)
-    engine = Engine(asked, saved)
+    random_task = replace(task, cells=random_cells(task.cells, cells, count, seed))
+    saved = None if resume is None or estimated else Saved(Path(resume) / f"baseline-{count}-{seed}", random_task)
+    engine = Engine(random_task, saved)
     if estimated:
-        engine.values, engine.clean = estimate(asked, engine.settled(), engine.plan.batches)
-        return asked, engine
+        engine.values, engine.clean = estimate(random_task, engine.settled(), engine.plan.batches)
+        return random_task, engine
     with torch.no_grad():
         engine.run(progress)
-    return asked, engine
+    return random_task, engine
 
 
 def baseline_of(task: Sweep, engine: Engine, effects: Labelled, clean: Labelled) -> Baseline:

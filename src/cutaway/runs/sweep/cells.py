@@ -80,7 +80,7 @@ class Cell:
         alone = len(self.bounds) == 1
         for bound in self.bounds:
             local = bound.local(first, last)
-            if local is None or local.layer is None or (alone and (held(local) or local.first == local.length)):
+            if local is None or local.layer is None or (alone and (is_freeze(local) or local.first == local.length)):
                 continue
             name, places = short(local.site), torch.arange(self.start, local.length, device=device)
             some, positions = local.reach()
@@ -196,10 +196,10 @@ def _layer(site: str, cfg: HookedTransformerConfig) -> int:
 
 def _start(bound: Bound) -> int:
     """The first position that an edit can change. A freeze changes nothing on its own, so it counts as the last position."""
-    return bound.length - 1 if held(bound) else bound.first
+    return bound.length - 1 if is_freeze(bound) else bound.first
 
 
-def held(bound: Bound) -> bool:
+def is_freeze(bound: Bound) -> bool:
     """Whether an edit holds the clean run's own values, and so changes nothing by itself."""
     return isinstance(bound.change, Put) and bound.change.values is None and not bound.change.mean_over
 

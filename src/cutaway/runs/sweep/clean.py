@@ -47,7 +47,7 @@ class Clean:
     resid: MutableMapping[int, Tensor]
     read: Mapping[int, tuple[Tensor, ...]]
     store: MutableMapping[str, Tensor]
-    _moved: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
+    _differing: dict[tuple[int, str], Any] = field(default_factory=dict, repr=False)
 
     @property
     def batch(self) -> int:
@@ -82,7 +82,7 @@ class Clean:
             padding = padding[examples]
         return Stream(padding=padding, at=at, lengths=None if at is None else self.stream.texts(self.length))
 
-    def moved(self, bound: Bound, name: str) -> Any | None:
+    def differing(self, bound: Bound, name: str) -> Any | None:
         """Where the activations of another run differ from this one's, as an array `[example, position, head or 1]` (or neuron).
 
         Worked out once for all cells that take their values from there. None: the edit does not put in whole activations.
@@ -94,11 +94,11 @@ class Clean:
         if source.shape[0] not in (1, self.batch) or source.shape[1:] != own.shape[1:]:
             return None
         key = id(change), bound.site
-        if key not in self._moved:
+        if key not in self._differing:
             found = differs(source.to(own), own, bound.same)
             found = found if name == POST else found.any(-1) if own.ndim > 3 else found.any(-1, keepdim=True)
-            self._moved[key] = found.cpu().numpy()
-        return self._moved[key]
+            self._differing[key] = found.cpu().numpy()
+        return self._differing[key]
 
 
 def differs(new: Tensor, own: Tensor, same: Tensor | None, places: Tensor | None = None, *, axis: int = 1) -> Bool[Tensor, "..."]:

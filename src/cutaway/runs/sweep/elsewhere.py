@@ -11,7 +11,7 @@ from cutaway.errors import WorkerFailed
 from cutaway.executors import Executor
 from cutaway.runs.model_source import ModelSource
 from cutaway.runs.sweep.engine import CLEAN, BatchRun, Engine, Progress
-from cutaway.runs.sweep.keyed import Keyed, asked
+from cutaway.runs.sweep.keyed import Keyed, read_task
 
 WEIGHTS = ".weights"
 
@@ -45,7 +45,7 @@ class SweepJob:
 
     def start(self) -> Callable[[SweepChunk], int]:
         """Load the model and what is asked; see `Job`. A worker keeps the clean run of the batch that it was in last."""
-        source, kept = self.source, asked(self.folder, self.name, self.source.open())
+        source, kept = self.source, read_task(self.folder, self.name, self.source.open())
         engine, batches = Engine(kept.task, kept), dict[int, BatchRun]()
         with source.computing():
             engine.settled()

@@ -204,7 +204,7 @@ class BatchRun:
 
     @cached_property
     def rules(self) -> Rules:
-        return Rules.of(self.task.model, self.task.length, self.measure.asked)
+        return Rules.of(self.task.model, self.task.length, self.measure.read_at)
 
     def values(self, chunk: int) -> Tensor:
         """The metric of a chunk's cells, `[cell, …]`, or of the clean run, with `CLEAN`."""
@@ -249,12 +249,12 @@ class BatchRun:
             return self._together(cells)
         except NotComputed:  # the function's trial did not show what it looks at
             assert isinstance(self.measure, Opaque)
-            self.measure, self.rules = replace(self.measure, asked=None), Rules.of(self.task.model, self.task.length, None)
+            self.measure, self.rules = replace(self.measure, read_at=None), Rules.of(self.task.model, self.task.length, None)
             return self._together(cells)
 
     def _together(self, cells: Sequence[Cell]) -> Tensor:
-        asked = self.measure.asked
-        nothing = asked is not None and not len(asked)
+        read_at = self.measure.read_at
+        nothing = read_at is not None and not len(read_at)
         changed = [] if nothing else run_chunk(self.task.model, self.clean, self.rules, cells, self.task.between)
         return self.measure.of_cells(cells, changed)
 

@@ -89,21 +89,21 @@ def _of_value(clean: Clean, bound: Bound, name: str) -> Changed | None:
     assert bound.layer is not None
     whole = clean.value(bound.layer, name)
     own_heads = bound.chosen[-1] if name == POST else bound.heads
-    moved = clean.moved(bound, name)
-    if moved is not None:
+    differing = clean.differing(bound, name)
+    if differing is not None:
         for axis, some in enumerate((*bound.chosen[:2], own_heads)):
-            if some is not None and moved.shape[axis] > 1:
-                moved = moved.take(some, axis)
-        moved = moved.any(-1)
-        if not moved.any():
+            if some is not None and differing.shape[axis] > 1:
+                differing = differing.take(some, axis)
+        differing = differing.any(-1)
+        if not differing.any():
             return None
     old = whole[bound.index()]
     new = bound.change.new(old, bound.value(whole)).to(old.dtype)
     places = _places(bound, old.device)
-    if moved is None:
+    if differing is None:
         apart = differs(new, old, bound.same_of_chosen, places).flatten(2).any(-1)
     else:
-        apart = torch.from_numpy(moved).to(old.device)
+        apart = torch.from_numpy(differing).to(old.device)
     new = _own_elsewhere(new, old, apart)
     if name not in BY_HEAD and bound.chosen[-1] is not None:  # some neurons before their activation: all of them go on
         part, new = new, whole[index_of([*bound.chosen[:-1], None], whole.shape)].clone()

@@ -35,7 +35,7 @@ def gradients(
         held[str(hook.name)] = x = x if x.requires_grad else x.requires_grad_()
         return x
 
-    with torch.enable_grad(), weights_held(model), model.hooks([(site, hold) for site in sites]):
+    with torch.enable_grad(), without_weight_gradients(model), model.hooks([(site, hold) for site in sites]):
         model.runs += 1
         out = checked(value(plain_pass(model, tokens, mask)))
         found = torch.autograd.grad(out.sum(), list(held.values()), allow_unused=True)
@@ -57,7 +57,7 @@ def checked(value: Tensor) -> Tensor:
 
 
 @contextmanager
-def weights_held(model: Transformer) -> Iterator[None]:
+def without_weight_gradients(model: Transformer) -> Iterator[None]:
     """No gradient of the weights is wanted, so the graph need not keep what it takes."""
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:

@@ -33,7 +33,7 @@ from cutaway.runs.sweep.engine import CLEAN, Schedule, schedule
 from cutaway.runs.sweep.saved import KeptPlan, read_plan
 from cutaway.writing import write, write_json
 
-PLANS, VALUES, ASKED = "plans", "values", "asked"
+PLANS, VALUES, TASKS = "plans", "values", "asked"
 LARGEST = 2**36  # bytes of what a sweep is asked
 
 
@@ -165,7 +165,7 @@ class Keyed:
     # What a sweep is asked, for other processes.
 
     def tell(self) -> None:
-        """Write down what is asked, for `asked`: edits, metric and tokens; the model is not among it."""
+        """Write down what is asked, for `read_task`: edits, metric and tokens; the model is not among it."""
         task = self.task
         writer = written.Writer(self._sites, task.model)
         about = {"cells": writer.write(task.cells), "metric": writer.write(task.metric), "changes": writer.changes,
@@ -174,23 +174,23 @@ class Keyed:
         if task.mask is not None:
             tensors["mask"] = task.mask
         tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        write(self.folder / ASKED / f"{self.name}.safetensors", save(tensors, metadata={"asked": json.dumps(about)}))
+        write(self.folder / TASKS / f"{self.name}.safetensors", save(tensors, metadata={"asked": json.dumps(about)}))
 
     def forget(self) -> None:
         """Remove what `tell` wrote."""
-        path = self.folder / ASKED / f"{self.name}.safetensors"
+        path = self.folder / TASKS / f"{self.name}.safetensors"
         path.unlink(missing_ok=True)
         if path.parent.is_dir() and not any(path.parent.iterdir()):
             os.rmdir(path.parent)
 
 
-def asked(folder: Path | str, name: str, model: Transformer) -> Keyed:
+def read_task(folder: Path | str, name: str, model: Transformer) -> Keyed:
     """A sweep as another process was told of it.
 
     Raises:
         NotReadable: what it was told is missing or damaged.
     """
-    path = Path(folder).expanduser() / ASKED / f"{name}.safetensors"
+    path = Path(folder).expanduser() / TASKS / f"{name}.safetensors"
     data = reading.read_bytes(path, largest=LARGEST)
     try:
         tensors: Mapping[str, Tensor] = load(data)

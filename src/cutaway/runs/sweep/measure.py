@@ -22,10 +22,10 @@ PIECE = 2**23  # numbers in one piece of logits
 KEPT = 2**25  # clean logits up to this many are kept rather than computed again
 
 
-def asked_of(wanted: Tensor) -> Tensor | None:
+def positions_read(wanted: Tensor) -> Tensor | None:
     """The positions that a metric reads in some example, from `[batch, pos]`; None: all."""
-    asked = wanted.any(0).nonzero().flatten()
-    return None if len(asked) == wanted.shape[1] else asked
+    read_at = wanted.any(0).nonzero().flatten()
+    return None if len(read_at) == wanted.shape[1] else read_at
 
 
 class Measure:
@@ -34,7 +34,7 @@ class Measure:
     def __init__(self, model: Transformer, clean: Clean, metric: Metric, wanted: Tensor):
         self.model, self.clean, self.metric = model, clean, metric
         self.wanted = wanted  # [batch, pos], of the examples of this clean run
-        self.asked = asked_of(wanted)
+        self.read_at = positions_read(wanted)
         self.columns = metric.columns()
         if self.columns is not None:
             self.columns = self.columns.to(clean.tokens.device)
@@ -102,24 +102,25 @@ class Measure:
 class Opaque:
     """A metric that is just a function, on one clean run of all examples.
 
-    `asked` are the positions that it looked at in a trial on the clean run; None: all of them.
+    `read_at` are the positions that it looked at in a trial on the clean run; None: all of them.
     """
 
     model: Transformer
     clean: Clean
     metric: CustomMetric
     value: Tensor
-    asked: Tensor | None
+    read_at: Tensor | None
 
     @staticmethod
     def tried(model: Transformer, clean: Clean, metric: CustomMetric) -> Opaque:
         """Call the function on the clean run, and see which positions it looks at."""
         everything = Opaque(model, clean, metric, torch.empty(0), None)
         value, wanted = everything._of(clean.last)
-        asked = None
+        read_at = None
         if len(wanted) < clean.length:
-            asked = torch.tensor(sorted(wanted), dtype=torch.long, device=clean.tokens.device)
-        return Opaque(model, clean, metric, value, asked if asked is None or len(asked) else asked.new_tensor([clean.length - 1]))
+            read_at = torch.tensor(sorted(wanted), dtype=torch.long, device=clean.tokens.device)
+            read_at = read_at if len(read_at) else read_at.new_tensor([clean.length - 1])
+        return Opaque(model, clean, metric, value, read_at)
 
     @property
     def clean_values(self) -> Tensor:
@@ -133,26 +134,26 @@ class Opaque:
         """
         values, row = [self.value] * len(cells), {cell.number: at for at, cell in enumerate(cells)}
         base = self.clean.last
-        base = base if self.asked is None else base[:, self.asked]
+        base = base if self.read_at is None else base[:, self.read_at]
         for cell, one in changed:
             resid, region = base.clone(), one.region
-            places = region.places if self.asked is None else torch.searchsorted(self.asked, region.places)
+            places = region.places if self.read_at is None else torch.searchsorted(self.read_at, region.places)
             rows = slice(None) if region.examples is None else region.examples[:, None]
             resid[rows, places] = one.data
             values[row[cell.number]] = self._of(resid)[0]
         return torch.stack(values)
 
     def _of(self, resid: Tensor) -> tuple[Tensor, set[int]]:
-        """The function's value, from the stream after the last layer at the asked positions."""
-        model, asked = self.model, self.asked
+        """The function's value, from the stream after the last layer at the positions that it reads."""
+        model, read_at = self.model, self.read_at
 
         def compute(positions: Tensor | None, columns: Tensor | None) -> Tensor:
             columns = None if columns is None else columns.to(resid.device)
-            if asked is None:
+            if read_at is None:
                 return model.logits_of(resid if positions is None else resid[:, positions], columns)
-            if positions is None or not bool(torch.isin(positions.to(asked.device), asked).all()):
+            if positions is None or not bool(torch.isin(positions.to(read_at.device), read_at).all()):
                 raise NotComputed
-            return model.logits_of(resid[:, torch.searchsorted(asked, positions.to(asked.device))], columns)
+            return model.logits_of(resid[:, torch.searchsorted(read_at, positions.to(read_at.device))], columns)
 
         wanted: set[int] = set()
         sizes = (len(resid), self.clean.length, model.cfg.d_vocab_out)

@@ -20,12 +20,12 @@ from cutaway.numbers_given import options
 from cutaway.runs.grids import Cells, Edits, Grid
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import check as check_baseline
-from cutaway.runs.sweep.baseline import drawn
+from cutaway.runs.sweep.baseline import random_cells
 from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, kept_sites, own_means
 from cutaway.runs.sweep.clean import beginning
 from cutaway.runs.sweep.engine import Schedule, keeping_of, schedule
 from cutaway.runs.sweep.keeping import RECOMPUTE, Keeping
-from cutaway.runs.sweep.measure import KEPT, asked_of
+from cutaway.runs.sweep.measure import KEPT, positions_read
 from cutaway.runs.sweep.regions import Region, Rules, Way
 from cutaway.runs.sweep.sweeping import task_of
 
@@ -143,7 +143,7 @@ def _baseline_of(task: Sweep, count: int, seed: int) -> Sweep:
     """The random changes that would run beside a sweep; means over its examples, which nobody knows yet, are taken for 0."""
     means = {site: torch.zeros(()) for site in own_means(task.cells, task.model.cfg)}
     settled = bind(task, means)
-    return replace(task, cells=drawn(task.cells, settled, count, seed))
+    return replace(task, cells=random_cells(task.cells, settled, count, seed))
 
 
 def plan_of(task: Sweep, settled: Schedule, speed: float) -> Plan:
@@ -177,7 +177,7 @@ class _Costs:
             width = self.cfg.d_vocab_out if columns is None else len(columns)
             most = max(int(self.wanted[first:last].sum()) for first, last in settled.batches)
             self.again += task.metric.compares and most * width > KEPT
-        self.rules = [Rules.of(task.model, task.length, asked_of(self.wanted[slice(*rows)])) for rows in settled.batches]
+        self.rules = [Rules.of(task.model, task.length, positions_read(self.wanted[slice(*rows)])) for rows in settled.batches]
 
     def forward(self, length: int, start: int = 0, *, keys: int | None = None) -> int:
         """The layers from one on, for one example; `keys`: how many positions it sees, where that is more than it runs."""

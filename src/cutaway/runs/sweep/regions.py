@@ -121,29 +121,29 @@ class Rules:
     """What regions depend on beside the edit: the network, the length of the prompts, and which positions the metric reads.
 
     Args:
-        asked: positions after the last layer, ascending; None: all.
+        read_at: positions after the last layer, ascending; None: all.
     """
 
     cfg: HookedTransformerConfig
     length: int
-    asked: Tensor | None
+    read_at: Tensor | None
     programs: Sequence[BlockProgram]
     _wholes: dict[tuple[int, int], Region] = field(default_factory=dict, repr=False)  # (first, rows) → all positions from there
     _alike: dict[tuple[Any, ...], Way | None] = field(default_factory=dict, repr=False)  # ways that differ in their heads only
     _layers: dict[tuple[int, int, int], Layer] = field(default_factory=dict, repr=False)  # of such a whole region
 
     @staticmethod
-    def of(model: Transformer, length: int, asked: Tensor | None) -> Rules:
+    def of(model: Transformer, length: int, read_at: Tensor | None) -> Rules:
         """The rules of a network."""
-        return Rules(model.cfg, length, asked, [model.program_of(layer) for layer in range(model.cfg.n_layers)])
+        return Rules(model.cfg, length, read_at, [model.program_of(layer) for layer in range(model.cfg.n_layers)])
 
     @cached_property
     def numbers(self) -> frozenset[int]:
         """The positions that the metric reads."""
-        return frozenset([] if self.asked is None else self.asked.tolist())
+        return frozenset([] if self.read_at is None else self.read_at.tolist())
 
     @cached_property
-    def last_asked(self) -> int:
+    def last_needed(self) -> int:
         return max(self.numbers, default=-1)
 
     @cached_property
@@ -153,8 +153,8 @@ class Rules:
     @cached_property
     def _needed(self) -> dict[str, Tensor | None]:
         """Backward through the last layer: the positions at which each value is needed; None: all."""
-        needed: dict[str, Tensor | None] = {LAST: self.asked}
-        for step in reversed(self.programs[-1].steps if self.asked is not None else ()):
+        needed: dict[str, Tensor | None] = {LAST: self.read_at}
+        for step in reversed(self.programs[-1].steps if self.read_at is not None else ()):
             for at, name in enumerate(step.writes):
                 for read, spread in step.read_by(at):
                     wanted = None if spread is FROM_KEYS else needed.get(name)
@@ -167,7 +167,7 @@ class Rules:
 
     def reads_from(self, first: int) -> bool:
         """Whether the metric reads anything that positions from `first` on can change."""
-        return self.asked is None or not self.causal or first <= self.last_asked
+        return self.read_at is None or not self.causal or first <= self.last_needed
 
     # Ways: layer by layer, step by step.
 
@@ -280,7 +280,7 @@ class Rules:
         plain = not cfg.rotates(layer) and not cfg.use_qk_norm and cfg.clip_qkv is None and cfg.attn_scores_soft_cap <= 0
         plain = plain and cfg.n_key_value_heads is None and cfg.torch_dtype in (torch.float32, torch.float64)
         plain = plain and cfg.positional_embedding_type != "alibi"
-        return plain and self.asked is not None and 4 * len(self.asked) <= self.length
+        return plain and self.read_at is not None and 4 * len(self.read_at) <= self.length
 
     # Costs.
 

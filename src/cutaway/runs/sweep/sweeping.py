@@ -330,12 +330,12 @@ def task_of(
             "the mean over one example is that example, and changes nothing; run several, or take the mean over positions "
             "too (over=('batch', 'pos')), or over a reference"
         )
-    asked = as_metric(settled(metric, model, tokens))
-    asked = asked if real is None else among_real(asked, real, found)
-    if isinstance(asked, Metric):
-        asked.check(model.cfg.d_vocab_out)
+    chosen = as_metric(settled(metric, model, tokens))
+    chosen = chosen if real is None else among_real(chosen, real, found)
+    if isinstance(chosen, Metric):
+        chosen.check(model.cfg.d_vocab_out)
     skip = "layers" if has_masks(model.blocks.children()) else skip
-    return Sweep(model, found, mask, cells, asked, skip, memory)
+    return Sweep(model, found, mask, cells, chosen, skip, memory)
 
 
 def audited(task: Sweep, engine: Engine, count: int, seed: int) -> Audit:
