@@ -247,10 +247,10 @@ def _votes(product: Product, weights: dict[int, float], setting: Setting) -> Pro
         factors.append(Weigh(name, ((line.name, _table(rows)),), (0.0,) * len(columns)))
     rows = torch.zeros(len(votes), setting.d_answers, dtype=torch.float64)
     rows[:, elements] = torch.stack(votes)
-    votes = Weigh("votes", (("products", _table(rows)),), (0.0,) * setting.d_answers)
+    vote = Weigh("votes", (("products", _table(rows)),), (0.0,) * setting.d_answers)
     bits = 6 * CHOICE + sum(group.representations[one].matrices.shape[1] ** 2 * 32 for one in weights)
     bits += group.size * math.log2(group.size) * (group.exponents is None)
-    return Proposal((*lines, *factors, Multiply("products", "left", "right"), votes), bits, numeric=True, votes=True)
+    return Proposal((*lines, *factors, Multiply("products", "left", "right"), vote), bits, numeric=True, votes=True)
 
 
 def _places(product: Product) -> list[Line]:
