@@ -20,6 +20,7 @@ import torch
 
 from cutaway import HookedTransformer, programs
 from cutaway.explain import explain
+from cutaway.explain.explaining import with_short
 from cutaway.explain.fitting import fit
 from cutaway.explain.subject import Subject
 from cutaway.explain.verdict import EXPLAINED
@@ -56,7 +57,7 @@ def come_back(count: int, norm: str | None) -> tuple[int, float]:
         program = programs.draw(seed)
         prompts = examples(program, 600, seed)
         subject = Subject(compile_program(program, HookedTransformer, norm=norm).model, prompts)
-        right += equivalent(program, fit(subject, subject.answered(prompts)).program)
+        right += equivalent(program, fit(subject, with_short(subject, subject.answered(prompts))).program)
     return right, (time.process_time() - begun) / count
 
 

@@ -51,10 +51,13 @@ def words(name: str, seed: int, count: int, longest: int = 36) -> tuple[Prompts,
     dice, rows, right = random.Random(seed), [], []
     while len(rows) < count:
         state, row, answers, wanted = 0, [letters], {}, dice.randint(1, longest)
+        again = dice.choice([0.0, 0.7])  # how often a letter is repeated where it may be: runs are short, and long
         while len(row) < longest + 20:
             options = [*delta[state], *([letters + 2] if state in ends else [])]
             answers[len(row) - 1] = tuple(sorted(options))
             token = letters + 2 if state in ends and len(row) >= wanted else dice.choice([*delta[state]] or [letters + 2])
+            if token < letters and row[-1] in delta[state] and dice.random() < again:
+                token = row[-1]
             row.append(token)
             if token == letters + 2:
                 rows.append(row)
@@ -139,13 +142,20 @@ def sorted_with_repetitions(dice: random.Random) -> tuple[list[int], dict[int, i
     return [8, *row, 9, *sorted(row)], dict(enumerate(sorted(row), start=7))
 
 
+def sorted_from_the_first(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    """No token begins the input, so counts have to take the first one in."""
+    row = [dice.randrange(12) for _ in range(dice.randint(2, 9))]
+    said = [*sorted(row), 13]
+    return [*row, 12, *said], dict(enumerate(said, start=len(row)))
+
+
 LISTS: dict[str, tuple[Callable[[random.Random], tuple[list[int], dict[int, int]]], int]] = {
     "interleaved majorities": (interleaved, 6), "most frequent": (most_frequent, 10), "sum": (sum_of_five, 11),
     "cipher": (cipher, 11), "group": (group, 7), "two kinds of brackets": (two_kinds_of_brackets, 6),
     "reversed": (reversed_list, 23), "sum with carries": (sum_with_carries, 12),
     "sum with carries from behind": (partial(sum_with_carries, step=-1), 12),
     "reversed with separators": (reversed_with_separators, 13), "copy of few letters": (copy_of_few_letters, 6),
-    "sorted with repetitions": (sorted_with_repetitions, 11),
+    "sorted with repetitions": (sorted_with_repetitions, 11), "sorted from the first": (sorted_from_the_first, 14),
 }  # fmt: skip
 
 

@@ -157,7 +157,8 @@ def _made(
     joint = _joint(names, now, widths)
     pairs = torch.stack([joint, target], 1).unique(dim=0).tolist()
     table = dict(pairs)
-    if len(table) != len(pairs) or len(table) * FEW > len(target):
+    itself = len(names) == 1 and not edges and all(code == value for code, value in table.items())
+    if len(table) != len(pairs) or (len(table) * FEW > len(target) and not itself):
         return None  # a table with an entry for every few items is a list of the items
     bits += CHOICE + sum(by_name[name].bits for name in names) + len(table) * math.log2(max(int(target.max()) + 1, 2))
     return Determined(tuple(by_name[name] for name in names), tuple(widths[name] for name in names), edges, table, bits)

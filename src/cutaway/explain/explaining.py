@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from cutaway.errors import ExplainError
 from cutaway.explain.fitting import ANSWER, Fit, batch_of, fit, kinds_of, tree_answers, values, variables
 from cutaway.explain.mechanisms import Proposal, Setting
-from cutaway.explain.ranging import Far, enumerated, far_inputs, is_whole
+from cutaway.explain.ranging import Far, enumerated, far_inputs, is_whole, short_inputs
 from cutaway.explain.spectrum import Spectrum
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.substitution import Exchange, NodeSet, Scrubbed, localise, name_of, scrub
@@ -21,10 +22,12 @@ from cutaway.explain.tree import Leaf, Split, Tree
 from cutaway.explain.verdict import LEAST, Verdict, agreement, interval, judge
 from cutaway.numbers_given import options
 from cutaway.programs.language import Attend, Line, Map, Program
-from cutaway.prompts import Prompts
+from cutaway.prompts import Prompts, join
 
 FITTED, SUBSTITUTED = 800, 300  # sequences
 DRAWS = 400
+ITSELF, LAYER, EARLY = "each node by itself", "the heads of a layer together", ", what is read at the end held in every layer"
+AMONG = {"": "", "tokens": ", among places with the same token", "positions": ", at the same position"}
 Progress = Callable[[str], None]
 
 
@@ -85,7 +88,7 @@ def explain(
     progress("running the model")
     known, unseen = subject.answered(examples[:FITTED]), subject.answered(test)
     progress("fitting a program")
-    fitted = fit(subject, known, name)
+    fitted = fit(subject, with_short(subject, known), name)
     part = subject.answered(test[:SUBSTITUTED])
     exchange = Exchange(subject, part, seed)
     progress("finding the nodes that carry the answers")
@@ -102,6 +105,12 @@ def explain(
     return Explanation(name, fitted, graph, scrubbed, scrubbing, verdict, far)
 
 
+def with_short(subject: Subject, known: InputSet) -> InputSet:
+    """Inputs to fit a program to: the examples, and all short inputs where any tokens make one."""
+    short = short_inputs(known.prompts)
+    return known if short is None else subject.answered(join([known.prompts, short]))
+
+
 def _split(examples: Prompts, test: Prompts | None, seed: int) -> tuple[Prompts, Prompts]:
     """Examples in random order, and those for testing."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -115,17 +124,24 @@ def best_scrub(fitted: Fit, subject: Subject, part: InputSet, graph: NodeSet, ex
     """The strictest way of exchanging that keeps the answers, or the best of them; and its description.
 
     Strictest first: each head by itself, among all places that the program calls equal; then among those that also hold the
-    same token, or stand at the same position; then the heads of a layer together.
+    same token, or stand at the same position; then the heads of a layer together. Where the graph has nodes before the last
+    layer, all of these again with what is read at the end held in earlier layers, too.
     """
     found = []
-    for nodes, together in (("each node by itself", False), ("the heads of a layer together", True)):
-        for among, own in (("", ""), (", among places with the same token", "tokens"), (", at the same position", "positions")):
-            scrubbed = scrub(fitted, subject, part, graph.inside, exchange, together=together, own=own)
-            if scrubbed.recovered() >= LEAST + 0.02:
-                return scrubbed, nodes + among
-            found.append((scrubbed.recovered(), nodes + among, scrubbed))
+    last = max((layer for layer, _ in exchange.nodes), default=0)
+    for early, nodes, among in _ways(any(layer < last for layer, _ in graph.inside)):
+        scrubbed = scrub(fitted, subject, part, graph.inside, exchange, together=nodes == LAYER, own=among, early=early)
+        said = nodes + AMONG[among] + EARLY * early
+        if scrubbed.recovered() >= LEAST + 0.02:
+            return scrubbed, said
+        found.append((scrubbed.recovered(), said, scrubbed))
     _, said, scrubbed = max(found, key=lambda one: one[0])
     return scrubbed, said
+
+
+def _ways(deep: bool) -> Iterator[tuple[bool, str, str]]:
+    """The ways of exchanging, strictest first."""
+    yield from itertools.product((False, True) if deep else (False,), (ITSELF, LAYER), AMONG)
 
 
 def verdict_of(

@@ -11,10 +11,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.explain.batched import Batch
-from cutaway.explain.determining import determine
+from cutaway.explain.determining import Determined, determine
 from cutaway.explain.layouts import layout_proposals
 from cutaway.explain.mechanisms import Proposal, Setting, elections, proposals
 from cutaway.explain.nodes import node_proposals
+from cutaway.explain.peeling import Target, peeled
 from cutaway.explain.spectrum import Spectrum, product_of, product_table, traces
 from cutaway.explain.subject import InputSet, Subject
 from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leaves, pruned, tests, tree_bits
@@ -52,6 +53,7 @@ def setting_of(subject: Subject, part: InputSet) -> Setting:
         n_ctx=cfg.n_ctx,
         content=tuple(sorted(there & said)) or tuple(sorted(there)),
         causal=cfg.attention_dir == "causal",
+        begins=len(prompts.tokens[:, 0].unique()) == 1,
     )
 
 
@@ -89,13 +91,18 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     joint = joint_answer(subject, proposed, columns, target, setting)
     if subject.several:  # numbers of answers are numbers of sets: no variable of tokens is one
         proposed = [replace(one, answers=False) for one in proposed]
-    if joint is not None and joint.name not in columns:
-        proposed.append(joint)
-        columns[joint.name] = values(batch, setting, joint)[counted]
+    if joint is not None and joint.name in columns:
+        proposed = [replace(one, answers=one.answers or one.name == joint.name) for one in proposed]
     grower = Grower(proposed, columns, target, len(subject.sets))
     tree = pruned(grower.grow())
+    if joint is not None and joint.name not in columns:  # a table that is always right, and may take more to say than the tree
+        proposed.append(joint)
+        columns[joint.name] = values(batch, setting, joint)[counted]
+        tree = min(tree, Leaf(variable=joint, bits=3.0), key=grower.price)
+    if grower.wrong(tree) and torch.equal(counted, part.prompts.mask) and not subject.several:
+        tree = min((tree, *unpeeled(batch, proposed, columns, part, setting)), key=grower.price)
     if not subject.several:
-        tree = min((tree, *elections_of(batch, setting, target, counted, columns)), key=lambda one: grower.price(one))
+        tree = min((tree, *elections_of(batch, setting, target, counted, columns)), key=grower.price)
     found = traces(subject, product, setting) if product is not None else None
     spectrum = None
     if found is not None:
@@ -105,6 +112,21 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
             tree, spectrum = leaf, found[1]
     program = program_of(tree, subject, setting, part, name)
     return Fit(setting, proposed, tree, program, tree_bits(tree), spectrum)
+
+
+def unpeeled(
+    batch: Batch, proposed: list[Proposal], columns: dict[str, Tensor], part: InputSet, setting: Setting
+) -> Iterator[Tree]:
+    """Trees of one leaf whose last line was taken off the answers, with its values among the columns."""
+    sizes = {one.name: kinds_of(setting, one.lines)[one.name].size for one in proposed if not one.numeric}
+
+    def known(target: Int[Tensor, "item"], where: Bool[Tensor, "batch pos"]) -> Determined | None:
+        there = {one.name: values(batch, setting, one)[where] for one in proposed}
+        return determine(target, proposed, there, sizes)
+
+    for one in peeled(Target(part.answers, part.counted, setting.d_answers), known, causal=setting.causal):
+        columns[one.name] = values(batch, setting, one)[part.counted]
+        yield Leaf(variable=one, bits=3.0)
 
 
 def elections_of(

@@ -62,6 +62,7 @@ class Setting:
         longest: the longest input.
         content: the tokens that also are answers; the others (separators) are said one by one.
         causal: keys after the query are not visible.
+        begins: every input begins with the same token; else counts have to take the first one in.
     """
 
     d_vocab: int
@@ -71,6 +72,7 @@ class Setting:
     n_ctx: int
     content: tuple[int, ...]
     causal: bool
+    begins: bool = True
 
     @property
     def token_bits(self) -> float:
@@ -89,7 +91,7 @@ def elections(setting: Setting) -> Iterator[Proposal]:
     if size * places > 2**11:
         return
     same = Term("equal", "tokens", "tokens")
-    often = Attend("often", Selector((same,)), how="count")
+    often = counting(setting, "often", same, first=first_is_same(setting))
     repeated = Map("repeated", ("often",), tuple(int(count > 1) for count in range(places)), 2)
     joint = tuple(itertools.product(range(size), range(2), range(places)))
     voter = Map("voter", ("tokens", "repeated", "positions"), tuple(range(len(joint))), len(joint))
@@ -104,7 +106,7 @@ def elections(setting: Setting) -> Iterator[Proposal]:
                 row[otherwise] += 1e-3  # every key's small vote for what is said where no token is alone
             rows.append(tuple(row))
         votes = Attend("votes", Selector(()), "voter", "mean", tuple(rows))
-        yield Proposal((often, repeated, voter, votes), 6 * CHOICE + 2 * setting.token_bits, numeric=True, votes=True)
+        yield Proposal((*often, repeated, voter, votes), 6 * CHOICE + 2 * setting.token_bits, numeric=True, votes=True)
 
 
 def proposals(setting: Setting) -> list[Proposal]:
@@ -221,6 +223,27 @@ def numbered(setting: Setting) -> Line:
     return Weigh("place", (("positions", tuple((float(place + 1),) for place in range(setting.n_ctx))),), (0.0,))
 
 
+def counting(setting: Setting, name: str, *terms: Term, first: Line | None = None) -> tuple[Line, ...]:
+    """A count of keys, the first token with the others where inputs begin with content; `first` says whether it is one of them."""
+    selector = Selector(terms)
+    if setting.begins or first is None:
+        return (Attend(name, selector, how="count"),)
+    later, size = Attend(f"{name}_later", selector, how="count"), setting.n_ctx
+    table = tuple(min(count + also, size - 1) for count in range(size) for also in range(2))
+    return later, FIRST, first, Map(name, (later.name, first.name), table, size)
+
+
+def first_is_same(setting: Setting) -> Line:
+    """Whether the first token is the query's."""
+    tokens = range(setting.d_vocab)
+    return Map("first_is_same", ("tokens", FIRST.name), tuple(int(a == b) for a in tokens for b in tokens), 2)
+
+
+def first_is(setting: Setting, token: int) -> Line:
+    """Whether the first token is this one."""
+    return Map(f"first_is_{token}", (FIRST.name,), tuple(int(other == token) for other in range(setting.d_vocab)), 2)
+
+
 def successors(setting: Setting, codes: Sequence[Proposal]) -> Iterator[Proposal]:
     """A code plus or minus one, where that is a token."""
     size = setting.d_vocab
@@ -286,11 +309,11 @@ def remainders(setting: Setting) -> Iterator[Proposal]:
         return
     numbers = range(setting.d_vocab)
     for token in setting.content:
-        number = Attend(f"number_{token}", Selector((Term("among", "tokens", values=(token,)),)), how="count")
+        number = counting(setting, f"number_{token}", Term("among", "tokens", values=(token,)), first=first_is(setting, token))
         for modulus in (2, 3, 4):
             table = tuple(value % modulus for value in range(setting.n_ctx))
-            made = Map(f"number_{token}_mod_{modulus}", (number.name,), table, modulus)
-            yield Proposal((number, made), 2 * CHOICE + setting.token_bits + 3.0)
+            made = Map(f"number_{token}_mod_{modulus}", (number[-1].name,), table, modulus)
+            yield Proposal((*number, made), 2 * CHOICE + setting.token_bits + 3.0)
         others = tuple(other for other in numbers if other != token)
         chosen = Term("among", "tokens", values=others)
         yield _attend(f"latest_but_{token}", chosen, LATEST, bits=setting.token_bits)
@@ -304,9 +327,12 @@ def remainders(setting: Setting) -> Iterator[Proposal]:
     for modulus in (2, 3):
         table = tuple((at - begun) % modulus for at in range(place) for begun in range(place))
         made = Map(f"run_mod_{modulus}", ("positions", "run_start"), table, modulus)
-        before = Attend(f"run_mod_{modulus}_before", Selector((Term("equal", "positions", "run_start", -1), LATEST)), made.name)
         yield Proposal((previous, changed, start, made), 6 * CHOICE)
-        yield Proposal((previous, changed, start, made, before), 8 * CHOICE)
+        # The run before it, by its token and length; a first token that begins every input is a run of its own.
+        size = setting.d_vocab * modulus
+        which = Map(f"run_{modulus}", ("tokens", made.name), tuple(range(size)), size)
+        before = Attend(f"run_{modulus}_before", Selector((Term("equal", "positions", "run_start", -1), LATEST)), which.name)
+        yield Proposal((previous, changed, start, made, which, before), 8 * CHOICE)
 
 
 def interleaved(setting: Setting) -> Iterator[Proposal]:
@@ -372,15 +398,15 @@ def open_brackets(setting: Setting) -> Iterator[Proposal]:
 def uniques(setting: Setting) -> Iterator[Proposal]:
     """Duplicates: whether a token was there before, how often it is there, and the first key whose token is alone so far."""
     same = Term("equal", "tokens", "tokens")
-    often = Attend("often", Selector((same,)), how="count")
-    yield Proposal((often,), 2 * CHOICE)
+    often = counting(setting, "often", same, first=first_is_same(setting))
+    yield Proposal(often, 2 * CHOICE)
     repeated = Map("repeated", ("often",), tuple(int(count > 1) for count in range(setting.n_ctx)), 2)
-    yield Proposal((often, repeated), 3 * CHOICE)
+    yield Proposal((*often, repeated), 3 * CHOICE)
     for separator in (token for token in range(setting.d_vocab) if token not in setting.content):
         if setting.causal and setting.d_vocab - len(setting.content) <= SMALL:
             yield _left_over(separator, setting)
     alone = Attend("first_alone", Selector((Term("among", "often", values=(1,)), EARLIEST)), "tokens")
-    yield Proposal((often, alone), 5 * CHOICE, answers=True)
+    yield Proposal((*often, alone), 5 * CHOICE, answers=True)
 
 
 def _left_over(separator: int, setting: Setting) -> Proposal:
@@ -388,12 +414,15 @@ def _left_over(separator: int, setting: Setting) -> Proposal:
     after = Attend(f"seen_{separator}", Selector((Term("among", "tokens", values=(separator,)),)), how="exists")
     same, size = Term("equal", "tokens", "tokens"), setting.n_ctx
     counts = [
-        Attend(f"{name}_{separator}", Selector((Term("among", after.name, values=(side,)), same)), how="count")
+        counting(
+            setting, f"{name}_{separator}", Term("among", after.name, values=(side,)), same,
+            first=None if side else first_is_same(setting),
+        )
         for side, name in enumerate(("given", "used"))
-    ]
+    ]  # fmt: skip
     table = tuple(int(used < given) for given in range(size) for used in range(size))
-    made = Map(f"left_over_{separator}", tuple(one.name for one in counts), table, 2)
-    return Proposal((after, *counts, made), 5 * CHOICE + setting.token_bits)
+    made = Map(f"left_over_{separator}", tuple(lines[-1].name for lines in counts), table, 2)
+    return Proposal(_joined((after,), *counts, (made,)), 5 * CHOICE + setting.token_bits)
 
 
 def existences(setting: Setting) -> Iterator[Proposal]:

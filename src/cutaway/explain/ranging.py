@@ -6,6 +6,7 @@ the task's own continuation would be if the program is right. Else each position
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from cutaway.prompts import Prompts
 COUNT = 64
 HOLDS = 0.98
 LONGEST = 160  # tokens
+SHORT = 400  # of short inputs, at most
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,42 @@ def is_whole(part: Prompts) -> bool:
     """Whether these are all inputs of their own form."""
     options = _options(part)
     return options is not None and math.prod(len(one) for one in options) == len(part.tokens.unique(dim=0))
+
+
+def short_inputs(examples: Prompts, *, most: int = SHORT) -> Prompts | None:
+    """All inputs up to a length, where the examples show that every token can stand everywhere: programs fail on rare ones.
+
+    Their answers are placeholders at the places at which the examples have theirs: everywhere, or at the end.
+    """
+    counted, mask, lengths = examples.answered, examples.mask, examples.lengths
+    last = torch.arange(mask.shape[1]) == lengths[:, None] - 1
+    everywhere = torch.equal(counted, mask)
+    if len(lengths.unique()) < 3 or not (everywhere or torch.equal(counted, last)):
+        return None
+    begins = examples.tokens[:, 0].unique().tolist()
+    begins = begins if len(begins) == 1 else []
+    letters = examples.tokens[:, len(begins) :][mask[:, len(begins) :]].unique().tolist()
+    shortest = max(int(lengths.min()), len(begins) + 1)
+    alike = {tuple(row[:shortest]) for row in examples.tokens[lengths == shortest].tolist()}
+    if len(letters) < 2 or len(alike) != len(letters) ** (shortest - len(begins)) or not _in_any_order(examples, letters, begins):
+        return None
+    rows: list[list[int]] = [begins] if begins and everywhere else []
+    for length in itertools.count(shortest - len(begins)):
+        if len(rows) + len(letters) ** length > most or len(begins) + length > mask.shape[1]:
+            break
+        rows += [[*begins, *tail] for tail in itertools.product(letters, repeat=length)]
+    right = tuple({at: (0,) for at in range(0 if everywhere else len(row) - 1, len(row))} for row in rows)
+    return Prompts.of_rows(rows, right=right) if rows else None
+
+
+def _in_any_order(examples: Prompts, letters: list[int], begins: list[int]) -> bool:
+    """Whether each letter was seen after each, and at the end."""
+    pairs, ends = set(), set()
+    for row, length in zip(examples.tokens.tolist(), examples.lengths.tolist(), strict=True):
+        inner = row[len(begins) : length]
+        pairs |= set(zip(inner, inner[1:], strict=False))
+        ends |= set(inner[-1:])
+    return len(pairs) == len(letters) ** 2 and ends == set(letters)
 
 
 def _options(examples: Prompts) -> list[Tensor] | None:

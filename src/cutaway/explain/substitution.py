@@ -2,7 +2,7 @@
 
 Nodes are the heads of every layer and the MLPs. A node's class at a place is what the program knows there: in the last
 layer the variables that the program reads at this place, for the last MLP the answer, in earlier layers the variables that
-later lines read. If the program is what the model does, exchanging within classes changes nothing (causal scrubbing);
+later lines read (and, in one of the ways that are tried, those that are read at the end). If the program is what the model does, exchanging within classes changes nothing (causal scrubbing);
 exchanging among all places, the baseline, destroys the answers.
 """
 
@@ -142,9 +142,12 @@ class Exchange:
 
 
 def classes(
-    fitted: Fit, subject: Subject, part: InputSet, exchange: Exchange, *, own: str
+    fitted: Fit, subject: Subject, part: InputSet, exchange: Exchange, *, own: str, early: bool = False
 ) -> dict[Node, Int[Tensor, "place key"]]:
-    """What the program knows at every place, for each node; and `own`, the place's `tokens` or `positions`, if not empty."""
+    """What the program knows at every place, for each node; and `own`, the place's `tokens` or `positions`, if not empty.
+
+    With `early`, nodes of every layer may hold what is read at the end, as far as so many layers can make it.
+    """
     setting, batch = fitted.setting, batch_of(fitted.setting, part)
     depths: dict[str, int] = {}
     feeding: set[str] = set()
@@ -157,22 +160,27 @@ def classes(
             if isinstance(line, Attend):
                 attended[line.name] = _coded(batch.values[line.name])
                 feeding |= {name for name in reads(line) if name in attended}
-    read = _read_at(fitted, part, attended)
+    leaf, read = _read_at(fitted, part, attended)
     mine = [batch.values[own]] if own else []
     answer = _answer_everywhere(fitted, part)
     last = subject.cfg.n_layers - 1
     found = {}
     for layer, head in exchange.nodes:
         if layer == last:
-            parts = [part.counted.long(), answer] if head is None else [part.counted.long(), *read]
+            parts = [part.counted.long(), answer] if head is None else [part.counted.long(), leaf, *read.values()]
         else:
-            parts = [codes for name, codes in attended.items() if depths[name] <= layer + 1 and name in feeding]
+            made = [name for name in attended if depths[name] <= layer + 1]
+            parts = [attended[name] for name in made if name in feeding]
+            if early:
+                parts += [part.counted.long(), *(read[name] for name in made)]
         parts = [*mine, *parts] or [torch.zeros_like(part.prompts.tokens)]
         found[(layer, head)] = torch.stack([x.flatten() for x in parts], 1)
     return found
 
 
-def _read_at(fitted: Fit, part: InputSet, attended: dict[str, Tensor]) -> list[Int[Tensor, "batch pos"]]:
+def _read_at(
+    fitted: Fit, part: InputSet, attended: dict[str, Tensor]
+) -> tuple[Int[Tensor, "batch pos"], dict[str, Int[Tensor, "batch pos"]]]:
     """Which leaf each place is in, and the heads' values that the way to it and the leaf itself read."""
     batch = batch_of(fitted.setting, part)
     leaf = torch.full_like(part.prompts.tokens, -1)
@@ -191,7 +199,7 @@ def _read_at(fitted: Fit, part: InputSet, attended: dict[str, Tensor]) -> list[I
         return walk(node.no, where & ~holds, way, walk(node.yes, where & holds, way, number))
 
     walk(fitted.tree, part.counted, frozenset(), 0)
-    return [leaf, *(codes.where(used[name], torch.tensor(-1)) for name, codes in attended.items())]
+    return leaf, {name: codes.where(used[name], torch.tensor(-1)) for name, codes in attended.items()}
 
 
 def _coded(x: Tensor) -> Int[Tensor, "batch pos"]:
@@ -217,13 +225,15 @@ def scrub(
     *,
     together: bool = False,
     own: str = "",
+    early: bool = False,
 ) -> Scrubbed:
     """Exchange the activations of these nodes within the program's classes, and at random.
 
     With `together`, the heads of one layer have one partner: a variable is then held by all of them jointly. With `own`,
-    partners also have the same `tokens` at that place, or the same `positions`.
+    partners also have the same `tokens` at that place, or the same `positions`. With `early`, earlier layers hold what is read
+    at the end.
     """
-    keys = classes(fitted, subject, part, exchange, own=own)
+    keys = classes(fitted, subject, part, exchange, own=own, early=early)
     chosen, tested = {}, {}
     of_layer: dict[int, tuple[Tensor, float]] = {}
     for node in nodes:
