@@ -224,7 +224,7 @@ def numbered(setting: Setting) -> Line:
 
 
 def counting(setting: Setting, name: str, *terms: Term, first: Line | None = None) -> tuple[Line, ...]:
-    """A count of keys, the first token with the others where inputs begin with content; `first` says whether it is one of them."""
+    """A count of keys. Where inputs begin with content, the first token is counted with the others if `first` holds."""
     selector = Selector(terms)
     if setting.begins or first is None:
         return (Attend(name, selector, how="count"),)

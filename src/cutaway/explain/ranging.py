@@ -123,7 +123,7 @@ def short_inputs(examples: Prompts, *, most: int = SHORT) -> Prompts | None:
         if len(rows) + len(letters) ** length > most or len(begins) + length > mask.shape[1]:
             break
         rows += [[*begins, *tail] for tail in itertools.product(letters, repeat=length)]
-    right = tuple({at: (0,) for at in range(0 if everywhere else len(row) - 1, len(row))} for row in rows)
+    right = tuple(dict.fromkeys(range(0 if everywhere else len(row) - 1, len(row)), (0,)) for row in rows)
     return Prompts.of_rows(rows, right=right) if rows else None
 
 
@@ -132,7 +132,7 @@ def _in_any_order(examples: Prompts, letters: list[int], begins: list[int]) -> b
     pairs, ends = set(), set()
     for row, length in zip(examples.tokens.tolist(), examples.lengths.tolist(), strict=True):
         inner = row[len(begins) : length]
-        pairs |= set(zip(inner, inner[1:], strict=False))
+        pairs |= set(itertools.pairwise(inner))
         ends |= set(inner[-1:])
     return len(pairs) == len(letters) ** 2 and ends == set(letters)
 

@@ -2,7 +2,8 @@
 
 Nodes are the heads of every layer and the MLPs. A node's class at a place is what the program knows there: in the last
 layer the variables that the program reads at this place, for the last MLP the answer, in earlier layers the variables that
-later lines read (and, in one of the ways that are tried, those that are read at the end). If the program is what the model does, exchanging within classes changes nothing (causal scrubbing);
+later lines read (and, in one of the ways that are tried, those that are read at the end). If the program is what the model
+does, exchanging within classes changes nothing (causal scrubbing);
 exchanging among all places, the baseline, destroys the answers.
 """
 
