@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 demo: venv
-	$(BIN)/cutaway report first-unique-char --out out/first-unique-char
+	$(BIN)/cutaway report first-unique-char --out out/first-unique-char --replace
 	$(BIN)/python examples/real_model.py --out out/smollm2/report.html
 
 test: lint types pytest

@@ -95,7 +95,7 @@ def main() -> None:
     print(text)
     if keep:
         record("growth", text)
-        figure(series).save(FIGURE)
+        figure(series).save(FIGURE, replace=True)
 
 
 if __name__ == "__main__":

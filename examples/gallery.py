@@ -305,7 +305,7 @@ def write_docs() -> None:
     with tempfile.TemporaryDirectory() as folder:
         commands = []
         for name, figure in figures().items():
-            file = figure.save(Path(folder) / f"{name}.html")
+            file = figure.save(Path(folder) / f"{name}.html", replace=True)
             commands.append({"command": "open", "file": str(file), "width": 860, "height": 700})
             commands.append({"command": "picture", "path": str(pictures / f"{name}.png"), "selector": ".cutaway"})
         lines = "".join(json.dumps(command) + "\n" for command in commands)
@@ -321,4 +321,4 @@ if __name__ == "__main__":
         write_docs()
     else:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        print(page().save(options.out))
+        print(page().save(options.out, replace=True))

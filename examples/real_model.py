@@ -87,7 +87,7 @@ def main() -> None:
         print(f"no page about a real model: {error}")
         return
     with torch.no_grad():
-        print(page(model).save(given.out))
+        print(page(model).save(given.out, replace=True))
 
 
 if __name__ == "__main__":

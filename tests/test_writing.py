@@ -13,11 +13,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
 from cutaway import writing
-from cutaway.errors import CheckpointError, CutawayError, NotWritten
+from cutaway.cli import app
+from cutaway.errors import AlreadyThere, CheckpointError, CutawayError, NotWritten
 
 PACKAGE = Path(writing.__file__).parent
 
@@ -173,13 +177,13 @@ ABOUT = {"model": "m" * 90000, "behaviour": "b", "summary": "", "shape": SHAPE, 
 progress = Progress(folder, {"x" * 9000: {"attempts": 1}})
 writers = {
     "record": lambda: records.write(folder / "record", found, "first-unique-char"),
-    "page": lambda: view.heat_map(np.random.rand(60, 60)).save(folder / "page.html"),
-    "report": lambda: Report(ABOUT, {}).save(folder),
+    "page": lambda: view.heat_map(np.random.rand(60, 60)).save(folder / "page.html", replace=True),
+    "report": lambda: Report(ABOUT, {}).save(folder, replace=True),
     "model": lambda: files.save(folder / "model.safetensors", model.state_dict(), model.cfg),
-    "vector": lambda: vector.save(folder / "vector.safetensors"),
+    "vector": lambda: vector.save(folder / "vector.safetensors", replace=True),
     "progress": progress.write,
     "chunk": lambda: sweep(model, tokens, cells, metrics.loss(tokens), audit=0, resume=folder / "sweep"),
-    "notebook": lambda: notebooks.run(folder / "notebook.ipynb", folder / "notebook.ipynb"),
+    "notebook": lambda: notebooks.run(folder / "notebook.ipynb", folder / "notebook.ipynb", replace=True),
     "training": lambda: train(FirstUniqueCharTask(vocab=tuple("abc"), seq_len=4), folder / "training", epochs=1, device="cpu"),
 }
 before = {name: path.read_bytes() for name in ("page.html", "report.html", "report.json", "model.safetensors",
@@ -234,3 +238,79 @@ def test_nobody_writes_a_file_another_way(path: Path) -> None:
         )  # fmt: skip
         torch_save = name == "torch.save" and ast.unparse(node.args[1]) != "file"
         assert not (opened or other or torch_save), f"line {node.lineno}: {ast.unparse(node)[:90]}; use cutaway.writing"
+
+
+# ------------------------------------------------------------------------------- what somebody made is not written over
+
+# Not of results: a checkpoint that a training writes again and again, kernels measured here, a folder with a rule of its own.
+NOT_RESULTS = {"sources/files.py", "model/kernel_choices.py", "workbench/recording.py"}
+
+
+def saves(path: Path) -> list[ast.FunctionDef]:
+    found = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.FunctionDef)]
+    return [node for node in found if node.name in ("save", "save_result")]
+
+
+def test_every_save_is_told_whether_it_may_replace() -> None:
+    lacking = [
+        f"{name}:{node.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        if (name := path.relative_to(PACKAGE).as_posix()) not in NOT_RESULTS
+        for node in saves(path)
+        if "replace" not in {one.arg for one in node.args.kwonlyargs}
+    ]
+    assert not lacking, lacking
+
+
+def test_a_file_that_exists_is_replaced_only_where_told(tmp_path: Path) -> None:
+    mine, other = tmp_path / "mine.html", tmp_path / "other.html"
+    mine.write_text("mine")
+    with pytest.raises(AlreadyThere, match=r"mine.html is there already; give another name, or replace=True to write over it"):
+        writing.check_new(mine)
+    assert writing.check_new(other) == other and writing.check_new(mine, replace=True) == mine
+    (link := tmp_path / "link").symlink_to(mine)
+    with pytest.raises(FileExistsError):
+        writing.check_new(link)
+    assert writing.check_new(tmp_path) == tmp_path, "a folder is no file that would be lost"
+    assert writing.check_new("/dev/null") == Path("/dev/null")
+
+
+def outputs(command: Any) -> list[str]:
+    """The options of a command that name a file or folder that it writes."""
+    return [one.name for one in command.params if one.name in ("out", "html", "save")]
+
+
+def test_every_command_that_writes_a_file_can_be_told_to_replace_it() -> None:
+    # These go on where a run stopped, or never write over anything.
+    elsewhere = {"train": "--resume", "collect": "goes on", "open": "a new folder for each record"}
+    group: Any = typer.main.get_command(app)
+    commands = {**group.commands, **{f"circuit {name}": one for name, one in group.commands["circuit"].commands.items()}}
+    writing_ones = {name: one for name, one in commands.items() if outputs(one) and name not in elsewhere}
+    assert {"report", "explain", "notebook", "steer", "lens", "circuit find"} <= writing_ones.keys()
+    lacking = [name for name, one in writing_ones.items() if "replace" not in {option.name for option in one.params}]
+    assert not lacking, f"give these `shared.Replace`: {lacking}"
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["report", "attn-only-2l", "--behaviour", "induction", "--out"], "report.json"),
+        (["report", "first-unique-char", "--out"], "report.html"),
+        (["explain", "attn-only-2l", "--examples", "none.jsonl", "--out"], "program.py"),
+    ],
+)
+def test_a_folder_of_results_is_not_written_over(words: list[str], file: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text("mine")
+    done = CliRunner().invoke(app, [*words, str(tmp_path)])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert f"{tmp_path / file} is there already; give another name, or --replace to write over it" in done.stderr
+    assert (tmp_path / file).read_text() == "mine" and len(os.listdir(tmp_path)) == 1
+
+
+def test_a_notebook_that_ran_is_not_written_over(tmp_path: Path) -> None:
+    plain = {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "a.ipynb").write_text(json.dumps(plain))
+    (tmp_path / "a.run.ipynb").write_text("mine")
+    done = CliRunner().invoke(app, ["notebook", str(tmp_path / "a.ipynb")])
+    assert done.exit_code == 2 and "a.run.ipynb is there already; give another name, or --replace" in done.stderr
+    assert (tmp_path / "a.run.ipynb").read_text() == "mine"

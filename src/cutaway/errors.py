@@ -15,6 +15,7 @@
     │   ├── WeightsMismatch    … or that does not fit the configuration
     │   ├── NotReadable        … or data from outside that is not what it should be
     │   └── NotWritten         … or a file of any kind that cannot be written
+    │       └── AlreadyThere   … since there is one, and it is not to be replaced
     ├── UnsupportedArchitecture  a model family, or a field of its config, that is not understood
     ├── TokenError             text or tokens that the model cannot take
     │   └── ContextTooLong     … because there are more than `n_ctx` of them
@@ -111,6 +112,10 @@ class NotReadable(CheckpointError):
 
 class NotWritten(CheckpointError, OSError):
     """A file that cannot be written: no room, no right, or a folder in its place."""
+
+
+class AlreadyThere(NotWritten, FileExistsError):
+    """A file of this name exists, and nobody said that it may be replaced."""
 
 
 class UnsupportedArchitecture(CutawayError, ValueError):

@@ -23,7 +23,7 @@ from msgspec import Meta
 
 from cutaway import reading
 from cutaway.errors import CutawayError, NotReadable, PackageNeeded
-from cutaway.writing import check_writable, write_json
+from cutaway.writing import check_new, check_writable, write_json
 
 KERNEL = "cutaway"
 DISPLAY_NAME = "Python (cutaway)"
@@ -98,6 +98,8 @@ def run(
     keep_going: bool = False,
     timeout: float | int | None = None,
     watch: Watch | None = None,
+    replace: bool = False,
+    option: str = "replace=True",
 ) -> Ran:
     """Run a notebook's cells in order, in the folder where it lies, and write it with its outputs to `out`.
 
@@ -108,10 +110,11 @@ def run(
         keep_going: go on after a cell that failed.
         timeout: seconds that a cell may take.
         watch: told of each cell when it has run.
+        replace, option: whether `out` may be replaced, and how somebody is told to say so.
 
     Raises:
         NotebookError: the file is no notebook, or not one of Python.
-        NotWritten: `out` cannot be written; nothing has run then.
+        NotWritten: `out` cannot be written, or is there already and not to be replaced; nothing has run then.
         PackageNeeded: the packages that run notebooks are not installed.
     """
     nbformat = needed("nbformat")
@@ -120,7 +123,7 @@ def run(
     path = Path(path)
     notebook = read(path, nbformat)
     out = path.with_suffix(".run.ipynb") if out is None else Path(out)
-    check_writable(out)
+    check_writable(check_new(out, replace=replace, option=option))
     cells: list[NotebookCell] = []
 
     def ran(cell: NotebookCell) -> None:

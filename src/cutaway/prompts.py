@@ -357,7 +357,7 @@ class Prompts:
         lines = _lines(Path(path))
         if not str(path).endswith((".jsonl", ".json", ".ndjson")):
             return cls.of_texts(tokenizer, [text for _, text in lines], **options)
-        made = [(number, _object(path, number, text)) for number, text in lines]
+        made = [(number, _spelt(path, number, _object(path, number, text))) for number, text in lines]
         kinds = {"pair" if "clean" in one else "example" for _, one in made}
         if kinds == {"pair"}:
             return _pairs(path, made, tokenizer, options)
@@ -412,7 +412,7 @@ def check_aligned(clean: Prompts, corrupted: Prompts) -> None:
         pair = clean.tokens[row, :one].tolist(), corrupted.tokens[row, :other].tolist()
         at = next((n for n, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), min(one, other))
         raise PromptError(
-            f"prompt {row} has {one} tokens and its counterpart {other}: patching needs the same number, position by position. "
+            f"prompt {row} has {one} tokens and its counterpart {other}; the two need the same number, position by position. "
             f"They differ from position {at} on; choose words of as many tokens"
             + (f" ({len(differ)} such pairs)" if len(differ) > 1 else "")
         )
@@ -464,15 +464,33 @@ def _object(path: str | Path, number: int, line: str) -> dict[str, Any]:
     return found
 
 
+PAIR, EXAMPLE = ("clean", "corrupted", "answer", "wrong", "roles"), ("tokens", "text", "answers")
+
+
+def _spelt(path: str | Path, number: int, one: dict[str, Any]) -> dict[str, Any]:
+    """An object whose keys are spelt right; others that look like none of ours (a number, a source) are left alone.
+
+    Raises:
+        PromptError: a key that is nearly one of ours.
+    """
+    for key in one:
+        if key not in (*PAIR, *EXAMPLE) and (near := nearest(key, [name for name in (*PAIR, *EXAMPLE) if name not in one])):
+            raise PromptError(f"{path}, line {number}: the key {key!r} is not known{near}")
+    return one
+
+
 def _pairs(
     path: str | Path, made: list[tuple[int, dict[str, Any]]], tokenizer: Tokenizer | None, options: dict[str, Any]
 ) -> Prompts:
     """Prompts of `{"clean", "corrupted", "answer", "wrong"}`."""
     parts = []
     for number, one in made:
-        with_texts = all(isinstance(one.get(key), str) for key in ("clean", "corrupted", "answer"))
-        if not with_texts or not isinstance(one.get("wrong", ""), str):
-            raise PromptError(f"{path}, line {number}: a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'")
+        lacking = [key for key in PAIR[:3] if not isinstance(one.get(key), str)]
+        if lacking or not isinstance(one.get("wrong", ""), str):
+            which = f"{lacking[0]!r} {'is no text' if lacking[0] in one else 'is missing'}" if lacking else "'wrong' is no text"
+            raise PromptError(
+                f"{path}, line {number}: a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'; {which}"
+            )
         roles = one.get("roles", {})
         if not isinstance(roles, dict) or not all(type(word) in (str, int) for word in roles.values()):
             raise PromptError(f"{path}, line {number}: 'roles' must be {{role: word or position}}")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from cutaway.errors import CutawayError, NotWritten
+from cutaway.errors import AlreadyThere, CutawayError, NotWritten
 
 try:
     import fcntl
@@ -80,6 +80,20 @@ def write_json(path: PathLike, text: str) -> Path:
         NotWritten: the folder or the disk does not take it.
     """
     return write(path, text.encode(errors="backslashreplace"))
+
+
+def check_new(path: PathLike, *, replace: bool = False, option: str = "replace=True") -> Path:
+    """Make sure that a file of results does not exist yet, or may be replaced. Every `.save` and every command asks this.
+
+    Args:
+        option: how the caller is told to replace it.
+
+    Raises:
+        AlreadyThere: it exists, and `replace` is off.
+    """
+    if not replace and _target(path).is_file():
+        raise AlreadyThere(f"{os.fspath(path)} is there already; give another name, or {option} to write over it")
+    return Path(path)
 
 
 def check_writable(path: PathLike) -> Path:

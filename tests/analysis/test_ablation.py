@@ -115,3 +115,11 @@ def test_a_result_says_what_it_found_and_draws_itself() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UnknownName, match="'men'; did you mean 'mean'"):
         ablate_heads(network("attention only"), some_tokens(), kinds=["men"])
+
+
+def test_heads_of_some_layers_are_those_of_all() -> None:
+    model, tokens = network("llama"), some_tokens()
+    every, some = (ablate_heads(model, tokens, kinds=["zero"], sites=["z"], layers=layers) for layers in (None, [1]))
+    assert len(some.sweep.values.data) == len(every.sweep.values.data) // model.cfg.n_layers
+    assert some.increases() == pytest.approx({head: one for head, one in every.increases().items() if head[0] == "1"}, abs=1e-5)
+    assert some.layer_increases() == pytest.approx({"1": every.layer_increases()["1"]}, abs=1e-5)

@@ -79,6 +79,22 @@ def test_every_command_takes_many_prompts_and_prints_json_of_one_form(command: s
     assert f"\n{MODEL}" in f"\n{said}" and len(said.splitlines()) <= SCREEN + 15
 
 
+OTHERS = {
+    "composition": ["composition", MODEL],
+    "circuit find": ["circuit", "find", MODEL, "--size", "20", "--checks", "1", "--steps", "1", "--pairs"],
+    "steer": ["steer", MODEL, "--positive", "king", "--negative", "lord", "--layers", "1", "--tokens", "2", "--random", "2", "--pairs"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_commands_print_json_of_one_form(command: str, pairs: Path) -> None:
+    words = OTHERS[command]
+    printed = run(*words, *([str(pairs)] if words[-1] == "--pairs" else []), "--json")
+    assert printed.exit_code == 0, printed.output
+    kept = json.loads(SCHEMAS.read_text(encoding="utf-8"))
+    assert form(json.loads(printed.stdout)) == kept[command], "a schema changed; users read this: say so in the changelog"
+
+
 def test_the_same_prompts_in_four_ways_give_the_same_numbers(pairs: Path, tmp_path: Path) -> None:
     texts = tmp_path / "texts.txt"
     texts.write_text(f"{PAIR['clean']}\n{SECOND['clean']}\n", encoding="utf-8")
@@ -103,8 +119,9 @@ def test_patching_at_roles_is_the_analysis(model: Any, pairs: Path) -> None:
 
 def test_a_table_ends_with_the_screen_unless_asked(pairs: Path) -> None:
     few, every, three = (asked("edges", "--pairs", str(pairs), *more).stdout for more in ([], ["--all"], ["--top", "3"]))
-    assert few.count("→") == SCREEN and "more rows; --all prints them" in few
-    assert every.count("→") == 100 and "more rows" not in every and three.count("→") == 3
+    total = int(re.search(r"; ([\d,]+) edges", every)[1].replace(",", ""))  # type: ignore[index]
+    assert few.count("→") == SCREEN and f"; {total - SCREEN:,} more than are shown: --top N or --all" in few
+    assert every.count("→") == total and "more than are shown" not in every and three.count("→") == 3
 
 
 @pytest.mark.parametrize(
@@ -116,6 +133,8 @@ def test_a_table_ends_with_the_screen_unless_asked(pairs: Path) -> None:
         (["patch", MODEL, "--clean", "a", "--clean", "b", "--corrupted", "c", "--answer", " a"], "2 prompts have 1 counterpart"),
         (["next", MODEL, "--text", "a", "--text", "b", "--answer", " a", "--answer", " b", "--answer", " a"], "3 answers for 2"),
         (["attribute", MODEL, "--text", "a", "--answer", " went"], "--answer ' went' is 2 tokens, not one"),
+        (["lens", MODEL, "--text", "a", "--target", " went"], "--allow-first-token (in Python allow_first_token=True)"),
+        (["edges", MODEL, "--clean", "a king", "--corrupted", "a king of", "--answer", " a"], "the two need the same number"),
         (["lens", MODEL, "--text", "a king", "--positions", "S2"], "no role 'S2'; there are end"),
         (["lens", MODEL, "--text", "a", "--pairs", "x"], "lens takes --text or --pairs, not both"),
         (["lens", MODEL, "--behaviour", "iol"], "no behaviour called 'iol'"),
@@ -185,3 +204,70 @@ def test_an_answer_without_its_space_is_said(tmp_path: Path) -> None:
     assert done.exit_code == 0 and "--word: 'I' is taken as it stands" in done.stderr and "' I'" in done.stderr
     spaced = run("next", MODEL, "--text", PAIR["clean"], "--word", " I")
     assert spaced.exit_code == 0 and not spaced.stderr
+
+
+def test_options_by_the_names_that_people_reach_for(pairs: Path) -> None:
+    text = ["--text", "the king said to the queen"]
+    assert asked("ablate", *text, "--layer", "1").stdout == asked("ablate", *text, "--layers", "1").stdout
+    assert asked("ablate", *text, "--kinds", "mean").stdout == asked("ablate", *text, "--kind", "mean").stdout
+    words = ["patch", MODEL, "--pairs", str(pairs), "--json"]
+    assert run(*words, "--kinds", "z").stdout == run(*words, "--what", "z").stdout
+
+
+def test_of_a_target_of_several_tokens_the_first_is_taken_where_told() -> None:
+    words = ["lens", MODEL, "--text", "a king", "--json", "--target"]
+    first = run(*words, " went", "--allow-first-token")
+    assert first.exit_code == 0 and json.loads(first.stdout)["target"] != " went"
+
+
+@pytest.mark.parametrize(
+    ("meant", "one", "said"),
+    [
+        ("corrupted", {"corupted": "b"}, "line 2: the key 'corupted' is not known; did you mean 'corrupted'?"),
+        ("clean", {"claen": "b"}, "line 2: the key 'claen' is not known; did you mean 'clean'?"),
+        ("roles", {"role": {"N": " man"}}, "line 2: the key 'role' is not known; did you mean 'roles'?"),
+        ("answer", {"answer": None}, "line 2: a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'; 'answer'"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_misspelt_is_named_with_its_line(meant: str, one: dict[str, Any], said: str, pairs: Path) -> None:
+    broken = {**{key: value for key, value in PAIR.items() if key != meant}, **one}
+    pairs.write_text(f"{json.dumps(PAIR)}\n{json.dumps(broken)}\n", encoding="utf-8")
+    done = run("patch", MODEL, "--pairs", str(pairs))
+    assert done.exit_code == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_what_else_a_line_says_of_its_pair_is_left_alone(pairs: Path) -> None:
+    pairs.write_text(json.dumps({**PAIR, "id": 7, "source": "mine"}) + "\n", encoding="utf-8")
+    assert run("next", MODEL, "--pairs", str(pairs)).exit_code == 0
+
+
+def test_patching_says_each_pair(model: Any, pairs: Path) -> None:
+    printed = json.loads(run("patch", MODEL, "--pairs", str(pairs), "--what", "z", "--json").stdout)["by_pair"]
+    found = cutaway.patch(model, Prompts.read(pairs, model), kinds=["z"])
+    assert printed["clean"] == pytest.approx(found.by_example[0].tolist()) and len(printed["corrupted"]) == 2
+    assert printed["patched"]["z"]["axes"] == list(found.sweeps["z"].values.axes)
+    assert torch.tensor(printed["patched"]["z"]["values"]).allclose(found.sweeps["z"].values.data.float(), atol=1e-5)
+
+
+def test_heads_without_a_text_say_what_they_read() -> None:
+    few = ["heads", MODEL, "--examples", "2", "--length", "20"]
+    note = "no text was given: means over 2 sequences of 20 random tokens that come twice (seed 0)"
+    assert note in run(*few).stdout and json.loads(run(*few, "--json").stdout)["random_repeats"] == note
+    assert "random tokens" not in run("heads", MODEL, "--text", "the king said to the queen and the king of the land").stdout
+
+
+def test_a_page_holds_the_rows_that_were_printed(pairs: Path, tmp_path: Path) -> None:
+    for name, more in (("few", ["--top", "3"]), ("all", ["--all"])):
+        run("attribute", MODEL, "--pairs", str(pairs), *more, "--html", str(tmp_path / f"{name}.html"))
+    few, every = (
+        page[page.index('<pre class="ct-code"') :].partition("</pre>")[0]
+        for page in ((tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in ("few", "all"))
+    )
+    assert "others:" in few and few.count("\n") < 12 and "others:" not in every and "embed" in every
+
+
+def test_an_option_that_an_analysis_lacks_is_named_with_the_one_it_has(model: Any) -> None:
+    with pytest.raises(TypeError, match=r"patch\(\) has no option kind=; did you mean 'kinds'\?"):
+        cutaway.patch(model, "a", "b", kind="z")
+    with pytest.raises(TypeError, match=r"did you mean 'positions'"):
+        cutaway.lens(model, "a", position=-1)

@@ -71,11 +71,17 @@ def test_spread_of_draws():
         ),
         (
             Finding("comparison", "accuracy", {"a": Value(0.9, 0.8, 0.95), "b": Value(0.5, 0.4, 0.6)}, "share"),
-            "Accuracy is a (90.0% [80.0%, 95.0%]) against b (50.0% [40.0%, 60.0%]); their intervals do not meet.",
+            "Accuracy is 90.0% [80.0%, 95.0%] for a, against 50.0% [40.0%, 60.0%] for b; their intervals do not meet.",
         ),
         (
             Finding("comparison", "the spread", {"a": Value(0.9), "b": Value(0.5)}, "share"),
-            "The spread is a (90.0%) against b (50.0%).",
+            "The spread is 90.0% for a, against 50.0% for b.",
+        ),
+        (
+            Finding("comparison", "accuracy by class", {"the answer is ?": Value(0.9, 0.8, 0.95), "x": Value(0.7),
+                    "it was read before": Value(0.5, 0.4, 0.6)}, "share"),
+            "Accuracy by class ranges from 50.0% [40.0%, 60.0%] for “it was read before” to 90.0% [80.0%, 95.0%] for "
+            "“the answer is ?”, the lowest and the highest of 3; their intervals do not meet.",
         ),
         (
             Finding("trend", "it", {"0": Value(0.1, 0.0, 0.2), "1": Value(3.5, 3.0, 4.0)}, "nats", Value(0.5), "noise",

@@ -141,7 +141,10 @@ def test_bad_pairs(tmp_path: Path, change: dict[str, Any], said: str):
         (["--behaviour", "inductoin"], "no behaviour called 'inductoin'; did you mean 'induction'"),
         (["--behaviour", "palindromes"], "has a vocabulary of its own, of 33 tokens, and this model has 8"),
         (["--behaviour", "ioi"], "is a behaviour of language: give the model's tokenizer"),
-        (["--behaviour", "induction", "--examples", "x"], "give one of --behaviour NAME, --examples FILE and --pairs FILE"),
+        (
+            ["--behaviour", "induction", "--examples", "x"],
+            "give one of --behaviour NAME, --examples FILE, --pairs FILE and --prompts",
+        ),
         (["--behaviour", "ioi", "--read-out", "loudest"], "--read-out 'loudest' is not known"),
         (["--behaviour", "ioi", "--size", "1"], "--size 1 must be at least 2"),
         (["--behaviour", "ioi", "--checkpoint", "x.pt"], "--checkpoint is for the report on the task first-unique-char"),
@@ -159,3 +162,15 @@ def test_a_question_that_there_is_not(model: Path, examples: Path, tmp_path: Pat
 def test_words_that_a_vocabulary_lacks(tmp_path: Path):
     words = ["first-unique-char", "--behaviour", "ioi", "--out", tmp_path / "out"]
     assert "the vocabulary has 0 of the 40 names as single tokens, and 4 are needed" in sentence(run(*words))
+
+
+def test_texts_with_answers_and_the_precision_of_weights(tmp_path: Path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"{front} king of my man was dead. The\n" for front in ("The", "A", "His", "Our")))
+    words = ["attn-only-2l", "--prompts", texts, "--questions", "performance", "--anyway", "--out", tmp_path / "out"]
+    done = run(*words, "--answer", " king", "--wrong", " lord", "--dtype", "bfloat16")
+    assert done.exit_code == 0, done.output
+    assert "4 prompts with 4 answers" in done.stdout
+    assert "bfloat16" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "texts of --prompts need answers: give --answer WORD" in sentence(run(*words, "--replace"))
+    assert "belong to the texts of --prompts FILE" in sentence(run("attn-only-2l", "--answer", "x", "--out", tmp_path / "other"))

@@ -87,7 +87,7 @@ def test_the_report_is_a_list_of_findings_and_a_page(planted: reporting.Report, 
     html, file = planted.save(tmp_path)
     assert json.loads(file.read_text(encoding="utf-8")) == numbers
     page = html.read_text(encoding="utf-8")
-    assert "<h1>How the copier does the examples</h1>" in page and all(
+    assert "<h1>How the copier answers the examples</h1>" in page and all(
         QUESTIONS[name].heading in page for name in planted.findings
     )
     assert "  The share of right answers is 100.0%" in planted.text()

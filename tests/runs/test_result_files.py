@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -132,7 +133,7 @@ def test_a_figure_is_drawn_by_plotly(results: dict[str, Result]) -> None:
     lines = view.line_chart({"a": [1.0, 2.0]}).plotly()
     assert list(lines.data[0].y) == [1.0, 2.0]
     with pytest.raises(ConfigError, match="has no counterpart in Plotly"):
-        results["predict"].plotly()
+        view.attention_patterns(["a"], torch.ones(1, 1, 1)).plotly()
 
 
 @pytest.mark.skipif(not any(map(shutil.which, images.BROWSERS)), reason="no browser draws here")
@@ -140,6 +141,16 @@ def test_a_figure_is_saved_as_an_image(results: dict[str, Result], tmp_path: Pat
     path = results["ablate_heads"].figure().save(tmp_path / "x.png")
     data = path.read_bytes()
     assert data.startswith(b"\x89PNG") and len(data) > 5_000
+
+
+@pytest.mark.skipif(not any(map(shutil.which, images.BROWSERS)), reason="no browser draws here")
+def test_a_figure_is_saved_as_svg_and_hostile_words_stay_words(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    word = "</script><b>ü&"
+    path = view.bar_chart([word, "b"], [1.0, -2.0], title="Bars").save(tmp_path / "x.svg")
+    root = ElementTree.parse(path).getroot()
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert word in {"".join(one.itertext()) for one in root.iter("{http://www.w3.org/2000/svg}text")}
 
 
 def test_a_bar_comes_late_and_only_where_somebody_looks(capsys: Any) -> None:

@@ -17,7 +17,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownName
 from cutaway.model.components import Component, parse_writers, writers
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import options, some_of
+from cutaway.numbers_given import indices, options, some_of
 from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.edits import Change, Edit, mean, zero
@@ -82,8 +82,10 @@ class HeadAblation(Result):
         grids = [layers_by_heads(overall.sel(site=site)) for site in overall.names("site")]
         maps = [grid for grid in grids if grid is not None]
         if len(maps) == len(grids):
+            known = torch.stack(maps)
+            rows = [layer for layer in range(known.shape[1]) if not bool(known[:, layer].isnan().all())]  # --layers
             return sweep_grid(
-                torch.stack(maps), kinds=list(series), row_name="layer", column_name="head", value_name=said,
+                known[:, rows], list(map(str, rows)), kinds=list(series), row_name="layer", column_name="head", value_name=said,
                 title=f"{kind} ablation of each head",
             )  # fmt: skip
         return bar_chart(overall.names("head"), series, x_name="head", value_name=said, title=f"{kind} ablation of each head")
@@ -109,6 +111,7 @@ def ablate_heads(
     *,
     kinds: Sequence[str] = KINDS,
     sites: Sequence[str] = ("z", "q", "k", "v"),
+    layers: Sequence[int] | None = None,
     over: Sequence[str] | None = None,
     positions: Where | None = None,
     mask: Tensor | None = None,
@@ -130,41 +133,45 @@ def ablate_heads(
         positions: ablate there only: a number, a role, or several.
         sites: "z" (what a head has seen; "result" is the same), "q", "k", "v", "pattern". Where heads share keys and
             values, a head stands for its group.
+        layers: only the heads of these.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding.
         audit, seed, memory, progress, baseline: as `sweep` takes them.
 
     Raises:
         UnknownName: no such kind or site.
+        ShapeError: a layer that the network lacks.
     """
     kinds, sites = some_of(kinds, KINDS, "kind of ablation"), some_of(sites, SITES, "site to ablate")
     cfg = model.cfg
+    chosen = list(range(cfg.n_layers)) if layers is None else sorted(indices(layers, cfg.n_layers, "layer"))
     asked = _metric_of(model, tokens, metric, mask)
     over = _averaged(model, tokens) if over is None else over
     edits: list[Edit] = []
     for kind in kinds:
         for site in sites:
-            edits += _edits(zero() if kind == "zero" else mean(over=over), site, cfg, positions)
+            edits += _edits(zero() if kind == "zero" else mean(over=over), site, cfg, chosen, positions)
     done = sweep(
         model, tokens, edits, asked, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
     )
     changes = done.effects.data
-    at, heads, layers = 0, [], []
+    at, heads, whole = 0, [], []
     for _ in kinds:
         for site in sites:
             count = _groups(site, cfg)
-            part = changes[at : at + cfg.n_layers * (count + 1)].unflatten(0, (cfg.n_layers, count + 1))
-            at += cfg.n_layers * (count + 1)
+            part = changes[at : at + len(chosen) * (count + 1)].unflatten(0, (len(chosen), count + 1))
+            at += len(chosen) * (count + 1)
             heads.append(part[:, :count].repeat_interleave(cfg.n_heads // count, dim=1).flatten(0, 1))
-            layers.append(part[:, count])
+            whole.append(part[:, count])
     rest = done.clean.axes
     names = {"kind": list(kinds), "site": list(sites)}
     shape = (len(kinds), len(sites))
     what, unit = done.effects.what, done.effects.unit
+    named = [name for name in head_names(cfg) if int(name.partition(".")[0]) in chosen]
     return HeadAblation(
-        Labelled(torch.stack(heads).unflatten(0, shape), ("kind", "site", "head", *rest), names | {"head": head_names(cfg)},
+        Labelled(torch.stack(heads).unflatten(0, shape), ("kind", "site", "head", *rest), names | {"head": named},
                  what, unit),
-        Labelled(torch.stack(layers).unflatten(0, shape), ("kind", "site", "layer", *rest),
-                 names | {"layer": [str(layer) for layer in range(cfg.n_layers)]}, what, unit),
+        Labelled(torch.stack(whole).unflatten(0, shape), ("kind", "site", "layer", *rest),
+                 names | {"layer": list(map(str, chosen))}, what, unit),
         done.clean, done.audit, done,
     )  # fmt: skip
 
@@ -174,10 +181,10 @@ def _groups(site: str, cfg: HookedTransformerConfig) -> int:
     return cfg.kv_heads if site in ("k", "v") and not cfg.ungroup_grouped_query_attention else cfg.n_heads
 
 
-def _edits(change: Change, site: str, cfg: HookedTransformerConfig, positions: Any = None) -> list[Edit]:
+def _edits(change: Change, site: str, cfg: HookedTransformerConfig, layers: Sequence[int], positions: Any = None) -> list[Edit]:
     """For each layer each head, then all heads."""
     out = []
-    for layer in range(cfg.n_layers):
+    for layer in layers:
         out += [change.at((site, layer), heads=head, positions=positions) for head in range(_groups(site, cfg))]
         out.append(change.at((site, layer), positions=positions))
     return out

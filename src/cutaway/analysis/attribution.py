@@ -41,6 +41,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import indices
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import along, written
+from cutaway.runs.differences import drawn
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.view import Figure
@@ -104,8 +105,13 @@ class Attribution(Result):
         one = self.by_class(torch.zeros_like(self.targets), ["all"], where=where, axis="positions")
         return one.sel(positions="all")
 
-    def figure(self, example: int = 0, tokens: Sequence[str] | None = None) -> Figure:
-        """One example: components × positions."""
+    def figure(self, example: int | None = None, tokens: Sequence[str] | None = None) -> Figure:
+        """One example: components × positions; of several, or of one position: a map of layers × heads of the means."""
+        count = int(self.counted.sum())
+        if example is None and (len(self.counted) > 1 or count == 1):
+            where = f", mean over {count} positions" if count > 1 else ""
+            return drawn(self.values.mean("batch", "pos"), f"Direct logit attribution{where}")
+        example = 0 if example is None else example
         tokens = self.words[example] if tokens is None and self.words else tokens
         counted = self.counted[example]
         shown = self.values.data[:, example, counted]

@@ -22,6 +22,7 @@ from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
 from cutaway.model.frozen_norms import FINAL, frozen_norm
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
+from cutaway.runs.bars import watched
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, bar_chart, heat_map, small_multiples
@@ -113,10 +114,10 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, see
     layer = torch.arange(cfg.n_layers).repeat_interleave(cfg.n_heads).to(W_Q.device)
     follows = layer[:, None] < layer[None]
     heads = head_names(cfg)
-    scores = [composition_scores(OV, readers[mode]).masked_fill(~follows, torch.nan) for mode in modes]
+    scores = [composition_scores(OV, readers[mode]).masked_fill(~follows, torch.nan) for mode in watched("composing", modes)]
     flip = _Flips(torch.cat([W_O.mT, W_Q, W_K, W_V]), seed)
     pairs = follows.nonzero()
-    random = [flip.scores(OV, readers[mode], pairs, draws) for mode in modes]
+    random = [flip.scores(OV, readers[mode], pairs, draws) for mode in watched("unrelated heads", modes)]
     middles, spreads = (torch.stack(parts).to(W_Q.device) for parts in ([x.mean() for x in random], [x.std() for x in random]))
     labels = {"mode": list(modes)}
     return Composition(
@@ -216,7 +217,7 @@ def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:
     between = model.unembed.W_U.detach().float() @ E  # d_model × d_model: out of the logits, and in as tokens
     scores, random = [], []
     generator = torch.Generator().manual_seed(seed)
-    for l, block in enumerate(model.blocks):
+    for l, block in enumerate(watched("copying", list(model.blocks))):
         W_V, W_O = block.attn.W_V.detach().float(), block.attn.W_O.detach().float()
         scores.append(_copying(model, l, between, W_V, W_O))
         if l == 0:

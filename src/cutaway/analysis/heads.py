@@ -20,6 +20,7 @@ from cutaway.errors import ShapeError, TokenError, UnknownName, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.bars import watched
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.view import Figure, head_types
@@ -243,7 +244,7 @@ def head_scores(
         if ids is None:
             raise ShapeError("head_scores needs tokens to run the network on: pass tokens, or a cache of a run")
         parts, evens = [], []
-        for at in range(0, len(ids), batch_size):
+        for at in watched("reading patterns", range(0, len(ids), batch_size)):
             some, some_real = ids[at : at + batch_size], None if real is None else real[at : at + batch_size]
             masks = _masks(asked, some, some_real, (some.shape[1], some.shape[1]))
             scorer = _Scorer(masks, model.embed.W_E.device)

@@ -42,6 +42,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
 from cutaway.runs.activation_cache import ActivationCache
+from cutaway.runs.bars import watched
 from cutaway.runs.decompose import written
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, grouped
@@ -175,7 +176,7 @@ def lens(
     answers: list[Tensor] = []
     step = max(1, ENTRIES // model.cfg.d_vocab_out)
     with torch.no_grad():
-        for at in range(0, batch * length, step):
+        for at in watched("reading layers", range(0, batch * length, step)):
             part = slice(at, at + step)
             end = model.logits_of(final.flatten(0, 1)[None, part].to(model.W_U.dtype))[0].float().log_softmax(-1)
             answers.append(end.argmax(-1))

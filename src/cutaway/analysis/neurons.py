@@ -22,6 +22,7 @@ from cutaway.model.sites import axes, resolve
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
+from cutaway.runs.bars import watched
 from cutaway.runs.decompose import written
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
@@ -317,7 +318,7 @@ def _batches(model: Transformer, texts: Any, batch_size: int) -> Iterable[tuple[
     def whole(tokens: Tensor, real: Tensor | None) -> Iterable[tuple[Tensor, Tensor]]:
         tokens = tokens.to(model.W_U.device)
         real = torch.ones_like(tokens, dtype=torch.bool) if real is None else real.to(tokens.device)
-        for at in range(0, len(tokens), batch_size):
+        for at in watched("reading texts", range(0, len(tokens), batch_size)):
             yield tokens[at : at + batch_size], real[at : at + batch_size]
 
     if isinstance(texts, str | Tensor | Prompts):

@@ -17,6 +17,7 @@ from cutaway.analysis.shared import answers_of, target_ids, token_name, tokens_o
 from cutaway.errors import TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import index, options
+from cutaway.runs.bars import watched
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.tokens import check_length
@@ -191,7 +192,7 @@ def predict(
         raise TokenError("there is nothing to predict: give at least two tokens, or targets")
     found: dict[str, list[Tensor]] = {name: [] for name in ("loss", "probability", "rank", "predicted", "best")}
     with torch.no_grad():
-        for at in range(0, len(tokens), batch_size):
+        for at in watched("predicting", range(0, len(tokens), batch_size)):
             part = slice(at, at + batch_size)
             mask = None if real is None else real[part].long()
             resid = model(tokens[part], attention_mask=mask, stop_at_layer=model.cfg.n_layers)

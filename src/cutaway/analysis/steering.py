@@ -34,7 +34,7 @@ from cutaway.runs.editing import hooks_of
 from cutaway.runs.hashes import model_hash
 from cutaway.runs.places import Places
 from cutaway.weights.canonical import weights_hash, without_buffers
-from cutaway.writing import write
+from cutaway.writing import check_new, write
 
 Vector = Float[Tensor, "place d_model"]
 HOW = ("add", "project_out", "clamp")
@@ -148,12 +148,19 @@ class SteeringVector:
             raise ShapeError(f"this vector belongs to the first {len(self.values)} positions; it takes no others")
         return edits.add(self.values, strength).at(site, positions=range(len(self.values)))
 
-    def save(self, path: str | Path) -> None:
-        """Write values and provenance to a safetensors file, whole or not at all."""
+    def save(self, path: str | Path, *, replace: bool = False) -> None:
+        """Write values and provenance to a safetensors file, whole or not at all.
+
+        Raises:
+            AlreadyThere: the file exists, and `replace` is off.
+        """
         from safetensors.torch import save
 
         said = {key: value for key, value in asdict(self).items() if key != "values"}
-        write(path, save({"values": self.values.contiguous()}, metadata={"steering_vector": json.dumps(said)}))
+        write(
+            check_new(path, replace=replace),
+            save({"values": self.values.contiguous()}, metadata={"steering_vector": json.dumps(said)}),
+        )
 
     @classmethod
     def load(cls, path: str | Path, model: Transformer | None = None) -> SteeringVector:

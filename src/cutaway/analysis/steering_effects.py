@@ -21,6 +21,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.prompts import Prompts
 from cutaway.runs import metrics
+from cutaway.runs.bars import watched
 from cutaway.runs.generation import Sampling, generate
 from cutaway.runs.intervals import interval_of_mean
 from cutaway.runs.metrics import settled
@@ -351,7 +352,7 @@ def steered_texts(
     """Generate from each prompt at each strength (with the same seed), and score what is said."""
     texts: dict[str, list[str]] = {}
     prompts = texts_of(model, prompts)
-    for strength in strengths:
+    for strength in watched("generating", strengths):
         torch.manual_seed(seed)
         with steer(model, Steer(vector, float(strength), positions)):
             out = generate(

@@ -34,7 +34,7 @@ from cutaway.runs.bars import DelayedBar
 from cutaway.runs.metrics import LogitRows, Metric
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
-from cutaway.view import Figure, heat_map
+from cutaway.view import Figure, circuit_layers, heat_map
 
 PATHS = ("inputs", "activations")
 ROOM = 2**26  # numbers that the parts of a batch of examples may take, about
@@ -63,13 +63,27 @@ class EdgeScores(Result):
         return strongest(self.values, count)
 
     def figure(self) -> Figure:
-        """Writers down, readers across; of many, those with the largest scores."""
+        """Writers down, readers across; of many, those with the largest scores.
+
+        Colours end at the score that one edge in a thousand exceeds: a single edge would leave all others pale.
+        """
         size = self.values.data.abs().nan_to_num(0)
+        known = self.values.data[~self.values.data.isnan()].abs()
+        end = float(known.sort().values[int(0.999 * (len(known) - 1))]) or float(known.max())
         rows, columns = (size.amax(axis).argsort(descending=True)[:60].sort().values.tolist() for axis in (1, 0))
         names = self.values.names("writer"), self.values.names("reader")
         return heat_map(
             self.values.data[rows][:, columns], [names[1][at] for at in columns], [names[0][at] for at in rows], x_name="reader",
-            y_name="writer", value_name="score", title="edges",
+            y_name="writer", value_name="score", title="Scores of edges", absent="no such edge",
+            range=(-end, end) if end else None,
+        )  # fmt: skip
+
+    def graph(self, top: int = 40) -> Figure:
+        """The edges with the largest scores as a graph: layers up, components across."""
+        strongest_ = self.top(top)
+        return circuit_layers(
+            [one[:2] for one in strongest_], [score for *_, score in strongest_], value_name="score",
+            title=f"The {len(strongest_)} edges with the largest scores",
         )  # fmt: skip
 
     def summary(self) -> str:

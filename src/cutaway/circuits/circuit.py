@@ -22,7 +22,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit
 from cutaway.runs.hashes import model_hash
 from cutaway.view import Figure, circuit_layers
-from cutaway.writing import write_json
+from cutaway.writing import check_new, write_json
 
 FORMAT = "cutaway circuit 1"
 
@@ -172,9 +172,13 @@ class Circuit:
             "effects": effects, "prompts": {name: tokens.tolist() for name, tokens in self.prompts.items()},
         }  # fmt: skip
 
-    def save(self, path: Path | str) -> None:
-        """Write it as JSON."""
-        write_json(path, json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
+    def save(self, path: Path | str, *, replace: bool = False) -> None:
+        """Write it as JSON.
+
+        Raises:
+            AlreadyThere: the file exists, and `replace` is off.
+        """
+        write_json(check_new(path, replace=replace), json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path | str, model: Transformer) -> Circuit:

@@ -64,7 +64,7 @@ def check_free(folder: Path | str) -> Path:
     """
     found = check_folder(folder)
     if (found / CIRCUIT).exists():
-        raise NotReadable(f"{found} holds a circuit already; give another folder")
+        raise NotReadable(f"{found} holds a circuit already; give another folder, or remove this one first")
     return found
 
 

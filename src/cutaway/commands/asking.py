@@ -49,7 +49,7 @@ Dtype = Annotated[str | None, typer.Option(help=f"Precision of the weights: {', 
 Top = Annotated[int | None, typer.Option(min=1, help="How many rows to print. By default what fits on a screen.")]
 All = Annotated[bool, typer.Option("--all", help="Print all rows.")]
 Positions = Annotated[str | None, typer.Option("--positions", "--position", help="Roles or numbers: 'end', 'S2', '3,-1'.")]
-Layers = Annotated[str | None, typer.Option("--layers", help="Some of the layers: '0-3,7'. By default all.")]
+Layers = Annotated[str | None, typer.Option("--layers", "--layer", help="Some of the layers: '0-3,7'. By default all.")]
 
 SHARED: dict[str, tuple[Any, Any]] = {
     "file": (File, None),
@@ -320,14 +320,22 @@ class Request:
         if self.html is None:
             return
         from cutaway.runs.provenance import measured, page_with
-        from cutaway.view import Code
 
         told = facts(self.network, self.__dict__.get("asked_prompts", self.__dict__.get("long_text")))
         told += [("behaviour", f"{self.behaviour}, seed {self.seed}")] if self.behaviour else []
         told += [] if result is None else measured(result)
-        page_with(title, told, Code(text) if result is None else result.summary(), figures).save(self.html)
+        page_with(title, told, _page_said(text, result), figures).save(self.html, replace=True)
         if not self.as_json:
             console.echo(f"\n{self.html}")
+
+
+def _page_said(text: str, result: Any) -> Sequence[Any]:
+    """What a page says above its figures: the summary, and what was printed, so that --top and --all count there too."""
+    from cutaway.view import Code
+
+    summary = "" if result is None else result.summary()
+    printed = bool(summary) and text.startswith(summary.splitlines()[0])
+    return [text] if printed else [*filter(None, [summary]), Code(text)]
 
 
 # Options with one meaning everywhere.

@@ -10,7 +10,7 @@ import typer
 
 from cutaway.commands import console
 from cutaway.commands.asking import SHARED, Request, asks
-from cutaway.commands.shared import facts
+from cutaway.commands.shared import REPLACE, facts
 from cutaway.errors import ExplainError
 
 READ_OUTS = ("most-likely", "above")
@@ -40,13 +40,13 @@ def explain(
     from cutaway import explain as room
     from cutaway.explain.ranging import enumerated
     from cutaway.prompts import Prompts
-    from cutaway.writing import check_folder, write
+    from cutaway.writing import write
 
     if read_out is not None and read_out not in READ_OUTS:
         raise ExplainError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")
     if (examples is None) == (asked.behaviour is None):
         raise ExplainError("explain needs examples: give either --examples FILE or --behaviour NAME")
-    check_folder(out)
+    room.check_free(out, replace=asked.replace, option=REPLACE)
     asked.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
     network, seed = asked.network, asked.seed
     asked.options["count"] = count
@@ -60,7 +60,7 @@ def explain(
     with status(asked.as_json) as say:
         found = room.explain(network, given, unseen, name=Path(asked.model).name, seed=seed, several=several, progress=say)
     told = facts(network, given)
-    written = room.save(found, out, told)
+    written = room.save(found, out, told, replace=True)
     if asked.html is not None:
         write(asked.html, room.html(found, told))
     if asked.as_json:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cutaway.commands import console
+from cutaway.commands.shared import REPLACE, Replace
 from cutaway.errors import ConfigError
 
 WRONG = 1  # the exit code of an answer that is not right
@@ -23,6 +24,7 @@ def notebook(
     out: Annotated[Path | None, typer.Option(help="Where to write it with its outputs. By default FILE.run.ipynb.")] = None,
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on after a cell that failed.")] = False,
     timeout: Annotated[float | None, typer.Option(min=0.1, help="Seconds that a cell may take. By default any time.")] = None,
+    replace: Replace = False,
 ) -> None:
     """Run a notebook in which `transformer_lens` and `circuitsvis` are cutaway, and keep its outputs.
 
@@ -34,7 +36,7 @@ def notebook(
         mark = "failed" if cell.problem else f"{cell.seconds:6.1f} s"
         console.echo(f"[{cell.number}/{cell.of}] {mark}  {cell.first_line[:90]}")
 
-    ran = notebooks.run(file, out, keep_going=keep_going, timeout=timeout, watch=say)
+    ran = notebooks.run(file, out, keep_going=keep_going, timeout=timeout, watch=say, replace=replace, option=REPLACE)
     if ran.failed:
         raise notebooks.NotebookError(ran.summary())
     console.echo(ran.summary())

@@ -22,7 +22,7 @@ from cutaway.errors import TokenError, UnknownName
 @asks()
 def heads(
     asked: Request,
-    random_repeats: Annotated[
+    repeats: Annotated[
         bool, typer.Option("--random-repeats", help="Random tokens that come twice (where no text is given).")
     ] = False,
     threshold: Annotated[
@@ -32,19 +32,21 @@ def heads(
     examples: Annotated[int, typer.Option(min=1, help="Random sequences.")] = 32,
 ) -> None:
     """Say which head attends to what: current, previous and first tokens, duplicates, induction."""
-    from cutaway.analysis.heads import KINDS, head_scores, on_random_repeats
+    from cutaway.analysis.heads import KINDS, head_scores, random_repeats
 
-    network = asked.network
+    network, note = asked.network, ""
     if asked.sources or asked.text:
-        if random_repeats:
+        if repeats:
             raise TokenError("give either a text or --random-repeats")
         found = head_scores(network, asked.asked_prompts)
         left_out = _too_short(network, found, asked.asked_prompts, threshold)
         kept = [kind for kind in found.values.names("kind") if kind not in left_out]
         found = replace(found, values=found.values.sel(kind=kept), baseline=found.baseline.sel(kind=kept))
     else:
-        found = on_random_repeats(network, length=length, examples=examples, seed=asked.seed)
-        left_out = {}
+        tokens = random_repeats(network, length=length, examples=examples, seed=asked.seed)
+        found, left_out = head_scores(network, tokens), {}
+        half = tokens.shape[1] // 2
+        note = f"no text was given: means over {examples} sequences of {half} random tokens that come twice (seed {asked.seed})"
     report = {
         kind: {head: found.mean.sel(kind=kind, head=head).item() for head in names}
         for kind, names in found.report(threshold).items()
@@ -65,9 +67,11 @@ def heads(
     none = f"no head's mean attention is above {threshold:g} for {', '.join(report)}"
     said = _filled(columns, shown) if rows else none
     said += f"\n{more}" if more else ""
+    said += f"\n{note}" if note else ""
     said += "".join(f"\n{kind}: left out, as {why}" for kind, why in left_out.items())
     numbers = {
         "threshold": threshold,
+        "random_repeats": note or None,
         "heads": report,
         "left_out": left_out,
         "scores": found.mean.as_dict(6),
@@ -123,8 +127,8 @@ def attribute(
     from cutaway.analysis import attribution
 
     network, prompts = asked.network, asked.asked_prompts
-    other = None if minus is None else one_token(network, minus, "--minus")
-    targets, whose = _targets(network, prompts, target)
+    other = None if minus is None else one_token(network, minus, "--minus", first=asked.allow_first_token)
+    targets, whose = _targets(asked, target)
     places = positions_of(positions)
     found = attribution.attribute(network, prompts, targets=targets, minus=other, positions=places)
     count, single = int(found.counted.sum()), len(prompts) == 1 and places is not None and len(places) == 1
@@ -176,7 +180,7 @@ def lens(
     chosen: Any = of if of in room.STREAMS else [name.strip() for name in of.split(",")]
     place = (positions_of(positions) or ["end"])[0]
     at = prompts.at if positions is None and prompts.right else _own_place(place, prompts)
-    targets, whose = _targets(network, prompts, target)
+    targets, whose = _targets(asked, target)
     first = prompts[[0]]
     shown_targets = targets[:1] if getattr(targets, "ndim", 0) > 1 else targets
     found = room.lens(network, first, of=chosen, targets=shown_targets)
@@ -405,15 +409,16 @@ def composition(
     asked.show(said, numbers, figures, f"Composition in {asked.model}", found)
 
 
-def _targets(network: Any, prompts: Any, target: str | None) -> tuple[Any, str | None]:
+def _targets(asked: Request, target: str | None) -> tuple[Any, str | None]:
     """The targets of `--target`, else (None) the prompts' answers, else those of the model's task, else (None) the next tokens.
 
     And what to call them, where the analysis does not.
     """
     from cutaway import tasks
 
+    network, prompts = asked.network, asked.asked_prompts
     if target is not None:
-        return one_token(network, target, "--target"), repr(target)
+        return one_token(network, target, "--target", first=asked.allow_first_token), repr(target)
     if prompts.right:
         return None, None
     answers = tasks.answers(network, prompts.tokens.to(network.W_U.device))

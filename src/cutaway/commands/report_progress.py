@@ -41,6 +41,6 @@ def kept(console: Console, folder: Path) -> Iterator[dict[str, Any]]:
             yield {"watch": watch, "say": lambda line: console.print(line, highlight=False), "each": each}
     except KeyboardInterrupt:
         if last and last[0].left:
-            last[0].save(folder)
+            last[0].save(folder, replace=True)
             raise KeyboardInterrupt(f"{len(last[0].findings)} questions are answered in {folder}") from None
         raise

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.shared import Device, Html, Json, Record, Replace, facts, load
+from cutaway.commands.asking import AnswerWords, Dtype, FirstToken, PromptsFile, Request, WrongWords
+from cutaway.commands.shared import REPLACE, Device, Html, Json, Record, Replace, facts
 from cutaway.errors import ConfigError, PromptError
 
 TASK = "first-unique-char"  # the first report: of a task, with a checkpoint of its own and keys that others read
@@ -21,7 +22,11 @@ def report(
     examples: Annotated[
         Path | None, typer.Option(help='JSON lines: {"tokens" or "text": …, "answers": {position: token or [tokens]}}.')
     ] = None,
-    pairs: Annotated[Path | None, typer.Option(help="JSON lines of pairs: clean, corrupted, answer, wrong.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="JSON lines of pairs: clean, corrupted, answer, wrong, roles.")] = None,
+    prompts: PromptsFile = None,
+    answer: AnswerWords = None,
+    wrong: WrongWords = None,
+    allow_first_token: FirstToken = False,
     questions: Annotated[
         list[str] | None, typer.Option(help="Ask only this, such as ablation; may be repeated. A wrong name lists them.")
     ] = None,
@@ -37,6 +42,7 @@ def report(
         str | None, typer.Option(help="most-likely: one token; above: all with a logit above 0. By default as the answers are.")
     ] = None,
     anyway: Annotated[bool, typer.Option("--anyway", help="Go on with a model at chance; nothing is claimed then.")] = False,
+    dtype: Dtype = None,
     device: Device = "cpu",
     as_json: Json = False,
     html: Html = None,
@@ -53,11 +59,17 @@ def report(
     from cutaway import records
     from cutaway.commands import report_progress as progress
     from cutaway.report import first_report, reporting
-    from cutaway.writing import check_folder, write
+    from cutaway.writing import write
 
-    folder = check_folder(out or Path("out") / Path(model).name)
+    folder = reporting.check_free(out or Path("out") / Path(model).name, replace=replace, option=REPLACE)
     made: Any
-    if model == TASK and not (behaviour or examples or pairs or questions):
+    if (answer or wrong) and prompts is None:
+        raise ConfigError("--answer and --wrong belong to the texts of --prompts FILE; other prompts have answers of their own")
+    asked = Request("report", {
+        "model": model, "prompts": prompts, "answer": answer, "wrong": wrong, "allow_first_token": allow_first_token,
+        "dtype": dtype, "device": device,
+    })  # fmt: skip
+    if model == TASK and not (behaviour or examples or pairs or prompts or questions or dtype):
         of_task = {name: value for name, value in (("size", size), ("seed", seed)) if value is not None}
         with progress.shown(Console(stderr=True)) as watch:
             made = first_report.make(checkpoint, watch=watch, **of_task)
@@ -69,13 +81,13 @@ def report(
         reporting.chosen(questions)  # before the model is loaded
         if record is not None:
             records.check_free(record)
-        network, given = _given(model, device, behaviour, examples, pairs, size, seed or 0, read_out)
+        network, given = _given(asked, behaviour, examples, pairs, size, seed or 0, read_out)
         with progress.kept(Console(stderr=True), folder) as told:
             made = reporting.make(network, **given, name=Path(model).name, questions=questions, anyway=anyway, **told)
         if record is not None and made.study.sweeps:
             records.write(record, made.study.sweeps, model)
     how = facts(made.study.model, made.study.prompts)
-    written = made.save(folder, how)
+    written = made.save(folder, how, replace=True)
     if html is not None:
         write(html, made.html(how))
     if as_json:
@@ -85,39 +97,45 @@ def report(
 
 
 def _given(
-    model: str, device: str, name: str | None, examples: Path | None, pairs: Path | None, size: int | None, seed: int,
+    asked: Request, name: str | None, examples: Path | None, pairs: Path | None, size: int | None, seed: int,
     read_out: str | None,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """The network, and what it is asked about: prompts, their behaviour, the words of tokens, the read-out.
 
     Raises:
-        ConfigError: none, or several, of a behaviour, examples and pairs; a read-out that there is not.
-        PromptError: pairs that are none.
+        ConfigError: none, or several, of a behaviour, examples, pairs and texts; a read-out that there is not.
+        PromptError: pairs that are none; texts without answers.
     """
     from cutaway.prompts import Prompts
     from cutaway.tasks import behaviour_names, given
 
     if read_out is not None and read_out not in READ_OUTS:
         raise ConfigError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")
-    if sum(one is not None for one in (name, examples, pairs)) > 1:
-        raise ConfigError("give one of --behaviour NAME, --examples FILE and --pairs FILE")
-    network = load(model, device)
-    file = examples or pairs
+    if sum(one is not None for one in (name, examples, pairs, asked.prompts_file)) > 1:
+        raise ConfigError("give one of --behaviour NAME, --examples FILE, --pairs FILE and --prompts FILE")
+    network, model = asked.network, asked.model
+    file = examples or pairs or asked.prompts_file
     if file is None:
         name = name or (network.cfg.model_name if network.cfg.model_name in behaviour_names() else None)
         if name is None:
             raise ConfigError(
                 f"say what {Path(model).name} should be asked to do: --behaviour NAME ({', '.join(behaviour_names())}), "
-                "--examples FILE or --pairs FILE"
+                "--examples FILE, --pairs FILE or --prompts FILE with --answer"
             )
         chosen, prompts = given.of_behaviour(name, network, size, seed)
         return network, {"prompts": prompts, "behaviour": chosen, "vocab": chosen.vocabulary or None, "size": size, "seed": seed}
-    prompts = Prompts.read(file, network.tokenizer, prepend_bos=network.cfg.default_prepend_bos)
+    if asked.prompts_file is not None and not asked.answer:
+        raise PromptError("texts of --prompts need answers: give --answer WORD, one for all or one for each (and --wrong)")
+    prompts = (
+        asked.asked_prompts if asked.prompts_file else Prompts.read(file, network, allow_first_token=asked.allow_first_token)
+    )
     if pairs is not None and prompts.corrupted is None:
         raise PromptError(f"{pairs} holds examples, not pairs; give it with --examples")
     above = read_out == "above" if read_out else prompts.several and not prompts.wrong
     if above:  # centring the unembedding shifts logits, and a threshold would read others
-        network = load(model, device, center_unembed=False)
+        asked.rewrites["center_unembed"] = False
+        del asked.network  # made again
+        network = asked.network
     words = None if network.tokenizer is not None else given.vocabulary(Path(model), file.parent)
     same = network.cfg.d_vocab == network.cfg.d_vocab_out
     found = {"behaviour": given.Given(same), "vocab": words, "above": above, "size": size, "seed": seed}

@@ -13,7 +13,7 @@ import typer
 from cutaway.commands import console
 from cutaway.commands.console import visible
 from cutaway.errors import ConfigError, TokenError
-from cutaway.writing import check_writable
+from cutaway.writing import check_new, check_writable
 
 DEFAULT = "attn-only-2l"
 Model = Annotated[str, typer.Argument(help="A bundled model, a name of the Hugging Face hub, a folder or a file.")]
@@ -27,8 +27,8 @@ def _page_file(context: Any, path: Path | None) -> Path | None:
     """A file that a page can be written to: asked before anything is computed.
 
     Raises:
-        ConfigError: another ending, a folder, no folder around it, or it is there and --replace is not given.
-        NotWritten: its folder or the disk takes no file.
+        ConfigError: another ending, a folder, no folder around it.
+        NotWritten: its folder or the disk takes no file; `AlreadyThere`, where it exists and --replace is not given.
     """
     if path is None:
         return None
@@ -47,17 +47,15 @@ def free_file(context: Any, path: Path | None) -> Path | None:
     """A file that can be written: one that is there only with `--replace`, which is read before other options.
 
     Raises:
-        ConfigError: it is there already.
-        NotWritten: its folder or the disk takes no file.
+        NotWritten: its folder or the disk takes no file; `AlreadyThere`, where it exists.
     """
     if path is None:
         return None
-    if path.is_file() and not context.params.get("replace", True):
-        raise ConfigError(f"{path} is there already; give another name, or --replace to write over it")
-    return check_writable(path)
+    return check_writable(check_new(path, replace=context.params.get("replace", False), option=REPLACE))
 
 
-Replace = Annotated[bool, typer.Option("--replace", is_eager=True, help="Write over a file that is there already.")]
+REPLACE = "--replace"
+Replace = Annotated[bool, typer.Option(REPLACE, is_eager=True, help="Write over a file that is there already.")]
 Html = Annotated[Path | None, typer.Option(help="Write a page with the figures to this file.", callback=_page_file)]
 Record = Annotated[Path | None, typer.Option(help="Write a record to this folder, for `cutaway replay` and `cutaway compare`.")]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
@@ -97,8 +95,8 @@ def read_file(file: Path, what: str) -> str:
     return found
 
 
-def one_token(network: Any, word: str, option: str) -> int:
-    """The token that an option names.
+def one_token(network: Any, word: str, option: str, *, first: bool = False) -> int:
+    """The token that an option names; with `first` (`--allow-first-token`) the first of several.
 
     Raises:
         TokenError: it is several, or none; says which, and whether a space in front was forgotten.
@@ -112,6 +110,8 @@ def one_token(network: Any, word: str, option: str) -> int:
                 f"{option}: {word!r} is taken as it stands, without a space in front; within a text it is {other!r}", err=True
             )
         return int(ids[0])
+    if len(ids) and first:
+        return int(ids[0])
     if not len(ids):
         raise TokenError(f"{option} is empty; give one token")
     parts = to_str_tokens(network.tokenizer, ids)
@@ -122,7 +122,10 @@ def one_token(network: Any, word: str, option: str) -> int:
             hint = f"such as {other!r}, with a space in front"
     except TokenError:  # the vocabulary has no space
         hint = f"such as {parts[0]!r}"
-    raise TokenError(f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}")
+    raise TokenError(
+        f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}, or take the first with "
+        "--allow-first-token (in Python allow_first_token=True)"
+    )
 
 
 def spaced(network: Any, word: str) -> str | None:

@@ -83,7 +83,7 @@ def steer(
     if len(strengths) < 2:
         raise ShapeError("strength 0 alone steers nothing; give another --strength")
     measured = effects.dose_response(
-        network, made, prompts, _target(network, prompts, effect, minus), strengths, side_text=others, random=random,
+        network, made, prompts, _target(asked, effect, minus), strengths, side_text=others, random=random,
         seed=asked.seed, prepend_bos=asked.bos,
     )  # fmt: skip
     chosen = made[int(measured.best)]
@@ -93,7 +93,7 @@ def steer(
         positions=where, sampling=sampling, seed=asked.seed, name=f"matches of {matches!r}", prepend_bos=asked.bos,
     )  # fmt: skip
     if save is not None:
-        chosen.save(save)
+        chosen.save(save, replace=True)  # whether it may be replaced was asked before
     if record is not None:
         assert measured.sweep is not None
         records.write(record, measured.sweep, asked.model)
@@ -183,16 +183,17 @@ def _position(word: str) -> int | str:
     raise ConfigError(f"--position {word!r} must be a number or mean")
 
 
-def _target(network: Any, prompts: Any, effect: str | None, minus: str | None) -> Any:
+def _target(asked: Request, effect: str | None, minus: str | None) -> Any:
     """What is measured: the token of `--effect`, the prompts' answers (None), or their loss."""
     from cutaway.analysis import steering_effects as effects
 
+    network, first = asked.network, bool(asked.allow_first_token)
     if effect is None:
         if minus is not None:
             raise ConfigError("--minus needs --effect, the token that it is compared with")
-        return None if prompts.right else effects.text_loss
-    wrong = None if minus is None else one_token(network, minus, "--minus")
-    return effects.steering_target(one_token(network, effect, "--effect"), wrong)
+        return None if asked.asked_prompts.right else effects.text_loss
+    wrong = None if minus is None else one_token(network, minus, "--minus", first=first)
+    return effects.steering_target(one_token(network, effect, "--effect", first=first), wrong)
 
 
 # What is printed and drawn.

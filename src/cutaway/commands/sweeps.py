@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.asking import Layers, Positions, Request, asks, layers_of, positions_of
+from cutaway.commands.asking import SCREEN, Layers, Positions, Request, asks, layers_of, positions_of
 from cutaway.commands.shared import Device, Json, Record, lines, load
 from cutaway.errors import ConfigError, PromptError
 
@@ -51,9 +51,12 @@ def metric_of(asked: Request) -> Any:
 @asks()
 def ablate(
     asked: Request,
-    kind: Annotated[list[str] | None, typer.Option(help="zero or mean; may be repeated. By default zero.")] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option("--kind", "--kinds", help="zero or mean; may be repeated. By default zero.")
+    ] = None,
     site: Annotated[
-        list[str] | None, typer.Option(help="z (what a head has seen), q, k, v or pattern; may be repeated. By default z.")
+        list[str] | None,
+        typer.Option("--site", "--sites", help="z (what a head has seen), q, k, v or pattern; may be repeated. By default z."),
     ] = None,
     component: Annotated[
         list[str] | None,
@@ -90,7 +93,7 @@ def ablate(
             )
         else:
             found = ablation.ablate_heads(
-                network, prompts, metric_of(asked), kinds=kinds, sites=sites, progress=progress, **options
+                network, prompts, metric_of(asked), kinds=kinds, sites=sites, layers=chosen, progress=progress, **options
             )
     if component is not None:
         rows = [[which, name, change] for which in kinds for name, change in found.changes(which).items()]
@@ -98,7 +101,7 @@ def ablate(
         numbers: dict[str, Any] = {"components": {which: found.changes(which) for which in kinds}}
         figures = [("Ablation", found.figure())]
     else:
-        rows, numbers = _head_rows(found, kinds, sites, chosen)
+        rows, numbers = _head_rows(found, kinds, sites)
         columns = ["kind", "of", "head", found.values.what]
         figures = [(f"{which} ablation", found.figure(which)) for which in kinds]
     shown, more = asked.rows(rows)
@@ -112,15 +115,10 @@ def ablate(
     asked.show(said, numbers, figures, f"Ablation of {asked.model}", found)
 
 
-def _head_rows(found: Any, kinds: list[str], sites: list[str], layers: list[int]) -> tuple[list[list[Any]], dict[str, Any]]:
+def _head_rows(found: Any, kinds: list[str], sites: list[str]) -> tuple[list[list[Any]], dict[str, Any]]:
     """Rows of heads and of whole layers, and the same as numbers; the largest changes of each kind and site first."""
-    wanted = {str(layer) for layer in layers}
-
-    def some(changes: dict[str, float]) -> dict[str, float]:
-        return {name: change for name, change in changes.items() if name.partition(".")[0] in wanted}
-
-    heads = {which: {where: some(found.increases(which, where)) for where in sites} for which in kinds}
-    whole = {which: {where: some(found.layer_increases(which, where)) for where in sites} for which in kinds}
+    heads = {which: {where: found.increases(which, where) for where in sites} for which in kinds}
+    whole = {which: {where: found.layer_increases(which, where) for where in sites} for which in kinds}
     rows = [
         [which, where, head, change]
         for which in kinds
@@ -149,7 +147,8 @@ def patch(
     asked: Request,
     what: Annotated[
         list[str] | None,
-        typer.Option(help="resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v, pattern; may be repeated. By default the "
+        typer.Option("--what", "--kinds", "--kind",
+                     help="resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v, pattern; may be repeated. By default the "
                           "stream, what attention and MLP add to it, and z."),
     ] = None,
     direction: Annotated[str, typer.Option(help="denoising (clean into corrupted) or noising.")] = "denoising",
@@ -183,6 +182,10 @@ def patch(
         "direction": direction, "clean": found.clean, "corrupted": found.corrupted,
         "audit": found.audit.difference, "tokens": [list(one) for one in found.tokens],
         "recovered": {kind: found.normalised(kind).to_json() for kind in found.sweeps},
+        "by_pair": {
+            "clean": found.by_example[0].tolist(), "corrupted": found.by_example[1].tolist(),
+            "patched": {kind: one.values.to_json() for kind, one in found.sweeps.items()},
+        },
     }  # fmt: skip
     if baseline:
         numbers["baseline"] = {kind: one.baseline.to_json() for kind, one in found.sweeps.items() if one.baseline is not None}
@@ -248,7 +251,7 @@ def edges(
     with bar("scoring edges", asked.as_json) as progress:
         found = edge_attribution(network, prompts, None, metric, steps=steps, ablation=ablation, progress=progress)
     count = int((~found.values.data.isnan()).sum())
-    top = found.top(max(asked.top or 0, exact, 100))
+    top = found.top(count if asked.all_rows else max(asked.top or SCREEN, exact))
     effects = {}
     if exact:
         with bar("ablating edges", asked.as_json) as progress:
@@ -256,13 +259,14 @@ def edges(
             done = edge_effects(network, prompts, None, metric, edges=chosen, ablation=ablation, progress=progress)
         effects = {(one, other): change for one, other, change in done.top(exact)}
     rows = [[f"{one} → {other}", score, effects.get((one, other), "")] for one, other, score in top]
-    shown, more = asked.rows(rows)
     columns = ["edge", "score", "when ablated"]
-    said = lines(columns, shown) if exact else lines(columns[:2], [row[:2] for row in shown])
-    said += (f"\n{more}" if more else "") + f"\n{found.method}; {count} edges"
+    said = lines(columns, rows) if exact else lines(columns[:2], [row[:2] for row in rows])
+    rest = f"; {count - len(rows):,} more than are shown: --top N or --all" if len(rows) < count else ""
+    said += f"\n{found.method}; {count:,} edges{rest}"
     edges_ = [{"writer": one, "reader": other, "score": score, "ablated": effects.get((one, other))} for one, other, score in top]
     numbers = {"method": found.method, "count": count, "metric": found.values.what, "edges": edges_}
-    asked.show(said, numbers, [("Edges", found.figure())], f"Edges of {asked.model}", found)
+    asked.show(said, numbers, [("As a graph", found.graph(max(len(top), 1) if asked.top else 40)), ("Edges", found.figure())],
+               f"Edges of {asked.model}", found)  # fmt: skip
 
 
 @asks()

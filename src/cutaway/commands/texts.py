@@ -29,7 +29,7 @@ def next_(
     from cutaway.analysis.shared import token_name
 
     network, prompts = asked.network, asked.asked_prompts
-    wanted = {one: one_token(network, one, "--word") for one in word or ()}
+    wanted = {one: one_token(network, one, "--word", first=asked.allow_first_token) for one in word or ()}
     with torch.no_grad():
         resid = network(prompts, stop_at_layer=network.cfg.n_layers)
         last = resid[torch.arange(len(prompts)), prompts.place("end").to(resid.device)]

@@ -67,9 +67,9 @@ class RenderedPage(Html):
         """A complete page."""
         return self.page.html()
 
-    def save(self, path: Any) -> Any:
+    def save(self, path: Any, *, replace: bool = False) -> Any:
         """Write the page to a file, and say where."""
-        return self.page.save(path)
+        return self.page.save(path, replace=replace)
 
     def show_code(self) -> str:
         """The HTML: a piece that needs nothing else and can stand in any page."""

@@ -15,7 +15,7 @@ from cutaway.programs import as_python, line_as_python, to_dict
 from cutaway.programs.language import Attend, Line, reads
 from cutaway.view import Code, Section, bar_chart, page
 from cutaway.view.pages import Fact, Facts
-from cutaway.writing import check_folder, write, write_json
+from cutaway.writing import check_folder, check_new, write, write_json
 
 PROGRAM, NUMBERS, PAGE = "program.py", "explanation.json", "explanation.html"
 MEANINGS = {
@@ -117,13 +117,27 @@ def _held(nodes: list[str]) -> str:
     return f"held by {', '.join(nodes)}" if nodes else "made of the embedding and what later nodes read"
 
 
-def save(explanation: Explanation, folder: str | Path, facts: Sequence[Fact] = ()) -> list[Path]:
+def check_free(folder: str | Path, *, replace: bool = False, option: str = "replace=True") -> Path:
+    """Make sure that an explanation can be written into a folder: to be asked before anything is computed.
+
+    Raises:
+        NotWritten: the folder takes none.
+        AlreadyThere: one is there, and `replace` is off.
+    """
+    folder = check_folder(folder)
+    for name in (PROGRAM, NUMBERS, PAGE):
+        check_new(folder / name, replace=replace, option=option)
+    return folder
+
+
+def save(explanation: Explanation, folder: str | Path, facts: Sequence[Fact] = (), *, replace: bool = False) -> list[Path]:
     """Write the three files.
 
     Raises:
         NotWritten: the folder takes none.
+        AlreadyThere: one of them exists, and `replace` is off.
     """
-    folder = check_folder(folder)
+    folder = check_free(folder, replace=replace)
     text = json.dumps(numbers(explanation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     return [
         write(folder / PROGRAM, as_python(explanation.program)),

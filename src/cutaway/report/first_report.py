@@ -81,7 +81,7 @@ def numbers(findings: Iterable[Finding], heads: Sequence[str]) -> dict[str, Any]
     """Every number under its old key; `heads` are the network's, half of them of layer 0."""
     listed = list(findings)
     tree = {key: value for one in listed for key, value in one.to_json().get("numbers", {}).items() if key != "attention"}
-    looks = {one.what.removeprefix("attention to "): one for one in listed if "attention" in one.numbers}
+    looks = {name: one for one in listed for name in one.numbers.get("attention", ())}
     early, late = heads[: len(heads) // 2], heads[len(heads) // 2 :]
     one, pairs, five = (tree["sets"][name] for name in ("one letter", "pairs of letters", "five letters in pairs"))
     read, null = tree["by_class"].get(JUST_READ, {}), tree["by_other_answer"].get("?", {})

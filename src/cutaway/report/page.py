@@ -11,6 +11,7 @@ import torch
 from cutaway.report.findings import Finding
 from cutaway.report.sentences import capital, sentence
 from cutaway.runs.estimates import Value
+from cutaway.tasks.given import Given
 from cutaway.view import Figure, Section, bar_chart, line_chart
 from cutaway.view import page as whole
 from cutaway.view.pages import Fact, Facts
@@ -27,7 +28,8 @@ INTRO = (
 
 def title(about: Mapping[str, Any]) -> str:
     """What is reported on."""
-    return f"How {about['model']} does {about['behaviour'] or 'its task'}"
+    task = about["behaviour"] if about["behaviour"] not in ("", about["model"]) else "its task"
+    return f"How {about['model']} {'answers' if task == Given.name else 'does'} {task}"
 
 
 def subtitle(about: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from cutaway.runs.hashes import model_hash
 from cutaway.tasks.behaviour import Behaviour
 from cutaway.tasks.given import FEW, LARGE, MANY
 from cutaway.view.pages import Fact
-from cutaway.writing import check_folder, write, write_json
+from cutaway.writing import check_folder, check_new, write, write_json
 
 HTML, JSON = "report.html", "report.json"
 TOKENS = 24_000  # of all prompts that are run, about
@@ -102,15 +102,29 @@ class Report:
             lines += [f"  {sentence(one)}" for one in found if not one.silent][:4]
         return "\n".join(lines)
 
-    def save(self, folder: str | Path, facts: Sequence[Fact] = ()) -> tuple[Path, Path]:
+    def save(self, folder: str | Path, facts: Sequence[Fact] = (), *, replace: bool = False) -> tuple[Path, Path]:
         """Write `report.html` and `report.json`.
 
         Raises:
             NotWritten: the folder or the disk does not take them.
+            AlreadyThere: one of them exists, and `replace` is off.
         """
-        folder = check_folder(folder)
+        folder = check_free(folder, replace=replace)
         html, numbers = self.html(facts), self.json()  # both before either is written
         return write(folder / HTML, html), write_json(folder / JSON, numbers)
+
+
+def check_free(folder: str | Path, *, replace: bool = False, option: str = "replace=True") -> Path:
+    """Make sure that a report can be written into a folder: to be asked before anything is computed.
+
+    Raises:
+        NotWritten: the folder or the disk does not take it.
+        AlreadyThere: a report is there, and `replace` is off.
+    """
+    folder = check_folder(folder)
+    for name in (HTML, JSON):
+        check_new(folder / name, replace=replace, option=option)
+    return folder
 
 
 def fitted(prompts: Prompts, model: Any, size: int | None, seed: int) -> Prompts:

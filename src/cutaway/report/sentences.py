@@ -38,6 +38,11 @@ def listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}" if names else "none"
 
 
+def named(label: str) -> str:
+    """A label as a sentence takes it: one of several words in quotes, since classes of answers are clauses."""
+    return f"“{label}”" if " " in label else label
+
+
 def capital(text: str) -> str:
     """The same with a capital first."""
     return text[:1].upper() + text[1:]
@@ -52,7 +57,7 @@ def _base(finding: Finding, label: str) -> str:
 
 
 def _measured(finding: Finding, label: str) -> str:
-    return f"{label} ({said(finding.values[label], finding.unit)})"
+    return f"{named(label)} ({said(finding.values[label], finding.unit)})"
 
 
 def _no_baseline(finding: Finding, text: str) -> str:
@@ -91,9 +96,9 @@ def share(finding: Finding) -> str:
     """Each value beside its baseline."""
     parts = []
     for label in finding.values:
-        base, named = _base(finding, label), "" if len(finding.values) == 1 else f" for {label}"
+        base, whose = _base(finding, label), "" if len(finding.values) == 1 else f" for {named(label)}"
         inside = "" if finding.stands_out(label) or not base else _not_above(finding, label)
-        parts.append(f"{said(finding.values[label], finding.unit)}{named}" + (f" ({base}{inside})" if base else ""))
+        parts.append(f"{said(finding.values[label], finding.unit)}{whose}" + (f" ({base}{inside})" if base else ""))
     text = f"{capital(finding.what)} is {listed(parts)}"
     return f"{text}." if finding.baseline is not None else _no_baseline(finding, text)
 
@@ -110,10 +115,11 @@ def comparison(finding: Finding) -> str:
     if not (math.isfinite(known[high].low) and math.isfinite(known[low].high)):  # of a number that is no mean over prompts
         end = ""
     base = _base(finding, high)
-    return (
-        f"{capital(finding.what)} is {_measured(finding, high)} against {_measured(finding, low)}"
-        f"{f' (of {len(known)})' if len(known) > 2 else ''}{end}{f'; {base}' if base else ''}."
-    )
+    most, least = (f"{said(known[label], finding.unit)} for {named(label)}" for label in (high, low))
+    ends = f"is {most}, against {least}"
+    if len(known) > 2:
+        ends = f"ranges from {least} to {most}, the lowest and the highest of {len(known)}"
+    return f"{capital(finding.what)} {ends}{end}{f'; {base}' if base else ''}."
 
 
 def trend(finding: Finding) -> str:
@@ -133,7 +139,7 @@ def trend(finding: Finding) -> str:
 
 def count(finding: Finding) -> str:
     """How many of how many, and which."""
-    names = list(finding.values)
+    names = [named(label) for label in finding.values]
     which = f" ({listed(names[:12])}{' and others' if len(names) > 12 else ''})" if 0 < len(names) < finding.total else ""
     base = finding.baseline if isinstance(finding.baseline, Value) else None
     text = f"{capital(finding.what)}: {len(names):,} of {finding.total:,}{which}"

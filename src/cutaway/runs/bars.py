@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds
 
@@ -42,6 +45,17 @@ class DelayedBar:
 
     def __del__(self) -> None:
         self.stop()
+
+
+def watched(what: str, items: Sequence[T]) -> Iterator[T]:
+    """The items one by one, with a bar that moves as they are done."""
+    bar = DelayedBar(what)
+    try:
+        for number, item in enumerate(items, start=1):
+            yield item
+            bar(number, len(items))
+    finally:
+        bar.stop()
 
 
 def _watched() -> bool:

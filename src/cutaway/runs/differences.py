@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
 
 from cutaway.errors import ShapeError
-from cutaway.runs.results import Labelled, Result, layers_by_heads, names_of_entries
+from cutaway.runs.results import Labelled, Result, names_of_entries
 from cutaway.view import Figure, bar_chart, sweep_grid
 
 
@@ -67,9 +68,9 @@ def _means(values: Labelled) -> Labelled:
 
 def drawn(values: Labelled, title: str) -> Figure:
     """Means as a figure: layers × heads where labels are heads, a grid of two axes, else bars of what is largest."""
-    grid = layers_by_heads(values)
-    if grid is not None:
-        return sweep_grid(grid, row_name="layer", column_name="head", value_name=_said(values), title=title)
+    mapped = component_map(values, title)
+    if mapped is not None:
+        return mapped
     if values.data.ndim == 2:
         row, column = values.axes
         return sweep_grid(
@@ -79,6 +80,33 @@ def drawn(values: Labelled, title: str) -> Figure:
     flat, names = values.data.flatten(), names_of_entries(values)
     order = flat.abs().nan_to_num(-1).argsort(descending=True)[:40].tolist()
     return bar_chart([names[at] for at in order], [float(flat[at]) for at in order], value_name=_said(values), title=title)
+
+
+PART = re.compile(r"(\d+)\.(\d+|attn|mlp)")
+FEWEST, MOST_ELSE = 12, 6  # heads that make a map; other components that its title can name
+
+
+def component_map(values: Labelled, title: str) -> Figure | None:
+    """One number for each component as a map: layers down, heads across, then MLPs; the embedding and the like in the title.
+
+    None: too few heads for a map, or too much that is neither head nor layer.
+    """
+    if values.data.ndim != 1:
+        return None
+    found = [(PART.fullmatch(name), name, float(one)) for name, one in zip(names_of_entries(values), values.data, strict=True)]
+    parts = [(int(at[1]), at[2], one) for at, _, one in found if at]
+    heads = {int(part) for _, part, _ in parts if part.isdecimal()}
+    rest = [f"{name} {one:+.3g}" for at, name, one in found if not at]
+    if sum(part.isdecimal() for _, part, _ in parts) < FEWEST or len(rest) > MOST_ELSE:
+        return None
+    columns = [*map(str, range(max(heads) + 1)), *(one for one in ("attn", "mlp") if any(one == part for _, part, _ in parts))]
+    grid = torch.full((1 + max(layer for layer, _, _ in parts), len(columns)), torch.nan)
+    for layer, part, one in parts:
+        grid[layer, columns.index(part)] = one
+    return sweep_grid(
+        grid, None, columns, row_name="layer", column_name="head or MLP", value_name=_said(values), absent="not among these",
+        title=title + (f" ({', '.join(rest)})" if rest else ""),
+    )  # fmt: skip
 
 
 def _said(values: Labelled) -> str:

@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from torch import Tensor
 
 from cutaway import __version__
-from cutaway.errors import ShapeError, TokenError
+from cutaway.errors import ShapeError, TokenError, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
 from cutaway.runs.hashes import model_hash
@@ -39,6 +39,7 @@ def with_provenance(analysis: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(analysis)
     def asked(*args: P.args, **options: P.kwargs) -> R:
+        known(named, analysis.__name__, options)
         found = analysis(*args, **options)
         if isinstance(found, Result):
             object.__setattr__(found, "provenance", Provenance.of(analysis.__name__, named.bind(*args, **options).arguments))
@@ -46,6 +47,20 @@ def with_provenance(analysis: Callable[P, R]) -> Callable[P, R]:
 
     asked.__dict__["keeps_provenance"] = True
     return asked
+
+
+def known(named: inspect.Signature, function: str, options: Mapping[str, Any]) -> None:
+    """Refuse an option that a function lacks, and say which is meant: `kind=` for `kinds=`.
+
+    Raises:
+        TypeError: as Python itself raises it.
+    """
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in named.parameters.values()):
+        return
+    there = [name for name, one in named.parameters.items() if one.kind is not inspect.Parameter.VAR_POSITIONAL]
+    for name in options:
+        if name not in there:
+            raise TypeError(f"{function}() has no option {name}={nearest(f'{name}', there)}; it takes {', '.join(there)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,19 +151,19 @@ def page_of(result: Result, title: str = "", figures: Sequence[tuple[str, Figure
         except ShapeError:  # one number: the summary stands for itself
             figures = []
     told = [] if result.provenance is None else result.provenance.facts()
-    return page_with(title or _title(result), [*told, *measured(result)], result.summary(), figures)
+    return page_with(title or _title(result), [*told, *measured(result)], [result.summary()], figures)
 
 
-def page_with(title: str, facts: Sequence[Fact], said: str | Code, figures: Sequence[tuple[str, Figure]]) -> Page:
+def page_with(title: str, facts: Sequence[Fact], said: Sequence[str | Code], figures: Sequence[tuple[str, Figure]]) -> Page:
     """The page that every command and every result writes: facts, sentences, figures, in this order.
 
     Args:
-        said: sentences; as `Code` where they are a table.
+        said: paragraphs; a table as `Code`.
         figures: headings and figures; a single one needs no section.
     """
     several = len(figures) > 1
     sections = [Section(heading, [figure]) for heading, figure in figures] if several else []
-    told: list[Any] = [Facts(facts), said]
+    told: list[Any] = [Facts(facts), *said]
     return page(title, sections, intro=[*told, *([] if several else [figure for _, figure in figures])])
 
 

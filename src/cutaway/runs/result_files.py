@@ -21,19 +21,20 @@ from cutaway import reading
 from cutaway.errors import NotReadable
 from cutaway.runs.provenance import Provenance
 from cutaway.runs.results import Labelled, Result
-from cutaway.writing import write
+from cutaway.writing import check_new, write
 
 FORMAT = "cutaway result 1"
 LARGEST = 2**32  # bytes
 PLAIN = (str, int, float, bool)
 
 
-def save_result(result: Result, path: str | Path) -> Path:
+def save_result(result: Result, path: str | Path, *, replace: bool = False) -> Path:
     """Write a result to a file (`.cutaway`), and say where.
 
     Raises:
-        NotWritten: the folder or the disk does not take it.
+        NotWritten: the folder or the disk does not take it; `AlreadyThere`, where it exists and `replace` is off.
     """
+    check_new(path, replace=replace)
     tensors: dict[str, Tensor] = {}
     said = _encoded(result, tensors)
     if result.provenance is not None:

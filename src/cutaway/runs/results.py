@@ -218,17 +218,18 @@ class Result(ABC):
         except ShapeError:  # one number, or too many: the summary stands for itself
             return said
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, replace: bool = False) -> Path:
         """Write it to a file, `.cutaway`, that `cutaway.load` reads, without its model; or, to `.html`, its page.
 
         Raises:
             NotWritten: the folder or the disk does not take it.
+            AlreadyThere: the file exists, and `replace` is off.
         """
         if Path(path).suffix.lower() in (".html", ".htm"):
-            return self.page().save(path)
+            return self.page().save(path, replace=replace)
         from cutaway.runs.result_files import save_result
 
-        return save_result(self, path)
+        return save_result(self, path, replace=replace)
 
     def page(self, title: str = "", figures: Sequence[tuple[str, Figure]] | None = None) -> Page:
         """A page: model, hash, date, call, prompts, metric, what the summary says, audit and baseline, then the figures.

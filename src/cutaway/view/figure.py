@@ -18,9 +18,9 @@ import msgspec
 
 from cutaway import reading
 from cutaway.errors import NotReadable, ShapeError
-from cutaway.view import html, images, widget, wire
+from cutaway.view import html, images, plotly_figures, widget, wire
 from cutaway.view.arrays import Array
-from cutaway.writing import write
+from cutaway.writing import check_new, write
 
 QUANTISE_ABOVE = 5_000_000  # bytes of base64 in a notebook or a page
 REFUSE_ABOVE = 25_000_000
@@ -116,26 +116,32 @@ class Figure:
         """A complete page that holds this figure and needs nothing else."""
         return html.document(self.title or self.view, html.holder(self.payload(limit=limit), self.text, self.height))
 
-    def save(self, path: str | Path) -> Path:
-        """Write the page to a file, and say where; `.png` and `.pdf` are drawn by a browser of this machine.
+    def save(self, path: str | Path, *, replace: bool = False) -> Path:
+        """Write the page to a file, and say where; `.png`, `.pdf` and `.svg` are drawn by a browser of this machine.
+
+        An SVG is the figure as Plotly draws it (extra `plots`), the others are pictures of the page.
 
         Raises:
             ConfigError: the file's name is that of another kind of image.
             PackageNeeded: an image is asked for, and there is no browser.
+            AlreadyThere: the file exists, and `replace` is off.
         """
         path = Path(path)
         if path.suffix.lower() in images.DRAWN:
+            check_new(path, replace=replace)
+            if path.suffix.lower() == ".svg":
+                return write(path, images.svg(self))
             return write(path, images.picture(self.html(), path, height=self.height + 2 * html.MARGIN))
-        return html.save(path, self.html)
+        return html.save(path, self.html, replace=replace)
 
     def plotly(self) -> Any:
-        """The figure as one of Plotly (extra `plots`): bars, lines and heat maps.
+        """The figure as one of Plotly (extra `plots`): bars, lines, heat maps, tokens, graphs, tables.
 
         Raises:
             PackageNeeded: Plotly is not installed.
             ConfigError: a figure that Plotly has no kind for.
         """
-        return images.to_plotly(self)
+        return plotly_figures.to_plotly(self)
 
     def show(self) -> None:
         """Display in a notebook; elsewhere, open a browser on a temporary file."""

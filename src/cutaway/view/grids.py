@@ -43,6 +43,7 @@ def heat_map(
     range: Values | None = None,
     splits: Mapping[str, Values] | None = None,
     text: Iterable[Labels] | None = None,
+    absent: str = "",
 ) -> Figure:
     """A matrix as colours, rows downwards.
 
@@ -53,6 +54,7 @@ def heat_map(
         range: values at the two ends of the colour scale; by default what the data span.
         splits: lines between quadrants: {"x": [columns], "y": [rows]}, each before that index.
         text: a string for each cell.
+        absent: what a cell that is NaN stands for ("no such edge"): it stays blank, and the legend says so.
 
     Raises:
         ShapeError: shapes, labels or marks do not fit.
@@ -60,7 +62,7 @@ def heat_map(
     panels = [Panel("", values, marks=marks, text=text)]
     return small_multiples(
         panels, x_labels, y_labels, x_name=x_name, y_name=y_name, value_name=value_name, title=title, scale=scale,
-        range=range, splits=splits,
+        range=range, splits=splits, absent=absent,
     )  # fmt: skip
 
 
@@ -79,12 +81,14 @@ def small_multiples(
     splits: Mapping[str, Values] | None = None,
     common: bool = True,
     columns: int | None = None,
+    absent: str = "",
 ) -> Figure:
     """Several heat maps side by side: one selection, and one colour scale unless `common` is off.
 
     Args:
         panels: `Panel`s, or a mapping from name to values [row, column].
         columns: panels in a row; as many as fit without, and fewer than asked for where the page is too narrow for them.
+        absent: as `heat_map`.
 
     Raises:
         ShapeError: nothing to draw, or shapes and labels do not fit.
@@ -103,7 +107,7 @@ def small_multiples(
         "x": None if x_labels is None else [str(label) for label in x_labels],
         "y": None if y_labels is None else [str(label) for label in y_labels],
         "xName": x_name, "yName": y_name, "valueName": value_name, "scale": scale,
-        "range": color_range(arrays, scale, range), "common": common, "columns": columns,
+        "range": color_range(arrays, scale, range), "common": common, "columns": columns, "absent": absent,
         "splits": {axis: [int(at) for at in (splits or {}).get(axis, [])] for axis in ("x", "y")},
     }  # fmt: skip
     named = {f"p{index}": array for index, array in enumerate(arrays)}
@@ -178,11 +182,13 @@ def sweep_grid(
     marks: Iterable[Labels] | None = None,
     range: Values | None = None,
     scale: str = "diverging",
+    absent: str = "",
 ) -> Figure:
     """What a sweep of edits did: layer × position or layer × head, one panel for each kind of edit.
 
     Args:
         values: [row, column], or [kind, row, column] with `kinds` named.
+        absent: as `heat_map`.
 
     Raises:
         ShapeError: shapes and labels do not fit.
@@ -195,7 +201,7 @@ def sweep_grid(
     panels = [Panel(name if len(array) > 1 else "", one, marks=marks) for name, one in zip(names, array, strict=True)]
     return small_multiples(
         panels, columns, rows, x_name=column_name, y_name=row_name, value_name=value_name, title=title, scale=scale,
-        range=range,
+        range=range, absent=absent,
     )  # fmt: skip
 
 

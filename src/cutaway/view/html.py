@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import ConfigError
-from cutaway.writing import write
+from cutaway.writing import check_new, write
 
 MARGIN = 24  # CSS pixels around a figure in its frame
 ENDINGS = ("", ".html", ".htm")
@@ -61,18 +61,18 @@ def document(title: str, body: str, *, head: str = "", kind: str = "single") -> 
     )
 
 
-def save(path: str | Path, page: Callable[[], str]) -> Path:
+def save(path: str | Path, page: Callable[[], str], *, replace: bool = False) -> Path:
     """Write a page to a file, and say where.
 
     Raises:
         ConfigError: the file's name is that of something else.
-        NotWritten: the folder or the disk does not take it.
+        NotWritten: the folder or the disk does not take it; `AlreadyThere`, where it exists and `replace` is off.
     """
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         name = path.with_suffix(".html").name
         raise ConfigError(f"this is saved as an HTML page, not {path.suffix}; call it {name!r}; figures also as .png or .pdf")
-    return write(path, page())
+    return write(check_new(path, replace=replace), page())
 
 
 def frame(page: str, height: int, title: str) -> str:

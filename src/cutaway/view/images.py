@@ -1,24 +1,27 @@
-"""Figures as images: PNG or PDF, drawn by a browser of this machine without a window; and as figures of Plotly.
+"""Figures as images, drawn by a browser of this machine (Chromium, Chrome, Edge) without a window, offline.
 
-A figure is drawn by its page, so a browser (Chromium, Chrome, Edge) takes the picture. It runs offline on a temporary file.
+PNG and PDF are pictures of the figure's own page. SVG is drawn by Plotly in that browser: lines, text and colours stay editable.
 """
 
 from __future__ import annotations
 
+import html
+import re
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cutaway.errors import ConfigError, PackageNeeded
+from cutaway.view.plotly_figures import to_plotly
 from cutaway.writing import write
 
 if TYPE_CHECKING:
     from cutaway.view.figure import Figure
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
-DRAWN = (".png", ".pdf")
+DRAWN = (".png", ".pdf", ".svg")
 SECONDS = 120
 
 
@@ -40,62 +43,52 @@ def picture(page: str, path: Path, *, width: int = 1000, height: int = 600, dark
     Raises:
         ConfigError: the browser failed; says how.
     """
-    program = browser()
+    ending = path.suffix.lower()
     with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder) / "figure.html", Path(folder) / f"figure{path.suffix.lower()}"
-        write(source, page)
-        take = f"--screenshot={out}" if path.suffix.lower() == ".png" else f"--print-to-pdf={out}"
-        words = [
-            program, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-pdf-header-footer",
-            f"--user-data-dir={folder}/profile", f"--window-size={width},{height}", "--force-device-scale-factor=2",
-            "--virtual-time-budget=4000", *(["--blink-settings=preferredColorScheme=0"] if dark else []), take, source.as_uri(),
-        ]  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
-        if done.returncode or not out.is_file():
-            raise ConfigError(f"the browser {program} drew nothing: {done.stderr.strip()[-200:]}")
+        out = Path(folder) / f"figure{ending}"
+        take = [f"--screenshot={out}" if ending == ".png" else f"--print-to-pdf={out}", "--force-device-scale-factor=2"]
+        take += ["--blink-settings=preferredColorScheme=0"] if dark else []
+        _browse(page, [*take, f"--window-size={width},{height}"], folder)
+        if not out.is_file():
+            raise ConfigError(f"the browser {browser()} drew nothing")
         return out.read_bytes()
 
 
-def to_plotly(figure: Figure) -> Any:
-    """The figure as one of Plotly: bars, lines and heat maps.
+def svg(figure: Figure, *, width: int = 1000) -> bytes:
+    """A figure as SVG, drawn by Plotly.
 
     Raises:
-        PackageNeeded: Plotly is not installed (extra `plots`).
-        ConfigError: a figure that Plotly has no kind for.
+        PackageNeeded: Plotly or a browser is missing.
+        ConfigError: the browser failed.
     """
-    try:
-        from plotly import graph_objects
-        from plotly.subplots import make_subplots
-    except ImportError as error:
-        raise PackageNeeded("Plotly is not installed: pip install 'cutaway[plots]'") from error
-    meta = figure.meta
-    if figure.view == "bars":
-        bars = [
-            graph_objects.Bar(name=name, x=list(meta["groups"]), y=row.tolist())
-            for name, row in zip(meta["series"], figure.arrays["y"], strict=True)
-        ]
-        made = graph_objects.Figure(bars)
-        return made.update_layout(title=figure.title, xaxis_title=meta["xName"], yaxis_title=meta["valueName"])
-    if figure.view == "lines":
-        x = list(meta["x"]) if meta["x"] else figure.arrays["x"].tolist() if "x" in figure.arrays else None
-        lines = [
-            graph_objects.Scatter(name=name, x=x, y=row.tolist(), mode="lines+markers" if meta["points"] else "lines")
-            for name, row in zip(meta["series"], figure.arrays["y"], strict=True)
-        ]
-        made = graph_objects.Figure(lines)
-        return made.update_layout(title=figure.title, xaxis_title=meta["xName"], yaxis_title=meta["yName"])
-    if figure.view == "grid":
-        panels = meta["panels"]
-        made = make_subplots(rows=1, cols=len(panels), subplot_titles=[one["name"] for one in panels])
-        low, high = meta["range"]
-        scale = "RdBu" if meta["scale"] == "diverging" else "Blues"
-        for at, panel in enumerate(panels):
-            x, y = panel["x"] or meta["x"], panel["y"] or meta["y"]
-            drawn = graph_objects.Heatmap(
-                z=figure.arrays[f"p{at}"].tolist(), x=x, y=y, zmin=low, zmax=high, colorscale=scale, text=panel["text"],
-                texttemplate="%{text}" if panel["text"] else None, showscale=at == 0,
-            )  # fmt: skip
-            made.add_trace(drawn, row=1, col=at + 1)
-        made.update_yaxes(autorange="reversed", title=meta["yName"])
-        return made.update_xaxes(title=meta["xName"]).update_layout(title=figure.title)
-    raise ConfigError(f"a figure of the kind {figure.view!r} has no counterpart in Plotly; .html(), .save('figure.png') draw it")
+    drawn = to_plotly(figure).update_layout(width=width, height=max(figure.height, 300))
+    from plotly.offline import get_plotlyjs
+
+    script = (
+        f"Plotly.toImage({drawn.to_json()}, {{format: 'svg', width: {width}, height: {max(figure.height, 300)}}})"
+        ".then(uri => { document.body.textContent = decodeURIComponent(uri.split(',').slice(1).join(',')) })"
+    ).replace("</", "<\\/")  # text of a token must not end the script
+    page = f"<!doctype html><meta charset='utf-8'><script>{get_plotlyjs()}</script><body><script>{script}</script></body>"
+    with tempfile.TemporaryDirectory() as folder:
+        found = re.search("<body>(.*)</body>", _browse(page, ["--dump-dom"], folder), re.DOTALL)
+    image = "" if found is None else html.unescape(found[1])
+    if not image.startswith("<svg"):
+        raise ConfigError(f"the browser {browser()} drew no SVG of {figure.title or figure.view!r}; save .png instead")
+    return image.encode()
+
+
+def _browse(page: str, words: list[str], folder: str) -> str:
+    """Open a page in the browser with these words of its command line, and say what it printed.
+
+    Raises:
+        ConfigError: the browser failed; says how.
+    """
+    program, source = browser(), Path(folder) / "figure.html"
+    write(source, page)
+    always = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-pdf-header-footer"]
+    own = [f"--user-data-dir={folder}/profile", "--virtual-time-budget=4000"]
+    asked = [program, *always, *own, *words, source.as_uri()]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=SECONDS, check=False)
+    if done.returncode:
+        raise ConfigError(f"the browser {program} failed: {done.stderr.strip()[-200:]}")
+    return done.stdout

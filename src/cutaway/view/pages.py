@@ -88,13 +88,14 @@ class Page:
     def __repr__(self) -> str:
         return f"<Page {self.title!r}: {len(self.sections)} sections; .save(path) writes it>"
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, replace: bool = False) -> Path:
         """Write the page to a file, and say where.
 
         Raises:
             ConfigError: the file's name is that of an image, and a page is HTML.
+            AlreadyThere: the file exists, and `replace` is off.
         """
-        return html.save(path, self.html)
+        return html.save(path, self.html, replace=replace)
 
 
 def page(title: str, sections: Sequence[Section], *, intro: Sequence[Block] | str = (), subtitle: str = "") -> Page:

@@ -47,6 +47,7 @@ export interface Scale {
   low: number;
   high: number;
   colors: Uint8Array;
+  blank?: boolean; // NaN stands for what does not exist: nothing is painted there
 }
 
 export function rgb(scale: Scale, value: number): RGB {

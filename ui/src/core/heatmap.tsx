@@ -221,7 +221,7 @@ function inkCells(
     for (let c = Math.floor(left / at.cw); c < last.col; c++) {
       const value = plane.at(r, c);
       const word = text ? visible(text[r][c], most) : "";
-      const sign = !Number.isFinite(value) ? number(value).replace("NaN", "×") : scale.name === "diverging" && value < -strong ? "−" : "";
+      const sign = !Number.isFinite(value) ? (scale.blank ? "" : number(value).replace("NaN", "×")) : scale.name === "diverging" && value < -strong ? "−" : "";
       if (!word && !sign) continue;
       pen.fillStyle = contrasting(rgb(scale, value));
       pen.font = word ? "11px ui-monospace, monospace" : `${Math.min(13, at.ch - 2)}px system-ui, sans-serif`;

@@ -43,7 +43,7 @@ export function pixels(plane: Plane, scale: Scale, ky = 1, kx = 1, hollow = fals
   const { low, high, colors } = scale;
   const paint = (at: number, value: number) => {
     if (Number.isFinite(value)) put(data, at, colors, 3 * level(value, low, high));
-    else put(data, at, Number.isNaN(value) ? ODD.nan : value > 0 ? ODD.high : ODD.low);
+    else if (!(scale.blank && Number.isNaN(value))) put(data, at, Number.isNaN(value) ? ODD.nan : value > 0 ? ODD.high : ODD.low);
   };
   if (kx === 1 && ky === 1) {
     for (let r = 0, at = 0; r < height; r++)
@@ -61,13 +61,14 @@ export function pixels(plane: Plane, scale: Scale, ky = 1, kx = 1, hollow = fals
       for (let c = 0; c < end; c++) {
         const value = source.stored(start + c);
         const x = (c / kx) | 0;
+        if (scale.blank && Number.isNaN(value)) continue;
         const size = !Number.isFinite(value) ? Infinity : scale.name === "diverging" ? Math.abs(value) : value - low;
         if (size > bold[x]) (row[x] = value), (bold[x] = size);
       }
     }
     for (let x = 0; x < width; x++) {
       if (bold[x] > -Infinity) paint(4 * (y * width + x), row[x]);
-      else if (!hollow) paint(4 * (y * width + x), 0);
+      else if (!hollow && !scale.blank) paint(4 * (y * width + x), 0);
     }
   }
   return { width, height, data };

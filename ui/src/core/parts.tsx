@@ -17,7 +17,7 @@ let ids = 0;
 export const useId = (): string => useMemo(() => `ct-${++ids}`, []);
 
 /** The colour scale with its range, and what stands for values that are not finite. */
-export function Legend({ scale, name, planes, pooled }: { scale: Scale; name: string; planes: Plane[]; pooled?: boolean }) {
+export function Legend({ scale, name, planes, pooled, absent }: { scale: Scale; name: string; planes: Plane[]; pooled?: boolean; absent?: string }) {
   const bar = useRef<HTMLCanvasElement>(null);
   const odd = useMemo(() => census(planes), [planes]);
   useLayoutEffect(() => {
@@ -26,7 +26,7 @@ export function Legend({ scale, name, planes, pooled }: { scale: Scale; name: st
     draw(bar.current!, { width: 256, height: 1, data });
   }, [scale]);
   const kinds = [
-    [odd.nan, ODD.nan, "NaN"], [odd.high_, ODD.high, "+∞"], [odd.low_, ODD.low, "−∞"],
+    [absent ? 0 : odd.nan, ODD.nan, "NaN"], [odd.high_, ODD.high, "+∞"], [odd.low_, ODD.low, "−∞"],
   ] as const;
   const beyond = odd.low < scale.low - 1e-9 || odd.high > scale.high + 1e-9;
   return (
@@ -40,6 +40,7 @@ export function Legend({ scale, name, planes, pooled }: { scale: Scale; name: st
       {kinds.map(([count, color, word]) => count > 0 && (
         <span class="ct-odd"><i style={{ background: css(color) }} />{word} ({count} {count === 1 ? "cell" : "cells"})</span>
       ))}
+      {absent && odd.nan > 0 && <span class="ct-muted">blank: {absent}</span>}
       {pooled && <span class="ct-muted">each pixel shows the boldest of several cells</span>}
       {planes.some((plane) => plane.data.approx) && <span class="ct-muted">≈ stored in {planes[0].data.codes ? "8" : "16"} bits</span>}
     </div>

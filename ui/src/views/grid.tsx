@@ -29,7 +29,8 @@ export function Grid({ spec, arrays, store, width }: ViewProps) {
   const contrast = useSignal(0);
   const zoom = useSignal(1);
   const readout = useId();
-  const base = useScale(meta.scale, meta.range, theme.value);
+  const named = useScale(meta.scale, meta.range, theme.value);
+  const base = useMemo(() => ({ ...named, blank: Boolean(meta.absent) }), [named]);
   const scales = useMemo(
     () => panels.map(({ range: [low, high] }) => stretched(common.value ? base : { ...base, low, high }, contrast.value)),
     [base, common.value, contrast.value],
@@ -47,7 +48,7 @@ export function Grid({ spec, arrays, store, width }: ViewProps) {
     return (
       (panel.name ? `${panel.name} · ` : "") +
       `${meta.yName} ${place(ys[cell.panel], cell.row)} · ${meta.xName} ${place(xs[cell.panel], cell.col)}: ` +
-      number(value(cell), approx) +
+      (meta.absent && Number.isNaN(value(cell)) ? meta.absent : number(value(cell), approx)) +
       (words ? ` “${visible(words, 60)}”` : "") +
       (mark ? ` (${mark[2]})` : "")
     );
@@ -72,7 +73,7 @@ export function Grid({ spec, arrays, store, width }: ViewProps) {
           {rest > 60 && <Zoom value={zoom.value} onZoom={(to) => (zoom.value = to)} />}
         </Bar>
       )}
-      <Legend scale={scales[chosen]} name={many && !common.value ? `${meta.valueName} (${panels[chosen].name})` : meta.valueName} planes={planes} pooled={pooled} />
+      <Legend scale={scales[chosen]} name={many && !common.value ? `${meta.valueName} (${panels[chosen].name})` : meta.valueName} planes={planes} pooled={pooled} absent={meta.absent} />
       <Readout id={readout} text={text} />
       <div class="ct-panels" style={many ? { gridTemplateColumns: `repeat(${beside}, ${room}px)` } : undefined}>
         {panels.map((panel, index) => (

@@ -33,21 +33,21 @@ def visible(study: Study) -> Sources:
 def sources(study: Study) -> dict[str, Sources]:
     """Name → where the source stands, for each query that counts."""
     seen = visible(study)
-    named, answered = {}, study.prompts.answered[:, :, None]
+    found, answered = {}, study.prompts.answered[:, :, None]
     for name, mask in study.behaviour.sources(study.prompts).items():
-        named[f"{name}, from the answer"] = mask & seen & answered
+        found[f"{name}, from the answer"] = mask & seen & answered
         if bool((mask & seen & ~answered).any()):
-            named[name] = mask & seen
+            found[name] = mask & seen
     tokens, length = study.prompts.tokens, study.prompts.tokens.shape[1]
     for kind, said in KINDS.items():
         mask = kind_mask(kind, tokens, length, study.prompts.mask)
-        named[said] = mask.expand_as(seen) & seen
-    return {name: mask for name, mask in named.items() if bool(mask.any())}
+        found[said] = mask.expand_as(seen) & seen
+    return {name: mask for name, mask in found.items() if bool(mask.any())}
 
 
 def ask(study: Study) -> list[Finding]:
     """For each source the heads' share of attention, against even attention."""
-    seen, found = visible(study), []
+    seen, found, claimed = visible(study), [], []
     for name, mask in sources(study).items():
         counted = mask.any(-1)
         even = ratio(((mask.sum(-1) / seen.sum(-1).clamp(min=1)) * counted).sum(1), counted.sum(1))
@@ -61,9 +61,9 @@ def ask(study: Study) -> list[Finding]:
         numbers = {**by_token, "even_attention": even.value}
         one = Finding("largest", what, values, "share", even, "even attention", study.on, margin=LEAST, numbers=numbers)
         found.append(one if one.claims else replace(one, silent=True))
-    named = {one.what.removeprefix("attention to "): Value(1.0) for one in found if one.claims}
+        claimed += [name] if one.claims else []
     what = "sources that some head attends to at least 10% of its attention more than evenly"
-    found.insert(0, Finding("count", what, named, total=len(found), on=study.on))
+    found.insert(0, Finding("count", what, dict.fromkeys(claimed, Value(1.0)), total=len(found), on=study.on))
     if found and not study.large:
         found[0] = _drawn(study, found[0])
     return found
