@@ -82,7 +82,7 @@ def test_every_command_takes_many_prompts_and_prints_json_of_one_form(command: s
 OTHERS = {
     "composition": ["composition", MODEL],
     "circuit find": ["circuit", "find", MODEL, "--size", "20", "--checks", "1", "--steps", "1", "--pairs"],
-    "steer": ["steer", MODEL, "--positive", "king", "--negative", "lord", "--layers", "1", "--tokens", "2", "--random", "2", "--pairs"],
+    "steer": ["steer", MODEL, "--positive", "king", "--negative", "lord", "--layers", "1", "--tokens", "2", "--pairs"],
 }  # fmt: skip
 
 

@@ -45,7 +45,8 @@ def bars(go: Any, figure: Figure) -> Any:
     meta, arrays = figure.meta, figure.arrays
     groups = list(map(plain, meta["groups"]))
     made = go.Figure([
-        go.Bar(name=plain(name), x=groups, y=row.tolist(), error_y=_interval(arrays, at)) for at, (name, row) in _rows(meta, arrays)
+        go.Bar(name=plain(name), x=groups, y=row.tolist(), error_y=_interval(arrays, at))
+        for at, (name, row) in _rows(meta, arrays)
     ])  # fmt: skip
     return made.update_layout(xaxis_title=meta["xName"], yaxis_title=meta["valueName"])
 
