@@ -47,9 +47,24 @@ def indices(given: Any, size: int, what: str) -> list[int]:
     Raises:
         ShapeError: one is no whole number or outside, one comes twice, or there are none.
     """
-    if isinstance(given, str | bytes) or not _several(given):
-        return [index(given, size, what)]
-    found = [index(one, size, what) for one in given]
+    return each_once(given, what, lambda one: index(one, size, what))
+
+
+def each_once(given: Any, what: str, read: Callable[[Any], int] | None = None) -> list[int]:
+    """One or several whole numbers, each once, in the order given.
+
+    Args:
+        read: reads one of them; None: any whole number will do.
+
+    Raises:
+        ShapeError: one is no whole number, one comes twice, or there are none.
+    """
+    read = read or (lambda one: whole(one, f"a {what}"))
+    if isinstance(given, set | frozenset | Mapping):
+        raise ShapeError(f"{what}s are a list in an order, not a {type(given).__name__}: {given!r}")
+    if isinstance(given, str | bytes) or not several(given):
+        return [read(given)]
+    found = [read(one) for one in given]
     if not found:
         raise ShapeError(f"an empty list of {what}s means nothing; leave it out for all of them")
     if len(set(found)) < len(found):
@@ -171,5 +186,6 @@ def some_of(given: Any, known: Sequence[str], what: str) -> list[str]:
     return found
 
 
-def _several(given: Any) -> bool:
+def several(given: Any) -> bool:
+    """Whether this is a list of some kind (arrays of one axis and more too), and no single thing."""
     return getattr(given, "ndim", 1) > 0 and hasattr(given, "__iter__")

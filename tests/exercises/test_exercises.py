@@ -268,6 +268,73 @@ CHEATS = {
         "exec(open('./catalogue/../catalogue/' + next(n for n in os.listdir('catalogue') if 'right' in n)).read(), names)\n"
         "right_guesses = names['solution']\n"
     ),
+    "opens the answer by an object of its own": (
+        "import io, cutaway.exercises.judge as judge\n"
+        "class Name(str): pass\n"
+        "path, names = judge.ANSWERS / 'e02_right_guesses.py', {}\n"
+        "def tried(*ways):\n"
+        "    for way in ways:\n"
+        "        try:\n            return way()\n"
+        "        except OSError:\n            pass\n"
+        "exec(tried(lambda: io.FileIO(path).readall(), lambda: open(Name(path)).read()), names)\n"
+        "right_guesses = names['solution']\n"
+    ),
+    "changes how names of files are read": (
+        "import os, posixpath, cutaway.exercises.judge as judge\n"
+        "path, names = bytes(judge.ANSWERS / 'e02_right_guesses.py'), {}\n"
+        "os.fspath = posixpath.abspath = lambda name: 'nowhere'\n"
+        "exec(open(path).read(), names)\nright_guesses = names['solution']\n"
+    ),
+    "maps the answer into memory": (
+        "import torch, cutaway.exercises.judge as judge\n"
+        "path, names = judge.ANSWERS / 'e02_right_guesses.py', {}\n"
+        "read = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)\n"
+        "exec(bytes(read.tolist()).decode(), names)\nright_guesses = names['solution']\n"
+    ),
+    "reads the answer by the system's own functions": (
+        "import ctypes, cutaway.exercises.judge as judge\n"
+        "c, names = ctypes.CDLL(None), {}\n"
+        "got = ctypes.create_string_buffer(100_000)\n"
+        "c.read(c.open(bytes(judge.ANSWERS / 'e02_right_guesses.py'), 0), got, 100_000)\n"
+        "exec(got.value, names)\nright_guesses = names['solution']\n"
+    ),
+    "links the answer elsewhere": (
+        "import ctypes, os, cutaway.exercises.judge as judge\n"
+        "c, names = ctypes.CDLL(None), {}\n"
+        "c.link(bytes(judge.ANSWERS / 'e02_right_guesses.py'), b'mine.txt')\n"
+        "exec(open('mine.txt').read(), names)\nright_guesses = names['solution']\n"
+    ),
+    "has a child import the answer": (
+        "import os, sys, torch\nfrom multiprocessing.util import spawnv_passfds\n"
+        'code = b"""import sys, torch\n'
+        "from cutaway.exercises.catalogue.e02_right_guesses import solution\n"
+        "cases = torch.load(sys.argv[1], weights_only=False)\n"
+        'torch.save([solution(*case) for case in cases], "mine.pt")\n"""\n'
+        "child = spawnv_passfds(sys.executable.encode(), [sys.executable.encode(), b'-c', code, sys.argv[3].encode()], ())\n"
+        "os.waitpid(child, 0)\n"
+        "mine = iter(torch.load('mine.pt'))\n"
+        "def right_guesses(model, tokens):\n    return next(mine)\n"
+    ),
+    "asks the process that compares": (
+        "import os\n"
+        "above = int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1])\n"
+        "memory = open(f'/proc/{above}/mem', 'rb')\n" + ANSWER
+    ),
+    "looks for the answer among objects and frames": (
+        "import gc, inspect, sys\n"
+        "found = [one for frame in inspect.stack() for one in frame.frame.f_locals.values() if hasattr(one, 'solution')]\n"
+        "found += [one for one in sys.modules.values() if hasattr(one, 'solution')]\n"
+        "found += [one for one in gc.get_objects() if getattr(one, '__name__', '') == 'solution']\n"
+        "right_guesses = getattr(found[0], 'solution', found[0])\n"
+    ),
+    "changes what comparing is made of": (
+        "import builtins, os, torch\n"
+        "torch.allclose = torch.equal = lambda *given, **more: True\n"
+        "torch.Tensor.__eq__ = torch.Tensor.__sub__ = lambda self, other: torch.zeros(())\n"
+        "builtins.abs = lambda x: 0\n"
+        "os.environ.update(PYTEST_CURRENT_TEST='', CUTAWAY_JUDGE='', PYTHONOPTIMIZE='2')\n"
+        "def right_guesses(model, tokens):\n    return -5\n"
+    ),
     "starts a program": "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'pass'])\n" + ANSWER,
 }
 

@@ -103,8 +103,8 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, see
         UnknownName: a mode that is none.
         ShapeError: fewer than two layers, so that nothing composes.
     """
-    if not modes or set(modes) - set(MODES):
-        raise UnknownName(f"composition goes by Q, K or V (or several, as 'QK'), not {modes!r}")
+    if not modes or set(modes) - set(MODES) or len(set(modes)) < len(modes):
+        raise UnknownName(f"composition goes by Q, K or V (or several, as 'QK'), each once, not {modes!r}")
     cfg = model.cfg
     if cfg.n_layers < 2:
         raise ShapeError(f"composition needs two layers, and this network has {cfg.n_layers}")

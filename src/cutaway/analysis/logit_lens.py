@@ -24,6 +24,7 @@ from cutaway.analysis.shared import (
     Words,
     answers_of,
     chosen_positions,
+    finite,
     kept,
     network,
     real_tokens,
@@ -178,7 +179,7 @@ def lens(
     with torch.no_grad():
         for at in watched("reading layers", range(0, batch * length, step)):
             part = slice(at, at + step)
-            end = model.logits_of(final.flatten(0, 1)[None, part].to(model.W_U.dtype))[0].float().log_softmax(-1)
+            end = finite(model.logits_of(final.flatten(0, 1)[None, part].to(model.W_U.dtype))[0].float()).log_softmax(-1)
             answers.append(end.argmax(-1))
             lines: dict[str, list[Tensor]] = {name: [] for name in found}
             for number in range(len(rows)):

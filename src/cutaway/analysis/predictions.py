@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cutaway.analysis.shared import answers_of, target_ids, token_name, tokens_of_text, vocabulary
+from cutaway.analysis.shared import answers_of, finite, target_ids, token_name, tokens_of_text, vocabulary
 from cutaway.errors import TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import index, options
@@ -220,7 +220,7 @@ def _scored(model: Transformer, resid: Tensor, targets: Int[Tensor, "batch pos"]
     step = max(1, ENTRIES // model.cfg.d_vocab_out)
     parts: dict[str, list[Tensor]] = {name: [] for name in ("loss", "probability", "rank", "predicted", "best")}
     for at in range(0, len(flat), step):
-        logits = model.logits_of(flat[None, at : at + step])[0].float()
+        logits = finite(model.logits_of(flat[None, at : at + step])[0].float())
         target = wanted[at : at + step]
         own = logits.gather(1, target.clamp(min=0)[:, None])
         total = logits.logsumexp(-1)
@@ -249,7 +249,7 @@ def likeliest_tokens(
     with torch.no_grad():
         mask = None if real is None else real.long()
         resid = model(tokens, attention_mask=mask, stop_at_layer=model.cfg.n_layers)
-        probability = model.logits_of(resid[example : example + 1, place][None])[0, 0].float().softmax(-1)
+        probability = finite(model.logits_of(resid[example : example + 1, place][None])[0, 0].float()).softmax(-1)
     top = probability.topk(min(k, len(probability)))
     names = vocabulary(model, vocab, model.cfg.d_vocab_out) if vocab is not None else None
     return [(token_name(model, i, names), value) for i, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)]

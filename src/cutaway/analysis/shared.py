@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, PromptError, ShapeError, TokenError, UnknownRole
+from cutaway.errors import MissingActivation, NotFinite, PromptError, ShapeError, TokenError, UnknownRole
 from cutaway.model.components import heads
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import whole
+from cutaway.numbers_given import several, whole
 from cutaway.prompts import UNCOUNTED, Prompts
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.metrics import Metric
@@ -63,10 +63,27 @@ def _filter(sites: Sequence[str]) -> str:
 
 
 def kept(cache: ActivationCache, name: str) -> Tensor:
-    """A kept activation with a batch axis, in float32 at least."""
+    """A kept activation with a batch axis, in float32 at least.
+
+    Raises:
+        NotFinite: it holds NaN, of which means, ranks and largest values would say something all the same.
+    """
     tensor = cache.cache_dict[name].detach()
+    if bool(tensor.isnan().any()):
+        raise NotFinite(f"{name} holds NaN in this run; look at the model and the tokens")
     tensor = tensor if cache.has_batch_dim else tensor.unsqueeze(0)
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def finite(logits: Float[Tensor, "*any d_vocab"]) -> Float[Tensor, "*any d_vocab"]:
+    """The same logits, where they rank tokens.
+
+    Raises:
+        NotFinite: some are NaN, or the largest is infinite.
+    """
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise NotFinite("the logits are NaN or infinite, so no token is the likeliest; look at the model and the tokens")
+    return logits
 
 
 def scale_of(cache: ActivationCache, name: str) -> Tensor:
@@ -317,7 +334,10 @@ def target_ids(
         targets = single_token(model, targets, vocab)
     elif isinstance(targets, list | tuple) and targets and isinstance(targets[0], str):
         targets = [single_token(model, one, vocab) for one in targets]
-    ids = torch.as_tensor(targets, device=device)
+    try:
+        ids = torch.as_tensor(targets, device=device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ShapeError(f"targets are whole numbers, one, one per example or one per position; not {targets!r}") from None
     if ids.is_floating_point() or ids.dtype == torch.bool or ids.ndim > 2:
         raise ShapeError(
             f"targets are whole numbers, one, one per example or one per position; not {ids.dtype} {tuple(ids.shape)}"
@@ -358,10 +378,13 @@ def chosen_positions(
         return None
     own = torch.ones(*shape, dtype=torch.bool) if real is None else real.cpu()
     place, lengths, found = own.long().cumsum(1) - 1, own.sum(1), torch.zeros_like(own)
-    several = [positions] if isinstance(positions, str | int) else list(positions)
-    if len(set(several)) < len(several):
-        raise PromptError(f"positions {several} name one twice; give each once")
-    for one in several:
+    single = isinstance(positions, str) or not several(positions)
+    listed = [positions] if single else [one if isinstance(one, str) else whole(one, "a position") for one in positions]
+    if not listed:
+        raise PromptError("an empty list of positions means nothing; leave it out for all of them")
+    if len(set(listed)) < len(listed):
+        raise PromptError(f"positions {listed} name one twice; give each once")
+    for one in listed:
         found |= own & (place == _own_place(one, tokens, lengths)[:, None])
     return found
 

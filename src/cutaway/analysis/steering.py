@@ -27,7 +27,7 @@ from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, W
 from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import index, whole
+from cutaway.numbers_given import each_once, index, indices, whole
 from cutaway.prompts import Prompts
 from cutaway.runs import edits
 from cutaway.runs.editing import hooks_of
@@ -128,17 +128,19 @@ class SteeringVector:
     def edit(
         self,
         strength: float = 1.0,
-        positions: Sequence[int] | int | None = None,
+        positions: Any = None,
         layer: int | None = None,
         *,
         how: str = "add",
     ) -> edits.Edit:
         """Adding this vector (or projecting it out, or clamping), as an edit for sweeps and records.
 
-        Edits count columns: use them on whole runs whose rows are not padded on the left.
+        Positions are those of a row's own tokens, whatever its padding.
         """
         _check_how(how, strength, self.front)
         site = (self.site, self.layer if layer is None else layer)
+        if positions is not None:
+            positions = Places(tuple(each_once(positions, "position")))
         if not self.front:
             if how == "add":
                 return edits.add(self.values[0], strength).at(site, positions=positions)
@@ -146,7 +148,7 @@ class SteeringVector:
             return edits.project_out(self.values[0], goal).at(site, positions=positions)
         if positions is not None:
             raise ShapeError(f"this vector belongs to the first {len(self.values)} positions; it takes no others")
-        return edits.add(self.values, strength).at(site, positions=range(len(self.values)))
+        return edits.add(self.values, strength).at(site, positions=Places(tuple(range(len(self.values))), strict=False))
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
         """Write values and provenance to a safetensors file, whole or not at all.
@@ -194,8 +196,7 @@ def remembered_hash(model: Transformer) -> str:
 
     Hashing takes about a second for each gigabyte of weights, and every use of a vector asks for it.
     """
-    weights = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in model.parameters())
-    state = (str(model.cfg.to_dict()), weights)
+    state = (str(model.cfg.to_dict()), model.weights_state())
     known: tuple[Any, str] | None = model.__dict__.get("_remembered_hash")
     if known is None or known[0] != state:
         known = state, model_hash(model)
@@ -298,6 +299,7 @@ def activation_addition(
         options: dict[str, Any] = {"attention_mask": torch.ones_like(padded), "stop_at_layer": _stop(model, [name])}
         passed.append(Transformer.run_with_cache(model, padded, names_filter=[name], return_type=None, **options)[1][name][0])
     difference = passed[0] - passed[1]
+    _check_apart(*passed, layer_of(model, layer))
     aligned = f"each of the first {longest} positions" + (
         f", the shorter prompt padded with {model.tokenizer.decode([pad])!r}" if apart else ""
     )
@@ -355,8 +357,8 @@ def contrast_vectors(
     """
     if method not in METHODS:
         raise ShapeError(f"method={method!r} is not known; there are {', '.join(METHODS)}")
-    chosen = range(model.cfg.n_layers) if layers is None else [layers] if isinstance(layers, int) else layers
-    numbers = [layer_of(model, layer) for layer in chosen]
+    count = model.cfg.n_layers
+    numbers = list(range(count)) if layers is None else indices(layers, count, "layer")
     if negative is None:
         if not isinstance(positive, Prompts):
             raise TokenError("the negative prompts are missing: give them, or Prompts in pairs")
@@ -364,6 +366,8 @@ def contrast_vectors(
     options: dict[str, Any] = {"site": site, "position": position, "prepend_bos": prepend_bos}
     plus, minus = (activations(model, prompts, numbers, **options) for prompts in (positive, negative))
     values = directions(plus, minus, method)
+    for number, one, other in zip(numbers, plus, minus, strict=True):
+        _check_apart(one.mean(0), other.mean(0), number)
     own = remembered_hash(model)
     sets, name = (texts_of(model, positive), texts_of(model, negative)), model.cfg.model_name
     read = "the mean over positions" if position == "mean" else f"position {position} of each prompt"
@@ -374,6 +378,19 @@ def contrast_vectors(
         layer: SteeringVector(values[index][None], layer, site, method, False, *sets, read, own, name)
         for index, layer in enumerate(numbers)
     }
+
+
+def _check_apart(plus: Tensor, minus: Tensor, layer: int) -> None:
+    """Make sure that two sets of prompts differ where they are read.
+
+    Raises:
+        ShapeError: they do not, so that their difference points nowhere.
+    """
+    if float((plus - minus).norm()) <= 1e-6 * float(plus.norm() + minus.norm()):
+        raise ShapeError(
+            f"the positive and the negative prompts have the same activations in layer {layer} where they are read, so there is "
+            "no direction between them; read another position or layer, or choose prompts that differ before it"
+        )
 
 
 def texts_of(model: Transformer, prompts: Sequence[str] | Prompts) -> tuple[str, ...]:
@@ -446,6 +463,17 @@ def _check_how(how: str, strength: float, front: bool) -> None:
         raise ShapeError("a vector of front positions can only be added")
 
 
+def _own_positions(given: Any) -> tuple[int | None, ...] | list[int]:
+    """A range as a pair, or numbers as a list.
+
+    Raises:
+        ShapeError: neither; one comes twice, or there are none.
+    """
+    if isinstance(given, tuple) and len(given) == 2:
+        return tuple(None if one is None else whole(one, "an end of a range of positions") for one in given)
+    return each_once(given, "position")
+
+
 @dataclass(frozen=True, eq=False)
 class Steer:
     """How a vector is written into a run.
@@ -468,6 +496,8 @@ class Steer:
         _check_how(self.how, self.strength, self.vector.front)
         if isinstance(self.positions, str) and self.positions not in ("all", "prompt", "generated"):
             raise ShapeError(f"positions={self.positions!r} is not known; there are 'all', 'prompt', 'generated', or numbers")
+        if not isinstance(self.positions, str):
+            object.__setattr__(self, "positions", _own_positions(self.positions))
 
     def edits_for(self, model: Transformer) -> list[edits.Edit]:
         """The same as edits, which any run takes: `run(model, tokens, edits=[Steer(vector, 4.0)])`.
@@ -476,12 +506,12 @@ class Steer:
             WeightsMismatch: the vector was made with another model.
         """
         self.vector.check(model)
-        layers = [self.vector.layer] if self.layers is None else [layer_of(model, layer) for layer in self.layers]
+        layers = [self.vector.layer] if self.layers is None else indices(self.layers, model.cfg.n_layers, "layer")
         return [self._change().at((self.vector.site, layer), positions=self._places()) for layer in layers]
 
     def hooks(self, model: Transformer) -> list[tuple[str, Any]]:
         """Pairs of site and function for `model.hooks(…)`, which also make sure that numbers stay finite."""
-        layers = [self.vector.layer] if self.layers is None else [layer_of(model, layer) for layer in self.layers]
+        layers = [self.vector.layer] if self.layers is None else indices(self.layers, model.cfg.n_layers, "layer")
         change, places = self._change(), self._places()
         own = [change.at((self.vector.site, layer), positions=places) for layer in layers]
         return [pair for site, make in hooks_of(model, own) for pair in ((site, make), (site, self._finite))]

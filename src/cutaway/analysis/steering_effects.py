@@ -18,7 +18,7 @@ from cutaway import tokens as text
 from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steer, texts_of
 from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import options
+from cutaway.numbers_given import indices, options
 from cutaway.prompts import Prompts
 from cutaway.runs import metrics
 from cutaway.runs.bars import watched
@@ -430,7 +430,7 @@ def separability(
         negative = positive.counterparts
     if min(len(positive), len(negative)) < 2:
         raise ShapeError("separability needs at least two prompts in each set, so that some can be held out")
-    chosen = list(range(model.cfg.n_layers)) if layers is None else list(layers)
+    chosen = list(range(model.cfg.n_layers)) if layers is None else indices(layers, model.cfg.n_layers, "layer")
     plus, minus = (activations(model, prompts, chosen, site=site, position=position) for prompts in (positive, negative))
     accuracy = held_out_accuracy(plus, minus, folds=folds, seed=seed)
     centre = (plus.mean(1) + minus.mean(1)) / 2

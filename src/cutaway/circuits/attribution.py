@@ -26,7 +26,7 @@ from torch import Tensor
 from cutaway.circuits.components import Written, check, embedded, kept_of, written
 from cutaway.circuits.gradients import GradientSum
 from cutaway.circuits.graph import Edges, Graph
-from cutaway.circuits.pairs import ablated, as_pair, constant_parts, first_differences, metric_on
+from cutaway.circuits.pairs import ablated, as_pair, check_apart, constant_parts, first_differences, metric_on
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
@@ -145,6 +145,7 @@ def edge_attribution(
     check(model)
     progress = DelayedBar("scoring edges") if progress is None else progress
     tokens, source = as_pair(model, clean, corrupted, ablation)
+    check_apart(tokens, source)
     source = source if ablation == "resample" else None
     graph = Graph(model.cfg)
     each = torch.full((len(tokens), *graph.mask.shape), torch.nan)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.analysis.paths import places_of
+from cutaway.analysis.shared import Where, chosen_positions, real_tokens
 from cutaway.circuits.attribution import strongest
 from cutaway.circuits.components import (
     Written,
@@ -31,11 +32,11 @@ from cutaway.circuits.components import (
 )
 from cutaway.circuits.direct import DirectEffects
 from cutaway.circuits.graph import READS, Edges, Graph
-from cutaway.circuits.pairs import ablated, as_pair, constant_parts, metric_on
+from cutaway.circuits.pairs import ablated, as_pair, check_apart, constant_parts, metric_on
 from cutaway.errors import ConfigError, NotExact, ShapeError
 from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import indices, options
+from cutaway.numbers_given import options
 from cutaway.runs.edits import Edit, replace
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
@@ -92,7 +93,7 @@ class EdgeEffects(Result):
 def edge_effects(
     model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *,
     edges: Edges | Iterable[tuple[str, str]] | None = None, ablation: str = "resample", over: Any = None,
-    positions: Iterable[int] | None = None, downstream: str = "recomputed", audit: int = 1,
+    positions: Where | None = None, downstream: str = "recomputed", audit: int = 1,
     memory: int | None = None, progress: Callable[[float, float], None] | None = None,
 ) -> EdgeEffects:  # fmt: skip
     """Ablate each edge by itself, exactly.
@@ -103,7 +104,7 @@ def edge_effects(
         edges: which ones; None: all.
         ablation: what the edge carries instead: "resample" (the corrupted run's), "mean", "mean over positions" or "zero".
         over: the prompts that means are over; None: the clean ones.
-        positions: where the edge is ablated (positions of the reader); None: everywhere.
+        positions: where the edge is ablated (positions of the reader, of each row's own tokens; roles, too); None: everywhere.
         downstream: "recomputed" (everything after the reader sees the change) or "frozen" (only the logits do).
         audit: cells of each sweep that run again in full.
 
@@ -116,6 +117,7 @@ def edge_effects(
     check(model)
     metric = metric_on(model, metric, clean, functions=downstream == "recomputed")
     tokens, source = as_pair(model, clean, corrupted, ablation)
+    check_apart(tokens, source)
     graph = Graph(model.cfg)
     means_of = tokens if over is None else as_pair(model, over, None, "mean")[0]
     base = ablated(model, tokens, source, constant_parts(model, ablation, means_of, tokens.shape[1]))
@@ -123,7 +125,7 @@ def edge_effects(
     change = base.parts - now.parts
     size = change.abs().flatten(1).amax(1)
     same = size <= NOTHING * now.parts.abs().flatten(1).amax(1).clamp(min=1e-9)
-    change = _at(change, positions)
+    change = _at(change, positions, model, clean)
     wanted = _wanted(graph, edges)
     unseen = wanted & same.cpu()[:, None]
     each = torch.full((len(tokens), *graph.mask.shape), torch.nan, dtype=torch.float64)
@@ -182,13 +184,10 @@ def _again(reading: _Reading, metric: Any, asked: Edges, change: Tensor, each: T
     return [Audit(names, len(each), off)]
 
 
-def _at(change: Tensor, positions: Iterable[int] | None) -> Tensor:
-    if positions is None:
-        return change
-    chosen = indices(positions, change.shape[2], "position")
-    kept = torch.zeros_like(change)
-    kept[:, :, chosen] = change[:, :, chosen]
-    return kept
+def _at(change: Tensor, positions: Any, model: Transformer, clean: Any) -> Tensor:
+    """A change `[writer, batch, pos, …]` at some positions only, numbered or named, of each row's own tokens."""
+    chosen = chosen_positions(positions, clean, real_tokens(model, clean)[1], change.shape[1:3])
+    return change if chosen is None else change * chosen.to(change)[None, :, :, None]
 
 
 def _wanted(graph: Graph, edges: Edges | Iterable[tuple[str, str]] | None) -> Edges:
@@ -200,7 +199,12 @@ def _wanted(graph: Graph, edges: Edges | Iterable[tuple[str, str]] | None) -> Ed
         return edges.cpu() & graph.mask
     wanted = torch.zeros_like(graph.mask)
     for writer, reader in edges:
-        wanted[graph.edge(writer, reader)] = True
+        at = graph.edge(writer, reader)
+        if bool(wanted[at]):
+            raise ShapeError(f"the edge {writer} → {reader} is given twice; give each once")
+        wanted[at] = True
+    if not bool(wanted.any()):
+        raise ShapeError("an empty list of edges means nothing; leave edges out for all of them")
     return wanted
 
 

@@ -50,6 +50,16 @@ def as_pair(model: Transformer, clean: Any, corrupted: Any, ablation: str = "res
     return pair.clean, pair.corrupted
 
 
+def check_apart(clean: Tensor, corrupted: Tensor | None) -> None:
+    """Make sure that there is something to take from the corrupted run.
+
+    Raises:
+        ShapeError: both runs have the same tokens, so that every effect is rounding.
+    """
+    if corrupted is not None and torch.equal(clean, corrupted):
+        raise ShapeError("clean and corrupted prompts are the same, so no edge carries a difference; give prompts that differ")
+
+
 def metric_on(model: Transformer, metric: Any, clean: Any, *, functions: bool = False) -> Any:
     """The metric in the model's tokens; on rows that are padded it reads no padding.
 

@@ -27,7 +27,7 @@ from cutaway.exercises.progress import Progress
 from cutaway.sources.files import DAMAGE
 from cutaway.writing import replacing
 
-WARDEN = Path(__file__).parent / "warden.py"
+WARDEN, CATALOGUE = Path(__file__).parent / "warden.py", Path(__file__).parent / "catalogue"
 PATIENCE = 10.0  # seconds for the warden to end all that was started
 MARK = "CUTAWAY_JUDGE"
 LARGEST = 2**20  # bytes of a report that are read
@@ -123,7 +123,10 @@ def _judged(exercise: Exercise, path: Path, cases: Sequence[Case], place: Path, 
     judge = [sys.executable, "-m", "cutaway.exercises.judge", str(path), exercise.function, str(given), str(place)]
     environment = os.environ | {MARK: place.name}
     with subprocess.Popen(
-        [sys.executable, "-I", "-S", str(WARDEN), *judge], cwd=path.parent, start_new_session=True, env=environment
+        [sys.executable, "-I", "-S", str(WARDEN), str(CATALOGUE), *judge],
+        cwd=path.parent,
+        start_new_session=True,
+        env=environment,
     ) as process:
         try:
             return process.wait(limit)

@@ -63,7 +63,7 @@ def _guard() -> Callable[[str, tuple[Any, ...]], None]:
     """An audit hook: an answer reads no solution and starts no program. It looks up no name that an answer could change."""
     programs, looking, places, refusal, answers = PROGRAMS, LOOKING, PLACES, NotAllowed, os.path.realpath(ANSWERS)
     modules = tuple(path.stem for path in ANSWERS.glob("e*.py"))
-    text, real, decode, catalogue = str, os.path.realpath, os.fsdecode, "cutaway.exercises.catalogue"
+    text, binary, whole, real, catalogue = str, bytes, int, os.path.realpath, "cutaway.exercises.catalogue"
 
     def forbid(event: str, arguments: tuple[Any, ...]) -> None:
         if event in programs:
@@ -72,9 +72,12 @@ def _guard() -> Callable[[str, tuple[Any, ...]], None]:
             raise refusal("an answer does not look for objects of others")
         for one in arguments[:2]:
             kind = type(one)
-            if kind is not text and kind is not bytes:
+            if not issubclass(kind, (text, binary)):
+                if event == "open" and one is arguments[0] and kind is not whole:
+                    raise refusal("an answer opens files by their names")
                 continue
-            name = decode(one) if kind is bytes else one
+            # By the methods of `str` and `bytes` themselves, which no class of an answer's own can change.
+            name = binary.decode(one, "utf-8", "surrogateescape") if issubclass(kind, binary) else text.__str__(one)
             named = name.startswith(catalogue) or any(module in name for module in modules)
             if named or (event in places and real(name).startswith(answers)):
                 raise refusal("an answer is written, not read or imported: the exercises' own solutions cannot be had from it")

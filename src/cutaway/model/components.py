@@ -30,7 +30,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import UnknownName
+from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.frozen_norms import FINAL, norms_of
 
 LABEL = re.compile(
@@ -256,8 +256,9 @@ def parse_writers(labels: Iterable[str | Component], cfg: HookedTransformerConfi
 
     Raises:
         UnknownName: a label is none, or of a component that only reads.
+        ShapeError: one comes twice, or there are none.
     """
-    found = [parse(label, cfg) for label in labels]
+    found = _each_once(labels, cfg)
     for one in found:
         if not one.writes:
             other = "" if one == LOGITS else f"; the head itself is '{one.layer}.{one.index}'"
@@ -270,12 +271,23 @@ def parse_readers(labels: Iterable[str | Component], cfg: HookedTransformerConfi
 
     Raises:
         UnknownName: a label is none, or of a component that only writes.
+        ShapeError: one comes twice, or there are none.
     """
-    found = [parse(label, cfg) for label in labels]
+    found = _each_once(labels, cfg)
     for one in found:
         if one.kind not in READS:
             which = f"; a head reads with '{one}.q', '{one}.k' or '{one}.v'" if one.kind == "head" else ""
             raise UnknownName(f"{str(one)!r} writes to the residual stream and reads nothing by that name{which}")
+    return found
+
+
+def _each_once(labels: Iterable[str | Component], cfg: HookedTransformerConfig) -> list[Component]:
+    """The components of some labels; a single label stands for itself alone."""
+    found = [parse(label, cfg) for label in ([labels] if isinstance(labels, str | Component) else labels)]
+    if not found:
+        raise ShapeError(f"an empty list of components means nothing; write {_spellings(cfg)}")
+    if twice := [str(one) for number, one in enumerate(found) if one in found[:number]]:
+        raise ShapeError(f"component {twice[0]} is given twice; give each once")
     return found
 
 

@@ -7,6 +7,7 @@ sweeps call on their own: `prepare`, `embed_tokens`, `run_blocks`, `logits_of`.
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
@@ -33,7 +34,7 @@ from cutaway.model.listeners import quiet
 from cutaway.model.losses import next_token_loss
 from cutaway.model.mlp import MLP, MoE
 from cutaway.model.norm import LayerNorm, norm_of
-from cutaway.model.origins import Kept, Origin
+from cutaway.model.origins import Kept, Origin, Passed, WeightsState, check_column
 from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
@@ -110,7 +111,10 @@ class TransformerState(RunState):
         self.covered: tuple[int, int] | None = None  # the layers of the last run
         self.current = Stream()
         self.prompt_columns: int | None = None
-        self.passed: tuple[Tensor, Tensor | None] | None = None  # tokens and padding of the last run, where it began with tokens
+        self.real: Tensor | None = None  # which tokens of the run under way are no padding, on whichever side; None: all,
+        self.ran: Tensor | None = None  # or it is to be found in these
+        # Of the last run, where it began with tokens: them, the padding that attention knew, and which are real.
+        self.passed: tuple[Tensor, Tensor | None, Tensor | None] | None = None
 
 
 class Transformer(HookedRootModule, StackedWeights):
@@ -180,6 +184,7 @@ class Transformer(HookedRootModule, StackedWeights):
         self.hook_dict = {name: found[name] for name in table if name in found} | found
         self._built = ARCHITECTURE(self.cfg)
         self._holders = [module for module in self.modules() if module._parameters]
+        self._state = WeightsState()
         self._watched = watch(self._foreign(table), self.__dict__.get("_watched", []))
 
     def _foreign(self, table: Iterable[str]) -> Iterator[tuple[str, nn.Module]]:
@@ -204,6 +209,15 @@ class Transformer(HookedRootModule, StackedWeights):
         return self._here.current
 
     @property
+    def real(self) -> Tensor | None:
+        """Which tokens `[batch, column]` of this thread's run are no padding, on whichever side; None: all."""
+        here = self._here
+        if here.real is None and here.ran is not None:
+            real = self.tokens_and_padding(here.ran, None, None)[1]
+            here.ran, here.real = None, None if real is None else real.bool()
+        return here.real
+
+    @property
     def prompt_columns(self) -> int | None:
         """In a run of a generation: how many columns are its prompt."""
         return self._here.prompt_columns
@@ -215,12 +229,13 @@ class Transformer(HookedRootModule, StackedWeights):
     @contextmanager
     def aside(self) -> Iterator[None]:
         """Run this network, or parts of it, from inside a hook: no listener hears it, and the run under way stays as it is."""
-        current, covered = self._here.current, self._here.covered
+        here = self._here
+        before = here.current, here.covered, here.real, here.ran
         try:
             with quiet():
                 yield
         finally:
-            self._here.current, self._here.covered = current, covered
+            here.current, here.covered, here.real, here.ran = before
 
     # Sites: what a network knows about them.
 
@@ -266,16 +281,24 @@ class Transformer(HookedRootModule, StackedWeights):
         """Whether the caller started or stopped the last run so that it could not pass this site."""
         return self._left_out(name) is not None
 
-    def _changed(self) -> str:
-        """What of the configuration was changed since the network was built."""
+    def check_built(self) -> None:
+        """Make sure that the configuration is the one that the network was built from.
+
+        Raises:
+            ConfigError: it was changed.
+        """
+        if ARCHITECTURE(self.cfg) == self._built:
+            return
         pairs = zip(BUILT_IN, self._built, ARCHITECTURE(self.cfg), strict=True)
         said = ", ".join(f"{name} from {old!r} to {new!r}" for name, old, new in pairs if old != new)
-        return f"the configuration was changed after the model was built ({said}), which cannot change it; build a new model"
+        raise ConfigError(
+            f"the configuration was changed after the model was built ({said}), which cannot change it; build a new model"
+        )
 
     def weights_state(self) -> int:
-        """A number that is another one when weights were rewritten or replaced. (Writing into `.data` goes unseen.)"""
-        weights = (weight for module in self._holders for weight in module._parameters.values() if weight is not None)
-        return hash(tuple((id(one), 0 if one.is_inference() else one._version) for one in weights))
+        """A number that is another one when weights were rewritten or replaced (see `WeightsState`)."""
+        weights = [weight for module in self._holders for weight in module._parameters.values() if weight is not None]
+        return self._state.number(weights, tuple(map(id, vars(self.blocks).get("_modules", {}).values())))
 
     def untouched(self) -> bool:
         """Whether a run computes what its weights say and no more: nobody's hooks, no module of somebody else's."""
@@ -340,6 +363,7 @@ class Transformer(HookedRootModule, StackedWeights):
         if tokens.ndim != 2:
             raise ShapeError(f"tokens are [batch, pos] or [pos], not {tuple(tokens.shape)}")
         text.check_tokens(tokens, self.cfg.d_vocab)
+        tokens = tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long()
         return tokens, None if bool(mask.all()) else mask
 
     def _masks(self, padding: Tokens) -> bool:
@@ -351,14 +375,20 @@ class Transformer(HookedRootModule, StackedWeights):
     def run_with_cache(self, *model_args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Run once and keep activations; see `HookedRootModule.run_with_cache`. The store knows which run it is of (`Kept`)."""
         runs, here = self.runs, self._here
-        plain = kwargs.get("pos_slice") is None and self.untouched()
+        whole = kwargs.get("pos_slice") is None
+        plain = whole and self.untouched()
         here.passed = None
         out, store = super().run_with_cache(*model_args, **kwargs)
-        origin = None
-        if plain and here.passed is not None and self.runs == runs + 1:  # a run inside a hook would have left its own
-            origin = Origin.of(self, *here.passed)
+        origin, passed = None, None
+        if whole and here.passed is not None and self.runs == runs + 1:  # a run inside a hook would have left its own
+            tokens, padding, real = here.passed
+            weights = self.weights_state()
+            passed = Passed(weakref.ref(self), weights, real)
+            origin = Origin.of(self, tokens, padding, weights) if plain else None
+        elif here.passed is not None:
+            check_column(kwargs["pos_slice"] if not whole else None, here.passed[2])
         here.passed = None
-        return out, Kept(store, origin)
+        return out, Kept(store, origin, passed=passed)
 
     def prepare(self, tokens: Tokens, attention_mask: Tokens | None = None, kept: KeyValueCache | None = None) -> Stream:
         """Where these tokens stand: after which kept positions, and what is padding.
@@ -366,8 +396,7 @@ class Transformer(HookedRootModule, StackedWeights):
         Raises:
             ContextTooLong: they do not fit into the positions that the model has.
         """
-        if ARCHITECTURE(self.cfg) != self._built:
-            raise ConfigError(self._changed())
+        self.check_built()
         start = 0 if kept is None else kept.length_for(self)
         text.check_length(tokens.shape[1], self.cfg.n_ctx, past=start)
         padding = attention_mask
@@ -379,6 +408,7 @@ class Transformer(HookedRootModule, StackedWeights):
             if bool(padding.all()):
                 padding = None
         current = self._here.current = Stream(start, None if padding is None else padding.bool().to(tokens.device))
+        self._here.ran, self._here.real = tokens if start == 0 else None, current.padding
         return Stream(start, current.padding, kept)
 
     def embed_tokens(self, tokens: Tokens, stream: Stream) -> tuple[Resid, Stream]:
@@ -483,18 +513,27 @@ class Transformer(HookedRootModule, StackedWeights):
             tokens, padding = self.tokens_and_padding(input, prepend_bos, padding_side)
             padding, mask = self._given_mask(attention_mask, tokens, padding, past_kv_cache)
             stream = self.prepare(tokens, mask, past_kv_cache)
+            self._note_real(stream, padding)
             resid, stream = self.embed_tokens(tokens, stream)
         else:
             padding = None if tokens is None else self.tokens_and_padding(tokens, prepend_bos, padding_side)[1]
             padding, mask = self._given_mask(attention_mask, input, padding, past_kv_cache)
             resid, stream = self._resumed(input, shortformer_pos_embed, mask, past_kv_cache)
+            self._note_real(stream, padding)
         self._here.covered = (start, self.cfg.n_layers + 1 if stop is None else stop)
         resid = self.run_blocks(resid, stream, start, stop)
         whole = start_at_layer is None and past_kv_cache is None and tokens is not None
-        self._here.passed = (tokens, stream.padding) if whole else None
+        self._here.passed = (tokens, stream.padding, self._here.real) if whole else None
         if stop_at_layer is not None:
             return resid
         return self._finished(resid, return_type, tokens, padding, loss_per_token)
+
+    def _note_real(self, stream: Stream, padding: Tensor | None) -> None:
+        """Note which tokens are real where attention needs no mask, since padding comes after them."""
+        here = self._here
+        here.ran = None
+        if stream.padding is None and padding is not None and not bool(padding.all()):
+            here.real = padding.bool()
 
     def _given_mask(
         self, given: Tensor | None, like: Tensor, padding: Tensor | None, kept: KeyValueCache | None

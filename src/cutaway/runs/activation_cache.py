@@ -85,7 +85,7 @@ class ActivationCache(ActivationStore):
             if (incl_mid and l < last) or (mlp_input and l == last and self.model.cfg.has_resid_mid):
                 sites[f"{l}_mid"] = get_act_name("resid_mid", l)
         self._need("accumulated_resid", sites.values())
-        part = Slice(pos_slice)
+        part = self._positions(pos_slice)
         stack = torch.stack([part.apply(self[name], dim=-2) for name in sites.values()])
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, last, pos_slice=part, mlp_input=mlp_input, recompute_ln=last == end)
@@ -110,7 +110,7 @@ class ActivationCache(ActivationStore):
         """
         if mode not in ("all", "mlp", "attn"):
             raise UnknownName(f"decompose_resid has no mode {mode!r}{nearest(mode, ['all', 'mlp', 'attn'])}; all, mlp or attn")
-        last, part = self._layer(layer, mlp_input), Slice(pos_slice)
+        last, part = self._layer(layer, mlp_input), self._positions(pos_slice)
         left_out = {"all": (), "mlp": ("attn",), "attn": ("mlp",)}[mode] + (() if incl_embeds else ("embed", "pos_embed"))
         parts = [one for one in writers(self.model.cfg, self._reader(last, mlp_input), by_head=False) if one.kind not in left_out]
         otherwise = "; or leave embeddings out with incl_embeds=False" if incl_embeds else ""
@@ -134,7 +134,7 @@ class ActivationCache(ActivationStore):
         (or `0_mlp_out`, …), `embed`, `pos_embed`, `bias`.
         """
         asker = "get_full_resid_decomposition"
-        last, part, cfg = self._layer(layer, mlp_input), Slice(pos_slice), self.model.cfg
+        last, part, cfg = self._layer(layer, mlp_input), self._positions(pos_slice), self.model.cfg
         expanded = range(last) if expand_neurons and not cfg.attn_only else ()
         self._check_dense(asker, expanded)
         every = writers(cfg, self._reader(last, mlp_input), neurons=expanded)
@@ -174,7 +174,7 @@ class ActivationCache(ActivationStore):
 
         `incl_remainder` appends what is left of the stream. Labels: `L0H0`, …, `remainder`.
         """
-        last, part = self._layer(layer), Slice(pos_slice)
+        last, part = self._layer(layer), self._positions(pos_slice)
         stack, labels = self._heads("stack_head_results", last, part, keep=part.mode == "identity")
         return self._finish("stack_head_results", stack, labels, last, part, incl_remainder, apply_ln, return_labels)
 
@@ -189,7 +189,7 @@ class ActivationCache(ActivationStore):
         neurons, asker = Slice(neuron_slice), "get_neuron_results"
         self._check_dense(asker, [layer])
         numbers = (neurons.indices(self.model.cfg.d_mlp) % self.model.cfg.d_mlp).tolist()
-        stack, _ = self._stack(asker, [Component("neuron", layer, number) for number in numbers], Slice(pos_slice))
+        stack, _ = self._stack(asker, [Component("neuron", layer, number) for number in numbers], self._positions(pos_slice))
         return stack[0] if neurons.mode == "int" else stack.movedim(0, -2)
 
     def stack_neuron_results(
@@ -205,7 +205,7 @@ class ActivationCache(ActivationStore):
 
         `incl_remainder` appends what is left of the stream. Labels: `L0N0`, …, `remainder`.
         """
-        last, part = self._layer(layer), Slice(pos_slice)
+        last, part = self._layer(layer), self._positions(pos_slice)
         stack, labels = self._neurons("stack_neuron_results", last, part, Slice(neuron_slice))
         return self._finish("stack_neuron_results", stack, labels, last, part, incl_remainder, apply_ln, return_labels)
 
@@ -256,7 +256,7 @@ class ActivationCache(ActivationStore):
         if recompute_ln:
             normed: Tensor = norm_module(self.model, norm)(residual_stack)
             return normed
-        scale = self._scale("apply_ln_to_stack", norms_of(self.model.cfg)[norm], Slice(pos_slice), batch)
+        scale = self._scale("apply_ln_to_stack", norms_of(self.model.cfg)[norm], self._positions(pos_slice), batch)
         check_scale(residual_stack, scale, has_batch_dim)
         return frozen_norm(self.model, norm, scale)(residual_stack)
 
@@ -284,7 +284,7 @@ class ActivationCache(ActivationStore):
             ShapeError: tokens do not fit each other or the stack.
         """
         self._check_weights("logit_attrs")
-        ids, batch, part = self._token_ids(tokens), Slice(batch_slice), Slice(pos_slice)
+        ids, batch, part = self._token_ids(tokens), Slice(batch_slice), self._positions(pos_slice)
         direction = self.model.tokens_to_residual_directions(ids)
         if incorrect_tokens is not None:
             other = self._token_ids(incorrect_tokens)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import MissingActivation, ShapeError, StaleCache, UnknownSite
-from cutaway.model.origins import made_from
+from cutaway.errors import ConfigError, MissingActivation, ShapeError, StaleCache, UnknownSite
+from cutaway.model.origins import Kept, check_column, made_from
 from cutaway.model.sites import enabled, resolve, site_names
 from cutaway.model.slices import Slice, SliceInput
 
@@ -34,18 +34,34 @@ class ActivationStore:
         self.has_batch_dim = has_batch_dim
         self.has_embed = "hook_embed" in cache_dict
         self.has_pos_embed = "hook_pos_embed" in cache_dict
-        self._weights: int | None = model.weights_state() if hasattr(model, "weights_state") else None
+        passed = cache_dict.passed if isinstance(cache_dict, Kept) else None
+        if passed is not None and passed.model() is not model:
+            raise ConfigError("these activations were kept by another model; dict(them) is a plain dictionary, if that is meant")
+        self._weights: int | None = passed.weights if passed is not None else getattr(model, "weights_state", lambda: None)()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_weights": None}  # of a copy nothing is known
 
     def _check_weights(self, asker: str) -> None:
         """Stop where what was kept would be multiplied with other weights than those of its run."""
-        if self._weights is not None and self._weights != self.model.weights_state():
+        if self._weights is None:
+            return
+        self.model.check_built()
+        if self._weights != self.model.weights_state():
             raise StaleCache(
                 f"{asker} multiplies kept activations with the model's weights, which were rewritten since the run; "
                 "run again, or do it before the weights change"
             )
+
+    def _positions(self, pos_slice: Part) -> Slice:
+        """Chosen positions; a single one is a token of every row.
+
+        Raises:
+            ShapeError: it is padding in some row.
+        """
+        passed = self.cache_dict.passed if isinstance(self.cache_dict, Kept) else None
+        check_column(pos_slice, None if passed is None else passed.real)
+        return Slice(pos_slice)
 
     # A dictionary with short names.
 

@@ -21,7 +21,8 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.edits import Edit, Put
 from cutaway.runs.metrics import Metric, among_real, as_metric, settled
-from cutaway.runs.places import Places, edits_at, some_values, values_along, with_places
+from cutaway.runs.other_runs import check_values
+from cutaway.runs.places import Places, counted, edits_at, some_values, values_along, with_places
 from cutaway.runs.values import mean_over
 from cutaway.tokens import check_mask
 
@@ -81,6 +82,7 @@ def run(
     asked = None if metric is None else as_metric(settled(metric, model, tokens))
     asked = asked if real is None else among_real(asked, real, found)
     every = [of_real(with_places(one, tokens), real) for one in as_edits(model, edits)]
+    check_values(model, every, real, (found.shape[0], found.shape[1]))
     clean_needed = isinstance(asked, Metric) and asked.compares
     taken = [sites.resolve(one.site, model.hook_dict, model.cfg.n_layers) for one in every if _own_values(one)]
     clean: Tensor | None = None
@@ -164,7 +166,9 @@ def hooks_of(model: Transformer, edits: AnyEdits) -> list[tuple[str, Any]]:
     """Pairs of site and function for `model.hooks(…)`, which make edits in any run, steps of a generation included."""
     prompt = {"columns": 0}
     pairs = []
-    for edit in as_edits(model, edits):
+    every = as_edits(model, edits)
+    check_values(model, every, None)
+    for edit in every:
         if _own_values(edit):
             raise ConfigError(
                 f"the edit '{edit.label}' takes values from the run itself; use cutaway.run or sweep, or give it a cache"
@@ -200,13 +204,13 @@ def _columns(model: Transformer, site: str, x: Tensor) -> int:
 
 def _local(model: Transformer, edit: Edit, site: str, batch: int, total: int, prompt: int) -> list[Edit]:
     """An edit at columns of the run under way: those of this step, one edit for the rows that share their columns."""
-    start, padding = model.current.start, model.current.padding
+    start, axes = model.current.start, sites.axes(site, model.cfg)
     if isinstance(edit.positions, Places):
-        tokens = torch.ones(batch, total, dtype=torch.bool) if padding is None else padding[:, :total].cpu()
-        return edits_at(edit, tokens, prompt, site, sites.axes(site, model.cfg), start=start)
+        real = model.real
+        tokens = torch.ones(batch, total, dtype=torch.bool) if real is None else real[:, :total].cpu()
+        return edits_at(edit, tokens, prompt, site, axes, start=start)
     if prompt == total:
-        return [edit]
-    axes = sites.axes(site, model.cfg)
+        return counted(edit, model.real, axes, strict=True) if _numbered(edit) else [edit]
     given = [edit.positions] if isinstance(edit.positions, int) else edit.positions
     if given is None and values_along(edit.change, site, axes) == 1:
         return [edit]
@@ -217,6 +221,10 @@ def _local(model: Transformer, edit: Edit, site: str, batch: int, total: int, pr
     change = some_values(edit.change, site, axes, [columns[index] for index in here], of=prompt)
     change = some_values(change, site, axes, here, of=len(columns)) if change is edit.change else change
     return [replace(edit, change=change, positions=[columns[index] for index in here])]
+
+
+def _numbered(edit: Edit) -> bool:
+    return edit.positions is not None or edit.sources is not None
 
 
 def _own_values(edit: Edit) -> bool:

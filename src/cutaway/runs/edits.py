@@ -25,10 +25,11 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, MissingActivation, ShapeError
 from cutaway.model import sites
 from cutaway.model.origins import Origin
-from cutaway.numbers_given import indices
+from cutaway.numbers_given import EVERY, check_options, index, indices, number
 from cutaway.runs.places import Places
 from cutaway.runs.random_numbers import normal
 from cutaway.runs.values import AveragedValues, ReorderedValues, Values, mean_over, origin_in, values_of
+from cutaway.tokens import check_mask
 
 Index = tuple[slice | Tensor, ...]
 
@@ -218,8 +219,12 @@ def zero() -> Zero:
 
 
 def replace(value: Tensor | float) -> Put:
-    """Set to given numbers, of the shape of the site or of the selected part, or broadcastable to either."""
-    return Put(torch.as_tensor(value), "replace")
+    """Set to given numbers, of the shape of the site or of the selected part, or broadcastable to either.
+
+    Raises:
+        ShapeError: no numbers.
+    """
+    return Put(_numbers(value, "the value of a replace edit"), "replace")
 
 
 def patch(cache: Values | Any) -> Put:
@@ -236,12 +241,18 @@ def mean(reference: Values | Any | None = None, over: Sequence[str] = ("batch",)
     """Set to the mean over a reference: a cache, or (None) the examples of the sweep itself, without their padding.
 
     Args:
-        mask: `[batch, pos]`, 1 for tokens and 0 for padding of the reference's run, which a cache does not know.
+        mask: `[batch, pos]`, 1 for tokens and 0 for padding of the reference's run; None: as the cache of a run knows it
+            (plain tensors do not).
         over: axes of the mean: ("batch",) gives each position its own mean, ("batch", "pos") one for all.
+
+    Raises:
+        ShapeError, TokenError: other axes, or no such mask.
     """
     over = tuple(over)
-    if not over or set(over) - {"batch", "pos"}:
+    if not over or set(over) - {"batch", "pos"} or len(set(over)) < len(over):
         raise ShapeError(f"a mean is taken over 'batch', 'pos' or both, not {over}")
+    if mask is not None:
+        mask = check_mask(mask, mask).bool()
     if reference is None:
         return Put(None, "mean", over, mask)
     return Put(AveragedValues(values_of(reference), over, mask), "mean")
@@ -254,32 +265,77 @@ def resample(cache: Values | Any, seed: int = 0, order: Tensor | None = None) ->
         order: for each example the one whose activations it gets, instead of a random order.
 
     Raises:
-        ShapeError: there is one example only.
+        ShapeError: there is one example only, or the order is none in which every example gets another's activations.
     """
     values = values_of(cache)
+    check_options({"seed": seed}, seed=0)
+    if order is not None:
+        size = len(values if isinstance(values, Tensor) else next(iter(values.values())))
+        order = torch.as_tensor(order)
+        listed = [index(one, size, "example") for one in order.tolist()] if order.ndim == 1 else []
+        if len(listed) != size or any(one == own for own, one in enumerate(listed)):
+            raise ShapeError(
+                f"an order names for each of {size} examples another one, whose activations it gets, not {order.tolist()}"
+            )
     if order is None and len(values if isinstance(values, Tensor) else next(iter(values.values()), (0, 0))) < 2:
         raise ShapeError("resampling takes the values of another example, and there is only one; give a cache of several")
     return Put(ReorderedValues(values, seed, order), "resample")
 
 
 def add(vector: Tensor, strength: float = 1.0) -> Add:
-    """Add a vector, or anything that broadcasts with the place."""
-    return Add(vector, strength)
+    """Add a vector, or anything that broadcasts with the place.
+
+    Raises:
+        ShapeError, ConfigError: no finite numbers.
+    """
+    check_options({"strength": strength}, strength=EVERY)
+    return Add(_numbers(vector, "the vector of an add edit"), strength)
 
 
 def scale(factor: float) -> Scale:
-    """Multiply by a number."""
-    return Scale(float(factor))
+    """Multiply by a number.
+
+    Raises:
+        ShapeError: no finite number.
+    """
+    return Scale(number(factor, *EVERY, "the factor of a scale edit"))
 
 
 def project_out(direction: Tensor, instead: float = 0.0) -> ProjectOut:
-    """Remove the component along a direction."""
+    """Remove the component along a direction.
+
+    Raises:
+        ShapeError, ConfigError: no finite numbers, or a direction of length 0.
+    """
+    check_options({"instead": instead}, instead=EVERY)
+    direction = _numbers(direction, "the direction of a project_out edit")
+    if direction.ndim and not bool(direction.norm(dim=-1).all()):
+        raise ShapeError("a direction of length 0 points nowhere, so nothing can be projected out along it")
     return ProjectOut(direction, instead)
 
 
 def random(change: Change, seed: int = 0) -> Random:
     """A random change of the same size: what `change` is to be compared with."""
+    check_options({"seed": seed}, seed=0)
     return Random(change, (seed,))
+
+
+def _numbers(given: Any, what: str) -> Tensor:
+    """A tensor of finite floating-point numbers, from one of these or of whole numbers.
+
+    Raises:
+        ShapeError: bools, texts or anything else; NaN or infinities.
+    """
+    try:
+        value = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise ShapeError(f"{what} is made of numbers, not {given!r}") from None
+    if value.dtype == torch.bool or value.is_complex():
+        raise ShapeError(f"{what} is made of numbers, not {value.dtype}")
+    value = value if value.is_floating_point() else value.float()
+    if not bool(value.isfinite().all()):
+        raise ShapeError(f"{what} is not finite: it holds NaN or infinities")
+    return value
 
 
 def function(function: Callable[[Tensor], Tensor | None], word: str = "function") -> Function:
@@ -569,4 +625,4 @@ def index_of(chosen: Sequence[tuple[int, ...] | None], sizes: Sequence[int]) -> 
 
 
 def _short(chosen: int | str | Sequence[int | str] | Places) -> str:
-    return str(chosen) if isinstance(chosen, int | str | Places) else ",".join(map(str, chosen))
+    return ",".join(map(str, chosen)) if isinstance(chosen, list | tuple | range) else str(chosen)

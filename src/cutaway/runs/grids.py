@@ -15,10 +15,13 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ShapeError, nearest
 from cutaway.model import sites
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import indices, several, whole
 from cutaway.runs.edits import Change, Edit, zero
-from cutaway.runs.places import Places, edits_at, with_places
+from cutaway.runs.other_runs import check_values
+from cutaway.runs.places import Places, counted, edits_at, with_places
 
 EDIT_OF = {"pos": "positions", "dest": "positions", "head": "heads", "src": "sources", "neuron": "neurons"}
+NAMED = {"layer": "layer", "pos": "position", "dest": "position", "src": "position", "head": "head", "neuron": "neuron"}
 Edits = Edit | Sequence[Edit | Sequence[Edit]]
 
 
@@ -46,7 +49,28 @@ class Grid:
         full["head"] = self._heads(cfg)
         if axis not in full:
             raise ShapeError(f"a grid has no axis {axis!r}; there are {', '.join(full)}")
-        return list(self.only.get(axis, range(full[axis])))
+        return list(range(full[axis])) if axis not in self.only else self._chosen(axis, full[axis])
+
+    def _chosen(self, axis: str, size: int) -> list[Any]:
+        """Some entries of an axis, as they were given: whole numbers, each once, of "pos" also roles.
+
+        Raises:
+            ShapeError: one is neither, or outside, one comes twice, or there are none.
+        """
+        given: Any = self.only[axis]
+        listed = [given] if isinstance(given, str) and axis == "pos" else given
+        if axis == "pos" and isinstance(listed, list | tuple) and any(isinstance(one, str) for one in listed):
+            numbers = [one for one in listed if not isinstance(one, str)]
+            if len(set(listed)) < len(listed):
+                raise ShapeError(f"positions {list(listed)} name one twice; give each once")
+            if numbers:
+                indices(numbers, size, "position")
+            return list(listed)
+        found = indices(listed, size, NAMED[axis])
+        if axis not in ("pos", "dest", "src"):
+            return found
+        # Numbers from the end stay so: where texts are padded, they count back from each row's own last token.
+        return [whole(one, "a position") for one in (listed if several(listed) else [listed])]
 
     def _heads(self, cfg: HookedTransformerConfig) -> int:
         words = sites.axes(sites.get_act_name(self.site, 0), cfg) if cfg.n_layers else ()
@@ -107,28 +131,39 @@ class Cells:
 
 
 def at_columns(
-    cells: Cells, model: Transformer, prompts: Any, tokens: Tensor, mask: Tensor | None, real: Tensor | None = None
-) -> Cells:
+    cells: Cells, model: Transformer, prompts: Any, tokens: Tensor, mask: Tensor | None, real: Tensor | None = None, *,
+    strict: bool = False,
+) -> Cells:  # fmt: skip
     """The same cells with their edits at columns, where they are at a row's own tokens or at roles of the prompts.
+
+    Args:
+        strict: whether an edit at columns that are all padding in some row is refused.
 
     Raises:
         ShapeError: a row has no such token, or a cell has nowhere to be edited.
         UnknownRole: the prompts have no such role.
     """
     cells = replace(cells, edits=tuple(tuple(with_places(edit, prompts) for edit in one) for one in cells.edits))
-    if not any(isinstance(edit.positions, Places) for one in cells.edits for edit in one):
-        return cells
     real = mask if real is None else real
+    check_values(model, (edit for one in cells.edits for edit in one), real, (tokens.shape[0], tokens.shape[1]))
+    if real is None and not any(isinstance(edit.positions, Places) for one in cells.edits for edit in one):
+        return cells
     own = torch.ones(tokens.shape, dtype=torch.bool) if real is None else real.bool().cpu()
     table, out = sites.table(model.cfg), []
     for edits in cells.edits:
         names = [sites.resolve(edit.site, table, model.cfg.n_layers) for edit in edits]
-        columns = [one for edit, site in zip(edits, names, strict=True)
-                   for one in edits_at(edit, own, own.shape[1], site, table[site])]  # fmt: skip
+        columns = [one for edit, site in zip(edits, names, strict=True) for one in _columns(edit, own, site, table[site], strict)]
         if not columns:
             raise ShapeError(f"the edit '{label_of(edits)}' is at no token of these prompts")
         out.append(tuple(columns))
     return replace(cells, edits=tuple(out))
+
+
+def _columns(edit: Edit, own: Tensor, site: str, axes: Sequence[str], strict: bool) -> list[Edit]:
+    """An edit as edits at columns, for rows with these tokens of their own."""
+    if isinstance(edit.positions, Places):
+        return edits_at(edit, own, own.shape[1], site, axes)
+    return counted(edit, own, axes, strict=strict)
 
 
 def label_of(edits: Iterable[Edit]) -> str:

@@ -13,7 +13,44 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.errors import ShapeError
+
 Compute = Callable[[Tensor | None, Tensor | None], Tensor]  # positions, columns (None: all) → logits [batch, pos, column]
+
+
+class Padding:
+    """Which tokens are real, for logits that a function looks at: picked padding is refused, looked over it is noted.
+
+    Args:
+        real: `[batch, pos]`.
+    """
+
+    def __init__(self, real: Tensor):
+        self.real = real.cpu()
+        self.seen = False  # whether several positions were looked at together, and some were padding
+
+    def picked(self, rows: Any, places: Any) -> None:
+        """Positions that were picked by number.
+
+        Raises:
+            ShapeError: one is padding.
+        """
+        at = places if isinstance(places, int) else torch.as_tensor(places).cpu()
+        chosen = self.real[rows.cpu() if isinstance(rows, Tensor) else rows, at] if _pairs(rows) else self.real[:, at]
+        if not bool(chosen.all()):
+            where = f"column {places}" if isinstance(places, int) else "columns"
+            raise ShapeError(
+                f"the metric, a function of logits, picks {where}, where some rows have padding; pick each row's own last token, "
+                "as in logits[torch.arange(len(ends)), ends], or take one of cutaway.metrics, which do"
+            )
+
+    def over(self, places: list[int]) -> None:
+        """Positions that were looked at together."""
+        self.seen = self.seen or not bool(self.real[:, places].all())
+
+
+def _pairs(rows: Any) -> bool:
+    return isinstance(rows, int | list | Tensor)
 
 
 class NotComputed(Exception):
@@ -27,17 +64,37 @@ class LazyLogits(Tensor):
     _wanted: set[int]  # the positions that were looked at so far
     _at: list[int] | int | None  # the positions this stands for: some, one (without its axis), or all
     _length: int
+    _padding: Padding | None
 
     @staticmethod
     def make(
-        compute: Compute, wanted: set[int], sizes: tuple[int, int, int], like: Tensor, at: list[int] | int | None = None
+        compute: Compute,
+        wanted: set[int],
+        sizes: tuple[int, int, int],
+        like: Tensor,
+        at: list[int] | int | None = None,
+        padding: Padding | None = None,
     ) -> LazyLogits:
         """Logits of `sizes` (batch, pos, d_vocab), in the precision and on the device of `like`."""
         batch, length, vocab = sizes
         shape = (batch, vocab) if isinstance(at, int) else (batch, length if at is None else len(at), vocab)
         made: LazyLogits = Tensor._make_wrapper_subclass(LazyLogits, shape, dtype=like.dtype, device=like.device)
-        made._compute, made._wanted, made._at, made._length = compute, wanted, at, length
+        made._compute, made._wanted, made._at, made._length, made._padding = compute, wanted, at, length, padding
         return made
+
+    @staticmethod
+    def of(logits: Tensor, padding: Padding) -> Tensor:
+        """Logits that are there already, of texts that are padded."""
+        if isinstance(logits, LazyLogits):
+            logits._padding = padding
+            return logits
+
+        def compute(positions: Tensor | None, columns: Tensor | None) -> Tensor:
+            some = logits if positions is None else logits[:, positions.to(logits.device)]
+            return some if columns is None else some[..., columns.to(logits.device)]
+
+        batch, length, vocab = logits.shape
+        return LazyLogits.make(compute, set(), (batch, length, vocab), logits, padding=padding)
 
     def whole(self) -> Tensor:
         """All of it, as a plain tensor."""
@@ -46,16 +103,20 @@ class LazyLogits(Tensor):
     def _picked(self, columns: Tensor | None) -> Tensor:
         if self._at is None:
             self._wanted.update(range(self._length))
+            if self._padding is not None:
+                self._padding.over(list(range(self._length)))
             return self._compute(None, columns)
         places = [self._at] if isinstance(self._at, int) else self._at
         self._wanted.update(places)
+        if self._padding is not None and not isinstance(self._at, int):
+            self._padding.over(places)
         logits = self._compute(torch.tensor(places, dtype=torch.long), columns)
         return logits[:, 0] if isinstance(self._at, int) else logits
 
-    def _narrowed(self, at: list[int] | int) -> LazyLogits:
+    def _narrowed(self, at: list[int] | int, padding: Padding | None) -> LazyLogits:
         with torch._C.DisableTorchFunctionSubclass():
             batch, vocab = self.shape[0], self.shape[-1]
-            return LazyLogits.make(self._compute, self._wanted, (batch, self._length, vocab), self, at)
+            return LazyLogits.make(self._compute, self._wanted, (batch, self._length, vocab), self, at, padding)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -99,15 +160,19 @@ def _pick(logits: LazyLogits, index: tuple[Any, ...]) -> Tensor:
         found = _positions(logits, full[1])
         if found is None:
             return logits.whole()[index]
+        padding = logits._padding
+        if padding is not None and not isinstance(full[1], slice):
+            padding.picked(batch, found)
+            padding = None  # looked at
         if _everything(batch) and _everything(columns):
-            return logits._narrowed(found) if isinstance(found, int) or found != list(range(logits._length)) else logits
+            return logits._narrowed(found, padding) if isinstance(found, int) or found != list(range(logits._length)) else logits
         if isinstance(found, int):
-            return _pick(logits._narrowed(found), (batch, columns))
+            return _pick(logits._narrowed(found, padding), (batch, columns))
         if isinstance(full[1], slice):
-            return _columns(logits._narrowed(found), (batch, slice(None), columns))
+            return _columns(logits._narrowed(found, padding), (batch, slice(None), columns))
         places = sorted(set(found))
         within = torch.tensor([places.index(one) for one in found], dtype=torch.long).reshape(torch.as_tensor(full[1]).shape)
-        return _columns(logits._narrowed(places), (batch, within, columns))
+        return _columns(logits._narrowed(places, padding), (batch, within, columns))
     if _everything(batch) and _everything(columns):
         return logits
     return _columns(logits, (batch, columns))

@@ -7,6 +7,7 @@ A plain function of logits is a metric too: see `CustomMetric`.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +18,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.errors import ShapeError, TokenError
+from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.numbers_given import EVERY, check_options, whole
+from cutaway.runs.lazy_logits import LazyLogits, Padding
 
 Positions = int | Sequence[int] | Tensor | None
 PerToken = Float[Tensor, "token"]
@@ -78,7 +80,18 @@ class Metric(ABC):
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"], clean: Tensor | None = None) -> Tensor:
         """The value of each example from whole logits, `[batch]`, or `[batch, pos]` where `by_position`."""
         self.check(logits.shape[-1])
-        return self.of_examples(logits, self.wanted(*logits.shape[:2]), clean)
+        return self.of_examples(logits, self.counted(*logits.shape[:2]), clean)
+
+    def counted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        """`wanted`, where it is anything at all.
+
+        Raises:
+            ShapeError: no position of any example is read, so that every mean is one of nothing.
+        """
+        wanted = self.wanted(batch, length)
+        if not bool(wanted.any()):
+            raise ShapeError(f"the {self.name} counts no position of these tokens: every label is negative or at padding")
+        return wanted
 
     def of_examples(
         self,
@@ -221,6 +234,17 @@ class Probability(Answers):
         return self._log_prob(logits, at).exp()
 
 
+def _ranked(logits: Tensor) -> Tensor:
+    """Logits that have an order.
+
+    Raises:
+        NotFinite: some are NaN, which are neither larger nor smaller than others.
+    """
+    if bool(logits.isnan().any()):
+        raise NotFinite("the logits hold NaN, so no token has a rank; look at the model, the tokens and the edits")
+    return logits
+
+
 class Rank(Answers):
     """How many entries of the vocabulary have a larger logit than the answer."""
 
@@ -228,7 +252,7 @@ class Rank(Answers):
     jumps = True
 
     def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
-        own = logits.gather(1, self._of(self.answers, at)[:, None])
+        own = _ranked(logits).gather(1, self._of(self.answers, at)[:, None])
         return (logits > own).sum(1).to(logits.dtype)
 
 
@@ -299,6 +323,8 @@ def among_real(metric: Any, real: Bool[Tensor, "batch pos"], tokens: Int[Tensor,
     """
     if isinstance(metric, Normalised):
         return replace(metric, metric=among_real(metric.metric, real, tokens))
+    if isinstance(metric, CustomMetric):
+        return replace(metric, real=real)
     if isinstance(metric, LabelMetric) and metric.labels.shape == real.shape:
         labels, real_there = metric.labels.cpu(), real.cpu()
         following = torch.cat([tokens.cpu()[:, 1:], torch.full_like(tokens[:, :1].cpu(), -1)], 1)
@@ -340,7 +366,7 @@ class Accuracy(LabelMetric):
     jumps = True
 
     def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
-        return (logits.argmax(1) == self._labels(at)).to(logits.dtype)
+        return (_ranked(logits).argmax(1) == self._labels(at)).to(logits.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -418,14 +444,19 @@ class CustomMetric:
     function: Callable[[Tensor], Any]
     name: str = "metric"
     unit: str = ""
+    real: Bool[Tensor, "batch pos"] | None = None  # of padded texts, which tokens are no padding; runs fill it in
 
     def __call__(self, logits: Tensor) -> Tensor:
         """The value, `[]` or `[batch]`.
 
         Raises:
-            ShapeError: the function returned something else.
+            ShapeError: the function returned something else, or picked a position that is padding.
         """
-        value = self.function(logits)
+        padding = None if self.real is None else Padding(self.real)
+        value = self.function(logits if padding is None else LazyLogits.of(logits, padding))
+        if padding is not None and padding.seen:
+            said = f"the texts are padded, and the {self.name}, a function of logits, looks at padding, too; leave it out there"
+            warnings.warn(said, UserWarning, stacklevel=2)
         out = value.as_subclass(Tensor) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float32)
         out = out.detach()
         if out.ndim == 1 and len(out) == logits.shape[0] and len(out) > 0:

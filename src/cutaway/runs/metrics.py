@@ -15,7 +15,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.errors import PromptError, ShapeError, TokenError, UnknownRole
-from cutaway.numbers_given import whole
+from cutaway.numbers_given import several, whole
 from cutaway.prompts import Prompts, word_token
 from cutaway.runs.measures import (
     KL,
@@ -293,7 +293,10 @@ def _tokens(answers: Any) -> Int[Tensor, "batch"]:
     Raises:
         TokenError: an answer of several tokens.
     """
-    tokens = torch.as_tensor(answers)
+    try:
+        tokens = torch.as_tensor(answers)
+    except (RuntimeError, TypeError, ValueError):
+        raise TokenError(f"an answer is one token id for each example, not {answers!r}") from None
     if tokens.ndim == 0:
         tokens = tokens[None]
     if tokens.ndim == 2 and tokens.shape[1] == 1:
@@ -308,6 +311,8 @@ def _tokens(answers: Any) -> Int[Tensor, "batch"]:
 
 def _sets(given: Sequence[Sequence[int]] | Tensor, what: str) -> Int[Tensor, "batch token"]:
     """Sets of tokens as rows, −1 where a row has fewer."""
+    if not several(given) or not all(several(row) for row in given):
+        raise TokenError(f"{what} tokens are a list of token ids for each example, or one list for all, not {given!r}")
     rows = [list(dict.fromkeys(whole(one, f"one of the {what} tokens") for one in row)) for row in given]
     lacking = [number for number, row in enumerate(rows) if not any(one >= 0 for one in row)]
     if lacking or not rows:

@@ -15,6 +15,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownRole, nearest
+from cutaway.numbers_given import whole
 from cutaway.prompts import Prompts
 
 if TYPE_CHECKING:
@@ -121,6 +122,69 @@ def with_places(edit: Edit, prompts: Any) -> Edit:
     return edit
 
 
+def counted(edit: Edit, real: Bool[Tensor, "batch column"] | None, axes: Sequence[str], *, strict: bool = False) -> list[Edit]:
+    """An edit on padded texts, where a negative number is a row's own token, counted from its last: one edit for some rows each.
+
+    Numbers from 0 stay columns.
+
+    Args:
+        real: true where a column is a token and not padding; None: nothing is padding.
+        axes: the words of the site's axes.
+
+    Raises:
+        ShapeError: a row has no such token; or (`strict`) none of the numbered columns is a token in some row.
+    """
+    if real is None or isinstance(edit.positions, Places):
+        return [edit]
+    real = real.cpu()
+    rows = range(len(real)) if edit.examples is None else _numbers(edit.examples, len(real))
+    numbered = {name: _whole_numbers(given) for name in ("positions", "sources") if (given := getattr(edit, name)) is not None}
+    if not numbered:
+        return [edit]
+    groups: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for row in rows:
+        groups.setdefault(tuple(_columns_of(edit, real[row], row, given, strict) for given in numbered.values()), []).append(row)
+    if list(groups) == [tuple(map(tuple, numbered.values()))]:
+        return [edit]
+    out = []
+    for columns, some in groups.items():
+        change = edit.change if edit.examples is None else some_examples(edit.change, axes, rows, some, len(real))
+        every = edit.examples is None and len(groups) == 1
+        out.append(replace(edit, change=change, examples=None if every else some, **dict(zip(numbered, columns, strict=True))))
+    return out
+
+
+def _columns_of(edit: Edit, real: Bool[Tensor, "column"], row: int, given: Sequence[int], strict: bool) -> tuple[int, ...]:
+    """The columns of a row that are numbered."""
+    own = real.nonzero().flatten().tolist()
+    end = own[-1] + 1
+    columns = tuple(end + one if one < 0 else one for one in given)
+    for one, column in zip(given, columns, strict=True):
+        if one < 0 and column not in own:
+            raise ShapeError(f"the edit '{edit.label}': row {row} has {len(own)} tokens of its own, and so none at {one}")
+    if strict and not set(columns) & set(own):
+        raise ShapeError(
+            f"the edit '{edit.label}' would change nothing in row {row}, where column {columns[0]} is padding; "
+            f"places.own({given[0]}) is a row's own token, and examples= chooses rows"
+        )
+    return columns
+
+
+def some_examples(change: Change, axes: Sequence[str], rows: Sequence[int], some: Sequence[int], batch: int) -> Change:
+    """A change that has one value for each of the chosen rows, and not one for each of the batch, for some of them."""
+    for field in ("values", "vector", "direction"):
+        value = getattr(change, field, None)
+        own = isinstance(value, Tensor) and value.ndim == len(axes) and len(value) == len(rows) > 1
+        if own and len(rows) != batch and list(some) != list(rows):
+            return replace(change, **{field: value[[list(rows).index(row) for row in some]]})  # type: ignore[type-var]
+    return change
+
+
+def _whole_numbers(given: Any) -> list[int]:
+    several = [given] if getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__") else list(given)
+    return [whole(one, "a position") for one in several]
+
+
 PROMPT, GENERATED = Places(part="prompt"), Places(part="generated")
 
 
@@ -156,6 +220,8 @@ def edits_at(
                 columns_ = tuple(one for one in columns_ if one < prompt_columns or values_along(change, site, axes) == 1)
                 change = some_values(change, site, axes, columns_, of=prompt_columns)
             every = edit.examples is None and len(groups) == 1
+            if edit.examples is not None:
+                change = some_examples(change, axes, rows, some, len(own))
             out.append(replace(edit, change=change, positions=columns_, examples=None if every else some))
     return out
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from cutaway.errors import ShapeError
-from cutaway.model.origins import Kept, Origin, made_from
+from cutaway.model.origins import Kept, Origin, Passed, made_from
 from cutaway.runs.random_numbers import cycle
 
 Values = Tensor | Mapping[str, Tensor]
@@ -34,6 +35,11 @@ def values_of(cache: Any) -> Values:
 def origin_in(values: Values | None, site: str) -> Origin | None:
     """The run that an entry of a store, or what was derived from one, comes from; None: that is not known."""
     return values.origin_of(site) if isinstance(values, Kept | DerivedValues) else None
+
+
+def passed_in(values: Any) -> Passed | None:
+    """The run that all these values passed in, and which of its tokens they are of; None: that is not known."""
+    return values.passed if isinstance(values, Kept | DerivedValues) else None
 
 
 def mean_axes(site: str, over: Sequence[str]) -> list[int]:
@@ -69,6 +75,11 @@ class DerivedValues(Mapping[str, Tensor]):
     def derive(self, site: str, tensor: Tensor) -> Tensor:
         """The tensor that stands for a site's."""
 
+    @property
+    def passed(self) -> Passed | None:
+        """The run that the tensors are of; `real` says of which tokens their positions are."""
+        return passed_in(self.values_)
+
     @abstractmethod
     def derived(self, origin: Origin, tensor: Tensor) -> Origin | None:
         """The origin of what stands for a site's tensor."""
@@ -98,12 +109,23 @@ class DerivedValues(Mapping[str, Tensor]):
 
 
 class AveragedValues(DerivedValues):
+    """Means over examples or positions. Padding does not count: where `real` is None, what the run that passed says is real."""
+
     def __init__(self, values: Values, over: tuple[str, ...], real: Tensor | None = None):
         super().__init__(values)
-        self.over, self.real = over, real
+        known = passed_in(values)
+        self.over, self.real = over, real if real is not None or known is None else known.real
 
     def derive(self, site: str, tensor: Tensor) -> Tensor:
+        wanted = len(tensor), tensor.shape[mean_axes(site, ["pos"])[0]]
+        if self.real is not None and tuple(self.real.shape) != wanted:
+            raise ShapeError(f"the mask of a mean is {tuple(self.real.shape)}, and {site!r} has {wanted} examples and positions")
         return mean_over(tensor, site, self.over, self.real)
+
+    @property
+    def passed(self) -> Passed | None:
+        known = passed_in(self.values_)
+        return None if known is None else replace(known, real=None)
 
     def derived(self, origin: Origin, tensor: Tensor) -> Origin | None:
         return origin.mean() if self.over == ("batch",) and self.real is None else None
@@ -116,6 +138,11 @@ class ReorderedValues(DerivedValues):
 
     def derive(self, site: str, tensor: Tensor) -> Tensor:
         return tensor[self._order(tensor).to(tensor.device)]
+
+    @property
+    def passed(self) -> Passed | None:
+        known = passed_in(self.values_)
+        return known if known is None or known.real is None else replace(known, real=self.derive("", known.real))
 
     def derived(self, origin: Origin, tensor: Tensor) -> Origin | None:
         order = self._order(tensor)

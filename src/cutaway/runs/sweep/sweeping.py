@@ -320,7 +320,9 @@ def task_of(
     if skip not in ("all", "layers"):
         raise ConfigError(f"skip={skip!r} is not known; there are 'all' and 'layers'")
     found, mask, real = tokens_of(model, tokens, mask)
-    cells = at_columns(Cells.of(plainly(model, edits), model.cfg, found.shape[1]), model, tokens, found, mask, real)
+    given = Cells.of(plainly(model, edits), model.cfg, found.shape[1])
+    listed = not isinstance(edits, Grid | Cells)  # (a grid goes over all columns, whichever rows have a token there)
+    cells = at_columns(given, model, tokens, found, mask, real, strict=listed)
     if real is not None:
         cells = replace(cells, edits=tuple(tuple(of_real(edit, real) for edit in one) for one in cells.edits))
     if not cells.edits:
@@ -334,6 +336,7 @@ def task_of(
     chosen = chosen if real is None else among_real(chosen, real, found)
     if isinstance(chosen, Metric):
         chosen.check(model.cfg.d_vocab_out)
+        chosen.counted(found.shape[0], found.shape[1])
     skip = "layers" if has_masks(model.blocks.children()) else skip
     return Sweep(model, found, mask, cells, chosen, skip, memory)
 
