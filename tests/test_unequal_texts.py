@@ -15,7 +15,8 @@ from cutaway.circuits.graph import Graph
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs import edits
 from cutaway.runs.editing import run
-from cutaway.runs.grids import heads
+from cutaway.runs.grids import heads, residual
+from cutaway.runs.places import own
 from cutaway.tokens import CharTokenizer
 from tests.architectures import ALL, network, some_tokens
 
@@ -170,6 +171,87 @@ def once(make: Callable[[Tensor], Any]) -> Callable[[Any, Tensor], tuple[Tensor,
     return one
 
 
+def made(make: Callable[[], Any]) -> Callable[[Any, Tensor], tuple[Tensor, str]]:
+    """An edit, or what makes edits, at places that count a row's own tokens: in a run, in a scope, and in a sweep."""
+
+    def edited(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+        one = make()
+        found = [
+            run(model, tokens, edits=one, metric=DIFFERENCE).value,
+            cutaway.sweep(model, tokens, [one], DIFFERENCE).values.data[0],
+        ]
+        with cutaway.edited(model, one):
+            found.append(run(model, tokens, metric=DIFFERENCE).value)
+        return torch.stack([found[0], *found[1:]]), "*b"
+
+    return edited
+
+
+def held(make: Callable[[Any], Any]) -> Callable[[Any, Tensor], tuple[Tensor, str]]:
+    """An edit whose values come from a cache of the run itself."""
+
+    def edited(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+        edit = make(model.run_with_cache(tokens)[1])
+        swept = cutaway.sweep(model, tokens, [edit], DIFFERENCE, audit=1).values.data[0]
+        return torch.stack([run(model, tokens, edits=edit, metric=DIFFERENCE).value, swept]), "*b"
+
+    return edited
+
+
+def vector_of(model: Any) -> Any:
+    return cutaway.contrast_vectors(model, TEXTS[:2], TEXTS[2:], [1])[1]
+
+
+def steered(positions: Any) -> Callable[[Any, Tensor], tuple[Tensor, str]]:
+    def with_vector(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+        with cutaway.steer(model, cutaway.Steer(vector_of(model), 2.0, positions=positions)):
+            return model(tokens), "bp"
+
+    return with_vector
+
+
+def edited_by_vector(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    front = cutaway.activation_addition(model, "ab", "cd", 1)
+    every = [vector_of(model).edit(2.0, positions=-1), front.edit(2.0)]
+    return torch.stack([run(model, tokens, edits=one, metric=DIFFERENCE).value for one in every]), "*b"
+
+
+def last_column_grid(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return cutaway.sweep(model, tokens, residual(edits.zero(), pos=[-1]), DIFFERENCE, audit=1).values.data, "*b"
+
+
+def swept_by(**how: Any) -> Callable[[Any, Tensor], tuple[Tensor, str]]:
+    def sweep(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+        return cutaway.sweep(model, tokens, heads(), DIFFERENCE, **how).values.data, "*b"
+
+    return sweep
+
+
+def ablate_at_the_end(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    found = cutaway.ablate(model, tokens, DIFFERENCE, components=["0.1", "0.mlp"], kinds=["zero"], positions=-1, audit=1)
+    return found.values.data, "*b"
+
+
+def edge_effects_at_the_end(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    found = cutaway.edge_effects(model, tokens, other(tokens), DIFFERENCE, edges=EDGES, positions=[-1])
+    return found.each.movedim(0, -1).nan_to_num(), "*b"
+
+
+def noising(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    found = cutaway.patch(model, tokens, other(tokens), DIFFERENCE, kinds=["attn_out"], positions=-1, direction="noising")
+    return found.sweeps["attn_out"].values.data.flatten(0, -2).float(), "*b"
+
+
+def kept(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    return model.run_with_cache(tokens)[1].accumulated_resid(apply_ln=True).movedim(-1, 1), "*bp"
+
+
+def function_metric(model: Any, tokens: Tensor) -> tuple[Tensor, str]:
+    first = (tokens != model.tokenizer.pad_token_id).long().argmax(1)
+    rows = torch.arange(len(tokens))
+    return cutaway.sweep(model, tokens, heads(), lambda logits: logits[rows, first, 1], audit=1).values.data, "*b"
+
+
 METRICS: dict[str, Callable[[Tensor], Any]] = {
     "loss": lambda tokens: metrics.loss(tokens),
     "accuracy": lambda tokens: metrics.accuracy(tokens),
@@ -189,6 +271,24 @@ LAW: dict[str, tuple[Callable[[Any, Tensor], tuple[Tensor, str]], list[str]]] = 
     "patch": (patch, LONG),
     "path_patch": (path_patch, LONG), "edge_attribution": (edge_attribution, LONG), "edge_effects": (edge_effects, LONG),
     "run_circuit": (run_circuit, LONG), "CircuitRunner": (circuit_runner, LONG),
+    "edit at -1": (made(lambda: edits.zero().at(("z", 0), positions=-1)), LONG),
+    "edit at [-1, -2]": (made(lambda: edits.scale(0.3).at(("resid_pre", 1), positions=[-1, -2])), LONG),
+    "edit at the end": (made(lambda: edits.zero().at(("mlp_out", 0), positions="end")), LONG),
+    "edit at own(1)": (made(lambda: edits.zero().at(("z", 0), positions=own(1))), LONG),
+    "edit of a pattern at -1": (made(lambda: edits.zero().at(("pattern", 0), positions=-1, sources=[-1, -2])), LONG),
+    "edit by values at -2, -1": (
+        made(lambda: edits.add(torch.stack([torch.ones(24), -torch.ones(24)])).at(("resid_pre", 1), positions=[-2, -1])), LONG
+    ),
+    "mean over positions of a cache": (held(lambda cache: edits.mean(cache, over=("pos",)).at(("z", 0))), LONG),
+    "patch at -1": (held(lambda cache: edits.patch({"blocks.0.attn.hook_z": cache["z", 1]}).at(("z", 0), positions=-1)), LONG),
+    "freeze": (held(lambda cache: [edits.zero().at(("z", 0)), edits.freeze(cache).at(("mlp_out", 0))]), LONG),
+    "steer": (steered("all"), TEXTS),
+    "steer, the last token": (steered([-1]), TEXTS), "steer, a range": (steered((1, 3)), LONG),
+    "SteeringVector": (edited_by_vector, LONG), "sweep, at the last column": (last_column_grid, LONG),
+    "sweep, gradient": (swept_by(method="gradient"), LONG), "sweep, screen": (swept_by(method="screen", top=8), LONG),
+    "sweep, by layers": (swept_by(skip="layers"), LONG), "ablate, at the end": (ablate_at_the_end, LONG),
+    "edge_effects, at the end": (edge_effects_at_the_end, LONG), "patch, noising at the end": (noising, LONG),
+    "run_with_cache": (kept, TEXTS), "sweep, a function of logits": (function_metric, LONG),
     **{f"sweep, {name}": (swept(make), LONG) for name, make in METRICS.items()},
     **{f"run, {name}": (once(make), LONG) for name, make in METRICS.items()},
 }  # fmt: skip
@@ -199,7 +299,7 @@ NOT_FOR = {("scores_by_key", "llama"): "rotated keys are no sum over components"
 # Front-door names that the law above leaves out, and why; a new name belongs here or there.
 ELSEWHERE = {
     "a class or a module": "HookedTransformerConfig CharTokenizer HookPoint HookedRootModule FactoredMatrix Sampling Prompts"
-    " Circuit SteeringVector edits errors explain grids metrics programs records tasks view collect executors report workbench"
+    " Circuit edits errors explain grids metrics programs records tasks view collect executors report workbench"
     " __version__",
     "reads weights, not texts": "composition copying duplicate_detectors responsible_heads ov_circuit path_circuit qk_circuit"
     " compile_program",
@@ -207,10 +307,11 @@ ELSEWHERE = {
     "compared with transformers, a text at a time": "verify",
     "counts what a sweep would cost": "plan",
     "takes results, not texts": "difference load",
-    "runs other names of the law on the prompts that it is given": "faithfulness find_circuit stability recovery",
+    "says something of all texts together, which has a law below": "faithfulness find_circuit stability",
+    "compares edges, not texts": "recovery",
     "has a law of its own below": "HookedTransformer ActivationCache contrast_vectors activation_addition max_activating_texts"
-    " dose_response separability patching",
-    "generates, which has a law of its own below; one text at a time": "steered_texts steer Steer steering_target edited",
+    " dose_response separability patching steered_texts",
+    "is in the law by what it is given to": "Steer steering_target edited",
 }
 
 
@@ -255,6 +356,46 @@ def test_a_text_in_a_batch_gets_the_numbers_that_it_gets_alone(name: str, kind: 
         assert got.shape == expected.shape
         scale = expected.abs().max().clamp(min=0.1) if expected.numel() else 1
         assert expected.numel() == 0 or (got - expected).abs().max() <= 1e-4 * scale, f"{text}: {got} for {expected}"
+
+
+def circuits_of(model: Any, tokens: Tensor) -> list[Tensor]:
+    scores = cutaway.edge_attribution(model, tokens, other(tokens), DIFFERENCE, steps=1)
+    runner = cutaway.CircuitRunner(model, tokens, other(tokens), DIFFERENCE)
+    found = cutaway.find_circuit(runner, scores, size=6)
+    sure = cutaway.stability(found, scores, draws=4, halvings=1)
+    faithful = cutaway.faithfulness(model, tokens, other(tokens), DIFFERENCE, scores, sizes=[3, 9], draws=1)
+    return [found.edges.float(), sure.values.data.nan_to_num(), sure.low.nan_to_num(), faithful.values.data]
+
+
+def steered_and_scored(model: Any, tokens: Tensor) -> list[Tensor]:
+    texts = [model.tokenizer.decode(row[row != model.tokenizer.pad_token_id].tolist()).removeprefix("BOS") for row in tokens]
+    options = {"max_new_tokens": 3, "sampling": cutaway.Sampling(do_sample=False), "positions": "prompt"}
+    found = cutaway.steered_texts(model, vector_of(model), texts, lambda text: float(text.count("a")), [0.0, 4.0], **options)
+    return [found.values.data]
+
+
+def ablated_by_means(model: Any, tokens: Tensor) -> list[Tensor]:
+    whole = cutaway.ablate_heads(model, tokens, DIFFERENCE, kinds=["mean"], over=["batch", "pos"], audit=1)
+    parts = cutaway.ablate(model, tokens, DIFFERENCE, components=["0.1", "1.mlp"], kinds=["mean"], over=["batch", "pos"], audit=1)
+    return [whole.values.data.nan_to_num(), parts.values.data]
+
+
+TOGETHER = {"circuits": circuits_of, "steered texts": steered_and_scored, "ablation by means": ablated_by_means}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", TOGETHER)
+def test_what_is_said_of_all_texts_depends_on_no_padding(name: str, kind: str) -> None:
+    """Padded on the left, further than need be, or on the right: one answer."""
+    found = []
+    for side, more in (("left", 0), ("left", 3), ("right", 0)):
+        model = model_for(kind, side)
+        tokens = padded(model, [*LONG, "dcba"], side)[0]
+        pads = torch.full((len(tokens), more), model.tokenizer.pad_token_id)
+        found.append(TOGETHER[name](model, torch.cat([pads, tokens], 1)))
+    for others in found[1:]:
+        for one, another in zip(found[0], others, strict=True):
+            torch.testing.assert_close(one, another, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -378,8 +378,8 @@ def chosen_positions(
         return None
     own = torch.ones(*shape, dtype=torch.bool) if real is None else real.cpu()
     place, lengths, found = own.long().cumsum(1) - 1, own.sum(1), torch.zeros_like(own)
-    single = isinstance(positions, str) or not several(positions)
-    listed = [positions] if single else [one if isinstance(one, str) else whole(one, "a position") for one in positions]
+    given: Any = [positions] if isinstance(positions, str) or not several(positions) else positions
+    listed: list[str | int] = [one if isinstance(one, str) else whole(one, "a position") for one in given]
     if not listed:
         raise PromptError("an empty list of positions means nothing; leave it out for all of them")
     if len(set(listed)) < len(listed):

@@ -299,7 +299,7 @@ def activation_addition(
         options: dict[str, Any] = {"attention_mask": torch.ones_like(padded), "stop_at_layer": _stop(model, [name])}
         passed.append(Transformer.run_with_cache(model, padded, names_filter=[name], return_type=None, **options)[1][name][0])
     difference = passed[0] - passed[1]
-    _check_apart(*passed, layer_of(model, layer))
+    _check_apart(passed[0], passed[1], layer_of(model, layer))
     aligned = f"each of the first {longest} positions" + (
         f", the shorter prompt padded with {model.tokenizer.decode([pad])!r}" if apart else ""
     )

@@ -57,7 +57,7 @@ def check_apart(clean: Tensor, corrupted: Tensor | None) -> None:
         ShapeError: both runs have the same tokens, so that every effect is rounding.
     """
     if corrupted is not None and torch.equal(clean, corrupted):
-        raise ShapeError("clean and corrupted prompts are the same, so no edge carries a difference; give prompts that differ")
+        raise ShapeError("clean and corrupted prompts are the same, so there is nothing to recover; give prompts that differ")
 
 
 def metric_on(model: Transformer, metric: Any, clean: Any, *, functions: bool = False) -> Any:

@@ -118,7 +118,7 @@ class WeightsState:
 
 def _spread(x: Tensor) -> Tensor:
     """About `SAMPLES` entries spread over a tensor, as a view of it."""
-    dense = x.permute(sorted(range(x.ndim), key=lambda axis: -x.stride(axis)))
+    dense = x.permute(sorted(range(x.ndim), key=lambda axis: -int(x.stride()[axis])))
     if not dense.is_contiguous():  # a part of another tensor: a few entries along each axis
         return dense[tuple(slice(None, None, max(1, size // 4)) for size in dense.shape)]
     flat = dense.view(-1)

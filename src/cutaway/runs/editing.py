@@ -166,7 +166,7 @@ def hooks_of(model: Transformer, edits: AnyEdits) -> list[tuple[str, Any]]:
     """Pairs of site and function for `model.hooks(…)`, which make edits in any run, steps of a generation included."""
     prompt = {"columns": 0}
     pairs = []
-    every = as_edits(model, edits)
+    every = [with_places(one, None) for one in as_edits(model, edits)]
     check_values(model, every, None)
     for edit in every:
         if _own_values(edit):

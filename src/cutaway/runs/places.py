@@ -173,7 +173,7 @@ def _columns_of(edit: Edit, real: Bool[Tensor, "column"], row: int, given: Seque
 def some_examples(change: Change, axes: Sequence[str], rows: Sequence[int], some: Sequence[int], batch: int) -> Change:
     """A change that has one value for each of the chosen rows, and not one for each of the batch, for some of them."""
     for field in ("values", "vector", "direction"):
-        value = getattr(change, field, None)
+        value: Any = getattr(change, field, None)
         own = isinstance(value, Tensor) and value.ndim == len(axes) and len(value) == len(rows) > 1
         if own and len(rows) != batch and list(some) != list(rows):
             return replace(change, **{field: value[[list(rows).index(row) for row in some]]})  # type: ignore[type-var]
