@@ -6,6 +6,7 @@ copies one token.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from typing import Any
 
@@ -120,7 +121,12 @@ class KeyValueCache:
         return self.length
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_of": None}  # of a copy nothing is known
+        return self.__dict__ | {"_of": None}  # of what was stored and loaded nothing is known
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KeyValueCache:
+        again = KeyValueCache(copy.deepcopy(self.entries, memo), self.previous_attention_mask.clone(), self.frozen)
+        again._of = self._of
+        return again
 
     @classmethod
     def init_cache(
