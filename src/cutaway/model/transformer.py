@@ -295,10 +295,10 @@ class Transformer(HookedRootModule, StackedWeights):
             f"the configuration was changed after the model was built ({said}), which cannot change it; build a new model"
         )
 
-    def weights_state(self) -> int:
+    def weights_state(self, look: bool = True) -> int:
         """A number that is another one when weights were rewritten or replaced (see `WeightsState`)."""
         weights = [weight for module in self._holders for weight in module._parameters.values() if weight is not None]
-        return self._state.number(weights, tuple(map(id, vars(self.blocks).get("_modules", {}).values())))
+        return self._state.number(weights, tuple(map(id, vars(self.blocks).get("_modules", {}).values())), look=look)
 
     def untouched(self) -> bool:
         """Whether a run computes what its weights say and no more: nobody's hooks, no module of somebody else's."""
