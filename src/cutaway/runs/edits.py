@@ -25,10 +25,19 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, MissingActivation, ShapeError
 from cutaway.model import sites
 from cutaway.model.origins import Origin
-from cutaway.numbers_given import EVERY, check_options, index, indices, number
+from cutaway.numbers_given import EVERY, check_options, indices, number
 from cutaway.runs.places import Places
 from cutaway.runs.random_numbers import normal
-from cutaway.runs.values import AveragedValues, ReorderedValues, Values, mean_over, origin_in, values_of
+from cutaway.runs.values import (
+    AveragedValues,
+    ReorderedValues,
+    Values,
+    finite_numbers,
+    mean_over,
+    origin_in,
+    other_examples,
+    values_of,
+)
 from cutaway.tokens import check_mask
 
 Index = tuple[slice | Tensor, ...]
@@ -224,7 +233,7 @@ def replace(value: Tensor | float) -> Put:
     Raises:
         ShapeError: no numbers.
     """
-    return Put(_numbers(value, "the value of a replace edit"), "replace")
+    return Put(finite_numbers(value, "the value of a replace edit"), "replace")
 
 
 def patch(cache: Values | Any) -> Put:
@@ -269,14 +278,7 @@ def resample(cache: Values | Any, seed: int = 0, order: Tensor | None = None) ->
     """
     values = values_of(cache)
     check_options({"seed": seed}, seed=0)
-    if order is not None:
-        size = len(values if isinstance(values, Tensor) else next(iter(values.values())))
-        order = torch.as_tensor(order)
-        listed = [index(one, size, "example") for one in order.tolist()] if order.ndim == 1 else []
-        if len(listed) != size or any(one == own for own, one in enumerate(listed)):
-            raise ShapeError(
-                f"an order names for each of {size} examples another one, whose activations it gets, not {order.tolist()}"
-            )
+    order = None if order is None else other_examples(order, values)
     if order is None and len(values if isinstance(values, Tensor) else next(iter(values.values()), (0, 0))) < 2:
         raise ShapeError("resampling takes the values of another example, and there is only one; give a cache of several")
     return Put(ReorderedValues(values, seed, order), "resample")
@@ -289,7 +291,7 @@ def add(vector: Tensor, strength: float = 1.0) -> Add:
         ShapeError, ConfigError: no finite numbers.
     """
     check_options({"strength": strength}, strength=EVERY)
-    return Add(_numbers(vector, "the vector of an add edit"), strength)
+    return Add(finite_numbers(vector, "the vector of an add edit"), strength)
 
 
 def scale(factor: float) -> Scale:
@@ -308,7 +310,7 @@ def project_out(direction: Tensor, instead: float = 0.0) -> ProjectOut:
         ShapeError, ConfigError: no finite numbers, or a direction of length 0.
     """
     check_options({"instead": instead}, instead=EVERY)
-    direction = _numbers(direction, "the direction of a project_out edit")
+    direction = finite_numbers(direction, "the direction of a project_out edit")
     if direction.ndim and not bool(direction.norm(dim=-1).all()):
         raise ShapeError("a direction of length 0 points nowhere, so nothing can be projected out along it")
     return ProjectOut(direction, instead)
@@ -318,24 +320,6 @@ def random(change: Change, seed: int = 0) -> Random:
     """A random change of the same size: what `change` is to be compared with."""
     check_options({"seed": seed}, seed=0)
     return Random(change, (seed,))
-
-
-def _numbers(given: Any, what: str) -> Tensor:
-    """A tensor of finite floating-point numbers, from one of these or of whole numbers.
-
-    Raises:
-        ShapeError: bools, texts or anything else; NaN or infinities.
-    """
-    try:
-        value = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):
-        raise ShapeError(f"{what} is made of numbers, not {given!r}") from None
-    if value.dtype == torch.bool or value.is_complex():
-        raise ShapeError(f"{what} is made of numbers, not {value.dtype}")
-    value = value if value.is_floating_point() else value.float()
-    if not bool(value.isfinite().all()):
-        raise ShapeError(f"{what} is not finite: it holds NaN or infinities")
-    return value
 
 
 def function(function: Callable[[Tensor], Tensor | None], word: str = "function") -> Function:

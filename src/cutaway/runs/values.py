@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cutaway.errors import ShapeError
 from cutaway.model.origins import Kept, Origin, Passed, made_from
+from cutaway.numbers_given import index
 from cutaway.runs.random_numbers import cycle
 
 Values = Tensor | Mapping[str, Tensor]
@@ -150,3 +152,36 @@ class ReorderedValues(DerivedValues):
 
     def _order(self, tensor: Tensor) -> Tensor:
         return cycle(len(tensor), self.seed) if self.order is None else self.order
+
+
+def finite_numbers(given: Any, what: str) -> Tensor:
+    """A tensor of finite floating-point numbers, from one of these or of whole numbers.
+
+    Raises:
+        ShapeError: bools, texts or anything else; NaN or infinities.
+    """
+    try:
+        value = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):
+        raise ShapeError(f"{what} is made of numbers, not {given!r}") from None
+    if value.dtype == torch.bool or value.is_complex():
+        raise ShapeError(f"{what} is made of numbers, not {value.dtype}")
+    value = value if value.is_floating_point() else value.float()
+    if not bool(value.isfinite().all()):
+        raise ShapeError(f"{what} is not finite: it holds NaN or infinities")
+    return value
+
+
+def other_examples(order: Any, values: Values) -> Tensor:
+    """For each example the one whose activations it gets.
+
+    Raises:
+        ShapeError: no such list, or an example would get its own.
+    """
+    size, order = len(values if isinstance(values, Tensor) else next(iter(values.values()))), torch.as_tensor(order)
+    listed = [index(one, size, "example") for one in order.tolist()] if order.ndim == 1 else []
+    if len(listed) != size or any(one == own for own, one in enumerate(listed)):
+        raise ShapeError(
+            f"an order names for each of {size} examples another one, whose activations it gets, not {order.tolist()}"
+        )
+    return order
