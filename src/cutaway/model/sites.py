@@ -260,3 +260,13 @@ def _mlp(cfg: HookedTransformerConfig, layer: int) -> Table:
         yield "hook_mid", NEURONS
         yield from _norm("ln", normalized=NEURONS)
     yield "hook_post", NEURONS
+
+
+def axis_length(word: str, cfg: HookedTransformerConfig, batch: int, length: int) -> int:
+    """How long an axis is, by its word; 0 where that is nobody's business."""
+    known = {
+        "batch": batch, "pos": length, "dest": length, "src": length, "head": cfg.n_heads, "kv": cfg.kv_heads, "1": 1,
+        "d_model": cfg.d_model, "d_head": cfg.d_head, "d_mlp": cfg.d_mlp or 0, "expert": cfg.num_experts or 0,
+        "chosen": cfg.experts_per_token or 0, "head*d_head": cfg.n_heads * cfg.d_head, "kv*d_head": cfg.kv_heads * cfg.d_head,
+    }  # fmt: skip
+    return known[word]

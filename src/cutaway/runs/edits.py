@@ -398,7 +398,7 @@ class Bound:
         self.batch, self.length = batch, length
         self.begin = 0  # the number of the first example
         self.same: Int[Tensor, "batch"] | None = None  # how many positions each example begins with where nothing changes
-        self.sizes = tuple(_size(word, cfg, batch, length) for word in self.axes)
+        self.sizes = tuple(sites.axis_length(word, cfg, batch, length) for word in self.axes)
         self.chosen = tuple(self._chosen(axis, word) for axis, word in enumerate(self.axes))
         known = {AXIS_OF.get(word) for word in self.axes}
         for name in ("positions", "heads", "neurons", "examples", "sources"):
@@ -571,16 +571,6 @@ class Bound:
         index = self.index()
         out[index] = self.change.new(x[index], self.value(x if clean is None else clean)).to(x.dtype)
         return out
-
-
-def _size(word: str, cfg: HookedTransformerConfig, batch: int, length: int) -> int:
-    """How long an axis is, by its word; 0 where that is nobody's business."""
-    known = {
-        "batch": batch, "pos": length, "dest": length, "src": length, "head": cfg.n_heads, "kv": cfg.kv_heads, "1": 1,
-        "d_model": cfg.d_model, "d_head": cfg.d_head, "d_mlp": cfg.d_mlp or 0, "expert": cfg.num_experts or 0,
-        "chosen": cfg.experts_per_token or 0, "head*d_head": cfg.n_heads * cfg.d_head, "kv*d_head": cfg.kv_heads * cfg.d_head,
-    }  # fmt: skip
-    return known[word]
 
 
 def _padded(x: Tensor, ndim: int) -> Tensor:
