@@ -295,11 +295,7 @@ def add(vector: Tensor, strength: float = 1.0) -> Add:
 
 
 def scale(factor: float) -> Scale:
-    """Multiply by a number.
-
-    Raises:
-        ShapeError: no finite number.
-    """
+    """Multiply by a finite number."""
     return Scale(number(factor, *EVERY, "the factor of a scale edit"))
 
 
