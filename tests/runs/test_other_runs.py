@@ -225,7 +225,7 @@ NUMBERS: dict[str, Callable[[], Any]] = {
     "add inf": lambda: edits.add(torch.ones(3), math.inf),
     "a vector of nan": lambda: edits.add(torch.full((24,), math.nan)),
     "a vector of bools": lambda: edits.add(torch.ones(24).bool()),
-    "replace by nothing": lambda: edits.replace(math.nan),
+    "replace by nothing": lambda: sweep(GPT2, TOKENS, [edits.replace(math.nan).at(("z", 0))], METRIC, audit=0),
     "a direction of length 0": lambda: edits.project_out(torch.zeros(24)),
     "instead of nan": lambda: edits.project_out(torch.ones(24), math.nan),
     "a mean over an axis twice": lambda: edits.mean(over=("batch", "batch")),

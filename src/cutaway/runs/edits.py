@@ -233,7 +233,7 @@ def replace(value: Tensor | float) -> Put:
     Raises:
         ShapeError: no numbers.
     """
-    return Put(finite_numbers(value, "the value of a replace edit"), "replace")
+    return Put(finite_numbers(value, "the value of a replace edit", finite=False), "replace")
 
 
 def patch(cache: Values | Any) -> Put:

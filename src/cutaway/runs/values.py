@@ -154,8 +154,8 @@ class ReorderedValues(DerivedValues):
         return cycle(len(tensor), self.seed) if self.order is None else self.order
 
 
-def finite_numbers(given: Any, what: str) -> Tensor:
-    """A tensor of finite floating-point numbers, from one of these or of whole numbers.
+def finite_numbers(given: Any, what: str, *, finite: bool = True) -> Tensor:
+    """A tensor of floating-point numbers, from one of these or of whole numbers.
 
     Raises:
         ShapeError: bools, texts or anything else; NaN or infinities.
@@ -167,7 +167,7 @@ def finite_numbers(given: Any, what: str) -> Tensor:
     if value.dtype == torch.bool or value.is_complex():
         raise ShapeError(f"{what} is made of numbers, not {value.dtype}")
     value = value if value.is_floating_point() else value.float()
-    if not bool(value.isfinite().all()):
+    if finite and not bool(value.isfinite().all()):
         raise ShapeError(f"{what} is not finite: it holds NaN or infinities")
     return value
 
