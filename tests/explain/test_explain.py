@@ -23,13 +23,14 @@ from cutaway.explain.fitting import fit, tree_answers
 from cutaway.explain.mechanisms import Proposal
 from cutaway.explain.nodes import Selected, ordered
 from cutaway.explain.subject import Subject
-from cutaway.explain.substitution import Exchange, localise, scrub
+from cutaway.explain.substitution import Exchange, Scrubbed, localise, scrub
 from cutaway.explain.verdict import EXPLAINED, NOT, PARTLY, Score, agreement, judge
 from cutaway.model.transformer import Transformer
 from cutaway.programs.compiler import compile_program
 from cutaway.programs.interpreter import run
 from cutaway.prompts import Prompts
 from cutaway.tasks.behaviours import behaviour
+from cutaway.tasks.first_unique_dataset import FirstUniqueChar
 from cutaway.tasks.palindromes import Palindromes
 from cutaway.tasks.sorted_list import SortedList
 
@@ -278,10 +279,56 @@ def test_what_determines_a_target_is_found_and_what_does_not_is_refused():
     assert determine(torch.randint(2, (600,), generator=dice), bank[:4], columns, sizes) is None
 
 
-def test_the_bundled_model_of_first_unique_characters_is_an_election():
-    model = HookedTransformer.from_pretrained("first-unique-char", center_unembed=False)
+def election(model: Any) -> Explanation:
+    """What is found in a model of first unique characters: first instances vote for their letter, repetitions against it."""
     task = behaviour("first-unique-char")
-    known, unseen = (task.prompts(count, seed, model.tokenizer).without_counterparts() for seed, count in ((0, 250), (1, 120)))
+    known, unseen = (task.prompts(count, seed).without_counterparts() for seed, count in ((0, 250), (1, 120)))
     found = explain(model, known, unseen)
-    assert found.verdict.verdict == EXPLAINED, found.verdict.reasons
     assert {"often", "repeated", "votes"} <= {line.name for line in found.program.lines}
+    assert found.verdict.verdict in (EXPLAINED, PARTLY), summary(found)
+    assert found.verdict.match.value > 0.99 and found.verdict.scrubbed.value > 0.9 and found.verdict.graph.value > 0.99
+    held = numbers(found)["claims"]
+    assert {"often": ["0.0", "0.1", "0.2"], "votes": ["1.0", "1.1", "1.2"]}.items() <= {
+        one["variable"]: [node for node in one["nodes"] if one["variable"] == "votes" or node.startswith("0")] for one in held
+    }.items()
+    return found
+
+
+def test_the_bundled_model_of_first_unique_characters_is_an_election():
+    election(HookedTransformer.from_pretrained("first-unique-char", center_unembed=False))
+
+
+@pytest.mark.fuzz
+def test_the_published_model_of_first_unique_characters_is_an_election(shared: Path):
+    weights = torch.load(shared / "data/checkpoints/first_unique_char_model.pt", map_location="cpu", weights_only=True)
+    model = HookedTransformer(FirstUniqueChar.config(seed=None))
+    model.load_state_dict(weights, strict=False)
+    found = election(model)
+    assert found.verdict.verdict == EXPLAINED or set(found.alone) == {(layer, head) for layer in range(2) for head in range(3)}
+
+
+def test_an_exchange_with_itself_tells_nothing():
+    """A story whose every place is a class of its own passes no test: S is 0, not 1."""
+    program = programs.find("maximum")
+    subject = Subject(compile_program(program).model, prompts_of(program, inputs(program, 40)))
+    part = subject.answered(prompts_of(program, inputs(program, 40)))
+    exchange = Exchange(subject, part)
+    place = torch.arange(part.prompts.tokens.numel())
+    source, tested = exchange.within(place[:, None])
+    assert tested == 0 and torch.equal(source, place) and torch.equal(exchange.elsewhere(source), place)
+    clean = exchange.run({})
+    assert Scrubbed(clean, clean, clean, {(0, 0): 0.0}).recovered() == 0
+
+
+def test_random_partners_stand_at_the_places_that_were_exchanged():
+    program = programs.find("maximum")
+    rows = inputs(program, 40)
+    subject = Subject(compile_program(program).model, prompts_of(program, rows))
+    exchange = Exchange(subject, subject.answered(prompts_of(program, rows)))
+    source, tested = exchange.within(exchange.part.prompts.tokens.flatten()[:, None])
+    width = exchange.part.prompts.tokens.shape[1]
+    place = torch.arange(len(source))
+    stays = source // width == place // width
+    random = exchange.elsewhere(source)
+    assert 0 < tested < 1 or not stays.any()
+    assert torch.equal(random[stays], source[stays]) and bool((random[~stays] != place[~stays]).double().mean() > 0.9)

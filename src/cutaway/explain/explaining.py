@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from cutaway.explain.mechanisms import Proposal, Setting
 from cutaway.explain.ranging import Far, enumerated, far_inputs, is_whole, short_inputs
 from cutaway.explain.spectrum import Spectrum
 from cutaway.explain.subject import InputSet, Subject
-from cutaway.explain.substitution import Exchange, NodeSet, Scrubbed, localise, name_of, scrub
+from cutaway.explain.substitution import Exchange, Node, NodeSet, Scrubbed, localise, name_of, scrub
 from cutaway.explain.tree import Leaf, Split, Tree
 from cutaway.explain.verdict import LEAST, Verdict, agreement, interval, judge
 from cutaway.numbers_given import options
@@ -26,8 +26,7 @@ from cutaway.prompts import Prompts, join
 
 FITTED, SUBSTITUTED = 800, 300  # sequences
 DRAWS = 400
-ITSELF, LAYER, EARLY = "each node by itself", "the heads of a layer together", ", what is read at the end held in every layer"
-AMONG = {"": "", "tokens": ", among places with the same token", "positions": ", at the same position"}
+ENOUGH = LEAST + 0.02  # of S, for a way of exchanging to be the last that is tried
 Progress = Callable[[str], None]
 
 
@@ -40,6 +39,7 @@ class Explanation:
         graph: the nodes that carry the answers.
         scrubbed: what exchanging activations did.
         scrubbing: how activations were exchanged: which nodes together, and whether among places with the same token.
+        alone: where that does not keep the answers, S of each node of the graph exchanged by itself; else nothing.
         far: how program and model agree on longer and rarer inputs.
     """
 
@@ -48,6 +48,7 @@ class Explanation:
     graph: NodeSet
     scrubbed: Scrubbed
     scrubbing: str
+    alone: dict[Node, float]
     verdict: Verdict
     far: Far | None
 
@@ -94,15 +95,16 @@ def explain(
     progress("finding the nodes that carry the answers")
     graph = localise(exchange)
     progress("exchanging activations")
-    scrubbed, scrubbing = best_scrub(fitted, subject, part, graph, exchange)
+    scrubbed, way = best_scrub(fitted, subject, part, graph, exchange)
+    alone = {} if scrubbed.recovered() >= ENOUGH else held_alone(fitted, subject, part, graph, exchange, way)
     progress("controls")
     controls = controls_of(fitted, subject, unseen, exchange, graph, seed)
     progress("other inputs")
     far = far_inputs(fitted, subject, examples, seed)
     verdict = verdict_of(
-        fitted, subject, known, unseen, graph, scrubbed, controls, seed, _notes(unseen, scrubbing, scrubbed, far)
+        fitted, subject, known, unseen, graph, scrubbed, controls, seed, _notes(unseen, way, scrubbed, alone, far)
     )
-    return Explanation(name, fitted, graph, scrubbed, scrubbing, verdict, far)
+    return Explanation(name, fitted, graph, scrubbed, str(way), alone, verdict, far)
 
 
 def with_short(subject: Subject, known: InputSet) -> InputSet:
@@ -120,8 +122,28 @@ def _split(examples: Prompts, test: Prompts | None, seed: int) -> tuple[Prompts,
     return examples[order[cut:]], examples[order[:cut]]
 
 
-def best_scrub(fitted: Fit, subject: Subject, part: InputSet, graph: NodeSet, exchange: Exchange) -> tuple[Scrubbed, str]:
-    """The strictest way of exchanging that keeps the answers, or the best of them; and its description.
+@dataclass(frozen=True)
+class Way:
+    """How activations are exchanged.
+
+    Args:
+        early: nodes of earlier layers may hold what is read at the end.
+        together: the heads of a layer have one partner.
+        own: what partners share beside the program's variables: nothing, their `tokens` or their `positions`.
+    """
+
+    early: bool
+    together: bool
+    own: str
+
+    def __str__(self) -> str:
+        among = {"": "", "tokens": ", among places with the same token", "positions": ", at the same position"}
+        nodes = "the heads of a layer together" if self.together else "each node by itself"
+        return nodes + among[self.own] + ", what is read at the end held in every layer" * self.early
+
+
+def best_scrub(fitted: Fit, subject: Subject, part: InputSet, graph: NodeSet, exchange: Exchange) -> tuple[Scrubbed, Way]:
+    """The strictest way of exchanging that keeps the answers, or the best of them.
 
     Strictest first: each head by itself, among all places that the program calls equal; then among those that also hold the
     same token, or stand at the same position; then the heads of a layer together. Where the graph has nodes before the last
@@ -129,19 +151,21 @@ def best_scrub(fitted: Fit, subject: Subject, part: InputSet, graph: NodeSet, ex
     """
     found = []
     last = max((layer for layer, _ in exchange.nodes), default=0)
-    for early, nodes, among in _ways(any(layer < last for layer, _ in graph.inside)):
-        scrubbed = scrub(fitted, subject, part, graph.inside, exchange, together=nodes == LAYER, own=among, early=early)
-        said = nodes + AMONG[among] + EARLY * early
-        if scrubbed.recovered() >= LEAST + 0.02:
-            return scrubbed, said
-        found.append((scrubbed.recovered(), said, scrubbed))
-    _, said, scrubbed = max(found, key=lambda one: one[0])
-    return scrubbed, said
+    deep = any(layer < last for layer, _ in graph.inside)
+    for early, together, own in itertools.product((False, True)[: 1 + deep], (False, True), ("", "tokens", "positions")):
+        scrubbed = scrub(fitted, subject, part, graph.inside, exchange, together=together, own=own, early=early)
+        if scrubbed.recovered() >= ENOUGH:
+            return scrubbed, Way(early, together, own)
+        found.append((scrubbed.recovered(), scrubbed, Way(early, together, own)))
+    return max(found, key=lambda one: one[0])[1:]
 
 
-def _ways(deep: bool) -> Iterator[tuple[bool, str, str]]:
-    """The ways of exchanging, strictest first."""
-    yield from itertools.product((False, True) if deep else (False,), (ITSELF, LAYER), AMONG)
+def held_alone(
+    fitted: Fit, subject: Subject, part: InputSet, graph: NodeSet, exchange: Exchange, way: Way
+) -> dict[Node, float]:  # fmt: skip
+    """How well the answers are kept where one node alone is exchanged: which nodes hold the program's variables?"""
+    nodes = sorted(graph.inside, key=name_of)
+    return {node: scrub(fitted, subject, part, (node,), exchange, own=way.own, early=way.early).recovered() for node in nodes}
 
 
 def verdict_of(
@@ -304,10 +328,12 @@ def _on_shuffled_weights(fitted: Fit, subject: Subject, unseen: InputSet, genera
     return min(does_it, agreement(answers.answers[answers.counted], tree_answers(again, answers), sets))
 
 
-def _notes(unseen: InputSet, scrubbing: str, scrubbed: Scrubbed, far: Far | None) -> tuple[str, ...]:
+def _notes(unseen: InputSet, way: Way, scrubbed: Scrubbed, alone: dict[Node, float], far: Far | None) -> tuple[str, ...]:
     """What a reader should know beside the scores."""
     notes = [f"all {len(unseen.prompts):,} inputs of the examples' form were tested"] if is_whole(unseen.prompts) else []
-    notes.append(f"activations were exchanged with {scrubbing}")
+    notes.append(f"activations were exchanged with {way}")
+    if alone:
+        notes.append("exchanged alone, S is " + ", ".join(f"{share:.2f} for {name_of(node)}" for node, share in alone.items()))
     little = {name_of(node): share for node, share in scrubbed.tested.items() if share < 0.5}
     if little:
         notes.append("few places had an equal in another input: " + ", ".join(f"{n} {s:.0%}" for n, s in little.items()))

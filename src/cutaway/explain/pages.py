@@ -58,6 +58,7 @@ def numbers(explanation: Explanation) -> dict[str, Any]:
         "name": explanation.name,
         **explanation.verdict.to_json(),
         "scrubbing": explanation.scrubbing,
+        "alone": {name_of(node): share for node, share in explanation.alone.items()},
         "claims": claims,
         "graph": {"inside": list(map(name_of, graph.inside)), "effects": {name_of(node): e for node, e in graph.effects.items()}},
         "tested": {name_of(node): share for node, share in explanation.scrubbed.tested.items()},

@@ -35,7 +35,7 @@ def name_of(node: Node) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Scrubbed:
-    """Losses of the model's own answers, for each sequence: as it is, exchanged within classes, and exchanged at random.
+    """Losses of the model's own answers, for each sequence: as it is, exchanged within classes, and at the same places at random.
 
     Args:
         tested: node → the share of positions whose partner had other inputs.
@@ -50,6 +50,8 @@ class Scrubbed:
         """The share of the loss that exchanging within classes keeps."""
         clean, within, at_random = (x if rows is None else x[rows] for x in (self.clean, self.within, self.at_random))
         whole = float((at_random - clean).mean())
+        if self.tested and not any(self.tested.values()):
+            return 0.0  # every place was exchanged with itself, which tests nothing
         if whole <= NOTHING:  # no node matters: the answers come straight from the embedding
             return float(float((within - clean).abs().mean()) <= NOTHING)
         return 1 - float((within - clean).mean()) / whole
@@ -120,6 +122,12 @@ class Exchange:
         out = torch.arange(self.part.prompts.tokens.numel())
         out[self.flat] = self.flat[torch.randperm(len(self.flat), generator=self.generator)]
         return out
+
+    def elsewhere(self, source: Int[Tensor, "place"]) -> Int[Tensor, "place"]:
+        """The same exchange with random partners, at the places whose partner is in another sequence; the others stay."""
+        width = self.part.prompts.tokens.shape[1]
+        moves = (source // width) != (torch.arange(len(source)) // width)
+        return torch.where(moves, self.shuffled(), source)
 
     def within(self, keys: Int[Tensor, "place key"]) -> tuple[Int[Tensor, "place"], float]:
         """A partner of equal key for every place, and the share of answered places whose partner is in another sequence."""
@@ -244,7 +252,7 @@ def scrub(
             chosen[node], tested[node] = of_layer[layer]
         else:
             chosen[node], tested[node] = exchange.within(keys[node])
-    random = {node: exchange.shuffled() for node in nodes}
+    random = {node: exchange.elsewhere(source) for node, source in chosen.items()}
     return Scrubbed(exchange.run({}), exchange.run(chosen), exchange.run(random), tested)
 
 
