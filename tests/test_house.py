@@ -30,7 +30,7 @@ ROWS = [
     {"loading"},
     {"runs"},
     {"hooked_transformer", "analysis", "tasks", "programs"},
-    {"circuits", "collect", "records"},
+    {"circuits", "collect", "many", "records"},
     {"report", "explain", "workbench", "compat", "exercises", "notebooks", "verification"},
     {"commands"},
     {"cli"},

@@ -52,10 +52,13 @@ _BY_MODULE = {
     "circuits.attribution": "edge_attribution",
     "circuits.circuit": "Circuit",
     "circuits.effects": "edge_effects",
+    "circuits.finding": "circuit_for",
     "circuits.measuring": "CircuitRunner run_circuit",
     "circuits.scoring": "faithfulness recovery",
     "circuits.searching": "find_circuit",
     "circuits.stable_edges": "stability",
+    # many models and many prompts
+    "many.asking": "across",
 }
 _HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
 _HOME["load"] = "cutaway.runs.result_files"

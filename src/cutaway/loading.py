@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
 from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture, WeightsMismatch
-from cutaway.model import placement
+from cutaway.model import eight_bits, placement
 from cutaway.model.dialect_attention import DialectAttention
 from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.transformer import Transformer
@@ -68,6 +68,7 @@ def from_pretrained(
     architecture: str | None = None,
     device_map: Any = None,
     stream: int | None = None,
+    weight_bits: int | None = None,
     **hf_kwargs: Any,
 ) -> Network:
     """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
@@ -82,13 +83,13 @@ def from_pretrained(
             `cutaway.weights.processing`. Weights of a network without norms are not centred: nothing there takes out a mean.
         checkpoint_index, checkpoint_value: which checkpoint of a training run: its number, or its step.
         hf_model: a live `transformers` model to take the weights from, with or without adapters; `model_name` is only a name.
-        n_devices: GPUs to spread the layers over.
-        tokenizer: instead of the model's own.
-        first_n_layers, n_ctx: a smaller model than the published one.
-        dtype: a precision, or "auto" for that of the checkpoint.
+        n_devices, tokenizer: GPUs to spread the layers over; instead of the model's own.
+        first_n_layers, n_ctx, dtype: a smaller model than the published one; a precision, or "auto" for the checkpoint's.
         architecture: the class of `transformers` that a model computes like, where its own class is not known.
         device_map: where layers go, as `transformers` has it: "auto", a device, or a dict of module names (with `accelerate`).
         stream: bytes that weights may take in memory; blocks beyond them are read when they run. For weights as published.
+        weight_bits: 8: keep the matrices of blocks as whole numbers with a scale for each output, a quarter of float32. For
+            weights as published; how far log-probabilities are off is measured, and is `provenance["weight_bits"]`.
         hf_kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` as `transformers` has them;
             `torch_dtype` instead of `dtype`; `attn_implementation` is noted and has no effect.
 
@@ -107,33 +108,49 @@ def from_pretrained(
     if n_ctx is None and hf_model is None:
         n_ctx = hub.usual_length(str(model_name))
     checkpoint = understand(source, n_ctx=n_ctx, first_n_layers=first_n_layers, architecture=architecture)
-    checkpoint = replace(checkpoint, provenance={**checkpoint.provenance, **without_effect})
-    cfg = copy.copy(checkpoint.config)
-    for field, setting in chosen.items():
-        setattr(cfg, field, setting)
-    cfg.default_prepend_bos = cfg.default_prepend_bos if default_prepend_bos is None else default_prepend_bos
-    cfg.n_devices, cfg.dtype = n_devices, own_dtype(source) if dtype == "auto" else as_dtype(dtype)
+    provenance = {**checkpoint.provenance, **without_effect}
+    bos = checkpoint.config.default_prepend_bos if default_prepend_bos is None else default_prepend_bos
+    precision = own_dtype(source) if dtype == "auto" else as_dtype(dtype)
+    cfg = _changed(checkpoint.config, chosen | {"default_prepend_bos": bos, "n_devices": n_devices, "dtype": precision})
     cfg.device = (device or ("cuda" if torch.cuda.is_available() else "cpu")) if move_to_device else "cpu"
     where = placement.of(device_map, cfg) if device_map is not None else {}
     check_device(cfg)
     rewrites = {
-        "fold_ln": fold_ln,
-        "center_writing_weights": center_writing_weights and cfg.normalization_type is not None,
-        "center_unembed": center_unembed,
-        "fold_value_biases": fold_value_biases,
+        "fold_ln": fold_ln, "center_writing_weights": center_writing_weights and cfg.normalization_type is not None,
+        "center_unembed": center_unembed, "fold_value_biases": fold_value_biases,
         "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
-    }
-    _check_stream(stream is None or not (n_devices > 1 or where or (any(rewrites.values()) and not checkpoint.processed)))
+    }  # fmt: skip
+    rewritten = any(rewrites.values()) and not checkpoint.processed
+    _check_stream(stream, weight_bits, plainly=not (n_devices > 1 or where or rewritten))
     weights: Mapping[str, Tensor] = checkpoint.tensors
     with progress(cfg) as shown, skipped_in_silence() as skipped:
-        if any(rewrites.values()) and not checkpoint.processed:
+        if rewritten:
             weights, cfg = processing.process(_read_once(weights, cfg.torch_dtype, shown), cfg, **rewrites)
-        mine = weights is not checkpoint.tensors
-        options: dict[str, Any] = {"default_padding_side": default_padding_side, "shown": shown, "mine": mine, "where": where}
-        model = build(kind, cfg, weights, tokenizer=_tokenizer(tokenizer, checkpoint), stream=stream, **options)
-    model.provenance = {**checkpoint.provenance, **({"skipped_rewrites": skipped} if skipped else {})}
+        model = build(
+            kind, cfg, weights, tokenizer=_tokenizer(tokenizer, checkpoint), default_padding_side=default_padding_side, shown=shown,
+            mine=weights is not checkpoint.tensors, where=where, stream=stream, weight_bits=weight_bits,
+        )  # fmt: skip
+    model.provenance = provenance | ({"skipped_rewrites": skipped} if skipped else {})
     model.end_tokens = _end_tokens(source, hf_model)
+    if isinstance(model.blocks, StreamedBlocks):
+        _say_how(model, weights, "" if hf_model is not None else str(model_name), stream, weight_bits)
     return model
+
+
+def _changed(cfg: HookedTransformerConfig, fields: Mapping[str, Any]) -> HookedTransformerConfig:
+    """A copy with other fields. (`dataclasses.replace` would seed everything anew.)"""
+    cfg = copy.copy(cfg)
+    for name, value in fields.items():
+        setattr(cfg, name, value)
+    return cfg
+
+
+def _say_how(model: Transformer, weights: Mapping[str, Tensor], name: str, stream: int | None, weight_bits: int | None) -> None:
+    """Note how workers find a streamed or packed model, and how far packing is off."""
+    if weight_bits is not None:
+        model.provenance["weight_bits"] = str(eight_bits.measured(model, _reader(model, weights)))
+    if name:
+        model.found_by = name, stream, (("weight_bits", weight_bits),) if weight_bits else ()
 
 
 def _tokenizer(given: Any, checkpoint: Checkpoint) -> Any:
@@ -143,8 +160,15 @@ def _tokenizer(given: Any, checkpoint: Checkpoint) -> Any:
     return pretrained_tokenizer(name) if found is None and name is not None else found
 
 
-def _check_stream(possible: bool) -> None:
-    if not possible:
+def _check_stream(stream: int | None, weight_bits: int | None, *, plainly: bool) -> None:
+    if weight_bits not in (None, 8):
+        raise ConfigError(f"weight_bits={weight_bits!r}: weights are kept in 8 bits, or, without it, as dtype says")
+    if weight_bits is not None and (stream is not None or not plainly):
+        raise ConfigError(
+            "weight_bits= keeps blocks as published, in memory and on one device; use from_pretrained_no_processing(…, "
+            "weight_bits=8), without stream=, n_devices= and device_map="
+        )
+    if stream is not None and not plainly:
         raise ConfigError(
             "stream= reads blocks as published, onto one device; use from_pretrained_no_processing(…, stream=…), without "
             "n_devices= and device_map="
@@ -324,6 +348,7 @@ def build(
     mine: bool = False,
     where: Mapping[str, torch.device] | None = None,
     stream: int | None = None,
+    weight_bits: int | None = None,
 ) -> Network:
     """A network of class `kind` with these weights; a dict of them is emptied as they move in.
 
@@ -331,6 +356,7 @@ def build(
         mine: nobody else has these tensors, so that those that fit as they are may become parameters.
         where: the device of each part (`embed`, `blocks.3`, …), where parts are placed one by one; see `placement`.
         stream: bytes that all weights may take; blocks beyond them are read when they run, each time anew.
+        weight_bits: 8: matrices of blocks are kept in 8 bits; see `eight_bits`.
 
     Raises:
         WeightsMismatch: the weights do not fit the configuration.
@@ -345,26 +371,62 @@ def build(
     names = sorted((name for name, _ in model.named_parameters()), key=lambda name: -model.get_parameter(name).numel())
     if stream is not None:
         names = [name for name in names if not name.startswith("blocks.")]
-        _stream(model, weights, stream - sum(_bytes(model, name) for name in names))
+        _stream(model, _reader(model, weights), stream - sum(_bytes(model, name) for name in names))
+    elif weight_bits is not None:
+        blocks = [name for name in names if name.startswith("blocks.")]
+        names = [name for name in names if not name.startswith("blocks.")]
+        _pack(model, weights, blocks)
     step = (shown or Shown()).steps(len(names), "loading")
+    fresh = bool(getattr(weights, "fresh", False))
     for name in names:
         tensor = weights.pop(name) if isinstance(weights, MutableMapping) else weights[name]
-        _place(model, name, tensor, device=placement.device_of(name, cfg, where or {}), dtype=cfg.torch_dtype, mine=mine)
+        device = placement.device_of(name, cfg, where or {})
+        taken = _place(model, name, tensor, device=device, dtype=cfg.torch_dtype, mine=mine or fresh)
+        if taken and stream is None:
+            getattr(weights, "forget", lambda: None)()  # what is tied to this one is read anew: nobody may write into both
+        del tensor
         step()
     return model.eval() if not model.training else model
 
 
-def _stream(model: Transformer, weights: Mapping[str, Tensor], room: int) -> None:
-    """Let blocks be read when they run."""
+Reader = Callable[[str, Tensor | None], Tensor]
+
+
+def _reader(model: Transformer, weights: Mapping[str, Tensor]) -> Reader:
+    """Reads a parameter of a block, as the network computes with it, into memory that is there or into new memory."""
     like = {name: (one.shape, one.stride()) for name, one in model.named_parameters()}
     device, dtype = torch.device(str(model.cfg.device)), model.cfg.torch_dtype
 
-    def read(name: str) -> Tensor:
-        real = torch.empty_strided(*like[name], dtype=dtype, device=device)
+    def read(name: str, room: Tensor | None) -> Tensor:
+        real = torch.empty_strided(*like[name], dtype=dtype, device=device) if room is None else room
         real.copy_(weights[name].detach())
         return _checked(name, real)
 
+    return read
+
+
+def _stream(model: Transformer, read: Reader, room: int) -> None:
+    """Let blocks be read when they run."""
     model.blocks = StreamedBlocks(model.blocks, read, room)
+    model.setup()  # weights that come and go do not make it another network
+
+
+def _pack(model: Transformer, weights: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    """Keep weights of blocks in 8 bits; each block is made float when it runs, in the memory of the one before it."""
+    exact = _reader(model, weights)
+    kept = {name: eight_bits.Packed.of(x) if (x := exact(name, None)).ndim > 1 else x for name in sorted(names)}
+
+    def read(name: str, room: Tensor | None) -> Tensor:
+        one, like = kept[name], model.blocks.empty[name.removeprefix("blocks.")]
+        room = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=_device(one)) if room is None else room
+        return one.unpacked(room) if isinstance(one, eight_bits.Packed) else room.copy_(one)
+
+    largest = max((sum(_bytes(block, name) for name, _ in block.named_parameters()) for block in model.blocks), default=0)
+    _stream(model, read, largest)
+
+
+def _device(one: eight_bits.Packed | Tensor) -> torch.device:
+    return one.q.device if isinstance(one, eight_bits.Packed) else one.device
 
 
 def _bytes(model: nn.Module, name: str) -> int:
@@ -372,19 +434,21 @@ def _bytes(model: nn.Module, name: str) -> int:
     return one.numel() * one.element_size()
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device, dtype: torch.dtype, mine: bool) -> None:
-    """Put one tensor where a parameter without memory stands, in that parameter's memory order."""
+def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device, dtype: torch.dtype, mine: bool) -> bool:
+    """Put one tensor where a parameter without memory stands, in its memory order; whether it is that tensor itself."""
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
     empty: nn.Parameter = getattr(module, last)
     as_it_should_be = (tensor.stride(), tensor.dtype, tensor.device) == (empty.stride(), dtype, device)
-    if mine and as_it_should_be and tensor.untyped_storage().nbytes() == tensor.nbytes:
+    taken = mine and as_it_should_be and tensor.untyped_storage().nbytes() == tensor.nbytes
+    if taken:
         real = tensor
     else:
         real = torch.empty_strided(empty.shape, empty.stride(), dtype=dtype, device=device)
         with torch.no_grad():
             real.copy_(tensor)
     setattr(module, last, nn.Parameter(_checked(name, real), requires_grad=dtype.is_floating_point))
+    return taken
 
 
 DAMAGED = "the file is damaged, or the training went astray; to look at it all the same, build the model and load_state_dict"

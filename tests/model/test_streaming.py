@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +15,14 @@ import torch
 from cutaway import HookedTransformer, HookedTransformerConfig, edits, metrics, sweep
 from cutaway.collect import collect
 from cutaway.errors import ConfigError
+from cutaway.model.eight_bits import measured
 from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.transformer import Transformer
 from cutaway.runs.hashes import model_hash
 from cutaway.runs.model_source import load
 from cutaway.sources import files
 from cutaway.tokens import CharTokenizer
+from tests.model.streamed_memory import work
 
 LETTERS = CharTokenizer([*"abcdefgh ", "<b>"], bos_token="<b>", eos_token="<b>", pad_token="<b>")
 TEXT = "abc def gah bed face dad had a bad cab "
@@ -95,3 +101,79 @@ def test_the_plain_call_streams_weights_as_published(saved: Path) -> None:
 def test_too_little_memory_is_refused_with_what_is_needed(saved: Path) -> None:
     with pytest.raises(ConfigError, match="the largest block has"):
         load(str(saved), "float32", "cpu", 10_000)
+
+
+def fits_in_half(name: str, *, room: int, beside: int) -> None:
+    """A process never takes more than half of a model beyond what an empty one takes, and finds what the whole model gives."""
+    whole = work(name, None, beside)
+    allowed = whole["weights"] // 2
+    script = Path(__file__).with_name("streamed_memory.py")
+    command = [sys.executable, str(script), name, str(allowed - room), str(beside)]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    streamed = json.loads(done.stdout.splitlines()[-1])
+    assert allowed - room < streamed["peak"] <= allowed, (streamed["peak"], allowed)
+    assert streamed["digest"] == whole["digest"] and streamed["values"] == whole["values"]
+    assert streamed["audit"] < 1e-4 and len(streamed["values"]) == streamed["layers"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process's memory is read from /proc")
+def test_a_process_never_takes_more_than_half_of_a_model_that_it_streams(tmp_path: Path) -> None:
+    cfg = HookedTransformerConfig(
+        n_layers=12, d_model=384, n_ctx=96, d_head=64, n_heads=6, d_mlp=1536, d_vocab=30, act_fn="gelu", seed=0,
+        normalization_type="RMS", gated_mlp=True, positional_embedding_type="rotary", rotary_dim=64,
+    )  # fmt: skip
+    letters = CharTokenizer([*"abcdefghijklmnopqrstuvwxyz. ", "<b>", "?"], bos_token="<b>", eos_token="<b>", pad_token="<b>")
+    path = tmp_path / "model.safetensors"
+    files.save(path, Transformer(cfg).state_dict(), cfg, tokenizer=letters, processed=True)
+    fits_in_half(str(path), room=36 * 2**20, beside=8 * 2**20)
+
+
+def test_weights_in_8_bits_take_a_quarter_and_say_how_far_off_they_are(saved: Path, tmp_path: Path) -> None:
+    whole = load(str(saved), "float32", "cpu")
+    model = load(str(saved), "float32", "cpu", options=(("weight_bits", 8),))
+    blocks = model.blocks
+    assert isinstance(blocks, StreamedBlocks) and not blocks.staying
+    wanted = {name: x for name, x in whole.state_dict().items() if name.startswith("blocks.")}
+    for name, x in wanted.items():
+        step = x.abs().amax(-2, keepdim=True) / 127 if x.ndim > 1 else torch.zeros(())
+        assert bool(((blocks.weight(name) - x).abs() <= step * 0.5001).all()), name
+    tokens = torch.randint(0, 9, (3, 20), generator=torch.Generator().manual_seed(0))
+    rounded = {name: blocks.weight(name) if name.startswith("blocks.") else x for name, x in whole.state_dict().items()}
+    by_hand = load(str(saved), "float32", "cpu")
+    by_hand.load_state_dict(rounded)
+    with torch.no_grad():
+        assert torch.equal(model(tokens), by_hand(tokens)) and not torch.equal(model(tokens), whole(tokens))
+    found = measured(model, lambda name, room: wanted[name].clone())
+    assert str(found) == model.provenance["weight_bits"] and 0 < found.mean < 0.05 and found.mean < found.largest
+    packed = blocks.read
+    assert measured(model, lambda name, room: packed(name, None)).largest == 0.0  # no rounding, no error
+    assert model_hash(model) == model_hash(by_hand) != model_hash(whole)
+
+
+def test_collections_and_sweeps_in_8_bits_go_to_workers(saved: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("\n".join(TEXT[n:] for n in range(20)), encoding="utf-8")
+    options = {"length": 32, "chunk": 200}
+    here = collect(saved, corpus, ["resid_post7"], tmp_path / "here", weight_bits=8, **options)  # type: ignore[arg-type]
+    assert "kept in 8 bits" in here.rounding and here.rounding in here.summary()
+    model = load(str(saved), "float32", "cpu", options=(("weight_bits", 8),))
+    there = collect(model, corpus, ["resid_post7"], tmp_path / "there", executor="processes:1", **options)  # type: ignore[arg-type]
+    assert here.digest == there.digest
+    tokens = model.tokens_and_mask(TEXT[:24], None, None)[0]
+    cells = [edits.Edit(("z", n), edits.zero(), heads=1) for n in range(8)]
+    found = [
+        sweep(model, tokens, cells, metrics.loss(tokens), results=tmp_path / str(name), executor=name)
+        for name in ("local", "processes:1")
+    ]
+    assert torch.equal(found[0].values.data, found[1].values.data) and found[0].audit.difference < 1e-4
+    assert not (tmp_path / "processes:1" / ".weights").exists()
+
+
+def test_8_bits_of_what_cannot_be_are_refused(saved: Path) -> None:
+    for options, said in (({"weight_bits": 4}, "kept in 8 bits"), ({"weight_bits": 8, "stream": 10**9}, "without stream=")):
+        with pytest.raises(ConfigError, match=said):
+            HookedTransformer.from_pretrained_no_processing(str(saved), **options)
+    with pytest.raises(ConfigError, match="for a model by name"):
+        collect(load(str(saved), "float32", "cpu"), saved, ["z3"], saved.parent / "out", weight_bits=8)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from cutaway import HookedTransformer, attribute, metrics, patch
 from cutaway.cli import app
 from cutaway.errors import CheckpointError
+from tests.model.test_streaming import fits_in_half
 
 PROMPT = "When Mary and John went to the store, John gave a drink to"
 OTHER = "When Mary and John went to the store, Mary gave a drink to"
@@ -114,3 +115,17 @@ def test_the_demo_ends_well_without_the_model(
     monkeypatch.setattr(sys, "argv", ["real_model.py"])
     example.main()
     assert capsys.readouterr().out == "no page about a real model: it is nowhere\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process's memory is read from /proc")
+@pytest.mark.fuzz  # a made-up model shows the same in less time: tests/model/test_streaming.py
+def test_it_is_collected_and_swept_in_half_of_its_memory(file: Path) -> None:
+    fits_in_half(str(file), room=76 * 2**20, beside=16 * 2**20)
+
+
+@torch.no_grad()
+def test_8_bits_change_little_and_say_how_much(file: Path) -> None:
+    model = HookedTransformer.from_pretrained_no_processing(str(file), weight_bits=8)
+    assert model(PROMPT)[0, -1].argmax() == model.to_single_token(" Mary")
+    said = model.provenance["weight_bits"]
+    assert "the same at 98% of the 81 tokens" in said and "0.1 nats on average and 0.95 at most" in said

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from cutaway.errors import CheckpointError
-from cutaway.sources.tensor_files import pickled, safetensors, sharded
+from cutaway.sources.files import pickled
+from cutaway.sources.tensor_files import safetensors, sharded
 
 TENSORS = {
     "a": torch.randn(3, 5), "b": torch.randn(7).bfloat16(), "c": torch.randn(2, 2, 2).half(), "d": torch.arange(4),

@@ -44,6 +44,7 @@ class Collected:
         bytes: of all shards.
         skipped: broken lines of the corpus, left out.
         set_aside: chunks that failed three times, and are not there.
+        rounding: how far the model is from full precision, where its weights are kept in 8 bits.
         digest: over all shards, in order: equal for equal collections.
     """
 
@@ -56,6 +57,7 @@ class Collected:
     skipped: tuple[str, ...]
     set_aside: tuple[SetAside, ...]
     digest: str
+    rounding: str = ""
 
     def summary(self) -> str:
         """In words."""
@@ -63,6 +65,8 @@ class Collected:
             f"{self.rows:,} rows of {self.tokens:,} tokens in {self.chunks} shards ({self.bytes / 2**20:.1f} MiB), "
             f"{self.reused} of which were there already; digest {self.digest}"
         ]
+        if self.rounding:
+            lines.append(self.rounding)
         if self.skipped:
             lines.append(f"{len(self.skipped)} broken lines left out; the first: {self.skipped[0]}")
         lines += [f"set aside after three tries: {one}" for one in self.set_aside]
@@ -107,6 +111,7 @@ def collect(
     executor: str | Executor | None = None,
     threads: int = 1,
     stream: int | None = None,
+    weight_bits: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Collected:
@@ -130,6 +135,8 @@ def collect(
         executor: "local", "processes:N", "ray", "ray:ADDRESS", "ranks", or one of `cutaway.executors`.
         threads: of each worker.
         stream: bytes of weights in memory at most; layers beyond them are read when they run.
+        weight_bits: 8: keep the weights of a model by name in 8 bits; `rounding` of what comes back says what that changes.
+        device: where to compute, or a plan of `accelerate` (`auto`, `balanced`, …) that places layers over all devices.
         progress: called with (bytes of text done, all bytes).
 
     Raises:
@@ -140,7 +147,7 @@ def collect(
     """
     asked = settle(
         model, corpus, sites, packing=packing, length=length, positions=positions, tokens=tokens, dtype=dtype, compute=compute,
-        prepend_bos=prepend_bos, chunk=chunk, batch=batch, threads=threads, stream=stream, device=device,
+        prepend_bos=prepend_bos, chunk=chunk, batch=batch, threads=threads, stream=stream, weight_bits=weight_bits, device=device,
     )  # fmt: skip
     return run(asked, place_of(out), executor_of(executor), progress)
 
@@ -148,14 +155,20 @@ def collect(
 def settle(
     model: Transformer | str | Path, corpus: Corpus | str | Path, sites: Sequence[str | tuple[Any, ...]], *, packing: str,
     length: int, positions: str, tokens: Sequence[int | str], dtype: str, compute: str, prepend_bos: bool | None, chunk: int,
-    batch: int, threads: int, stream: int | None, device: str,
+    batch: int, threads: int, stream: int | None, weight_bits: int | None, device: str,
 ) -> Settled:  # fmt: skip
     """Check what is asked, before anything is computed; see `collect`."""
     arrows()
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(Path(corpus))
-    source = ModelSource.of(model, dtype=compute, device=device, threads=threads, stream=stream)
+    given = (("weight_bits", weight_bits),) if weight_bits else ()
+    source = ModelSource.of(model, dtype=compute, device=device, threads=threads, stream=stream, options=given)
     network = source.live
     assert network is not None
+    rounding = str(network.provenance.get("weight_bits", ""))
+    if weight_bits and not rounding:
+        raise ConfigError(
+            "weight_bits= is for a model by name; load this one with from_pretrained_no_processing(…, weight_bits=8)"
+        )
     if network.tokenizer is None:
         raise ConfigError("this model has no tokenizer, and a corpus is text; give one with model.set_tokenizer")
     if length > network.cfg.n_ctx:
@@ -166,11 +179,12 @@ def settle(
     options = Options(names, packing, length, positions, ids, dtype, bos, chunk, batch)
     plan = {
         "format": FORMAT,
-        "model": {"name": str(source.name or network.cfg.model_name), "hash": source.hash, "dtype": source.dtype},
+        "model": {"name": str(source.name or network.cfg.model_name), "hash": source.hash, "dtype": source.dtype}
+        | ({"rounding": rounding} if rounding else {}),
         "tokenizer": digest([to_saved(network.tokenizer)]),
         "options": options.to_json(),
         "threads": threads,
-        "device": source.device.partition(":")[0],
+        "device": str(network.cfg.device).partition(":")[0],
         "versions": dict(source.versions),
     }
     decides = {name: value for name, value in plan.items() if name != "model"} | {"model": source.hash}
@@ -219,7 +233,7 @@ def _collected(asked: Settled, place: Place, receipts: list[Receipt], reused: in
     return Collected(
         str(place), len(receipts), reused, sum(one.rows for one in receipts), sum(one.tokens for one in receipts),
         sum(one.bytes for one in receipts), tuple(asked.corpus.broken), tuple(sorted(aside, key=lambda one: one.number)),
-        digest([[one.digest, one.rows] for one in receipts]),
+        digest([[one.digest, one.rows] for one in receipts]), asked.plan["model"].get("rounding", ""),
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def plan(
     """Count what `collect` with the same arguments would do. Runs one chunk, and writes nothing."""
     known: dict[str, Any] = {
         "packing": "documents", "length": 128, "positions": "all", "tokens": (), "dtype": "float32", "compute": "float32",
-        "prepend_bos": None, "chunk": 2**17, "batch": 2**11, "threads": 1, "stream": None, "device": "cpu",
+        "prepend_bos": None, "chunk": 2**17, "batch": 2**11, "threads": 1, "stream": None, "weight_bits": None, "device": "cpu",
     }  # fmt: skip
     asked = settle(model, corpus, sites, **known | options)
     place, first = place_of(out), None

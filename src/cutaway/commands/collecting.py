@@ -38,6 +38,7 @@ def collect(
     executor: Executor = "local",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
     stream: Annotated[float | None, typer.Option(min=0, help="MiB of weights in memory; the rest is read as it runs.")] = None,
+    weight_bits: Annotated[int | None, typer.Option(help="8: keep weights in 8 bits, and say what that changes.")] = None,
     device: Device = "cpu",
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost and what would be reused; run one chunk.")] = False,
     as_json: Json = False,
@@ -55,7 +56,7 @@ def collect(
     options: dict[str, Any] = {
         "packing": packing, "length": length, "positions": "tokens" if token else positions, "tokens": token or (),
         "dtype": dtype, "compute": compute, "prepend_bos": bos, "chunk": chunk, "batch": batch, "executor": executor,
-        "threads": threads, "stream": in_bytes(stream), "device": device,
+        "threads": threads, "stream": in_bytes(stream), "weight_bits": weight_bits, "device": device,
     }  # fmt: skip
     if plan:
         counted = count(located(model), read, names, out, **options)

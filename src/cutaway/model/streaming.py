@@ -7,6 +7,7 @@ loudly. Which stay is fixed: a pass goes over the layers in order, and then the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,14 +20,15 @@ class StreamedBlocks(nn.ModuleList):
 
     Args:
         blocks: without memory, on the meta device.
-        read: gives a parameter by the full name of the network's, in the precision and memory order that it computes in.
+        read: gives a parameter by the full name of the network's, in the precision and memory order that it computes in; writes
+            it into its second argument, a tensor of another layer that is no longer needed, where there is one.
         room: bytes that weights of blocks may take.
 
     Raises:
         ConfigError: not even the largest block fits.
     """
 
-    def __init__(self, blocks: nn.ModuleList, read: Callable[[str], Tensor], room: int):
+    def __init__(self, blocks: nn.ModuleList, read: Callable[[str, Tensor | None], Tensor], room: int):
         super().__init__(blocks._modules.values())
         self.read = read
         self.sizes = [sum(one.numel() * one.element_size() for one in block.parameters()) for block in self.children()]
@@ -55,7 +57,25 @@ class StreamedBlocks(nn.ModuleList):
         if int(layer) in self.loaded:
             held: Tensor = getattr(self._of(int(layer)).get_submodule(module), last)
             return held
-        return self.read(name)
+        return self.read(name, None)
+
+    @contextmanager
+    def reading(self, read: Callable[[str, Tensor | None], Tensor]) -> Iterator[None]:
+        """For a while, weights that come from elsewhere; none that is in memory now is used."""
+        before = self.read
+        self.forget()
+        self.read = read
+        try:
+            yield
+        finally:
+            self.forget()
+            self.read = before
+
+    def forget(self) -> None:
+        """Let go of all weights that are in memory; they are read again when their block is asked for."""
+        for layer in list(self.loaded):
+            self._set(layer, self.empty.__getitem__)
+        self.loaded.clear()
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -73,10 +93,19 @@ class StreamedBlocks(nn.ModuleList):
     def _load(self, layer: int) -> None:
         if layer in self.loaded:
             return
+        spare: dict[str, Tensor] = {}  # memory is written over rather than freed, which an allocator does not give back
         for other in self.loaded - self.staying:
+            names = [name for name in self.empty if name.startswith(f"{other}.")]
+            spare = {name.partition(".")[2]: self.get_parameter(name).detach() for name in names}
             self._set(other, self.empty.__getitem__)
             self.loaded.remove(other)
-        self._set(layer, lambda name: nn.Parameter(self.read(f"blocks.{name}"), requires_grad=False))
+
+        def read(name: str) -> nn.Parameter:
+            room = spare.get(name.partition(".")[2])
+            room = room if room is not None and room.shape == self.empty[name].shape else None
+            return nn.Parameter(self.read(f"blocks.{name}", room), requires_grad=False)
+
+        self._set(layer, read)
         self.loaded.add(layer)
         self.reads += 1
         self.peak = max(self.peak, self.held)

@@ -39,6 +39,7 @@ from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
 from cutaway.model.steps import BlockProgram
+from cutaway.model.streaming import StreamedBlocks
 from cutaway.numbers_given import whole
 from cutaway.prompts import Prompts
 
@@ -141,6 +142,7 @@ class Transformer(HookedRootModule, StackedWeights):
         self.tokenizer: Any = None
         self.end_tokens: list[int] | None = None  # what ends a generation, where more than the tokenizer's EOS token does
         self._padding_side = default_padding_side or "right"
+        self.found_by: tuple[str, int | None, tuple[tuple[str, Any], ...]] | None = None  # name, stream=, options: for workers
         self.provenance: dict[str, Any] = {}  # where the weights came from, and which fields of their config were ignored
         if tokenizer is not None:
             self.set_tokenizer(tokenizer)
@@ -183,7 +185,8 @@ class Transformer(HookedRootModule, StackedWeights):
             point.axes = table.get(name)
         self.hook_dict = {name: found[name] for name in table if name in found} | found
         self._built = ARCHITECTURE(self.cfg)
-        self._holders = [module for module in self.modules() if module._parameters]
+        passing = set(self.blocks.modules()) if isinstance(self.blocks, StreamedBlocks) else set()
+        self._holders = [module for module in self.modules() if module._parameters and module not in passing]
         self._state = WeightsState()
         self._watched = watch(self._foreign(table), self.__dict__.get("_watched", []))
 
@@ -192,7 +195,7 @@ class Transformer(HookedRootModule, StackedWeights):
         for name in table:
             if name in self.mod_dict and name not in self.hook_dict:
                 yield name, self.mod_dict[name]
-        for layer, block in enumerate(self.blocks):
+        for layer, block in enumerate(self.blocks._modules.values()):  # (streamed ones are not read for this)
             if not isinstance(block, TransformerBlock):
                 yield f"blocks.{layer}", block
                 continue

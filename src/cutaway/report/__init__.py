@@ -3,6 +3,6 @@
 `make` asks the questions of `questions/`; `first_report.make` does so of models of first unique characters.
 """
 
-from cutaway.report.reporting import Report, make
+from cutaway.report.reporting import Report, joined, make
 
-__all__ = ["Report", "make"]
+__all__ = ["Report", "joined", "make"]

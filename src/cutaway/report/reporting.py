@@ -127,6 +127,12 @@ def check_free(folder: str | Path, *, replace: bool = False, option: str = "repl
     return folder
 
 
+def joined(parts: Sequence[Report]) -> Report:
+    """One report of several that asked the same model and prompts different questions, in the usual order."""
+    found = {name: one for part in parts for name, one in part.findings.items()}
+    return Report(parts[0].about, {name: found[name] for name in QUESTIONS if name in found})
+
+
 def fitted(prompts: Prompts, model: Any, size: int | None, seed: int) -> Prompts:
     """As many of the prompts as a report runs, drawn at random where there are more."""
     large = sum(one.numel() for one in model.parameters()) > LARGE
@@ -185,7 +191,7 @@ def make(
     Args:
         prompts: with right answers; minimal pairs and wrong answers where there are some.
         behaviour: names of sources, classes, features and mistakes.
-        vocab: what tokens are called, where no tokenizer says it.
+        vocab: what tokens are called, where neither the behaviour nor a tokenizer says it.
         questions: names of some; None: all.
         above: answers are all tokens with a logit above 0, instead of the likeliest one.
         size: how many prompts, at most; by default 300 of a small model and 48 of a large one.
@@ -200,6 +206,7 @@ def make(
         NotFinite: logits that are no numbers.
     """
     asked = chosen(questions)
+    vocab = vocab if vocab is not None or behaviour is None else behaviour.vocabulary or None
     study = Study(model, fitted(prompts, model, size, seed), behaviour or Behaviour(), vocab, above, seed)
     study.check()
     plan = planned(study, asked)

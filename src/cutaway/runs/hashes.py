@@ -15,18 +15,27 @@ from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.transformer import Transformer
 from cutaway.weights.canonical import without_buffers
 
+PIECE = 2**20  # numbers that are copied at once
+
 
 def digest(parts: Iterable[Any]) -> str:
     """A short hash of JSON values and tensors."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, Tensor):
-            x = part.detach().cpu().contiguous()
-            found.update(str((tuple(x.shape), x.dtype)).encode())
-            found.update(x.flatten().view(torch.uint8).numpy().data)
+            found.update(str((tuple(part.shape), part.dtype)).encode())
+            for piece in _pieces(part.detach()):
+                found.update(piece.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         else:
             found.update(json.dumps(part, sort_keys=True, default=str).encode())
     return found.hexdigest()
+
+
+def _pieces(x: Tensor) -> Iterable[Tensor]:
+    """`x` in parts along its first axis, so that no copy of a whole large tensor is made to put its numbers in order."""
+    if x.is_contiguous() or x.numel() <= PIECE:
+        return [x]
+    return x.split(max(1, PIECE * len(x) // x.numel()))
 
 
 def model_hash(model: Transformer) -> str:

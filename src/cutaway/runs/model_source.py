@@ -5,7 +5,7 @@ Weights do not travel: a model that exists only in memory is written once, besid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from cutaway import __version__, loading
 from cutaway.config import as_dtype
 from cutaway.errors import WorkerRefused
-from cutaway.model import kernels
+from cutaway.model import kernels, placement
 from cutaway.model.transformer import Transformer
 from cutaway.runs.hashes import model_hash
 from cutaway.sources import files
@@ -26,6 +26,9 @@ AS_PUBLISHED: dict[str, Any] = {
     "fold_ln": False, "center_writing_weights": False, "center_unembed": False, "fold_value_biases": False,
 }  # fmt: skip
 """Options of `from_pretrained` that leave weights as they are."""
+
+AS_USUAL = tuple((name, True) for name in AS_PUBLISHED)
+"""The same, for weights rewritten as `from_pretrained` does it when nothing is said."""
 
 
 def versions() -> dict[str, str]:
@@ -40,11 +43,12 @@ class ModelSource:
     Args:
         name: what `loading` finds it by, or a file.
         dtype: the precision it computes in, without `torch.`.
-        device: where it computes.
+        device: where it computes: a device, or a plan of `accelerate` for all of them (`auto`, `balanced`, …).
         hash: of its weights and architecture.
         versions: of what computes.
         threads: of each worker: bits may depend on their number, so it is the same everywhere.
         stream: bytes of weights that may be in memory at once; None: all.
+        options: of `from_pretrained` beside these, where the model is loaded by name: a checkpoint, rewrites, 8 bits.
         live: the model itself, in the process that has it; it does not travel.
     """
 
@@ -55,20 +59,24 @@ class ModelSource:
     versions: tuple[tuple[str, str], ...]
     threads: int = 1
     stream: int | None = None
+    options: tuple[tuple[str, Any], ...] = ()
     live: Transformer | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
         cls, model: Transformer | str | Path, *, dtype: str = "float32", device: str = "cpu", threads: int = 1,
-        stream: int | None = None,
+        stream: int | None = None, options: tuple[tuple[str, Any], ...] = (),
     ) -> ModelSource:  # fmt: skip
         """The source of a model in memory, or of one by name, which is loaded to learn its hash."""
         name = "" if isinstance(model, Transformer) else str(model)
+        if isinstance(model, Transformer) and model.found_by is not None:  # streamed or packed: workers do the same
+            name, stream, options = model.found_by
         if not isinstance(model, Transformer):
-            model = load(name, dtype, device, stream)
-        dtype, where = str(model.cfg.torch_dtype).removeprefix("torch."), str(model.cfg.device)
+            model = load(name, dtype, device, stream, options)
+        dtype = str(model.cfg.torch_dtype).removeprefix("torch.")
+        where = device if name and device in placement.PLANS else str(model.cfg.device)
         known = tuple(versions().items())
-        return cls(name, dtype, where, model_hash(model), known, threads, stream, model)
+        return cls(name, dtype, where, model_hash(model), known, threads, stream, options if name else (), model)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"live": None}
@@ -96,7 +104,7 @@ class ModelSource:
         for name, wanted in self.versions:
             if here[name] != wanted:
                 raise WorkerRefused(f"a worker has {name} {here[name]} and the driver {wanted}; install the same on all machines")
-        model = load(self.name, self.dtype, self.device, self.stream)
+        model = load(self.name, self.dtype, self.device, self.stream, self.options)
         found = model_hash(model)
         if found != self.hash:
             raise WorkerRefused(
@@ -117,6 +125,9 @@ class ModelSource:
             torch.set_num_threads(before)
 
 
-def load(name: str, dtype: str, device: str, stream: int | None = None) -> Transformer:
-    """A model by name, its weights as published; with `stream`, no more than so many bytes of them in memory at once."""
-    return loading.from_pretrained(Transformer, name, dtype=as_dtype(dtype), device=device, stream=stream, **AS_PUBLISHED)
+def load(
+    name: str, dtype: str, device: str, stream: int | None = None, options: Iterable[tuple[str, Any]] = ()
+) -> Transformer:  # fmt: skip
+    """A model by name, its weights as published unless `options` say more; with `stream`, with few of them in memory at once."""
+    given = {**AS_PUBLISHED, **dict(options), **({"device_map": device} if device in placement.PLANS else {"device": device})}
+    return loading.from_pretrained(Transformer, name, dtype=as_dtype(dtype), stream=stream, **given)

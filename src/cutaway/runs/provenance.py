@@ -112,7 +112,7 @@ class Provenance:
         """Model, hash, time, call and prompts, for the head of a page."""
         told = self.to_json()
         found: list[Fact] = [(name, told[name]) for name in ("model", "hash") if name in told]
-        found += [("made", f"{told['when']}, cutaway {told['version']}"), (call, Code(told["call"]))]
+        found += [("made", ", ".join(filter(None, (told["when"], f"cutaway {told['version']}")))), (call, Code(told["call"]))]
         if "prompts" in told:
             prompts = told["prompts"]
             found.append(("prompts", Folded(prompts["said"], prompts["columns"], prompts["rows"])))

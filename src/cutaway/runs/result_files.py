@@ -1,5 +1,7 @@
 """Results as files: every number and word of a result in one safetensors file, read back as the same result.
 
+Findings and reports are kept in the same way, for those who ask many questions.
+
 What a result refers to and does not own (the model that it was computed with) is left out: a loaded result draws, compares and
 summarises itself, and cannot be recorded or run again.
 """
@@ -18,9 +20,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from cutaway import reading
-from cutaway.errors import NotReadable
+from cutaway.errors import CheckpointError, NotReadable
 from cutaway.runs.provenance import Provenance
 from cutaway.runs.results import Labelled, Result
+from cutaway.view import Figure
 from cutaway.writing import check_new, write
 
 FORMAT = "cutaway result 1"
@@ -35,11 +38,27 @@ def save_result(result: Result, path: str | Path, *, replace: bool = False) -> P
         NotWritten: the folder or the disk does not take it; `AlreadyThere`, where it exists and `replace` is off.
     """
     check_new(path, replace=replace)
+    return save_value(result, path)
+
+
+def save_value(value: Any, path: str | Path, *, timeless: bool = False) -> Path:
+    """Write a result, a finding or a report.
+
+    Args:
+        timeless: leave out when it was computed, so that the same value has the same bytes.
+
+    Raises:
+        NotWritten: the folder or the disk does not take it.
+        CheckpointError: it is none of these.
+    """
+    if not _kept(value):
+        raise CheckpointError(f"a {type(value).__name__} is no result that a file can hold")
     tensors: dict[str, Tensor] = {}
-    said = _encoded(result, tensors)
-    if result.provenance is not None:
-        said["provenance"] = result.provenance.to_json()
-    meta = {"format": FORMAT, "result": json.dumps(said, ensure_ascii=True, allow_nan=True)}
+    said = _encoded(value, tensors)
+    if getattr(value, "provenance", None) is not None:
+        said["provenance"] = value.provenance.to_json() | ({"when": ""} if timeless else {})
+    said["format"] = FORMAT  # inside, since the order of several metadata is left to chance
+    meta = {"result": json.dumps(said, ensure_ascii=True, allow_nan=True)}
     if not tensors:
         tensors["nothing"] = torch.zeros(1)
     return write(path, save_tensors(tensors, metadata=meta))
@@ -49,6 +68,18 @@ def load_result(path: str | Path) -> Result:
     """A result that was saved.
 
     Example: `cutaway.load("lens.cutaway").figure()`
+
+    Raises:
+        NotReadable: no such file, or one that is damaged or something else.
+    """
+    found = load_value(path)
+    if not isinstance(found, Result):
+        raise NotReadable(f"{path} holds no result")
+    return found
+
+
+def load_value(path: str | Path) -> Any:
+    """What `save_value` wrote.
 
     Raises:
         NotReadable: no such file, or one that is damaged or something else.
@@ -65,14 +96,15 @@ def load_result(path: str | Path) -> Result:
             raise NotReadable(f"{path} is no saved result, or damaged: {str(error)[:100]}") from error
         raise
     meta = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    if meta.get("format") != FORMAT:
-        raise NotReadable(f"{path} is no saved result: its format is {meta.get('format')!r}, not {FORMAT!r}")
+    said = reading.parse(str(meta.get("result", "{}")), f"{path}", finite=False) if isinstance(meta, dict) else {}
+    known = meta.get("format", said.get("format") if isinstance(said, dict) else None)
+    if known != FORMAT:
+        raise NotReadable(f"{path} is no saved result: its format is {known!r}, not {FORMAT!r}")
     try:
-        said = reading.parse(str(meta.get("result")), f"{path}", finite=False)
         found = _decoded(said, tensors)
     except (KeyError, TypeError, AttributeError, ImportError, ValueError) as error:
         raise NotReadable(f"{path} is damaged, or of another version: {str(error)[:100]}") from error
-    if not isinstance(found, Result):
+    if not _kept(found):
         raise NotReadable(f"{path} holds no result")
     if (told := said.get("provenance")) is not None:
         object.__setattr__(found, "provenance", Provenance.from_json(told))
@@ -89,6 +121,8 @@ def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
         name = f"t{len(tensors)}"
         tensors[name] = value.detach().cpu().clone().contiguous()
         return {"tensor": name}
+    if isinstance(value, Figure):
+        return {"figure": value.to_json()}
     if isinstance(value, torch.Size | tuple):
         return {"tuple": [_encoded(one, tensors) for one in value]}
     if isinstance(value, list):
@@ -110,7 +144,7 @@ def _kept(value: Any) -> bool:
 
 
 def _simple(kind: type) -> bool:
-    return kind.__name__ in ("Audit", "Snippet", "Baseline")
+    return kind.__name__ in ("Audit", "Snippet", "Baseline", "Value", "Finding", "Report")
 
 
 def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -120,6 +154,8 @@ def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
         return value
     if "tensor" in value:
         return tensors[value["tensor"]]
+    if "figure" in value:
+        return Figure.from_json(value["figure"])
     if "tuple" in value:
         return tuple(_decoded(one, tensors) for one in value["tuple"])
     if "pairs" in value:

@@ -12,9 +12,10 @@ import torch
 
 from cutaway.errors import CheckpointError, PackageNeeded, UnknownModel, UnsupportedArchitecture
 from cutaway.sources import folders, hub, objects
+from cutaway.sources.files import pickled
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.sources.hub import Access
-from cutaway.sources.tensor_files import pickled, safetensors
+from cutaway.sources.tensor_files import safetensors
 
 CONFIG, *WEIGHTS = hub.ADAPTER
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")

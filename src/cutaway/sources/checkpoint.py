@@ -22,10 +22,12 @@ class LazyTensors(Mapping[str, Tensor]):
     Args:
         shapes: the shape of each tensor, by name.
         read: gives the tensor of a name.
+        fresh: each tensor that is read is nobody else's, so who asked for it may keep it as it is.
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor], *, fresh: bool = False) -> None:
         self.shapes = dict(shapes)
+        self.fresh = fresh
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:

@@ -14,7 +14,7 @@ import struct
 import typing
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,7 +27,7 @@ from torch import Tensor
 from cutaway import reading
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError, ConfigError, NotReadable, TokenError, nearest
-from cutaway.sources import wrapped
+from cutaway.sources import tensor_files, wrapped
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.tokens import from_saved, to_saved
 from cutaway.writing import replacing
@@ -81,6 +81,20 @@ def read(path: str | os.PathLike[str], cfg: HookedTransformerConfig | None = Non
         )
     lazy = LazyTensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
     return Checkpoint(cfg, lazy, provenance={"file": str(file)})
+
+
+def pickled(files: Iterable[Path]) -> LazyTensors:
+    """The tensors of `.bin` or `.pth` files, which are opened as weights alone: no code in them can run.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, asks for code, or holds no state dict.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"no file {file}; the model lacks a part, download it again")
+        tensors |= load_state_dict(file)
+    return LazyTensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
 
 
 def save(
@@ -191,7 +205,6 @@ def _is_safetensors(file: Path) -> bool:
 def _read_safetensors(file: Path, cfg: HookedTransformerConfig | None) -> Checkpoint:
     try:
         opened = safe_open(str(file), framework="pt", device="cpu")
-        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 (no mapping)
         metadata = opened.metadata() or {}
     except (SafetensorError, OSError) as error:
         _damaged(file, error)
@@ -207,8 +220,7 @@ def _read_safetensors(file: Path, cfg: HookedTransformerConfig | None) -> Checkp
             "Hugging Face model, load the folder that holds its config.json"
         )
     provenance = {"file": str(file), **about.metadata}
-    lazy = LazyTensors(shapes, opened.get_tensor)
-    return Checkpoint(config, lazy, tokenizer, about.processed, provenance)
+    return Checkpoint(config, tensor_files.safetensors([file]), tokenizer, about.processed, provenance)
 
 
 class _About(msgspec.Struct):

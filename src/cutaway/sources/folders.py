@@ -14,8 +14,9 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CheckpointError
 from cutaway.sources import tokenizers, wrapped
 from cutaway.sources.checkpoint import LazyTensors
+from cutaway.sources.files import pickled
 from cutaway.sources.foreign import ForeignCheckpoint
-from cutaway.sources.tensor_files import pickled, safetensors, sharded
+from cutaway.sources.tensor_files import safetensors, sharded
 
 CONFIG = "config.json"
 LARGEST_CONFIG = 2**24  # bytes

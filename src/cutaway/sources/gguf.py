@@ -237,7 +237,7 @@ def _tensors(header: GGUFHeader, architecture: Architecture, config: Config, fil
         shapes = {name: part.shape(config) for name, part in parts.items()}
     except (RuntimeError, ZeroDivisionError) as error:
         raise WeightsMismatch(f"the tensors of {file.name} do not fit what its header says of their sizes: {error}") from error
-    return LazyTensors(shapes, lambda name: parts[name].read(config))
+    return LazyTensors(shapes, lambda name: parts[name].read(config), fresh=True)
 
 
 def _parts(stored: str, entry: TensorInfo, names: Mapping[str, str], architecture: Architecture, file: Path) -> dict[str, _Part]:

@@ -21,7 +21,6 @@ from torch import Tensor
 from cutaway import reading
 from cutaway.errors import CheckpointError
 from cutaway.sources.checkpoint import LazyTensors
-from cutaway.sources.files import load_state_dict
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -59,7 +58,8 @@ def safetensors(files: Iterable[Path]) -> LazyTensors:
     entries: dict[str, _Entry] = {}
     for file in files:
         entries |= _header(file)
-    return LazyTensors({name: entry.shape for name, entry in entries.items()}, lambda name: _read(name, entries[name]))
+    shapes = {name: entry.shape for name, entry in entries.items()}
+    return LazyTensors(shapes, lambda name: _read(name, entries[name]), fresh=True)
 
 
 def _header(file: Path) -> dict[str, _Entry]:
@@ -109,20 +109,6 @@ def _read(name: str, entry: _Entry) -> Tensor:
     except OSError as error:
         raise CheckpointError(f"cannot read {name!r} from {entry.file}: {error.strerror or error}") from error
     return tensor
-
-
-def pickled(files: Iterable[Path]) -> LazyTensors:
-    """The tensors of `.bin` or `.pth` files, which are opened as weights alone: no code in them can run.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, asks for code, or holds no state dict.
-    """
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        if not file.is_file():
-            raise CheckpointError(f"no file {file}; the model lacks a part, download it again")
-        tensors |= load_state_dict(file)
-    return LazyTensors({name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.__getitem__)
 
 
 class _Index(msgspec.Struct):

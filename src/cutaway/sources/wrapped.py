@@ -62,7 +62,8 @@ def plain(tensors: LazyTensors) -> tuple[LazyTensors, list[str]]:
     """The same tensors by their names without wrappers, and the names of those that were left out."""
     names = plain_names(tensors)
     where = {short: name for name, short in names.items()}
-    lazy = LazyTensors({short: tensors.shapes[name] for short, name in where.items()}, lambda short: tensors[where[short]])
+    shapes = {short: tensors.shapes[name] for short, name in where.items()}
+    lazy = LazyTensors(shapes, lambda short: tensors[where[short]], fresh=tensors.fresh)
     return lazy, [name for name in tensors if name not in names]
 
 

@@ -85,6 +85,7 @@ class CanonicalTensors(Mapping[str, Tensor]):
     def __init__(self, family: Family, cfg: HookedTransformerConfig, hf: Fields, foreign: Mapping[str, Tensor]):
         self.family, self.cfg, self.hf, self.foreign = family, cfg, hf, foreign
         self.shapes = shapes(cfg)
+        self.fresh = bool(getattr(foreign, "fresh", False))
         self._names = set(foreign)
         self._layers = next(int(hf[name]) for name, field in family.fields.items() if field.ours == "n_layers")
         self._found: dict[str, tuple[Found, list[str], Place] | None] = {name: self._find(name) for name in self.shapes}

@@ -1,0 +1,126 @@
+"""One question to one model on one set of prompts, and what a worker does with it: load the model, ask, keep the answer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutaway.errors import ConfigError, NotReadable, NotWritten
+from cutaway.model.transformer import Transformer
+from cutaway.runs.hashes import digest
+from cutaway.runs.model_source import ModelSource
+from cutaway.runs.result_files import load_value, save_value
+
+ANSWERS = "answers"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A unit of work.
+
+    Args:
+        number, label: its place among all, and what it is called.
+        key: a hash of all that decides the answer.
+        function: `module:name`, one of cutaway's.
+        source: the model.
+        prompts, options: what the function is called with.
+    """
+
+    number: int
+    label: str
+    key: str
+    function: str
+    source: ModelSource | None = field(repr=False)
+    prompts: Any = field(repr=False)
+    options: Mapping[str, Any] = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.label
+
+    @property
+    def head(self) -> Asked:
+        """The same without model, prompts and options."""
+        return replace(self, source=None, prompts=None, options={})
+
+    def path(self, folder: Path | str) -> Path:
+        """Where its answer is kept."""
+        return Path(folder) / ANSWERS / f"{self.key}.cutaway"
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """A function of cutaway as `module:name`; a key has its name, since the version stands for its code.
+
+    Raises:
+        ConfigError: a function of somebody else, whose code may change under the same key.
+    """
+    module, name = function.__module__, function.__qualname__
+    if not module.startswith("cutaway.") or getattr(import_module(module), name, None) is not function:
+        raise ConfigError(
+            f"across asks functions of cutaway, such as patch, ablate, circuit_for or report.make; {name} of {module} may change "
+            "and keep its name, so its answers could not be told apart"
+        )
+    return f"{module}:{name}"
+
+
+def function_of(name: str) -> Callable[..., Any]:
+    """The function that `name_of` named."""
+    module, _, last = name.partition(":")
+    found: Callable[..., Any] = getattr(import_module(module), last)
+    return found
+
+
+def answer_of(folder: Path | str, question: Asked) -> Any:
+    """An answer that is kept; None where it is missing or damaged."""
+    path = question.path(folder)
+    if not path.is_file():
+        return None
+    try:
+        return load_value(path)
+    except NotReadable:  # it is computed again
+        return None
+
+
+@dataclass(frozen=True)
+class AskJob:
+    """Questions, as workers are told of them."""
+
+    folder: str
+
+    def start(self) -> Callable[[Asked], str]:
+        """See `Job`. A worker keeps the model that it was asked about last."""
+        kept: dict[tuple[str, str], Transformer] = {}
+
+        def ask(question: Asked) -> str:
+            source = question.source
+            assert source is not None
+            known = source.name, source.hash
+            if source.live is None and known not in kept:
+                kept.clear()  # before the next is loaded
+                kept[known] = source.open()
+            model = kept.get(known) if source.live is None else source.live
+            with source.computing(), torch.enable_grad():
+                found = function_of(question.function)(model, question.prompts, **question.options)
+            if not Path(self.folder).is_dir():
+                raise NotWritten(f"{self.folder} has vanished; what was finished went with it: run the same call again")
+            save_value(found, question.path(self.folder), timeless=True)
+            return question.key
+
+        return ask
+
+
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has an argument of this name."""
+    return name in inspect.signature(function).parameters
+
+
+def key_of(parts: list[Any]) -> str:
+    """The key of a question."""
+    return digest(parts)
