@@ -99,8 +99,7 @@ def from_pretrained(
         CheckpointError: its files cannot be fetched, or are damaged.
         ConfigError: options contradict each other or the model, or ask for a device or precision that is not there.
     """
-    dtype = hf_kwargs.pop("torch_dtype", None) or dtype
-    dtype = dtype if dtype == "auto" else as_dtype(dtype)
+    dtype = "auto" if (dtype := hf_kwargs.pop("torch_dtype", None) or dtype) == "auto" else as_dtype(dtype)
     value = checkpoint_value if checkpoint_value is not None else checkpoint_label
     revision, chosen = _revision(model_name, hf_kwargs.pop("revision", None), checkpoint_index, value)
     access, without_effect = _handed_through(hf_kwargs, revision)
@@ -127,8 +126,8 @@ def from_pretrained(
         if rewritten:
             weights, cfg = processing.process(_read_once(weights, cfg.torch_dtype, shown), cfg, **rewrites)
         model = build(
-            kind, cfg, weights, tokenizer=_tokenizer(tokenizer, checkpoint), default_padding_side=default_padding_side, shown=shown,
-            mine=weights is not checkpoint.tensors, where=where, stream=stream, weight_bits=weight_bits,
+            kind, cfg, weights, tokenizer=_tokenizer(tokenizer, checkpoint), default_padding_side=default_padding_side,
+            shown=shown, mine=weights is not checkpoint.tensors, where=where, stream=stream, weight_bits=weight_bits,
         )  # fmt: skip
     model.provenance = provenance | ({"skipped_rewrites": skipped} if skipped else {})
     model.end_tokens = _end_tokens(source, hf_model)
