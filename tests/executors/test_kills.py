@@ -19,16 +19,16 @@ import psutil
 import pytest
 
 TEXTS = [f"line {number} of a corpus, and {number * 7} words more of what is in it" for number in range(120)]
-PASSING = ("s/asked", "s/.weights")  # what a finished sweep removes
 PATIENCE = 20  # times what an uninterrupted run takes: for one run, and then for its processes to end
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from cutaway import edits, loading, metrics, sweep
+from cutaway import ablate, across, edits, loading, metrics, sweep
 from cutaway.collect import collect
 from cutaway.errors import WorkerFailed
 from cutaway.model.transformer import Transformer
+from cutaway.prompts import Prompts
 
 if __name__ == "__main__":
     folder, executor = Path(sys.argv[1]), sys.argv[2]
@@ -38,6 +38,8 @@ if __name__ == "__main__":
     cells = [edits.Edit(("z", n % 2), edits.zero(), heads=n // 2, positions=p) for p in (2, 4, 6) for n in range(16)]
     try:
         sweep(model, tokens, cells, metrics.loss(tokens), results=folder / "s", executor=executor, memory=400_000)
+        prompts = {str(n): Prompts.of_texts(model, ["the house of a sailor"[n:]]) for n in range(4)}
+        across(ablate, "attn-only-2l", prompts, results=folder / "a", kinds=["zero"], executor=executor)
     except WorkerFailed:
         sys.exit(3)
     sys.exit(3 if done.set_aside else 0)

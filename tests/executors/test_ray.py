@@ -49,7 +49,7 @@ def test_workers_are_replaced_and_poisoned_chunks_set_aside(cluster: Any, tmp_pa
         Ray(workers=1, cpus=0.5).run(Squares(str(tmp_path)), [Unit(0, "full")], lambda unit, value: None)
 
 
-@pytest.mark.parametrize("workers", [2, pytest.param(1, marks=pytest.mark.fuzz), pytest.param(4, marks=pytest.mark.fuzz)])
+@pytest.mark.parametrize("workers", [1, 2, 4])
 def test_collections_and_sweeps_have_the_same_bytes(cluster: Any, tmp_path: Path, workers: int) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
@@ -58,9 +58,10 @@ def test_collections_and_sweeps_have_the_same_bytes(cluster: Any, tmp_path: Path
     cells = [edits.Edit(("z", n % 2), edits.zero(), heads=n // 2) for n in range(16)]
     for name, executor in (("here", "local"), ("there", Ray(workers=workers, cpus=0.5))):
         collect("attn-only-2l", corpus, ["resid_post0"], tmp_path / name / "c", chunk=2**9, executor=executor)
-        sweep(model, tokens, cells, metrics.loss(tokens), results=tmp_path / name / "s", executor=executor, memory=300_000)
+        if workers == 2:
+            sweep(model, tokens, cells, metrics.loss(tokens), results=tmp_path / name / "s", executor=executor, memory=300_000)
     there = tree(tmp_path / "there")
-    assert there == tree(tmp_path / "here") and len(there) > 12
+    assert there == tree(tmp_path / "here") and len(there) > (12 if workers == 2 else 8)
 
 
 def test_a_cluster_is_checked(cluster: Any, tmp_path: Path) -> None:
