@@ -52,7 +52,7 @@ def refused(said: str, *words: Any) -> None:
 def test_broken_lines_sites_and_folders_of_others(tmp_path: Path) -> None:
     corpus, out = corpus_in(tmp_path, b'{"text": "x"\n'), tmp_path / "out"
     words = ["collect", NAME, corpus, "--out", out, "--chunk", 512]
-    refused("corpus.jsonl:25: not JSON", *words, "--sites", "resid_post0")
+    refused("corpus.jsonl:25: it is not JSON", *words, "--sites", "resid_post0")
     lenient = run(*words, "--sites", "resid_post0", "--skip-broken")
     assert lenient.exit_code == 0 and "1 broken lines left out; the first: corpus.jsonl:25" in lenient.stdout
     refused("no site called", *words, "--sites", "resid_pst0", "--skip-broken")

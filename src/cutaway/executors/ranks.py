@@ -6,9 +6,11 @@ Rank r of n takes the chunks whose number is r modulo n. At the end all tell eac
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 from cutaway.errors import ConfigError
@@ -16,6 +18,7 @@ from cutaway.executors.driving import Done, Job, SetAside
 from cutaway.executors.local import run_here
 
 VARIABLES = (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"))
+MEETINGS = itertools.count()  # what earlier ones left in the store would send later ones to addresses that are gone
 PATIENCE = datetime.timedelta(days=7)  # how long a rank that is done waits for the others
 
 
@@ -63,7 +66,8 @@ class Ranks:
         gathered: list[Any] = [None] * world
         joined = not dist.is_initialized()
         if joined:
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            store = dist.PrefixStore(f"cutaway {next(MEETINGS)}", _store())
+            dist.init_process_group("gloo", timeout=PATIENCE, store=store, rank=self.rank, world_size=world)
         try:
             dist.all_gather_object(gathered, ([(unit.head, receipt) for unit, receipt in mine], aside))
         finally:
@@ -73,6 +77,14 @@ class Ranks:
             for unit, receipt in units_done:
                 done(unit, receipt)
         return [one for _, some in gathered for one in some]
+
+
+@cache
+def _store() -> Any:
+    """Where ranks leave their addresses: that of torchrun's agent, or one that rank 0 opens, once in each process."""
+    from torch.distributed import rendezvous
+
+    return next(rendezvous("env://", timeout=PATIENCE))[0]
 
 
 def _from_environment() -> tuple[int, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cutaway.errors import ConfigError, NotReadable, WorkerFailed
 from cutaway.executors import Executor, executor_of
-from cutaway.many.job import Asked, AskJob, answer_of, key_of, name_of, takes
+from cutaway.many.job import OneQuestion, AskJob, answer_of, key_of, name_of, takes
 from cutaway.many.keys import described
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options as checked
@@ -157,7 +157,7 @@ class _Run:
     variants: Mapping[str, Mapping[str, Any]]
     how: tuple[str, str, int]  # precision, device, threads
     progress: Progress | None
-    asked: dict[Place, Asked] = field(default_factory=dict)
+    asked: dict[Place, OneQuestion] = field(default_factory=dict)
     reused: dict[int, Any] = field(default_factory=dict)
     done: int = 0
 
@@ -180,7 +180,7 @@ class _Run:
             )
         return {place: self._answer(one) for place, one in self.asked.items()}
 
-    def _missing(self, models: Mapping[str, Model]) -> Iterator[Asked]:
+    def _missing(self, models: Mapping[str, Model]) -> Iterator[OneQuestion]:
         """Questions that no answer is kept of; a model is loaded when its turn comes, since its hash is part of each key."""
         for label, model in models.items():
             for place, one in self._questions(label, model):
@@ -192,7 +192,7 @@ class _Run:
                     self.reused[one.number] = answer
                     self._count()
 
-    def _questions(self, label: str, model: Model) -> Iterator[tuple[Place, Asked]]:
+    def _questions(self, label: str, model: Model) -> Iterator[tuple[Place, OneQuestion]]:
         (dtype, device, threads), step = self.how, _step(model)
         options = (*AS_USUAL, *step)
         source = ModelSource.of(_name(model), dtype=dtype, device=device, threads=threads, options=options)
@@ -206,9 +206,9 @@ class _Run:
             for variant, given in self.variants.items():
                 place, whole = (label, called, variant), {**given, **more}
                 key = key_of([*about, described(some, "prompts"), described(whole)])
-                yield place, Asked(len(self.asked), _said(place), key, self.function, source, some, whole)
+                yield place, OneQuestion(len(self.asked), _said(place), key, self.function, source, some, whole)
 
-    def _answer(self, question: Asked) -> Any:
+    def _answer(self, question: OneQuestion) -> Any:
         found = self.reused.get(question.number)
         found = answer_of(self.folder, question) if found is None else found
         if found is None:

@@ -21,7 +21,7 @@ ANSWERS = "answers"
 
 
 @dataclass(frozen=True)
-class Asked:
+class OneQuestion:
     """A unit of work.
 
     Args:
@@ -46,7 +46,7 @@ class Asked:
         return self.label
 
     @property
-    def head(self) -> Asked:
+    def head(self) -> OneQuestion:
         """The same without model, prompts and options."""
         return replace(self, source=None, prompts=None, options={})
 
@@ -77,7 +77,7 @@ def function_of(name: str) -> Callable[..., Any]:
     return found
 
 
-def answer_of(folder: Path | str, question: Asked) -> Any:
+def answer_of(folder: Path | str, question: OneQuestion) -> Any:
     """An answer that is kept; None where it is missing or damaged."""
     path = question.path(folder)
     if not path.is_file():
@@ -94,11 +94,11 @@ class AskJob:
 
     folder: str
 
-    def start(self) -> Callable[[Asked], str]:
+    def start(self) -> Callable[[OneQuestion], str]:
         """See `Job`. A worker keeps the model that it was asked about last."""
         kept: dict[tuple[str, str], Transformer] = {}
 
-        def ask(question: Asked) -> str:
+        def ask(question: OneQuestion) -> str:
             source = question.source
             assert source is not None
             known = source.name, source.hash
