@@ -10,7 +10,7 @@ from typing import Any
 
 from cutaway.errors import ConfigError, NotReadable, WorkerFailed
 from cutaway.executors import Executor, executor_of
-from cutaway.many.job import OneQuestion, AskJob, answer_of, key_of, name_of, takes
+from cutaway.many.job import AskJob, OneQuestion, answer_of, key_of, name_of, takes
 from cutaway.many.keys import described
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options as checked
