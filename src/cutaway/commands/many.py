@@ -94,7 +94,7 @@ def _reports(found: Any, out: Path | None) -> list[str]:
         wholes.setdefault((model, prompts), []).append(one)
     if out is None:
         return []
-    written = []
+    written: list[str] = []
     for (model, prompts), parts in wholes.items():
         place = out / f"{Path(model).stem}-{Path(prompts).stem}".replace("/", "-")
         written += map(str, joined(parts).save(place))

@@ -67,7 +67,7 @@ class Ranks:
         joined = not dist.is_initialized()
         if joined:
             store = dist.PrefixStore(f"cutaway {next(MEETINGS)}", _store())
-            dist.init_process_group("gloo", timeout=PATIENCE, store=store, rank=self.rank, world_size=world)
+            dist.init_process_group("gloo", timeout=PATIENCE, store=store, rank=self.rank or 0, world_size=world)
         try:
             dist.all_gather_object(gathered, ([(unit.head, receipt) for unit, receipt in mine], aside))
         finally:
