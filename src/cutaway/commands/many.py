@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.shared import Device, Json, located
+from cutaway.commands.shared import Device, Json, Replace, located
 from cutaway.commands.sweeps import bar
 from cutaway.errors import ConfigError, UnknownName, nearest
 
@@ -33,6 +33,7 @@ def across(
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Of reports: a folder for report.html and report.json of each.")] = None,
+    replace: Replace = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Ask many models about many behaviours; the same command again goes on, and a wider one computes what is new.
@@ -63,7 +64,7 @@ def across(
             function, named, sets, results=results, executor=executor, each=each, count=count, seed=seed, rows=rows,
             device=device, threads=threads, progress=progress, **options,
         )  # fmt: skip
-    written = [] if question != "report" else _reports(found, out)
+    written = [] if question != "report" else _reports(found, out, replace)
     console.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join([found.summary(), *written]))
 
 
@@ -85,7 +86,7 @@ def _options(given: list[str]) -> dict[str, Any]:
     return found
 
 
-def _reports(found: Any, out: Path | None) -> list[str]:
+def _reports(found: Any, out: Path | None, replace: bool) -> list[str]:
     """Reports of all questions, one for each model and set of prompts; which files were written."""
     from cutaway.report import joined
 
@@ -97,7 +98,7 @@ def _reports(found: Any, out: Path | None) -> list[str]:
     written: list[str] = []
     for (model, prompts), parts in wholes.items():
         place = out / f"{Path(model).stem}-{Path(prompts).stem}".replace("/", "-")
-        written += map(str, joined(parts).save(place))
+        written += map(str, joined(parts).save(place, replace=replace))
     return written
 
 
