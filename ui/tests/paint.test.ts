@@ -69,3 +69,13 @@ test("ink reads on every colour: contrast of at least 4.5", () => {
     }
   }
 });
+
+test("a cell that does not exist stays blank, and hides no neighbour where cells share a pixel", () => {
+  const plane = made(2, 4, (r, c) => (c !== 1 ? NaN : r ? -0.5 : 1));
+  const s = { ...scale("diverging", -1, 1), blank: true };
+  expect(pixel(pixels(plane, s), 0, 0)).toEqual([0, 0, 0, 0]);
+  expect(pixel(pixels(plane, s), 0, 1)).toEqual([...rgb(s, 1), 255]);
+  expect(pixel(pixels(plane, s, 2, 2), 0, 0)).toEqual([...rgb(s, 1), 255]);
+  expect(pixel(pixels(plane, s, 2, 2), 0, 1)).toEqual([0, 0, 0, 0]);
+  expect(boldest(plane, s, 0, 0, 2, 2)).toEqual([0, 1]);
+});

@@ -76,6 +76,7 @@ class Composition(Result):
             x_name="later head",
             y_name="earlier head",
             value_name="score above unrelated heads",
+            absent="the second head is not later",
             title="Composition of heads",
         )
 

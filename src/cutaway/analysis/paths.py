@@ -81,7 +81,10 @@ class PathResult(Result):
             )  # fmt: skip
         if len(receivers) == 1:
             return bar_chart(senders, {receivers[0]: shown.data[:, 0]}, x_name="sender", value_name=said, title="direct paths")
-        return heat_map(shown.data, receivers, senders, x_name="receiver", y_name="sender", value_name=said, title="direct paths")
+        return heat_map(
+            shown.data, receivers, senders, x_name="receiver", y_name="sender", value_name=said, title="direct paths",
+            absent="no such path",
+        )  # fmt: skip
 
     def top(self, count: int = 10) -> list[tuple[str, str, float]]:
         """The paths that carry most: sender, receiver, mean change."""

@@ -70,7 +70,7 @@ class EdgeEffects(Result):
         """Writers down, readers across."""
         return heat_map(
             self.values.data, self.values.names("reader"), self.values.names("writer"), x_name="reader", y_name="writer",
-            value_name=self.values.what, title="what each edge does",
+            value_name=self.values.what, title="what each edge does", absent="not ablated, or no such edge",
         )  # fmt: skip
 
     def top(self, count: int = 10) -> list[tuple[str, str, float]]:

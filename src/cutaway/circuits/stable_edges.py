@@ -59,7 +59,7 @@ class Stability(Result):
         names = self.values.names("writer"), self.values.names("reader")
         return heat_map(
             shown, [names[1][at] for at in columns.tolist()], [names[0][at] for at in rows.tolist()], x_name="reader",
-            y_name="writer", value_name="how often chosen", title="how sure the edges are",
+            y_name="writer", value_name="how often chosen", title="how sure the edges are", absent="no such edge",
         )  # fmt: skip
 
     def summary(self) -> str:

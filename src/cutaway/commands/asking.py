@@ -334,8 +334,10 @@ def _page_said(text: str, result: Any) -> Sequence[Any]:
     from cutaway.view import Code
 
     summary = "" if result is None else result.summary()
-    printed = bool(summary) and text.startswith(summary.splitlines()[0])
-    return [text] if printed else [*filter(None, [summary]), Code(text)]
+    if summary and text.startswith(summary.splitlines()[0]):
+        return [text]
+    short = bool(summary) and summary.count("\n") < SCREEN  # a longer one is a table itself
+    return [summary, Code(text)] if short else [Code(text)]
 
 
 # Options with one meaning everywhere.

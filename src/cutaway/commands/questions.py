@@ -184,7 +184,8 @@ def lens(
     first = prompts[[0]]
     shown_targets = targets[:1] if getattr(targets, "ndim", 0) > 1 else targets
     found = room.lens(network, first, of=chosen, targets=shown_targets)
-    figures = [("Layer by layer", found.figure()), ("How far from the end", found.curve())]
+    which = "" if len(prompts) == 1 else f", the first of {len(prompts)} prompts"
+    figures = [(f"Layer by layer{which}", found.figure()), ("How far from the end", found.curve())]
     single, read = len(prompts) == 1, found.read
     if not single:  # of many prompts only these positions are computed
         found = room.lens_at(network, prompts, at, of=chosen, targets=targets)

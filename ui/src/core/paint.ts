@@ -5,6 +5,7 @@ import type { Plane } from "./decode";
 
 /** How far a value stands out: from zero on a diverging scale, from the low end on others; what is not finite most. */
 export function boldness(scale: Scale, value: number): number {
+  if (scale.blank && Number.isNaN(value)) return -Infinity;
   if (!Number.isFinite(value)) return Infinity;
   return scale.name === "diverging" ? Math.abs(value) : value - scale.low;
 }
