@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -107,3 +108,18 @@ def test_version():
     from cutaway import __version__
 
     assert run("--version").stdout == f"cutaway {__version__}\n"
+
+
+def test_a_shell_completes_commands_and_options():
+    code = "from cutaway.cli import app; app(prog_name='cutaway')"
+    for typed, wanted in (("cutaway le", "lens"), ("cutaway lens --po", "--positions")):
+        completing = {"_CUTAWAY_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, **completing}, capture_output=True, text=True, check=False
+        )
+        assert wanted in done.stdout.split(), done
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "cutaway", "--version"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("cutaway ")
