@@ -271,3 +271,16 @@ def test_an_option_that_an_analysis_lacks_is_named_with_the_one_it_has(model: An
         cutaway.patch(model, "a", "b", kind="z")
     with pytest.raises(TypeError, match=r"did you mean 'positions'"):
         cutaway.lens(model, "a", position=-1)
+
+
+def test_the_answers_of_many_prompts_are_drawn_beside_each_other(model: Any, pairs: Path) -> None:
+    figure = cutaway.predict(model, Prompts.read(pairs, model)).figure()
+    assert figure.meta["texts"] == [[" king", " king"]] and figure.title == "How well the answer of each prompt was predicted"
+    assert cutaway.predict(model, Prompts.read(pairs, model)).figure(1).meta["texts"] != figure.meta["texts"]
+
+
+def test_a_map_of_edges_leaves_blank_what_is_no_edge_and_its_colours_are_not_one_edges(model: Any, pairs: Path) -> None:
+    found = cutaway.edge_attribution(model, Prompts.read(pairs, model), steps=1)
+    figure = found.figure()
+    assert figure.meta["absent"] == "no such edge" and figure.meta["range"][1] < float(found.values.data.abs().nan_to_num().max())
+    assert found.graph(3).meta["sources"] and "3 edges" in found.graph(3).title

@@ -119,16 +119,21 @@ class Predictions(Result):
         """Loss and accuracy, and a row for each target."""
         return {"loss": self.loss, "accuracy": self.accuracy, "windows": self.windows, "tokens": list(self.rows())}
 
-    def figure(self, example: int = 0) -> Figure:
-        """A text, each token coloured by how likely the model thought it (or the answer after it)."""
-        counted = self.counted[example]
-        next_ones = self.of_next
-        read = (self.targets if next_ones else self.tokens.to(counted.device))[example][counted]
+    def figure(self, example: int | None = None) -> Figure:
+        """A text, each token coloured by how likely the model thought it (or the answer after it).
+
+        Of several prompts with one answer each: the answers, one after another.
+        """
+        whole, next_ones = self.counted, self.of_next
+        answers = example is None and not next_ones and len(whole) > 1 and int(whole.sum(1).max()) == 1
+        where = whole if answers else torch.arange(len(whole), device=whole.device)[:, None].eq(example or 0) & whole
+        read = (self.targets if next_ones or answers else self.tokens.to(whole.device))[where]
         words = [self.words[token] for token in read.tolist()]
         kinds = ["probability", "loss", "right"]
         parts = [self.probability.data, self.values.data, self.right.float()]
-        data = torch.stack([part[example][counted].float() for part in parts])
+        data = torch.stack([part[where].float() for part in parts])
         title = "How well each token was predicted" if next_ones else "How well the answer at each token was predicted"
+        title = "How well the answer of each prompt was predicted" if answers else title
         return colored_tokens(words, data, kinds, title=title, scale="sequential")
 
     def curve(self) -> Figure:

@@ -65,13 +65,13 @@ class EdgeScores(Result):
     def figure(self) -> Figure:
         """Writers down, readers across; of many, those with the largest scores.
 
-        Colours end at the score that one edge in a thousand exceeds: a single edge would leave all others pale.
+        Colours end at the score that one edge in a hundred of these exceeds: a single edge would leave all others pale.
         """
         size = self.values.data.abs().nan_to_num(0)
-        known = self.values.data[~self.values.data.isnan()].abs()
-        end = float(known.sort().values[int(0.999 * (len(known) - 1))]) or float(known.max())
         rows, columns = (size.amax(axis).argsort(descending=True)[:60].sort().values.tolist() for axis in (1, 0))
         names = self.values.names("writer"), self.values.names("reader")
+        shown = size[rows][:, columns].flatten().sort().values
+        end = float(shown[int(0.99 * (len(shown) - 1))]) or float(shown[-1])
         return heat_map(
             self.values.data[rows][:, columns], [names[1][at] for at in columns], [names[0][at] for at in rows], x_name="reader",
             y_name="writer", value_name="score", title="Scores of edges", absent="no such edge",
