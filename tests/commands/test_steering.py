@@ -140,4 +140,4 @@ def test_one_sentence(words: list[str], sentence: str, toy: Transformer, tmp_pat
 
 def test_two_sides_that_are_the_same_are_refused() -> None:
     out = run("--positive", "abc", "--negative", "abc", "--prompt", "ab")
-    assert out.exit_code == 2 and "the vector is 0" in out.stderr
+    assert out.exit_code == 2 and "the same activations" in out.stderr
