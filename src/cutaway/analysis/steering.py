@@ -388,8 +388,8 @@ def _check_apart(plus: Tensor, minus: Tensor, layer: int) -> None:
     """
     if float((plus - minus).norm()) <= 1e-6 * float(plus.norm() + minus.norm()):
         raise ShapeError(
-            f"the positive and the negative prompts have the same activations in layer {layer} where they are read, so the vector is "
-            "0 and points nowhere; read another position or layer, or choose prompts that differ before it"
+            f"the positive and the negative prompts have the same activations in layer {layer} where they are read, so the "
+            "vector is 0 and points nowhere; read another position or layer, or choose prompts that differ before it"
         )
 
 
