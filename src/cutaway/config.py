@@ -31,6 +31,7 @@ POSITIVE = (
 DTYPES = {
     "float32": torch.float32, "float": torch.float32, "float64": torch.float64, "double": torch.float64,
     "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
 }  # fmt: skip
 
 
@@ -48,7 +49,7 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
     return DTYPES[name]
 
 
-@dataclass
+@dataclass(repr=False)
 class HookedTransformerConfig:
     """Everything that the network needs to know about an architecture.
 
@@ -280,8 +281,8 @@ class HookedTransformerConfig:
                 else:
                     self.n_params += self.d_model * self.d_mlp * matrices
 
-    def __str__(self) -> str:
-        """The dialect's fields, one a line, as notebooks print them."""
+    def __repr__(self) -> str:
+        """The dialect's fields, one a line, as notebooks print and show them."""
         names = [field.name for field in dataclasses.fields(self)]
         shown = {name: getattr(self, name) for name in names[: names.index("rotary_base_local")]}
         return f"{type(self).__name__}:\n{pprint.pformat(shown)}"

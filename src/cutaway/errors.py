@@ -6,7 +6,8 @@
     │   ├── UnknownSite        … of a site, a hook or an activation
     │   ├── UnknownModel       … of a model, a toy or an alias
     │   ├── UnknownTask        … of a task or a behaviour
-    │   └── UnknownRole        … of a position in prompts
+    │   ├── UnknownRole        … of a position in prompts
+    │   └── UnknownPattern     … of a pattern that heads are compared with
     ├── MissingActivation      a cache lacks a site that a question needs
     ├── StaleCache             a cache is older than the weights that it would be multiplied with
     ├── HookNeverFired         a hook was attached, and the run never came by
@@ -78,6 +79,10 @@ class UnknownRole(UnknownName, KeyError):
     """No position of these prompts has this role."""
 
 
+class UnknownPattern(UnknownName, AssertionError):
+    """No attention pattern that heads are compared with has this name."""
+
+
 class MissingActivation(CutawayError, KeyError):
     """A cache lacks a site that a question needs."""
 
@@ -94,6 +99,10 @@ class HookDidNotFire(UserWarning):
     """A hook was attached for a scope or for good, and no run called it."""
 
 
+class SharedHookPoint(UserWarning):
+    """One hook point stands at two places of a network, so that what passes at one cannot be told from the other."""
+
+
 class HookReturned(CutawayError, TypeError, ValueError):
     """A hook, or a module at a hook point, returned something of another type, precision or device."""
 
@@ -102,8 +111,8 @@ class CheckpointError(CutawayError, ValueError):
     """A file of weights that is missing, corrupt or unsafe to open."""
 
 
-class WeightsMismatch(CheckpointError):
-    """Weights whose names or shapes do not fit the configuration."""
+class WeightsMismatch(CheckpointError, RuntimeError):
+    """Weights whose names or shapes do not fit the configuration; PyTorch's own error of that kind is a `RuntimeError`."""
 
 
 class NotReadable(CheckpointError):

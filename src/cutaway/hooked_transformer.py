@@ -123,7 +123,7 @@ class HookedTransformer(Transformer):
 
         A list of messages (`{"role": …, "content": …}`) is rendered by the tokenizer's chat template.
         """
-        device = self.embed.W_E.device if move_to_device else None
+        device = self.device if move_to_device else None
         options = self._text_options(prepend_bos, padding_side)
         return text.to_tokens(self.tokenizer, input, truncate=truncate, n_ctx=self.cfg.n_ctx, device=device, **options)
 
@@ -215,7 +215,7 @@ class HookedTransformer(Transformer):
     def _apply(self, fn: Any, recurse: bool = True) -> HookedTransformer:
         """Where every change of precision passes: `half()`, `bfloat16()`, `type(…)`, a model around this one."""
         super()._apply(fn, recurse)
-        weight = self.embed.W_E
+        weight = next(self.parameters())  # (of the embedding)
         self.cfg.dtype = weight.dtype
         if torch.device(str(self.cfg.device)).type != weight.device.type:
             self.cfg.device = str(weight.device)
@@ -232,6 +232,10 @@ class HookedTransformer(Transformer):
     def mps(self) -> HookedTransformer:
         """Move to Apple's GPU."""
         return self.to("mps")
+
+    def move_model_modules_to_device(self) -> None:
+        """Move everything to the device that the configuration names."""
+        self.to(self.cfg.device)
 
     # Weights.
 
@@ -317,6 +321,10 @@ class HookedTransformer(Transformer):
     def fold_value_biases(self, state_dict: StateDict) -> StateDict:
         """A state dict with value biases folded into the output biases."""
         return processing.fold_value_biases(state_dict, self.cfg)
+
+    def fill_missing_keys(self, state_dict: StateDict) -> StateDict:
+        """The state dict, with this model's own values where it lacks some."""
+        return loading.fill_missing_keys(self, state_dict)
 
     def refactor_factored_attn_matrices(self, state_dict: StateDict) -> StateDict:
         """A state dict whose QK and OV factors are balanced by their singular values."""

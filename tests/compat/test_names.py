@@ -14,7 +14,8 @@ from cutaway import CharTokenizer, compat
 from cutaway.compat import utils
 from cutaway.compat.components import CanBeUsedAsMLP, GatedMLP4Bit
 from cutaway.compat.evals import IOIDataset
-from cutaway.errors import ConfigError, ShapeError, TokenError
+from cutaway.config import as_dtype
+from cutaway.errors import ConfigError, ShapeError, TokenError, WeightsMismatch
 from cutaway.model.attention import Attention
 from cutaway.model.key_values import KeyValueCache, KeyValues
 from cutaway.model.norm import LayerNorm
@@ -26,12 +27,16 @@ MODULES = {
     "utils patching "
     "head_detector hook_points components train loading_from_pretrained torchtyping_helper SVDInterpreter",
     "transformer_lens.HookedTransformer": "HookedRootModule Loss HookPoint HookedTransformerConfig HookedTransformer Output "
-    "ActivationCache FactoredMatrix HookedTransformerKeyValueCache",
+    "ActivationCache FactoredMatrix HookedTransformerKeyValueCache DTYPE_FROM_STRING loading utils devices LayerNorm Embed "
+    "TransformerBlock USE_DEFAULT_VALUE init_xavier_normal_ NON_HF_HOSTED_MODEL_NAMES",
+    "transformer_lens.ActivationCache": "ActivationCache Slice SliceInput utils",
+    "transformer_lens.patching": "generic_activation_patch ActivationCache HookedTransformer utils",
+    "transformer_lens.utilities.addmm": "vanilla_addmm batch_addmm",
     "transformer_lens.HookedTransformerConfig": "HookedTransformerConfig",
     "transformer_lens.config.HookedTransformerConfig": "HookedTransformerConfig",
     "transformer_lens.HookedRootModule": "HookedRootModule",
-    "transformer_lens.SVDInterpreter": "SVDInterpreter",
-    "transformer_lens.hook_points": "HookPoint HookedRootModule HookFunction LensHandle NamesFilter",
+    "transformer_lens.SVDInterpreter": "SVDInterpreter VECTOR_TYPES OUTPUT_EMBEDDING",
+    "transformer_lens.hook_points": "HookPoint HookedRootModule HookFunction LensHandle NamesFilter Slice SliceInput",
     "transformer_lens.components": "Embed Unembed PosEmbed LayerNorm LayerNormPre RMSNorm RMSNormPre Attention "
     "AbstractAttention "
     "GroupedQueryAttention MLP GatedMLP MoE TransformerBlock",
@@ -50,8 +55,9 @@ MODULES = {
     "download_file_from_hf clear_huggingface_cache USE_DEFAULT_VALUE",
     "transformer_lens.loading_from_pretrained": "get_basic_config get_pretrained_model_config get_official_model_name "
     "OFFICIAL_MODEL_NAMES MODEL_ALIASES DEFAULT_MODEL_ALIASES make_model_alias_map get_checkpoint_labels fill_missing_keys "
-    "Config",
-    "transformer_lens.head_detector": "detect_head ErrorMeasure",
+    "Config get_pretrained_state_dict get_num_params_of_pretrained PYTHIA_V0_CHECKPOINTS STANFORD_CRFM_CHECKPOINTS",
+    "transformer_lens.head_detector": "detect_head ErrorMeasure LayerHeadTuple LayerToHead INVALID_HEAD_NAME_ERR SEQ_LEN_ERR "
+    "DET_PAT_NOT_SQUARE_ERR",
     "transformer_lens.evals": "IOIDataset ioi_eval sanity_check evaluate induction_loss",
     "transformer_lens.past_key_value_caching": "HookedTransformerKeyValueCache HookedTransformerKeyValueCacheEntry",
     "transformer_lens.torchtyping_helper": "T",
@@ -67,11 +73,13 @@ ON_A_MODEL = (
     "accumulated_bias "
     "all_composition_scores all_head_labels center_writing_weights center_unembed fold_layer_norm fold_value_biases "
     "process_weights_ "
-    "load_and_process_state_dict set_use_attn_result set_use_split_qkv_input set_use_attn_in set_use_hook_mlp_in QK OV W_E "
+    "load_and_process_state_dict fill_missing_keys move_model_modules_to_device "
+    "set_use_attn_result set_use_split_qkv_input set_use_attn_in set_use_hook_mlp_in QK OV W_E "
     "W_U b_U"
 )
 ON_ATTENTION = (
-    "mask IGNORE QK OV apply_rotary apply_causal_mask calculate_qkv_matrices calculate_attention_scores calculate_z_scores "
+    "mask IGNORE QK OV apply_rotary apply_causal_mask calculate_sin_cos_rotary "
+    "calculate_qkv_matrices calculate_attention_scores calculate_z_scores "
     "W_Q W_K W_V "
     "W_O b_Q b_K b_V b_O hook_q hook_k hook_v hook_z hook_pattern hook_attn_scores hook_result"
 )
@@ -103,7 +111,9 @@ def test_parameters_come_in_the_order_of_the_dialect() -> None:
     block = [name.removeprefix("blocks.0.") for name, _ in network("gpt2").named_parameters() if name.startswith("blocks.0.")]
     attention = [f"attn.{name}" for name in ("W_Q", "W_O", "b_Q", "b_O", "W_K", "W_V", "b_K", "b_V")]
     assert block[:12] == ["ln1.w", "ln1.b", "ln2.w", "ln2.b", *attention]
-    assert block[12:] == ["mlp.W_in", "mlp.W_out", "mlp.b_in", "mlp.b_out"]
+    assert block[12:] == ["mlp.W_in", "mlp.b_in", "mlp.W_out", "mlp.b_out"]
+    gated = [name.removeprefix("blocks.0.") for name, _ in network("llama").named_parameters() if name.startswith("blocks.0.mlp")]
+    assert gated == ["mlp.W_in", "mlp.W_out", "mlp.W_gate", "mlp.b_in", "mlp.b_out"]
 
 
 @torch.no_grad()
@@ -121,6 +131,7 @@ def test_kept_keys_and_values_may_be_built_by_hand() -> None:
 @pytest.mark.parametrize("error", [ConfigError, ShapeError, TokenError])
 def test_where_the_dialect_asserts_our_errors_are_assertion_errors_too(error: type[Exception]) -> None:
     assert issubclass(error, AssertionError) and issubclass(error, ValueError)
+    assert issubclass(WeightsMismatch, RuntimeError)  # as PyTorch's own
 
 
 def test_one_row_is_decoded_token_by_token_while_the_aliases_stand() -> None:
@@ -204,6 +215,30 @@ def test_rotary_tables_rotate_as_the_network_does(architecture: str) -> None:
     torch.testing.assert_close(turned, torch.cat([by_table, x[..., dim:]], -1))
     assert set(attention.state_dict()) >= {"mask", "IGNORE", "rotary_sin", "rotary_cos"}
     assert not hasattr(network("gpt2").blocks[0].attn, "rotary_sin")
+    sin, cos = attention.calculate_sin_cos_rotary(dim, attention.cfg.n_ctx)
+    torch.testing.assert_close(sin, attention.rotary_sin)
+    torch.testing.assert_close(cos, attention.rotary_cos)
+
+
+def test_a_block_applies_its_mlp() -> None:
+    for architecture in ("gpt2", "gemma"):
+        block = network(architecture).blocks[0]
+        x, seen = torch.randn(2, 3, 24), []
+        block.hook_mlp_out.add_hook(lambda out, hook: seen.append(out))  # noqa: B023
+        out = block.apply_mlp(x)
+        assert seen and torch.equal(out, seen[0])
+    weight, bias = torch.randn(3, 4), torch.randn(4)
+    rows = torch.randn(2, 5, 3)
+    addmm = import_module("transformer_lens.utilities.addmm")
+    torch.testing.assert_close(addmm.batch_addmm(bias, weight, rows), rows @ weight + bias)
+
+
+def test_missing_keys_are_filled_and_the_configuration_shows_itself() -> None:
+    model = network("gpt2")
+    filled = model.fill_missing_keys({"embed.W_E": torch.zeros(13, 24)})
+    assert set(filled) == set(model.state_dict()) and not filled["embed.W_E"].any()
+    assert repr(model.cfg) == str(model.cfg) and "\n 'n_layers': 2,\n" in repr(model.cfg)
+    assert as_dtype("bf16") is torch.bfloat16
 
 
 def test_alibi_by_the_names_of_the_dialect() -> None:
@@ -233,6 +268,25 @@ def test_a_handle_takes_its_hook_off() -> None:
     model(some_tokens())
     assert seen == [2] and model.hook_embed.fwd_hooks == [second]
     model.reset_hooks()
+
+
+def test_small_behaviours_that_sources_rely_on() -> None:
+    theirs = letters()
+    cfg = {"n_layers": 1, "d_model": 8, "n_ctx": 16, "d_head": 4, "act_fn": "relu", "d_vocab": 0, "device": "cpu"}
+    from_tokenizer = import_module("transformer_lens").HookedTransformer(cfg, theirs)
+    assert from_tokenizer.cfg.d_vocab == from_tokenizer.W_U.shape[1] == 12
+    assert utils.get_act_name("z", torch.tensor(3)) == "blocks.3.attn.hook_z"
+    model, tokens = network("gpt2"), some_tokens()
+    streams = model.run_with_cache(tokens, names_filter=lambda name: "resid" in name)[0]
+    assert torch.equal(streams, model(tokens))  # a cache that leaves attention on its path moves no bit
+
+
+def test_weights_of_mup_are_drawn_as_the_dialect_draws_them() -> None:
+    """TransformerLens 2.18: normal, 1 for whatever is called an embedding, the root of what is read for the rest."""
+    cfg = {"n_layers": 1, "d_model": 256, "n_ctx": 64, "d_head": 64, "act_fn": "relu", "d_vocab": 200, "device": "cpu"}
+    model = import_module("transformer_lens").HookedTransformer(cfg | {"init_mode": "muP", "seed": 3})
+    for weight, std in ((model.W_E, 1.0), (model.W_U, 1.0), (model.W_pos, 1.0), (model.W_in, 1 / 16), (model.W_out, 1 / 32)):
+        assert weight.std().item() == pytest.approx(std, rel=0.02) and weight.abs().max() > 3.5 * std
 
 
 def test_what_can_be_used_as_an_mlp() -> None:

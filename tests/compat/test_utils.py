@@ -141,9 +141,9 @@ def test_detectors_by_hand(model: HookedTransformer) -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ({"detection_pattern": "inductin_head"}, "did you mean 'induction_head'"),
-        ({"detection_pattern": torch.ones(4, 4)}, "lower triangular matrix of shape (4, 4)"),
-        ({"detection_pattern": torch.eye(3)}, "its shape is (3, 3)"),
+        ({"detection_pattern": "inductin_head"}, "a Tensor or one of head names: ('previous_token_head', "),
+        ({"detection_pattern": torch.ones(4, 4)}, "must be a lower triangular matrix of shape"),
+        ({"detection_pattern": torch.eye(3)}, "sequence_length=4; got detection patern of shape torch.Size([3, 3])"),
         ({"detection_pattern": "induction_head", "error_measure": "square"}, "there are abs, mul"),
         ({"detection_pattern": "induction_head", "seq": ""}, "must be non-empty and must fit"),
         ({"detection_pattern": "induction_head", "seq": ["a"], "cache": {}}, "a cache is of one text"),

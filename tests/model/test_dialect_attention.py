@@ -132,3 +132,26 @@ def test_state_dicts_hold_masks_while_the_aliases_stand() -> None:
 def test_norms_after_are_there_where_a_model_has_them(name: str) -> None:
     block = network(name).blocks[0]
     assert [hasattr(block, norm) for norm in ("ln1_post", "ln2_post")] == [name != "gpt2"] * 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-j"])
+@torch.no_grad()
+def test_rotary_tables_can_be_set(name: str) -> None:
+    """circuit-tracer sets them to themselves; a layer that is given others rotates by them, and its neighbours do not."""
+    model, tokens = network(name), some_tokens()
+    clean, attn = model(tokens), model.blocks[1].attn
+    for block in model.blocks:
+        block.attn.rotary_sin, block.attn.rotary_cos = attn.rotary_sin, attn.rotary_cos
+    assert torch.equal(model(tokens), clean)
+    x = torch.randn(1, 5, 4, 6)
+    slow = attn.calculate_sin_cos_rotary(attn.cfg.rotary_dim, attn.cfg.n_ctx, base=50.0)
+    attn.rotary_sin, attn.rotary_cos = slow
+    assert torch.equal(attn.rotary_sin, slow[0]) and torch.equal(attn.rotary_cos, slow[1])
+    other = network(name, rotary_base=50.0)
+    torch.testing.assert_close(attn.apply_rotary(x), other.blocks[1].attn.apply_rotary(x))
+    assert not torch.equal(model.blocks[0].attn.rotary_sin, attn.rotary_sin) and not torch.allclose(
+        model(tokens), clean, atol=1e-3
+    )
+    sweep(model, tokens, residual(edits.zero()), metrics.logit_difference(1, 2), audit=99)
+    with pytest.raises(ShapeError, match=r"\(3, 6\) where \(20, "):
+        attn.rotary_sin = torch.zeros(3, 6)

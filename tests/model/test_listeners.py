@@ -452,6 +452,37 @@ def test_a_run_takes_off_every_hook_of_its_level() -> None:
     assert seen == ["inner", "outer", "outer"] and attached(model) == 0
 
 
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_run_ends_the_hooks_of_its_own_level_alone(level: int) -> None:
+    """As TransformerLens 2.18: a run outside any scope has level 1, and `edits` that are not there open no level of their own."""
+    model, tokens, seen = network("gpt2"), some_tokens(), []
+    model.add_hook(SITE, lambda x, hook: seen.append(level), level=level)
+    model(tokens)
+    for run in (model.run_with_hooks, model.run_with_cache):
+        model.add_hook("hook_embed", lambda x, hook: seen.append(model.context_level))
+        run(tokens)
+        model.hook_embed.remove_hooks()
+        seen.append("next")
+    model(tokens)
+    ended = level == 1
+    assert seen == [level, 1, level, "next", *([1] if ended else [1, level]), "next", *([] if ended else [level])]
+    model.reset_hooks(level=3)
+    assert attached(model) == (not ended)
+    model.reset_hooks(level=level)
+    assert attached(model) == 0
+
+
+def test_the_level_can_be_set_by_hand() -> None:
+    model, seen = network("gpt2"), []
+    model.context_level = 2
+    assert model.context_level == 2
+    with model.hooks([(SITE, lambda x, hook: seen.append(model.context_level))]):
+        model(some_tokens())
+    assert seen == [3] and model.context_level == 2
+    model.context_level = 0
+    assert model.context_level == 0
+
+
 # What hooks may return.
 
 

@@ -247,7 +247,7 @@ def head_scores(
         for at in watched("reading patterns", range(0, len(ids), batch_size)):
             some, some_real = ids[at : at + batch_size], None if real is None else real[at : at + batch_size]
             masks = _masks(asked, some, some_real, (some.shape[1], some.shape[1]))
-            scorer = _Scorer(masks, model.embed.W_E.device)
+            scorer = _Scorer(masks, model.device)
             with torch.no_grad(), model.hooks(fwd_hooks=[(site, scorer) for site in sites]):
                 model(some, return_type=None, attention_mask=None if some_real is None else some_real.long())
             parts.append(torch.cat(scorer.scores, 1))

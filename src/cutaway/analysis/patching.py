@@ -27,6 +27,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import one_of, options, some_of
 from cutaway.prompts import Prompts
 from cutaway.runs import metrics
+from cutaway.runs.editing import hooks_of
 from cutaway.runs.edits import Change, Edit, function
 from cutaway.runs.edits import patch as put_in
 from cutaway.runs.intervals import interval_of_ratio
@@ -34,6 +35,7 @@ from cutaway.runs.metrics import among_real, settled
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, Cells, Grid, SweepResult, sweep
+from cutaway.runs.sweep.clean import is_forward
 from cutaway.view import Figure, sweep_grid
 
 Setter = Callable[[Tensor, Sequence[int], Tensor], Tensor]
@@ -143,14 +145,23 @@ def generic_activation_patch(
     _same_length(model, store, activation_name, rows, tokens.shape[1])
     change = put_in(clean_cache)
     edits = tuple((_edit(patch_setter, change, store, activation_name, row, model),) for row in rows)
-    cells = Cells(edits, ("cell",), (len(rows),), [list(map(str, rows))])
-    found = sweep(model, tokens, cells, patching_metric, audit=0).values.data
+    if not isinstance(patching_metric, metrics.Metric) and not is_forward(model, tokens, None):
+        found = torch.stack([_by_hand(model, tokens, edit, patching_metric) for edit in edits])
+    else:
+        cells = Cells(edits, ("cell",), (len(rows),), [list(map(str, rows))])
+        found = sweep(model, tokens, cells, patching_metric, audit=0).values.data
     while found.ndim > 1:  # one number for each example
         found = found.mean(-1)
     found = found.reshape(shape).float()
     if not return_index_df:
         return found
     return found, make_df_from_ranges(shape, index_axis_names) if index_axis_names is not None else index_df
+
+
+def _by_hand(model: Transformer, tokens: Tensor, edit: tuple[Edit, ...], metric: Callable[[Tensor], Tensor]) -> Tensor:
+    """One patch in a run of its own, for a model with a forward pass that a sweep knows nothing of."""
+    with torch.no_grad():
+        return torch.as_tensor(metric(model.run_with_hooks(tokens, fwd_hooks=hooks_of(model, list(edit)))))
 
 
 def _edit(setter: Setter, change: Change, store: Mapping[str, Tensor], name: str, row: Sequence[int], model: Transformer) -> Edit:

@@ -125,7 +125,7 @@ def activations(
 
 def _run(model: Transformer, rows: list[packing.Row], pad: int, sites: tuple[str, ...], reach: Reach) -> dict[str, Tensor]:
     found, real = packing.padded(rows, pad)
-    tokens = torch.from_numpy(found).to(model.embed.W_E.device)
+    tokens = torch.from_numpy(found).to(model.device)
     mask = torch.from_numpy(real).long().to(tokens.device)
     store: dict[str, Tensor] = {}
     keep = KeepActivation(store, copies=False)

@@ -6,6 +6,7 @@ so that installing costs nothing. What is handed out is cutaway's own object, ne
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping
 from importlib import import_module
@@ -15,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from cutaway.compat import plotly_titles, transformers4
-from cutaway.compat.names import ELSEWHERE, IF_ABSENT, MODULES, ROOTS
+from cutaway.compat.names import ELSEWHERE, IF_ABSENT, IMPORTED_WHOLE, MODULES, ROOTS
 from cutaway.compat.watching import Watch
 from cutaway.errors import CutawayError, nearest
 from cutaway.sources.short_names import LEFT_TO_THE_DIALECT, OURS_TOO
@@ -85,11 +86,12 @@ class Alias(ModuleType):
         self.__all__ = [one for one in self._targets if not one.startswith("_")]
 
     def __getattr__(self, name: str) -> Any:
-        if name not in self._targets:
-            if name.startswith("__"):  # importers and inspectors look for these
-                raise AttributeError(name)
+        if name.startswith("__") and name not in self._targets:  # importers and inspectors look for these
+            raise AttributeError(name)
+        target = self._targets.get(name) or _in_passing(self.__name__).get(name)
+        if target is None:
             raise AttributeError(_unknown(f"{self.__name__}.{name}"))
-        module, _, attribute = self._targets[name].partition(":")
+        module, _, attribute = target.partition(":")
         found = import_module(module)
         return getattr(found, attribute) if attribute else found
 
@@ -124,16 +126,28 @@ class AliasFinder(MetaPathFinder, Loader):
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """The alias, with its names but nothing imported yet."""
-        targets: dict[str, str] = {}
-        for name, home in MODULES[spec.name].items():
-            if name == "*":
-                targets |= {one: f"{home}:{one}" for one in _names(import_module(home))}
-            else:
-                targets[name] = home
-        return Alias(spec.name, targets)
+        return Alias(spec.name, _targets(spec.name))
 
     def exec_module(self, module: ModuleType) -> None:
         """Nothing to run: names are looked up when they are asked for."""
+
+
+def _targets(module: str) -> dict[str, str]:
+    """The names of a module, and where each is."""
+    targets: dict[str, str] = {}
+    for name, home in MODULES[module].items():
+        targets |= {one: f"{home}:{one}" for one in _names(import_module(home))} if name == "*" else {name: home}
+    return targets
+
+
+@functools.cache
+def _in_passing(module: str) -> dict[str, str]:
+    """Names of other modules of the same package: the original's modules import them, so that they can be had from there, too."""
+    if "." not in module:
+        return {}
+    others = [one for one in MODULES if _root(one) == _root(module) and "." in one and one != module]
+    every = [pair for one in others for pair in _targets(one).items()]
+    return dict(reversed(every)) | {name: f"{_root(module)}.{name}" for name in IMPORTED_WHOLE}
 
 
 def _names(module: ModuleType) -> list[str]:

@@ -10,12 +10,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.errors import ShapeError, UnknownName, UnknownPattern
 
 __all__ = [
+    "DET_PAT_NOT_SQUARE_ERR",
     "HEAD_NAMES",
+    "INVALID_HEAD_NAME_ERR",
+    "SEQ_LEN_ERR",
     "ErrorMeasure",
     "HeadName",
+    "LayerHeadTuple",
+    "LayerToHead",
     "compute_head_attention_similarity_score",
     "detect_head",
     "get_duplicate_token_head_detection_pattern",
@@ -26,8 +31,16 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Square = Float[Tensor, "dest src"]
-UNFIT = "The sequence must be non-empty and must fit within the model's context window."  # (callers compare these words)
+LayerHeadTuple = tuple[int, int]
+LayerToHead = dict[int, list[int]]
 HEAD_NAMES = ("previous_token_head", "duplicate_token_head", "induction_head")
+# The dialect's words, which callers compare.
+SEQ_LEN_ERR = "The sequence must be non-empty and must fit within the model's context window."
+INVALID_HEAD_NAME_ERR = f"detection_pattern must be a Tensor or one of head names: {HEAD_NAMES}; got %s"
+DET_PAT_NOT_SQUARE_ERR = (
+    "The detection pattern must be a lower triangular matrix of shape (sequence_length, sequence_length); "
+    "sequence_length=%d; got detection patern of shape %s"
+)
 ERROR_MEASURES = ("abs", "mul")
 ErrorMeasure = Literal["abs", "mul"]
 HeadName = Literal["previous_token_head", "duplicate_token_head", "induction_head"]
@@ -55,16 +68,13 @@ def detect_head(
             difference per query, rounded to three digits.
 
     Raises:
-        UnknownName: no such pattern or measure.
+        UnknownPattern, UnknownName: no such pattern or measure.
         ShapeError: the text is too short or too long, or the pattern does not fit it.
     """
     if error_measure not in ERROR_MEASURES:
         raise UnknownName(f"no error_measure {error_measure!r}; there are {', '.join(ERROR_MEASURES)}")
     if isinstance(detection_pattern, str) and detection_pattern not in HEAD_NAMES:
-        hint = nearest(detection_pattern, HEAD_NAMES)
-        raise UnknownName(
-            f"no head called {detection_pattern!r}{hint}; there are {', '.join(HEAD_NAMES)}, or give a pattern [dest, src]"
-        )
+        raise UnknownPattern(INVALID_HEAD_NAME_ERR % detection_pattern)
     options: dict[str, Any] = {
         "exclude_bos": exclude_bos,
         "exclude_current_token": exclude_current_token,
@@ -76,7 +86,7 @@ def detect_head(
         return torch.stack([detect_head(model, one, detection_pattern, heads, **options) for one in seq]).mean(0)
     tokens = model.to_tokens(seq)
     if not 1 < tokens.shape[-1] < model.cfg.n_ctx:  # (one of n_ctx tokens may have been cut to that)
-        raise ShapeError(UNFIT)
+        raise ShapeError(SEQ_LEN_ERR)
     pattern = _PATTERNS[detection_pattern](tokens.cpu()) if isinstance(detection_pattern, str) else detection_pattern
     _check(pattern, tokens.shape[-1], error_measure)
     if cache is None:
@@ -98,10 +108,7 @@ def _asked(model: Any, heads: Any) -> list[tuple[int, int]]:
 
 def _check(pattern: Square, length: int, error_measure: str) -> None:
     if pattern.shape != (length, length) or not torch.equal(pattern, pattern.tril()):
-        raise ShapeError(
-            f"The detection pattern must be a lower triangular matrix of shape ({length}, {length}), as the text has {length} "
-            f"tokens; its shape is {tuple(pattern.shape)}"
-        )
+        raise ShapeError(DET_PAT_NOT_SQUARE_ERR % (length, pattern.shape))
     if error_measure == "mul" and not set(pattern.unique().tolist()) <= {0, 1}:
         logger.warning("with error_measure='mul' the pattern should consist of zeros and ones")
 

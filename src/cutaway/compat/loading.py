@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,23 +12,27 @@ from torch import Tensor
 from cutaway import loading
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, UnknownModel, nearest
+from cutaway.hooked_transformer import HookedTransformer
+from cutaway.loading import fill_missing_keys
 from cutaway.sources import hub
-
-logger = logging.getLogger(__name__)
 
 __all__ = [
     "DEFAULT_MODEL_ALIASES",
     "MODEL_ALIASES",
+    "NON_HF_HOSTED_MODEL_NAMES",
     "OFFICIAL_MODEL_NAMES",
     "PYTHIA_CHECKPOINTS",
+    "PYTHIA_V0_CHECKPOINTS",
     "STANFORD_CRFM_CHECKPOINTS",
     "Config",
     "convert_hf_model_config",
     "fill_missing_keys",
     "get_basic_config",
     "get_checkpoint_labels",
+    "get_num_params_of_pretrained",
     "get_official_model_name",
     "get_pretrained_model_config",
+    "get_pretrained_state_dict",
     "make_model_alias_map",
 ]
 
@@ -37,6 +40,8 @@ OFFICIAL_MODEL_NAMES = list(dict.fromkeys(hub.ALIASES.values()))
 MODEL_ALIASES = {name: [short for short, full in hub.ALIASES.items() if full == name] for name in OFFICIAL_MODEL_NAMES}
 DEFAULT_MODEL_ALIASES = [(names or [official])[0] for official, names in MODEL_ALIASES.items()]
 PYTHIA_CHECKPOINTS = list(hub.PYTHIA_STEPS)
+PYTHIA_V0_CHECKPOINTS = list(range(1000, 143001, 1000))
+NON_HF_HOSTED_MODEL_NAMES = [f"llama-{size}b-hf" for size in (7, 13, 30, 65)]  # of weights that the reader has himself
 STANFORD_CRFM_CHECKPOINTS = list(hub.STANFORD_STEPS)
 
 
@@ -132,11 +137,22 @@ def get_basic_config(model_name: str, **kwargs: Any) -> Config:
     return Config(**{field.name: found[field.name] for field in fields(Config) if field.name in found})
 
 
-def fill_missing_keys(model: torch.nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict, with the model's own values where it lacks some."""
-    for name, value in model.state_dict().items():
-        if name not in state_dict:
-            if "W_" in name:
-                logger.warning("the state dict lacks %s, a matrix; the model's own is kept", name)
-            state_dict[name] = value
-    return state_dict
+def get_num_params_of_pretrained(model_name: str) -> int:
+    """How many parameters a published model has, as the dialect counts them: without embeddings, biases and norms."""
+    count = get_pretrained_model_config(model_name).n_params
+    assert count is not None  # (a configuration counts them when it is made)
+    return count
+
+
+def get_pretrained_state_dict(
+    official_model_name: str,
+    cfg: HookedTransformerConfig,
+    hf_model: Any = None,
+    dtype: torch.dtype = torch.float32,
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    """A published model's weights in the dialect's names, before any rewriting; files that are not in the cache are fetched."""
+    where = {"checkpoint_value": cfg.checkpoint_value} if cfg.from_checkpoint else {}
+    options: dict[str, Any] = {"hf_model": hf_model, "dtype": dtype, "device": "cpu"} | where | kwargs
+    model = HookedTransformer.from_pretrained_no_processing(official_model_name, **options)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}

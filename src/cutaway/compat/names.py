@@ -6,6 +6,7 @@ A target is `module:attribute`, or `module`; `*` stands for every name in a modu
 from __future__ import annotations
 
 ROOTS = ("transformer_lens", "circuitsvis")
+IMPORTED_WHOLE = ("utils",)  # modules that most modules of `transformer_lens` have as a name of theirs
 IF_ABSENT = ("fancy_einsum",)  # aliased where the original is not installed
 
 TRANSFORMER = "cutaway.hooked_transformer:HookedTransformer"
@@ -23,6 +24,7 @@ COMPONENTS = {"*": "cutaway.compat.components"}
 LOADING = {"*": "cutaway.compat.loading"}
 CONFIGS = {"HookedTransformerConfig": CONFIG, "TransformerLensConfig": CONFIG}
 
+_SVD_NAMES = ("OUTPUT_EMBEDDING", "VECTOR_TYPES")
 _PARTS: dict[str, dict[str, str]] = {
     "ActivationCache": {"ActivationCache": CACHE},
     "FactoredMatrix": {"FactoredMatrix": FACTORED},
@@ -36,10 +38,13 @@ _PARTS: dict[str, dict[str, str]] = {
         "ActivationCache": CACHE,
         "FactoredMatrix": FACTORED,
         "HookedTransformerKeyValueCache": KEPT,
+        "DTYPE_FROM_STRING": "cutaway.config:DTYPES",
         "Loss": "torch:Tensor",
+        "devices": "transformer_lens.utilities.devices",
+        "loading": "transformer_lens.loading_from_pretrained",
     },
     "HookedTransformerConfig": {"HookedTransformerConfig": CONFIG},
-    "SVDInterpreter": {"SVDInterpreter": SVD},
+    "SVDInterpreter": {"SVDInterpreter": SVD, **{name: f"cutaway.compat.svd_interpreter:{name}" for name in _SVD_NAMES}},
     "components": COMPONENTS,
     "config": CONFIGS | {"hooked_transformer_config": "transformer_lens.config.hooked_transformer_config"},
     "config.HookedTransformerConfig": CONFIGS,
@@ -73,8 +78,8 @@ _SPLIT = {
         "mlps.can_be_used_as_mlp mlps.moe pos_embed rms_norm rms_norm_pre transformer_block unembed"
     ),
     "utilities": (
-        "activation_functions attention attribute_utils components_utils defaults_utils devices exploratory_utils gpu_utils "
-        "hf_utils initialization_utils library_utils lm_utils logits_utils slice tensors tensor_utils tokenize_utils"
+        "activation_functions addmm attention attribute_utils components_utils defaults_utils devices exploratory_utils "
+        "gpu_utils hf_utils initialization_utils library_utils lm_utils logits_utils slice tensors tensor_utils tokenize_utils"
     ),
 }
 _PARTS |= {f"{whole}.{part}": _PARTS[whole] for whole, parts in _SPLIT.items() for part in parts.split()}

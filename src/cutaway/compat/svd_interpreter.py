@@ -12,6 +12,7 @@ from cutaway.errors import ShapeError, UnknownName, nearest
 from cutaway.model.factored_matrix import FactoredMatrix
 
 VECTOR_TYPES = ("OV", "w_in", "w_out")
+OUTPUT_EMBEDDING = "unembed.W_U"
 
 
 class SVDInterpreter:

@@ -51,6 +51,7 @@ __all__ = [
     "LocallyOverridenDefaults",
     "Slice",
     "SliceInput",
+    "batch_addmm",
     "calc_fan_in_and_fan_out",
     "check_structure",
     "clear_huggingface_cache",
@@ -94,6 +95,7 @@ __all__ = [
     "to_numpy",
     "tokenize_and_concatenate",
     "transpose",
+    "vanilla_addmm",
 ]
 
 ACTIVATION_FN_DICT = ACTIVATIONS
@@ -124,6 +126,16 @@ def simple_attn_linear(input: Tensor, w: Float[Tensor, "head d_model d_head"], b
 def complex_attn_linear(input: Tensor, w: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]) -> Tensor:
     """The same from an input of each head, `[batch, pos, head, d_model]`."""
     return project(input, w, b)
+
+
+def vanilla_addmm(input: Tensor, mat1: Float[Tensor, "m n"], mat2: Float[Tensor, "n o"]) -> Float[Tensor, "m o"]:
+    """`input + mat1 @ mat2`."""
+    return torch.addmm(input, mat1, mat2)
+
+
+def batch_addmm(bias: Float[Tensor, "#d_out"], weight: Float[Tensor, "d_in d_out"], x: Float[Tensor, "... d_in"]) -> Tensor:
+    """`x @ weight + bias`, with any leading axes."""
+    return torch.addmm(bias, x.flatten(0, -2), weight).view(*x.shape[:-1], weight.shape[-1])
 
 
 def to_numpy(tensor: Any) -> np.ndarray:

@@ -96,6 +96,8 @@ class Attention(DialectAttention, nn.Module):
         if stream is None:
             start = 0 if past_kv_cache_entry is None else past_kv_cache_entry.length
             stream = Stream(start, None if attention_mask is None else attention_mask.bool())
+        if self.has_own_steps():
+            return self.by_steps((query_input, key_input, value_input), stream, past_kv_cache_entry, additive_attention_mask)
         q, k, v = self.queries_keys_values(query_input, key_input, value_input, stream)
         z = stream.attend(self, q, k, v, kept=past_kv_cache_entry, additive_attention_mask=additive_attention_mask)
         return self.output(self.hook_z(z))

@@ -16,6 +16,7 @@ from cutaway.axes import Resid
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.model.attention import Attention, GroupedQueryAttention
+from cutaway.model.foreign import intact
 from cutaway.model.hook_points import HookPoint, written
 from cutaway.model.key_values import KeyValueCache, KeyValues
 from cutaway.model.listeners import HERE
@@ -28,7 +29,11 @@ Asked = Float[Tensor, "rows asked d_model"]  # all positions and examples, or th
 ForQueries = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_model"]
 ForKeys = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos kv d_model"]
 
-OURS = frozenset((Attention, GroupedQueryAttention, MLP, GatedMLP, MoE))  # what the program of a block reaches into
+OURS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in (Attention, GroupedQueryAttention, MLP, GatedMLP, MoE)}
+"""What the program of a block reaches into, each with the forward pass that it was written with."""
+
+
+NORMS = (LayerNorm.forward, RMSNorm.forward)
 
 
 class TransformerBlock(nn.Module):
@@ -84,6 +89,12 @@ class TransformerBlock(nn.Module):
         out: Tensor = (self._run if self._as_built() else self._by_modules)(self, stream, resid_pre)
         return out
 
+    def apply_mlp(self, normalized_resid: Resid) -> Resid:
+        """What the MLP adds to the stream, from its normalised input: the dialect's name for that part of a block."""
+        written = self.mlp(normalized_resid)
+        out: Tensor = self.hook_mlp_out(self.ln2_post(written) if self.cfg.has_post_norms else written)
+        return out
+
     def compute(self, wanted: str, given: Mapping[str, Tensor], stream: Stream) -> Tensor:
         """A value of this block from others of it, by their names in `steps`; what lies between them runs, hooks included."""
         out: Tensor = self.program.between(tuple(given), (wanted,))(self, stream, *given.values())
@@ -95,9 +106,10 @@ class TransformerBlock(nn.Module):
         return program(self.cfg, self.layer, modules=True).between((BEFORE,))
 
     def _as_built(self) -> bool:
-        """Whether attention and MLP are our own modules, and nobody listens to them by PyTorch's hooks."""
+        """Whether attention and MLP are our own modules as they were written, and nobody listens to them by PyTorch's hooks."""
         return all(
-            type(one) in OURS
+            OURS.get(type(one)) is type(one).forward
+            and intact(one)
             and not (one._forward_hooks or one._forward_pre_hooks or one._backward_hooks or one._backward_pre_hooks)
             for one in self._inner()
         )
@@ -134,7 +146,7 @@ class TransformerBlock(nn.Module):
         one = all(x is first for x in inputs)
         if isinstance(self.ln1, nn.Identity):
             return inputs
-        if not isinstance(self.ln1, LayerNorm | RMSNorm):  # somebody else's
+        if not (isinstance(self.ln1, LayerNorm | RMSNorm) and intact(self.ln1, *NORMS)):  # somebody else's
             return [self.ln1(first)] * 3 if one else [self.ln1(x) for x in inputs]
         edited = written(self.ln1.hook_scale) or written(self.ln1.hook_normalized)
         if one and first.ndim == 3 and (split_sizes[0] is None or not edited):
@@ -145,3 +157,6 @@ class TransformerBlock(nn.Module):
     @staticmethod
     def _shifted(x: Tensor, shift: Tensor) -> Tensor:
         return x + (shift if x.ndim == 3 else shift.unsqueeze(2))
+
+
+AS_WRITTEN = TransformerBlock.forward

@@ -1,10 +1,12 @@
 """Names of the dialect that a layer of attention has besides its forward pass: its mask, its circuits, its steps one by one.
 
-Notebooks and libraries call these; our own forward pass computes the same without them.
+Notebooks and libraries call these; our own forward pass computes the same without them, and runs by them where somebody
+replaces one (`attn.apply_causal_mask = …`).
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,10 +15,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cutaway.axes import Heads, Keys, Pattern
+from cutaway.axes import Heads, Keys, Pattern, Resid
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.factored_matrix import FactoredMatrix
-from cutaway.model.positions import Stream, alibi_bias, alibi_slopes
+from cutaway.model.foreign import ATTENTION_STEPS, REPLACED
+from cutaway.model.positions import Rotary, Stream, alibi_at, alibi_bias, alibi_slopes
 
 if TYPE_CHECKING:
     from cutaway.model.attention import Attention
@@ -132,19 +135,54 @@ class DialectAttention:
 
     @property
     def rotary_sin(self) -> Float[Tensor, "pos rotary_dim"]:
-        """Sines of the angles of all positions, each at both coordinates of its pair; absent where nothing is rotated."""
+        """Sines of the angles of all positions, each at both coordinates of its pair; absent where nothing is rotated.
+
+        Can be set: this layer then rotates by what it was given.
+
+        Raises:
+            ShapeError: (when set) it is not `[n_ctx, rotary_dim]`.
+        """
         return self._rotary_table(1)
+
+    @rotary_sin.setter
+    def rotary_sin(self, given: Tensor) -> None:
+        self._rotate_by(1, given)
 
     @property
     def rotary_cos(self) -> Float[Tensor, "pos rotary_dim"]:
         """Cosines of the angles, as `rotary_sin`."""
         return self._rotary_table(0)
 
+    @rotary_cos.setter
+    def rotary_cos(self, given: Tensor) -> None:
+        self._rotate_by(0, given)
+
+    def _rotate_by(self: Any, which: int, given: Tensor) -> None:
+        standing = self._rotary_table(which)
+        if given.shape != standing.shape:
+            raise ShapeError(f"a rotary table {tuple(given.shape)} where {tuple(standing.shape)} is needed, [n_ctx, rotary_dim]")
+        if torch.equal(given.to(standing), standing):
+            return
+        tables = list(self.rotary.tables(self.cfg.n_ctx, self.W_Q.device))
+        half = given[:, ::2] if self.rotary.adjacent else given[:, : self.rotary.dim // 2]
+        tables[which] = half.detach().float().to(self.W_Q.device)
+        self.rotary = copy.copy(self.rotary)  # layers share theirs
+        self.rotary.given = tables[0], tables[1]
+
     def _rotary_table(self: Any, which: int) -> Tensor:
         if self.rotary is None:
             raise AttributeError("this attention does not rotate")
-        half = self.rotary.tables(self.cfg.n_ctx, self.W_Q.device)[which].to(self.W_Q.dtype)
-        return half.repeat_interleave(2, dim=-1) if self.rotary.adjacent else torch.cat([half, half], dim=-1)
+        return _for_both(self.rotary.tables(self.cfg.n_ctx, self.W_Q.device)[which].to(self.W_Q.dtype), self.rotary)
+
+    def calculate_sin_cos_rotary(
+        self: Any, rotary_dim: int, n_ctx: int, base: float = 10000.0, dtype: torch.dtype = torch.float32
+    ) -> tuple[Float[Tensor, "pos rotary_dim"], Float[Tensor, "pos rotary_dim"]]:
+        """Sines and cosines as `rotary_sin` and `rotary_cos`, for any number of coordinates and positions and any base."""
+        cfg = copy.copy(self.cfg)
+        cfg.rotary_dim, cfg.n_ctx = rotary_dim, n_ctx
+        rotary = Rotary(cfg, float(base))
+        cos, sin = (_for_both(half, rotary) for half in rotary.tables(n_ctx, torch.device("cpu")))
+        return sin.to(dtype), cos.to(dtype)
 
     def rotate_every_two(self: Any, x: Float[Tensor, "... rotary_dim"]) -> Float[Tensor, "... rotary_dim"]:
         """Each pair of coordinates turned by a right angle: (a, b) becomes (-b, a)."""
@@ -200,6 +238,36 @@ class DialectAttention:
             seen = seen & attention_mask.bool()[:, None, None, :]
         return attn_scores.masked_fill(~seen.to(attn_scores.device), self._ignore)
 
+    def has_own_steps(self) -> bool:
+        """Whether a subclass, or somebody on this instance, replaced one of the steps."""
+        others = any(getattr(type(self), name) is not getattr(DialectAttention, name) for name in ATTENTION_STEPS)
+        return others or not REPLACED.isdisjoint(self.__dict__)
+
+    def by_steps(
+        self: Any, inputs: tuple[Tensor, Tensor, Tensor], stream: Stream, kept: Any, additive_attention_mask: Tensor | None
+    ) -> Resid:
+        """The forward pass by these steps, for those who replace one; ours computes the same without them."""
+        (q, k, v), padding = self.calculate_qkv_matrices(*inputs), stream.padding
+        if self.rotary is not None:
+            q = self.hook_rot_q(self.apply_rotary(q, stream.start, padding))
+            k = self.hook_rot_k(self.apply_rotary(k, stream.start, padding))
+        if kept is not None:
+            k, v = kept.append(k, v)
+        scores = self.calculate_attention_scores(q, k)
+        if self.cfg.positional_embedding_type == "alibi":
+            back = stream.distances(scores.shape[-2], scores.shape[-1], scores.device)
+            scores = scores + alibi_at(self.cfg.n_heads, back).to(scores.dtype)
+        if self.cfg.attention_dir == "causal":
+            scores = self.apply_causal_mask(scores, stream.start, padding)
+        elif padding is not None:
+            scores = scores.masked_fill(~padding[:, None, None], self._ignore)
+        if additive_attention_mask is not None:
+            scores = scores + additive_attention_mask
+        pattern = self.hook_attn_scores(scores).softmax(-1)
+        pattern = self.hook_pattern(pattern.masked_fill(pattern.isnan(), 0))
+        out: Tensor = self.output(self.calculate_z_scores(v, pattern))
+        return out
+
     def calculate_z_scores(self: Any, v: Keys, pattern: Pattern) -> Heads:
         """What each head has seen, after its site."""
         z: Heads = self.hook_z(self.mixed(pattern, v))
@@ -212,6 +280,11 @@ class DialectAttention:
         padding = None if attention_mask is None else attention_mask.bool()
         turned: Heads = self.rotary.rotate(x, Stream(past_kv_pos_offset, padding))
         return turned
+
+
+def _for_both(half: Float[Tensor, "pos half"], rotary: Rotary) -> Float[Tensor, "pos rotary_dim"]:
+    """A table of pairs of coordinates, with an entry for each coordinate."""
+    return half.repeat_interleave(2, dim=-1) if rotary.adjacent else torch.cat([half, half], dim=-1)
 
 
 def has_masks(blocks: Iterable[Any]) -> bool:

@@ -2,7 +2,7 @@
 
 They are called with the dialect's keywords, and what they return is checked where they stand, so that a message names
 the place. `Stream`, which travels beside the residual here and which they do not know, waits in `HERE` for the part of
-ours that such a module may wrap.
+ours that such a module may wrap. A module of ours whose `forward` somebody replaced is somebody else's, too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,17 @@ def call(module: Any, stream: Any, *args: Any, **kwargs: Any) -> Any:
         return module(*args, **kwargs)
     finally:
         HERE.stream = outer
+
+
+ATTENTION_STEPS = (
+    "calculate_qkv_matrices", "calculate_attention_scores", "apply_causal_mask", "calculate_z_scores", "apply_rotary",
+)  # fmt: skip
+REPLACED = frozenset(("forward", *ATTENTION_STEPS))  # methods that people replace on an instance
+
+
+def intact(module: nn.Module, *forwards: Any) -> bool:
+    """Whether a module runs as it was written: by one of these functions, if any are given, in whose place nobody put another."""
+    return REPLACED.isdisjoint(module.__dict__) and (not forwards or type(module).forward in forwards)
 
 
 def watch(places: Iterable[tuple[str, nn.Module]], before: Watched) -> Watched:

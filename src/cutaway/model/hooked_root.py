@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutaway.errors import HookDidNotFire, HookNeverFired, ShapeError, UnknownSite, nearest
+from cutaway.errors import HookDidNotFire, HookNeverFired, ShapeError, SharedHookPoint, UnknownSite, nearest
 from cutaway.model.hook_points import HookPoint, NamedHook, NamesFilter, called, check_signature
 from cutaway.model.listeners import HERE, HookFunction, KeepActivation, Listener, Scope, memory_of, take
 from cutaway.model.sites import layers_there
@@ -30,6 +30,7 @@ class RunState(threading.local):
     def __init__(self) -> None:
         self.runs = 0  # how many runs there were; a hook that never fired says so
         self.scopes: list[Scope] = []
+        self.level = 0  # what was set by hand, beside the scopes that are open
         self.is_caching = False
 
 
@@ -46,15 +47,23 @@ class HookedRootModule(nn.Module):
         self._waiting: Attached = []  # attached for good, and not fired yet
         self.mod_dict: dict[str, nn.Module] = {}
         self.hook_dict: dict[str, HookPoint] = {}
+        self.also_called: dict[str, str] = {}  # another name of a hook point → the one by which it is known
 
     def _new_state(self) -> RunState:
         return RunState()
 
     def setup(self) -> None:
         """Name every module and collect the hook points."""
-        before = self.hook_dict
-        self.mod_dict = {name: module for name, module in self.named_modules() if name}
+        before, also = self.hook_dict, self.also_called
+        self.mod_dict, self.also_called = {}, {}
+        first: dict[nn.Module, str] = {self: ""}
+        for name, module in self.named_modules(remove_duplicate=False):
+            if first.setdefault(module, name) == name != "":
+                self.mod_dict[name] = module
+            elif isinstance(module, HookPoint):
+                self.also_called[name] = first[module]
         self.hook_dict = {name: module for name, module in self.mod_dict.items() if isinstance(module, HookPoint)}
+        self._warn_of_shared({name: one for name, one in self.also_called.items() if also.get(name) != one})
         for name, module in self.mod_dict.items():
             with suppress(AttributeError):  # a module of somebody else's may have a name that cannot be set
                 module.name = name  # type: ignore[assignment]
@@ -62,6 +71,16 @@ class HookedRootModule(nn.Module):
             if self.hook_dict.get(name, point) is not point and (point.fwd_hooks or point.bwd_hooks):
                 said = f"another hook point stands at {name!r} now, and the hooks of the one before are gone with it"
                 warnings.warn(said, HookDidNotFire, stacklevel=2)
+
+    @staticmethod
+    def _warn_of_shared(names: dict[str, str]) -> None:
+        """Say of hook points that stand at two places that runs pass them under one name: the later pass is the one kept."""
+        if not names:
+            return
+        other, name = next(iter(names.items()))
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        said = f"the hook point {name!r} stands at {other!r}, too{more}; it is listed, called and cached by its first name alone"
+        warnings.warn(f"{said}, at every pass of either place; put a HookPoint of its own there", SharedHookPoint, stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins without runs behind it and without scopes."""
@@ -105,8 +124,12 @@ class HookedRootModule(nn.Module):
 
     @property
     def context_level(self) -> int:
-        """How many scopes are open in this thread."""
-        return sum(one.open for one in self._here.scopes)
+        """How many scopes are open in this thread. Can be set, as notebooks do after an interrupt."""
+        return sum(one.open for one in self._here.scopes) + self._here.level
+
+    @context_level.setter
+    def context_level(self, level: int) -> None:
+        self._here.level += level - self.context_level
 
     @property
     def is_caching(self) -> bool:
@@ -145,6 +168,9 @@ class HookedRootModule(nn.Module):
         return False
 
     def _point(self, name: str) -> HookPoint:
+        if name in self.also_called:
+            one = self.also_called[name]
+            raise UnknownSite(f"{name!r} is the hook point {one!r}, which stands at both places; use that name")
         if name not in self.hook_dict:
             hint = layers_there(name, self.hook_dict) or nearest(name, self.hook_dict)
             raise UnknownSite(f"no site called {name!r}{hint}; model.hook_dict lists all {len(self.hook_dict)}")
@@ -165,7 +191,7 @@ class HookedRootModule(nn.Module):
         hook: HookFunction,
         dir: str = "fwd",
         is_permanent: bool = False,
-        **_: Any,
+        prepend: bool = False,
     ) -> None:
         """Subclasses may refuse a hook here by raising."""
 
@@ -240,7 +266,7 @@ class HookedRootModule(nn.Module):
         if clear_contexts:
             self.clear_contexts()
         self.remove_all_hook_fns(direction, including_permanent, level=level)
-        self.is_caching = False
+        self._here.is_caching = False  # (not by the property: libraries call this as Python ends, when `setattr` is gone)
 
     # Scopes.
 
@@ -264,7 +290,7 @@ class HookedRootModule(nn.Module):
     def _enter(self, scope: Scope) -> None:
         """Begin a scope. (It is made by whoever closes it, so that no interrupt comes between.)"""
         scopes = self._here.scopes = [one for one in self._here.scopes if one.open]
-        scope.level = len(scopes) + 1
+        scope.level = self.context_level + 1
         scopes.append(scope)
         scope.taken = HERE.taken
         HERE.taken = set(scope.taken)

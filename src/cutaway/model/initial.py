@@ -32,9 +32,8 @@ def _draw(out: Tensor, name: str, cfg: HookedTransformerConfig) -> Tensor:
     if mode == "gpt2":
         return out.normal_(std=gain)
     fan_in, fan_out = fans(out)
-    if mode == "muP":  # https://arxiv.org/abs/2203.03466
-        limit = 1.0 if "embed.W_E" in name or "pos_embed" in name else 1 / fan_in if "unembed" in name else fan_in**-0.5
-        return out.uniform_(-limit * math.sqrt(3), limit * math.sqrt(3))
+    if mode == "muP":  # https://arxiv.org/abs/2203.03466; the dialect takes the unembedding for an input, too
+        return out.normal_(std=1.0 if "embed" in name else fan_in**-0.5)
     scale = gain * math.sqrt(2 / (fan_in + fan_out)) if mode.startswith("xavier") else gain * math.sqrt(2 / fan_in)
     if mode.endswith("normal"):
         return out.normal_(std=scale)

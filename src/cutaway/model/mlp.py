@@ -87,18 +87,16 @@ class MLP(CanBeUsedAsMLP):
 
     def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
         super().__init__(cfg)
-        cfg, dtype = self.cfg, self.cfg.torch_dtype
-        assert cfg.d_mlp is not None
-        self.W_in = nn.Parameter(empty_weights(cfg.d_model, cfg.d_mlp, dtype))
-        self.W_out = nn.Parameter(empty_weights(cfg.d_mlp, cfg.d_model, dtype))
-        self._add_gate()
-        self.b_in = nn.Parameter(torch.zeros(cfg.d_mlp, dtype=dtype))
-        self.b_out = nn.Parameter(torch.zeros(cfg.d_model, dtype=dtype))
+        self._make_weights(self.cfg.d_model, self.d_mlp, self.cfg.torch_dtype)
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
         self.select_activation_function()
 
-    def _add_gate(self) -> None:
-        """Where a gated MLP adds its third matrix, in the order in which the dialect draws initial weights."""
+    def _make_weights(self, d_model: int, d_mlp: int, dtype: torch.dtype) -> None:
+        """The parameters, in the order in which the dialect lists them and draws initial weights."""
+        self.W_in = nn.Parameter(empty_weights(d_model, d_mlp, dtype))
+        self.b_in = nn.Parameter(torch.zeros(d_mlp, dtype=dtype))
+        self.W_out = nn.Parameter(empty_weights(d_mlp, d_model, dtype))
+        self.b_out = nn.Parameter(torch.zeros(d_model, dtype=dtype))
 
     def forward(self, x: Resid) -> Resid:
         """What the MLP writes, `[batch, pos, d_model]`."""
@@ -130,17 +128,18 @@ class MLP(CanBeUsedAsMLP):
 class GatedMLP(MLP):
     """An MLP whose activations gate a second, linear projection (https://arxiv.org/abs/2002.05202)."""
 
-    def _add_gate(self) -> None:
-        assert self.cfg.d_mlp is not None
-        self.W_gate = nn.Parameter(empty_weights(self.cfg.d_model, self.cfg.d_mlp, self.cfg.torch_dtype))
-        self.b_gate, self.b_up = self._bias(), self._bias()
+    def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
+        super().__init__(cfg)
         self.hook_pre_linear = HookPoint()
 
-    def _bias(self) -> nn.Parameter | None:
-        if not self.cfg.gated_mlp_biases:
-            return None
-        assert self.cfg.d_mlp is not None
-        return nn.Parameter(torch.zeros(self.cfg.d_mlp, dtype=self.cfg.torch_dtype))
+    def _make_weights(self, d_model: int, d_mlp: int, dtype: torch.dtype) -> None:
+        self.W_in = nn.Parameter(empty_weights(d_model, d_mlp, dtype))
+        self.W_out = nn.Parameter(empty_weights(d_mlp, d_model, dtype))
+        self.W_gate = nn.Parameter(empty_weights(d_model, d_mlp, dtype))
+        more = self.cfg.gated_mlp_biases
+        self.b_gate, self.b_up = (nn.Parameter(torch.zeros(d_mlp, dtype=dtype)) if more else None for _ in range(2))
+        self.b_in = nn.Parameter(torch.zeros(d_mlp, dtype=dtype))
+        self.b_out = nn.Parameter(torch.zeros(d_model, dtype=dtype))
 
     def forward(self, x: Resid) -> Resid:
         """What the MLP writes, `[batch, pos, d_model]`."""

@@ -157,11 +157,15 @@ class Rotary:
         self.dim, self.adjacent = cfg.rotary_dim, cfg.rotary_adjacent_pairs
         self.cfg, self.base, self.scaled = cfg, base, scaled
         self._tables: dict[tuple[torch.device, bool], tuple[Tensor, Tensor]] = {}
+        self.given: tuple[Tensor, Tensor] | None = None  # cosines and sines that somebody put in place of the computed ones
 
     def tables(
         self, length: int, device: torch.device, *, long: bool = False
     ) -> tuple[Float[Tensor, "pos half"], Float[Tensor, "pos half"]]:
         """Cosines and sines of the angles of positions below `length`, in float32; `long` as in `is_long`."""
+        if self.given is not None:
+            cos, sin = (one[:length].to(device) for one in self.given)
+            return cos, sin
         known = self._tables.get((device, long))
         if known is None or len(known[0]) < length:
             with torch.inference_mode(False), torch.no_grad():

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.model.attention import Attention
-from cutaway.model.foreign import call
+from cutaway.model.foreign import call, intact
 
+AS_WRITTEN = Attention.forward  # which takes the stream; whoever replaces it, in the class too, knows the dialect's arguments
 BEFORE = "resid"  # what comes in from the block before, not yet shown to hooks
 FIRST, LAST = "hook_resid_pre", "hook_resid_post"
 QUERY_INPUT, KEY_INPUT, VALUE_INPUT = INPUTS = ("attn.query_input", "attn.key_input", "attn.value_input")  # normalised
@@ -351,7 +352,7 @@ def _mlp_out(block: Any, stream: Any, post: Tensor) -> Any:
 
 def _attn_module(block: Any, stream: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
     kept = None if stream.kept is None else stream.kept[block.layer]
-    if isinstance(block.attn, Attention):
+    if isinstance(block.attn, Attention) and intact(block.attn, AS_WRITTEN):
         return block.attn(query, key, value, past_kv_cache_entry=kept, stream=stream)
     inputs = {"query_input": query, "key_input": key, "value_input": value}
     return call(block.attn, stream, **inputs, past_kv_cache_entry=kept, attention_mask=stream.padding)

@@ -24,8 +24,8 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
 from cutaway.model.attention import Attention
-from cutaway.model.block import TransformerBlock
-from cutaway.model.foreign import call, watch
+from cutaway.model.block import AS_WRITTEN, TransformerBlock
+from cutaway.model.foreign import call, intact, watch
 from cutaway.model.hook_points import HookPoint, listening
 from cutaway.model.hooked_root import HookedRootModule, RunState
 from cutaway.model.initial import initialise
@@ -38,7 +38,7 @@ from cutaway.model.origins import Kept, Origin, Passed, WeightsState, check_colu
 from cutaway.model.positions import PosEmbed, Stream, rotaries
 from cutaway.model.products import empty_weights, linear
 from cutaway.model.stacked import StackedWeights
-from cutaway.model.steps import BlockProgram
+from cutaway.model.steps import BlockProgram, program
 from cutaway.model.streaming import StreamedBlocks
 from cutaway.numbers_given import whole
 from cutaway.prompts import Prompts
@@ -55,6 +55,16 @@ BUILT_IN = tuple(_FIELDS.split())
 
 ARCHITECTURE = attrgetter(*BUILT_IN)
 RETURN_TYPES = ("logits", "loss", "both", None)
+
+
+CONTAINERS = (nn.ModuleList, nn.Identity)
+
+
+def _untouched(module: nn.Module) -> bool:
+    """Whether one module is ours, as it was written, and nobody listens to it."""
+    if module._forward_hooks or module._forward_pre_hooks or (isinstance(module, HookPoint) and module.written):
+        return False
+    return intact(module) and (type(module) in CONTAINERS or type(module).__module__.startswith("cutaway."))
 
 
 class Output(NamedTuple):
@@ -170,7 +180,7 @@ class Transformer(HookedRootModule, StackedWeights):
         cfg = self.cfg
         count = sum(one.numel() for one in self.parameters())
         widths = f"{cfg.n_layers} layers of {cfg.n_heads} heads, d_model {cfg.d_model}, d_mlp {cfg.d_mlp}, d_vocab {cfg.d_vocab}"
-        about = f"{count / 1e6:.1f}M parameters, {str(cfg.torch_dtype).removeprefix('torch.')} on {self.embed.W_E.device}"
+        about = f"{count / 1e6:.1f}M parameters, {str(cfg.torch_dtype).removeprefix('torch.')} on {self.device}"
         return f"{type(self).__name__}({cfg.model_name}: {widths}; {about}; .cfg, .sites)"
 
     def init_weights(self) -> None:
@@ -240,6 +250,11 @@ class Transformer(HookedRootModule, StackedWeights):
         finally:
             here.current, here.covered, here.real, here.ran = before
 
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go: the device of the embedding, which may be inside somebody else's module."""
+        return next(self.parameters()).device
+
     # Sites: what a network knows about them.
 
     @property
@@ -260,8 +275,8 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def program_of(self, layer: int) -> BlockProgram:
         """The steps of a block; asking for the block itself would read the weights of one that is streamed."""
-        program: BlockProgram = self.blocks.get_submodule(str(layer)).program
-        return program
+        block = self.blocks.get_submodule(str(layer))
+        return block.program if isinstance(block, TransformerBlock) else program(self.cfg, layer)
 
     def _left_out(self, name: str) -> str | None:
         """What of the last run's beginning or end left this site out; None: nothing did."""
@@ -304,13 +319,13 @@ class Transformer(HookedRootModule, StackedWeights):
         return self._state.number(weights, tuple(map(id, vars(self.blocks).get("_modules", {}).values())), look=look)
 
     def untouched(self) -> bool:
-        """Whether a run computes what its weights say and no more: nobody's hooks, no module of somebody else's."""
-        for module in self.modules():
-            if module._forward_hooks or module._forward_pre_hooks or (isinstance(module, HookPoint) and module.written):
-                return False
-            if module is not self and not type(module).__module__.startswith(("cutaway.", "torch.nn.modules.")):
-                return False
-        return True
+        """Whether a run computes what its weights say and no more: nobody's hooks, no module or `forward` of somebody else's."""
+        return all(module is self or _untouched(module) for module in self.modules())
+
+    @property
+    def own_forward(self) -> bool:
+        """Whether a subclass, or somebody on this instance, replaced `forward` itself."""
+        return type(self).forward is not Transformer.forward or "forward" in self.__dict__
 
     # Tokens.
 
@@ -351,7 +366,7 @@ class Transformer(HookedRootModule, StackedWeights):
         """Checked tokens `[batch, pos]`, and which of them are real, wherever some are padding."""
         side = padding_side or self.default_padding_side
         prepend_bos = self._bos(prepend_bos)
-        device = self.embed.W_E.device
+        device = self.device
         if isinstance(input, Prompts):
             pad = None if self.tokenizer is None else self.tokenizer.pad_token_id
             tokens, mask = (one.to(device) for one in input.padded(padding_side or "right", pad))
@@ -437,7 +452,7 @@ class Transformer(HookedRootModule, StackedWeights):
         for layer, block in enumerate(self.blocks[start:stop], start):
             if self.cfg.n_devices > 1:
                 resid = resid.to(next(block.parameters()).device)
-            if isinstance(block, TransformerBlock):
+            if isinstance(block, TransformerBlock) and intact(block, AS_WRITTEN):
                 resid = block(resid, stream=stream)
             else:
                 kept = None if stream.kept is None else stream.kept[layer]
@@ -452,8 +467,8 @@ class Transformer(HookedRootModule, StackedWeights):
         if self.cfg.n_devices > 1:
             resid = resid.to(self.unembed.W_U.device)
         resid = self.ln_final(resid)
-        if columns is None:
-            logits = self.unembed(resid)
+        if columns is None or type(self.unembed) is not Unembed or not intact(self.unembed):
+            logits = self.unembed(resid) if columns is None else self.unembed(resid)[..., columns]
         else:
             logits = linear(resid, self.unembed.W_U[:, columns], self.unembed.b_U[columns])
         cap = self.cfg.output_logits_soft_cap

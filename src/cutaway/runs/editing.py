@@ -158,7 +158,11 @@ def edited(model: Transformer, edits: AnyEdits) -> Iterator[Transformer]:
         ConfigError: an edit takes its values from the run itself, which only `run` and `sweep` can give.
         HookNeverFired: the model ran, and never passed an edited site.
     """
-    with model.hooks(hooks_of(model, edits)):
+    pairs = hooks_of(model, edits)
+    if not pairs:  # no scope of its own: a caller's hooks with `level=` count scopes
+        yield model
+        return
+    with model.hooks(pairs):
         yield model
 
 

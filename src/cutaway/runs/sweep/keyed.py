@@ -206,7 +206,7 @@ def read_task(folder: Path | str, name: str, model: Transformer) -> Keyed:
     cells, metric = written.read(about["cells"], own, changes, model), written.read(about["metric"], own, changes)
     if not isinstance(cells, Cells):
         raise NotReadable(f"{path} is damaged: it holds no cells")
-    device = model.embed.W_E.device
+    device = model.device
     mask = tensors.get("mask")
     task = Sweep(model, tensors["tokens"].to(device), mask if mask is None else mask.to(device), cells, metric, about["skip"],
                 about["memory"])  # fmt: skip

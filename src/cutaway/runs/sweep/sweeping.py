@@ -32,6 +32,7 @@ from cutaway.runs.sweep.baseline import Baseline, baseline_of, share
 from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import run as run_baseline
 from cutaway.runs.sweep.cells import Sweep, own_means
+from cutaway.runs.sweep.clean import is_forward
 from cutaway.runs.sweep.elsewhere import fill
 from cutaway.runs.sweep.engine import Engine, Progress, plain_values
 from cutaway.runs.sweep.gradient import estimate
@@ -337,7 +338,13 @@ def task_of(
     if isinstance(chosen, Metric):
         chosen.check(model.cfg.d_vocab_out)
         chosen.counted(found.shape[0], found.shape[1])
-    skip = "layers" if has_masks(model.blocks.children()) else skip
+    if not is_forward(model, found, mask):
+        raise ConfigError(
+            f"the forward pass of {type(model).__name__} gives other logits than its network, and a sweep runs the network; make "
+            "each edit in model.run_with_hooks, or sweep over a plain HookedTransformer with the same weights"
+        )
+    if not model.untouched() or has_masks(model.blocks.children()):
+        skip = "layers"  # somebody else's hooks, modules and masks may read any position
     return Sweep(model, found, mask, cells, chosen, skip, memory)
 
 
