@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.errors import HookReturned
+from cutaway.model.hook_points import HookPoint
 from cutaway.model.listeners import HERE
 
 Watched = list[tuple[weakref.ref[nn.Module], Any]]
@@ -38,6 +39,16 @@ REPLACED = frozenset(("forward", *ATTENTION_STEPS))  # methods that people repla
 def intact(module: nn.Module, *forwards: Any) -> bool:
     """Whether a module runs as it was written: by one of these functions, if any are given, in whose place nobody put another."""
     return REPLACED.isdisjoint(module.__dict__) and (not forwards or type(module).forward in forwards)
+
+
+CONTAINERS = (nn.ModuleList, nn.Identity)  # of Torch's, which our networks are made of
+
+
+def untouched(module: nn.Module) -> bool:
+    """Whether one module is ours, as it was written, and nobody listens to it."""
+    if module._forward_hooks or module._forward_pre_hooks or (isinstance(module, HookPoint) and module.written):
+        return False
+    return intact(module) and (type(module) in CONTAINERS or type(module).__module__.startswith("cutaway."))
 
 
 def watch(places: Iterable[tuple[str, nn.Module]], before: Watched) -> Watched:

@@ -25,7 +25,7 @@ from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model import sites
 from cutaway.model.attention import Attention
 from cutaway.model.block import AS_WRITTEN, TransformerBlock
-from cutaway.model.foreign import call, intact, watch
+from cutaway.model.foreign import call, intact, untouched, watch
 from cutaway.model.hook_points import HookPoint, listening
 from cutaway.model.hooked_root import HookedRootModule, RunState
 from cutaway.model.initial import initialise
@@ -55,16 +55,6 @@ BUILT_IN = tuple(_FIELDS.split())
 
 ARCHITECTURE = attrgetter(*BUILT_IN)
 RETURN_TYPES = ("logits", "loss", "both", None)
-
-
-CONTAINERS = (nn.ModuleList, nn.Identity)
-
-
-def _untouched(module: nn.Module) -> bool:
-    """Whether one module is ours, as it was written, and nobody listens to it."""
-    if module._forward_hooks or module._forward_pre_hooks or (isinstance(module, HookPoint) and module.written):
-        return False
-    return intact(module) and (type(module) in CONTAINERS or type(module).__module__.startswith("cutaway."))
 
 
 class Output(NamedTuple):
@@ -320,7 +310,7 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def untouched(self) -> bool:
         """Whether a run computes what its weights say and no more: nobody's hooks, no module or `forward` of somebody else's."""
-        return all(module is self or _untouched(module) for module in self.modules())
+        return all(module is self or untouched(module) for module in self.modules())
 
     @property
     def own_forward(self) -> bool:
