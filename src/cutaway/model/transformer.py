@@ -310,7 +310,8 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def untouched(self) -> bool:
         """Whether a run computes what its weights say and no more: nobody's hooks, no module or `forward` of somebody else's."""
-        return all(module is self or untouched(module) for module in self.modules())
+        listened = self._forward_hooks or self._forward_pre_hooks
+        return not listened and all(module is self or untouched(module) for module in self.modules())
 
     @property
     def own_forward(self) -> bool:
