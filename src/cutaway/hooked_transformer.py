@@ -324,7 +324,7 @@ class HookedTransformer(Transformer):
 
     def fill_missing_keys(self, state_dict: StateDict) -> StateDict:
         """The state dict, with this model's own values where it lacks some."""
-        return loading.fill_missing_keys(self, state_dict)
+        return canonical.fill_missing_keys(self, state_dict)
 
     def refactor_factored_attn_matrices(self, state_dict: StateDict) -> StateDict:
         """A state dict whose QK and OV factors are balanced by their singular values."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
@@ -32,7 +31,6 @@ from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.weights import canonical, families, old_layout, processing
 
-logger = logging.getLogger(__name__)
 Network = TypeVar("Network", bound=Transformer)
 
 
@@ -563,16 +561,6 @@ def _take_masks(model: Transformer, weights: Mapping[str, Any]) -> None:
         ignore, mask = (weights.get(f"blocks.{layer}.attn.{name}") for name in ("IGNORE", "mask"))
         if isinstance(attention, DialectAttention):
             attention.take_buffers(mask, ignore)
-
-
-def fill_missing_keys(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict, with the model's own values where it lacks some; of matrices the log says so."""
-    for name, value in model.state_dict().items():
-        if name not in state_dict:
-            if "W_" in name:
-                logger.warning("the state dict lacks %s, a matrix; the model's own is kept", name)
-            state_dict[name] = value
-    return state_dict
 
 
 def fill(model: Transformer, weights: Mapping[str, Any], *, strict: bool = True, assign: bool = False) -> Any:

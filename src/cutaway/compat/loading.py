@@ -13,8 +13,8 @@ from cutaway import loading
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, UnknownModel, nearest
 from cutaway.hooked_transformer import HookedTransformer
-from cutaway.loading import fill_missing_keys
 from cutaway.sources import hub
+from cutaway.weights.canonical import fill_missing_keys
 
 __all__ = [
     "DEFAULT_MODEL_ALIASES",

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, WeightsMismatch
+
+logger = logging.getLogger(__name__)
 
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
@@ -249,3 +252,13 @@ def _advice(missing: Sequence[str], unexpected: Sequence[str], cfg: HookedTransf
 def _layers(names: Iterable[str]) -> int:
     numbers = [int(match[1]) for name in names if (match := re.match(r"blocks\.(\d+)\.", name))]
     return max(numbers, default=-1) + 1
+
+
+def fill_missing_keys(model: nn.Module, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict, with the model's own values where it lacks some; of matrices the log says so."""
+    for name, value in model.state_dict().items():
+        if name not in state_dict:
+            if "W_" in name:
+                logger.warning("the state dict lacks %s, a matrix; the model's own is kept", name)
+            state_dict[name] = value
+    return state_dict
