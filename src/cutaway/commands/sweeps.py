@@ -170,6 +170,9 @@ def patch(
     if record is not None:
         records.check_free(record, kinds)
     network, prompts = asked.network, in_pairs(asked)
+    if positions is None and len(prompts.roles) < 2 and len(set(prompts.lengths.tolist())) > 1:
+        note = "the prompts differ in length and name no roles, so a position holds another word in each; give 'roles' in the"
+        console.echo(f"{note} pairs file, or --positions (from the end: -1)", err=True)
     with bar("patching", asked.as_json) as progress:
         found = patching.patch(
             network, prompts, metric=metric_of(asked), kinds=kinds, positions=positions_of(positions), direction=direction,
