@@ -173,7 +173,7 @@ def test_published_responsibilities(published: Published) -> None:
     expected = published.logits.gather(-1, published.data.labels[..., None])[..., 0]
     assert torch.allclose(correct.logit.data, expected, atol=1e-4)
     assert float(correct.remainder.data.abs().max()) < 1e-4
-    assert correct.figure().view == "attribution" and "largest left over" in correct.summary()
+    assert correct.figure(0).view == "attribution" and "largest left over" in correct.summary()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
