@@ -58,7 +58,7 @@ _BY_MODULE = {
     "circuits.searching": "find_circuit",
     "circuits.stable_edges": "stability",
     # many models and many prompts
-    "many.asking": "across",
+    "many.across_models": "across",
 }
 _HOME = {name: f"cutaway.{module}" for module, names in _BY_MODULE.items() for name in names.split()}
 _HOME["load"] = "cutaway.runs.result_files"

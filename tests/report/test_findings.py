@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cutaway.report.findings import KINDS, Finding, none, without_claims
-from cutaway.report.sentences import GRAMMAR, number, said, sentence
+from cutaway.report.sentences import GRAMMAR, number, sentence, value_text
 from cutaway.runs.estimates import Value, mean, means, ratio, spread
 
 
@@ -105,4 +105,4 @@ def test_without_a_baseline_nothing_is_claimed():
 
 def test_numbers():
     assert [number(x, "") for x in (1234.0, 0.0005, -2.5, math.nan)] == ["1,234", "0.0005", "−2.5", "no value"]
-    assert said(Value(0.5), "share") == "50.0%"
+    assert value_text(Value(0.5), "share") == "50.0%"

@@ -41,7 +41,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import indices
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.decompose import along, written
-from cutaway.runs.differences import drawn
+from cutaway.runs.differences import difference_figure
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, grouped
 from cutaway.view import Figure
@@ -110,7 +110,7 @@ class Attribution(Result):
         count = int(self.counted.sum())
         if example is None and (len(self.counted) > 1 or count == 1):
             where = f", mean over {count} positions" if count > 1 else ""
-            return drawn(self.values.mean("batch", "pos"), f"Direct logit attribution{where}")
+            return difference_figure(self.values.mean("batch", "pos"), f"Direct logit attribution{where}")
         example = 0 if example is None else example
         tokens = self.words[example] if tokens is None and self.words else tokens
         counted = self.counted[example]

@@ -186,13 +186,13 @@ class Copying(Result):
         """The heads that copy most, and most of the opposite."""
         names, order = self.values.names("head"), self.values.data.argsort(descending=True).tolist()
 
-        def said(which: list[int]) -> str:
+        def names_of(which: list[int]) -> str:
             return ", ".join(f"{names[i]} {float(self.values.data[i]):+.2f}" for i in which)
 
         few = max(1, min(5, len(order) // 2))  # so that no head is named twice
         return (
             f"copying scores (Σ Re λ / Σ |λ| of token → token; random heads {self.baseline:+.2f} ± {self.spread:.2f})\n"
-            f"copy most: {said(order[:few])}\ncopy least: {said(order[::-1][:few])}"
+            f"copy most: {names_of(order[:few])}\ncopy least: {names_of(order[::-1][:few])}"
         )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway.commands.asking import Request, asks
+from cutaway.commands.prompt_options import Request, asks
 from cutaway.commands.questions import circuit as weights
 from cutaway.commands.shared import Record, lines
 from cutaway.commands.sweeps import bar, in_pairs
@@ -71,7 +71,7 @@ def circuit_find(
 
     folder = None if record is None else recording.check_free(record)
     network = asked.network
-    given = in_pairs(asked) if ablation == "resample" else asked.asked_prompts
+    given = in_pairs(asked) if ablation == "resample" else asked.given_prompts
     if not given.right:
         raise PromptError("circuit find needs answers: give --answer (and --wrong), or pairs or a behaviour that have them")
     measure = _metric(metric, given)

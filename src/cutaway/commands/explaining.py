@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.asking import SHARED, Request, asks
+from cutaway.commands.prompt_options import SHARED, Request, asks
 from cutaway.commands.shared import REPLACE, facts
 from cutaway.errors import ExplainError
 

@@ -59,7 +59,7 @@ def across(
         each = {name: {"questions": [name]} for name in asked}
     function = function_of(f"cutaway.{QUESTIONS[question]}")
     named = {name: located(name) for name in models}
-    with bar("asking", as_json) as progress:
+    with bar("answering", as_json) as progress:
         found = ask(
             function, named, sets, results=results, executor=executor, each=each, count=count, seed=seed, rows=rows,
             device=device, threads=threads, progress=progress, **options,

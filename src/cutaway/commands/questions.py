@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands.asking import SCREEN, SHARED, Positions, Request, asks, positions_of
+from cutaway.commands.prompt_options import SCREEN, SHARED, Positions, Request, asks, positions_of
 from cutaway.commands.shared import DEFAULT, lines, one_token
 from cutaway.commands.sweeps import bar
 from cutaway.errors import TokenError, UnknownName
@@ -38,8 +38,8 @@ def heads(
     if asked.sources or asked.text:
         if repeats:
             raise TokenError("give either a text or --random-repeats")
-        found = head_scores(network, asked.asked_prompts)
-        left_out = _too_short(network, found, asked.asked_prompts, threshold)
+        found = head_scores(network, asked.given_prompts)
+        left_out = _too_short(network, found, asked.given_prompts, threshold)
         kept = [kind for kind in found.values.names("kind") if kind not in left_out]
         found = replace(found, values=found.values.sel(kind=kept), baseline=found.baseline.sel(kind=kept))
     else:
@@ -126,7 +126,7 @@ def attribute(
     """Say what each component adds to a logit, directly."""
     from cutaway.analysis import attribution
 
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     other = None if minus is None else one_token(network, minus, "--minus", first=asked.allow_first_token)
     targets, whose = _targets(asked, target)
     places = positions_of(positions)
@@ -176,7 +176,7 @@ def lens(
     """Say what the model would predict if it stopped at each layer, at one position of each text (by default the end)."""
     from cutaway.analysis import logit_lens as room
 
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     chosen: Any = of if of in room.STREAMS else [name.strip() for name in of.split(",")]
     place = (positions_of(positions) or ["end"])[0]
     at = prompts.at if positions is None and prompts.right else _own_place(place, prompts)
@@ -208,7 +208,7 @@ def lens(
         told_of = {"target_probability": own, "target_rank": rank, **measures}
         numbers.append({"row": name, "top": best, "same_as_end": same, **told_of})
     asked_for = None if not bool(counted.any()) else _word(network, int(wanted[0])) if single else found_name(whose)
-    said = _lens_said(asked_for, whose, target, read, at, place, single=single)
+    said = _lens_text(asked_for, whose, target, read, at, place, single=single)
     column = "likeliest" if single else "same as the end"
     shown, more = asked.rows(rows)
     said += _filled(["row", column, "target", "rank", "KL to the end", "entropy"], shown) + (f"\n{more}" if more else "")
@@ -226,7 +226,7 @@ def _lens_row(found: Any, index: int, at: Any) -> dict[str, Any]:
     return {**facts, "probability": own, "top": top.tolist(), "chances": chances.tolist(), "first": top[:, 0]}
 
 
-def _lens_said(asked_for: Any, whose: str | None, target: str | None, read: Any, at: Any, place: Any, *, single: bool) -> str:
+def _lens_text(asked_for: Any, whose: str | None, target: str | None, read: Any, at: Any, place: Any, *, single: bool) -> str:
     """The line above the table."""
     here = int(at[0])
     where = f"at position {here}, after {read[0][here]!r}" if single else f"at {place}, means over {len(at)} prompts"
@@ -259,9 +259,9 @@ def predict(
 
     network = asked.network
     text = asked.long_text
-    given = text if text is not None else asked.asked_prompts
+    given = text if text is not None else asked.given_prompts
     tokens, _ = tokens_of_text(network, given)
-    answers = None if text is None and asked.asked_prompts.right else tasks.answers(network, tokens)
+    answers = None if text is None and asked.given_prompts.right else tasks.answers(network, tokens)
     found = predict(network, given, targets=answers)
     several = len(found.tokens) > 1
     told, most = [*found.rows()], asked.top if rows is None else rows
@@ -315,7 +315,7 @@ def neurons(
         after = f"neurons needs at least one feature after {asked.model!r}"
         raise UnknownName(f"{after}, such as 0.mlp.17 (a neuron) or 0.1 (a head)")
     network = asked.network
-    texts = asked.long_text if asked.long_text is not None else asked.asked_prompts
+    texts = asked.long_text if asked.long_text is not None else asked.given_prompts
     found = max_activating_texts(network, features, texts, k=k)
     said = found.summary(k)
     if found.examples > 1 and isinstance(texts, str):
@@ -353,7 +353,7 @@ def circuit(
     top = asked.top or 15
     scales = None
     if measured and norms_of(network.cfg):
-        scales = norm_scales(network, asked.asked_prompts)
+        scales = norm_scales(network, asked.given_prompts)
     kind, _, head = path.strip().partition(" ")
     if kind in ("qk", "ov"):
         if not head.strip():
@@ -417,7 +417,7 @@ def _targets(asked: Request, target: str | None) -> tuple[Any, str | None]:
     """
     from cutaway import tasks
 
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     if target is not None:
         return one_token(network, target, "--target", first=asked.allow_first_token), repr(target)
     if prompts.right:

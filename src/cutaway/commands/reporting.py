@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.asking import AnswerWords, Dtype, FirstToken, PromptsFile, Request, WrongWords
+from cutaway.commands.prompt_options import AnswerWords, Dtype, FirstToken, PromptsFile, Request, WrongWords
 from cutaway.commands.shared import REPLACE, Device, Html, Json, Record, Replace, facts
 from cutaway.errors import ConfigError, PromptError
 
@@ -127,7 +127,7 @@ def _given(
     if asked.prompts_file is not None and not asked.answer:
         raise PromptError("texts of --prompts need answers: give --answer WORD, one for all or one for each (and --wrong)")
     prompts = (
-        asked.asked_prompts if asked.prompts_file else Prompts.read(file, network, allow_first_token=asked.allow_first_token)
+        asked.given_prompts if asked.prompts_file else Prompts.read(file, network, allow_first_token=asked.allow_first_token)
     )
     if pairs is not None and prompts.corrupted is None:
         raise PromptError(f"{pairs} holds examples, not pairs; give it with --examples")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutaway.commands.asking import SCREEN, Request, asks, layers_of
+from cutaway.commands.prompt_options import SCREEN, Request, asks, layers_of
 from cutaway.commands.shared import Record, free_file, lines, one_token
 from cutaway.errors import ConfigError, ShapeError, TokenError
 
@@ -75,7 +75,7 @@ def steer(
     pattern = _pattern(matches)
     if record is not None:
         records.check_free(record)
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     made = _vectors(asked, vector, positive, negative, layers, method, positions)
     if not any(one.norm for one in made.values()):
         raise ShapeError("the two sides leave the same activations, so the vector is 0; give other texts, or --position mean")
@@ -191,7 +191,7 @@ def _target(asked: Request, effect: str | None, minus: str | None) -> Any:
     if effect is None:
         if minus is not None:
             raise ConfigError("--minus needs --effect, the token that it is compared with")
-        return None if asked.asked_prompts.right else effects.text_loss
+        return None if asked.given_prompts.right else effects.text_loss
     wrong = None if minus is None else one_token(network, minus, "--minus", first=first)
     return effects.steering_target(one_token(network, effect, "--effect", first=first), wrong)
 

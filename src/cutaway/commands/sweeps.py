@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.asking import SCREEN, Layers, Positions, Request, asks, layers_of, positions_of
+from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, asks, layers_of, positions_of
 from cutaway.commands.shared import Device, Json, Record, lines, load
 from cutaway.errors import ConfigError, PromptError
 
@@ -44,7 +44,7 @@ def metric_of(asked: Request) -> Any:
     """What is measured: what the prompts' answers say, else None, which stands for the loss of the next token."""
     from cutaway.runs.metrics import settled
 
-    prompts = asked.asked_prompts
+    prompts = asked.given_prompts
     return settled(None, asked.network, prompts) if prompts.right else None
 
 
@@ -79,7 +79,7 @@ def ablate(
 
     if record is not None:
         records.check_free(record)
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     kinds, sites, places = kind or ["zero"], site or ["z"], positions_of(positions)
     chosen = layers_of(layers, network.cfg.n_layers)
     options: dict[str, Any] = {
@@ -202,7 +202,7 @@ def in_pairs(asked: Request) -> Any:
     Raises:
         PromptError: they lack either.
     """
-    prompts = asked.asked_prompts
+    prompts = asked.given_prompts
     if prompts.corrupted is None:
         raise PromptError(f"{asked.command} needs pairs: give --corrupted for each --clean, --pairs FILE or --behaviour NAME")
     if not prompts.right:
@@ -249,7 +249,7 @@ def edges(
     from cutaway.circuits.attribution import edge_attribution
     from cutaway.circuits.effects import edge_effects
 
-    network, prompts = asked.network, in_pairs(asked) if ablation == "resample" else asked.asked_prompts
+    network, prompts = asked.network, in_pairs(asked) if ablation == "resample" else asked.given_prompts
     metric = metric_of(asked)
     with bar("scoring edges", asked.as_json) as progress:
         found = edge_attribution(network, prompts, None, metric, steps=steps, ablation=ablation, progress=progress)
@@ -290,7 +290,7 @@ def plan(
     from cutaway.runs.grids import Grid
     from cutaway.runs.sweep.planning import plan as count
 
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     if bool(asked.answer) and not asked.wrong:
         raise ConfigError("give both --answer and --wrong, or neither, for the loss of the text")
     tokens, real = real_tokens(network, prompts)

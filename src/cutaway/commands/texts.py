@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.asking import Layers, Request, asks, layers_of
+from cutaway.commands.prompt_options import Layers, Request, asks, layers_of
 from cutaway.commands.shared import lines, one_token
 from cutaway.errors import ConfigError, TokenError
 
@@ -28,7 +28,7 @@ def next_(
 
     from cutaway.analysis.shared import token_name
 
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     wanted = {one: one_token(network, one, "--word", first=asked.allow_first_token) for one in word or ()}
     with torch.no_grad():
         resid = network(prompts, stop_at_layer=network.cfg.n_layers)
@@ -80,7 +80,7 @@ def generate(
     """
     from cutaway.runs.generation import Sampling
 
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     edits = _zeros(network, zero or [])
     sampling = Sampling(temperature=temperature, top_k=top_k)
     texts = list(prompts.texts)
@@ -117,7 +117,7 @@ def _continued(asked: Request, count: int, sampling: Any, edits: list[Any], *, s
     from cutaway.runs.editing import edited
     from cutaway.runs.generation import stops_of, stream
 
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     pad = network.tokenizer.pad_token_id
     ids, mask = (one.to(network.W_U.device) for one in prompts.padded("left", pad))
     torch.manual_seed(asked.seed)
@@ -156,7 +156,7 @@ def attention(
     """
     import torch
 
-    network, prompts = asked.network, asked.asked_prompts
+    network, prompts = asked.network, asked.given_prompts
     if len(prompts) > 1:
         raise TokenError(f"attention draws one text, and there are {len(prompts)}; give one, or ask `heads` about many")
     chosen = _heads(network, head, layers)

@@ -92,12 +92,12 @@ def detect_head(
     if cache is None:
         _, cache = model.run_with_cache(tokens, remove_batch_dim=True, names_filter=lambda name: name.endswith("hook_pattern"))
     scores = -torch.ones(model.cfg.n_layers, model.cfg.n_heads, dtype=model.cfg.dtype)
-    for layer, head in _asked(model, heads):
+    for layer, head in _heads_of(model, heads):
         scores[layer, head] = compute_head_attention_similarity_score(cache["pattern", layer][head], pattern, **options)
     return scores
 
 
-def _asked(model: Any, heads: Any) -> list[tuple[int, int]]:
+def _heads_of(model: Any, heads: Any) -> list[tuple[int, int]]:
     """Pairs of layer and head."""
     if heads is None:
         return [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]

@@ -84,7 +84,7 @@ def check(
         code = _judged(exercise, path, cases, Path(place), limit)
         events: list[dict[str, Any]] = []
         grade(exercise, cases, lambda number: _answer(Path(place), number), lambda **event: events.append(event))
-        said = _said(Path(place) / REPORT)
+        said = _read_report(Path(place) / REPORT)
     if said.raised is not None and events[-1]["event"] == "case":
         case = events[-1]["case"] if said.case >= 0 else ""
         events.append({"event": "wrong", "case": case, "message": said.raised})
@@ -148,24 +148,24 @@ def _end_detached(mark: str) -> None:
                 os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
-class _Said(msgspec.Struct):
+class _Report(msgspec.Struct):
     """A line of what the judge says. Whatever it says, an answer is right only by what it returned."""
 
     case: int = -1
     raised: str | None = None
 
 
-def _said(report: Path) -> _Said:
+def _read_report(report: Path) -> _Report:
     """The last case that was begun, and what was raised; rubbish from a reader's code is passed over."""
-    last = _Said()
+    last = _Report()
     if not report.is_file():
         return last
     with report.open("rb") as file:
         lines = file.read(LARGEST).splitlines()
     for line in lines:
         with contextlib.suppress(NotReadable):
-            event = reading.decode(line, _Said, "the report", largest=LARGEST)
-            last = _Said(max(last.case, event.case), event.raised or last.raised)
+            event = reading.decode(line, _Report, "the report", largest=LARGEST)
+            last = _Report(max(last.case, event.case), event.raised or last.raised)
     return last
 
 

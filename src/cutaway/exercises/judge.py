@@ -48,7 +48,7 @@ def main() -> None:
             lines.write(json.dumps(event) + "\n")
 
     def raised(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        say(raised=told(error, file))
+        say(raised=error_line(error, file))
 
     sys.excepthook = raised  # whatever a reader's code raises ends this process, and is told
     arguments = torch.load(cases, weights_only=False)  # from the process that started this one
@@ -122,7 +122,7 @@ def left_behind(models: list[Any], before: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def told(error: BaseException, file: str) -> str:
+def error_line(error: BaseException, file: str) -> str:
     """An exception in a sentence, with the reader's line where it came from."""
     if isinstance(error, NoFunction):
         return str(error)

@@ -179,15 +179,15 @@ def verdict_of(
     rows = counted.nonzero()[:, 0]
     places = [(rows == row).nonzero().flatten() for row in range(len(counted))]
 
-    def drawn(count: int) -> Tensor:
+    def sample(count: int) -> Tensor:
         return torch.randint(0, count, (count,), generator=generator)
 
     matches = []
     for _ in range(DRAWS // 4):
-        items = torch.cat([places[row] for row in drawn(len(places)).tolist()])
+        items = torch.cat([places[row] for row in sample(len(places)).tolist()])
         matches.append(agreement(model_says[items], said[items], sets))
     size = len(scrubbed.clean)
-    several = [drawn(size) for _ in range(DRAWS)]
+    several = [sample(size) for _ in range(DRAWS)]
     whole = is_whole(unseen.prompts)
     match = interval(agreement(model_says, said, sets), torch.tensor(matches, dtype=torch.float64), len(places), whole=whole)
     held = interval(

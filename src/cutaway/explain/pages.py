@@ -86,7 +86,7 @@ def html(explanation: Explanation, facts: Sequence[Fact] = ()) -> str:
     """The page; `facts` (the command, the time) stand at its head."""
     v, held = explanation.verdict, roles(explanation)
     beside = [
-        f"{line_as_python(explanation.program, line)}  — {_held(held[line.name])}" for line in explanation.program.live
+        f"{line_as_python(explanation.program, line)}  — {_nodes_text(held[line.name])}" for line in explanation.program.live
     ] or ["the answer is the same for every input; nothing is read"]
     effects = {name_of(node): effect for node, effect in explanation.graph.effects.items()}
     scores = [f"{letter} = {score}: {MEANINGS[letter]}" for letter, score in (("M", v.match), ("S", v.scrubbed), ("C", v.graph))]
@@ -114,7 +114,7 @@ def html(explanation: Explanation, facts: Sequence[Fact] = ()) -> str:
     return page(title, sections, intro=intro, subtitle="A trained model as a program, tested inside the model").html()
 
 
-def _held(nodes: list[str]) -> str:
+def _nodes_text(nodes: list[str]) -> str:
     return f"held by {', '.join(nodes)}" if nodes else "made of the embedding and what later nodes read"
 
 

@@ -38,7 +38,7 @@ class Target:
 
 def peeled(target: Target, determine: Determine, *, causal: bool, depth: int = 1) -> Iterator[Proposal]:
     """Proposals for a target whose last line can be taken off, and whose rest is determined by few variables."""
-    for rest, last in (*_moved(target), *(_counted(target) if causal else ())):
+    for rest, last in (*_shifted(target), *(_counted(target) if causal else ())):
         for inner in _rest(rest, determine, causal, depth):
             line = last(f"{inner.name}_{depth}", inner.name)
             yield Proposal((*inner.lines, line), inner.bits + 2 * CHOICE, answers=True)
@@ -57,7 +57,7 @@ def _rest(rest: Target, determine: Determine, causal: bool, depth: int) -> Itera
 Made = tuple[Target, Callable[[str, str], Line]]
 
 
-def _moved(target: Target) -> Iterator[Made]:
+def _shifted(target: Target) -> Iterator[Made]:
     """The answers moved to the places that they may have been copied from; the first place is copied where there is none."""
     for back in range(1, FARTHEST + 1):
         first = target.values[:, : back + 1]
@@ -67,10 +67,10 @@ def _moved(target: Target) -> Iterator[Made]:
         values, where = torch.zeros_like(target.values), torch.zeros_like(target.where)
         values[:, :-back], where[:, :-back] = target.values[:, back:], target.where[:, back:]
 
-        def moved(name: str, of: str, back: int = back) -> Line:
+        def shifted(name: str, of: str, back: int = back) -> Line:
             return Attend(f"moved_{name}", Selector((Term("offset", constant=back),)), of)
 
-        yield Target(values, where, target.size), moved
+        yield Target(values, where, target.size), shifted
 
 
 def _counted(target: Target) -> Iterator[Made]:

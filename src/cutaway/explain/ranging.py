@@ -64,7 +64,7 @@ def far_inputs(fitted: Fit, subject: Subject, examples: Prompts, seed: int) -> F
     elif subject.several:
         made, kind = _walked(fitted, subject, examples, most, generator), "longer words that the program allows"
     elif fitted.setting.length is not None:
-        made, kind = _drawn_anew(examples, generator), "inputs drawn anew, position by position"
+        made, kind = _resampled(examples, generator), "inputs drawn anew, position by position"
     else:
         return None
     if made is None:
@@ -207,7 +207,7 @@ def _continued(fitted: Fit, examples: Prompts, most: int, generator: torch.Gener
     running = [row for row in rows if len(row) < most]
     while running:
         prompts = Prompts.of_rows(running, right=tuple({len(row) - 1: (0,)} for row in running))
-        said = tree_answers(fitted, _asked(prompts)).tolist()
+        said = tree_answers(fitted, _inputs_of(prompts)).tolist()
         for row, token in zip(running, said, strict=True):
             if token not in ends and token < fitted.setting.d_vocab:
                 row.append(token)
@@ -217,7 +217,7 @@ def _continued(fitted: Fit, examples: Prompts, most: int, generator: torch.Gener
     return Prompts.of_rows(rows, right=right)
 
 
-def _asked(prompts: Prompts) -> InputSet:
+def _inputs_of(prompts: Prompts) -> InputSet:
     """A part with places to answer and no answers of the model."""
     return InputSet(prompts, torch.zeros_like(prompts.tokens))
 
@@ -229,13 +229,13 @@ def _walked(fitted: Fit, subject: Subject, examples: Prompts, most: int, generat
     rows = [[start] for _ in range(COUNT)]
     for _ in range(most - 1):
         prompts = Prompts.of_rows(rows, right=tuple({len(row) - 1: (0,)} for row in rows))
-        for row, number in zip(rows, tree_answers(fitted, _asked(prompts)).tolist(), strict=True):
+        for row, number in zip(rows, tree_answers(fitted, _inputs_of(prompts)).tolist(), strict=True):
             options = [token for token in subject.sets[number] if token not in ends] or [start]
             row.append(options[int(torch.randint(0, len(options), (), generator=generator))])
     return Prompts.of_rows(rows, right=tuple(dict.fromkeys(range(len(row)), (0,)) for row in rows), several=True)
 
 
-def _drawn_anew(examples: Prompts, generator: torch.Generator) -> Prompts:
+def _resampled(examples: Prompts, generator: torch.Generator) -> Prompts:
     """Each position drawn from what the examples have there."""
     tokens = torch.stack(
         [column[torch.randint(0, len(column), (4 * COUNT,), generator=generator)] for column in examples.tokens.T], 1

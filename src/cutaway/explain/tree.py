@@ -128,7 +128,7 @@ class Grower:
         names = [None if leaf.variable is None else leaf.variable.name for leaf in self.leaves]
         again = torch.tensor([[name == test.variable.name for test in self.tests] for name in names])
         self.said = torch.where(again, torch.tensor(5.0), self.costs[:, None]) if self.tests else self.costs[:, None]
-        self.asking = torch.tensor([test.bits + test.variable.bits for test in self.tests])
+        self.test_bits = torch.tensor([test.bits + test.variable.bits for test in self.tests])
 
     def grow(self) -> Tree:
         """The tree."""
@@ -181,7 +181,7 @@ class Grower:
         yes = hits @ held.T  # [leaf, test]: right answers of each leaf where each test holds
         no = hits.sum(1, keepdim=True) - yes
         scale = self.per_error * len(items) / len(sample)
-        price = self.asking + sum(
+        price = self.test_bits + sum(
             ((count - right) * scale + self.said).amin(0) for count, right in ((inside, yes), (len(sample) - inside, no))
         )
         price = price.masked_fill((inside == 0) | (inside == len(sample)), torch.inf)

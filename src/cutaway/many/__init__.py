@@ -1,5 +1,5 @@
 """One question across many models, checkpoints and sets of prompts: computed anywhere, kept by what it is, never twice."""
 
-from cutaway.many.asking import Across, across
+from cutaway.many.across_models import Across, across
 
 __all__ = ["Across", "across"]

@@ -46,7 +46,7 @@ class StreamedBlocks(nn.ModuleList):
         self.reads = 0
 
     @property
-    def held(self) -> int:
+    def bytes_loaded(self) -> int:
         """Bytes of the weights that are in memory now."""
         return sum(self.sizes[layer] for layer in self.loaded)
 
@@ -108,7 +108,7 @@ class StreamedBlocks(nn.ModuleList):
         self._set(layer, read)
         self.loaded.add(layer)
         self.reads += 1
-        self.peak = max(self.peak, self.held)
+        self.peak = max(self.peak, self.bytes_loaded)
 
     def _set(self, layer: int, value: Callable[[str], nn.Parameter]) -> None:
         for name in [name for name in self.empty if name.startswith(f"{layer}.")]:

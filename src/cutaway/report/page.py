@@ -69,11 +69,11 @@ def _section(heading: str, found: Sequence[Finding]) -> Section:
     for one in found:
         if not one.silent:
             blocks.append(sentence(one))
-        blocks += [*filter(None, [drawn(one)]), *one.figures]
+        blocks += [*filter(None, [finding_figure(one)]), *one.figures]
     return Section(heading, blocks)
 
 
-def drawn(finding: Finding) -> Figure | None:
+def finding_figure(finding: Finding) -> Figure | None:
     """The picture of a finding: bars of several things, a line along an axis; none of one number or of names."""
     values = {label: value for label, value in finding.values.items() if math.isfinite(value.value)}
     if finding.kind in ("count", "none", "share") or len(values) < 3:

@@ -19,7 +19,7 @@ from cutaway.prompts import Prompts
 from cutaway.report import page
 from cutaway.report.findings import Finding, none, without_claims
 from cutaway.report.questions import QUESTIONS
-from cutaway.report.sentences import said, sentence
+from cutaway.report.sentences import sentence, value_text
 from cutaway.report.study import Study
 from cutaway.runs.hashes import model_hash
 from cutaway.tasks.behaviour import Behaviour
@@ -217,22 +217,22 @@ def make(
         raise NotFinite(f"{name} gives logits that are no finite numbers; train or load it again")
     if study.at_chance and not anyway:
         raise PromptError(
-            f"{name} does not do this: its accuracy is {said(study.accuracy, 'share')}, and always the same answer gives "
-            f"{said(study.chance, 'share')}; there is nothing to explain (--anyway shows the values and claims nothing)"
+            f"{name} does not do this: its accuracy is {value_text(study.accuracy, 'share')}, and always the same answer gives "
+            f"{value_text(study.chance, 'share')}; there is nothing to explain (--anyway shows the values and claims nothing)"
         )
     findings: dict[str, Sequence[Finding]] = {}
     about = _about(study, name, behaviour)
     done = 0.0
     for number, one in enumerate(asked):
         watch(QUESTIONS[one].heading, done, whole)
-        findings[one] = _asked(study, one)
+        findings[one] = _findings_of(study, one)
         done += plan.passes.get(one, 0.0)
         each(Report(about, dict(findings), asked[number + 1 :], study))
     watch("done", done, done)
     return Report(about, findings, (), study)
 
 
-def _asked(study: Study, name: str) -> list[Finding]:
+def _findings_of(study: Study, name: str) -> list[Finding]:
     """What one question finds; the reason where it cannot be asked; nothing is claimed of a model at chance."""
     question = QUESTIONS[name]
     missing = question.lacks(study)

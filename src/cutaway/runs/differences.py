@@ -27,14 +27,14 @@ class ResultDifference(Result):
 
     def figure(self) -> Figure:
         """The difference: a map of layers × heads where there is a number for each head, else bars."""
-        return drawn(self.values, f"difference of {self.values.what}")
+        return difference_figure(self.values, f"difference of {self.values.what}")
 
     def overlay(self, top: int = 30) -> Figure:
         """Both beside each other, the entries that differ most first."""
         order = self.values.data.flatten().abs().nan_to_num(-1).argsort(descending=True)[:top].tolist()
         names = names_of_entries(self.values)
         pair = {"one": self.one.data.flatten()[order], "other": self.other.data.flatten()[order]}
-        return bar_chart([names[at] for at in order], pair, value_name=_said(self.one), title=f"{self.one.what}, side by side")
+        return bar_chart([names[at] for at in order], pair, value_name=_named(self.one), title=f"{self.one.what}, side by side")
 
     def summary(self) -> str:
         """How far apart the two are, and where most."""
@@ -66,7 +66,7 @@ def _means(values: Labelled) -> Labelled:
     return values.mean(*over) if over else values
 
 
-def drawn(values: Labelled, title: str) -> Figure:
+def difference_figure(values: Labelled, title: str) -> Figure:
     """Means as a figure: layers × heads where labels are heads, a grid of two axes, else bars of what is largest."""
     mapped = component_map(values, title)
     if mapped is not None:
@@ -74,12 +74,12 @@ def drawn(values: Labelled, title: str) -> Figure:
     if values.data.ndim == 2:
         row, column = values.axes
         return sweep_grid(
-            values.data, values.names(row), values.names(column), row_name=row, column_name=column, value_name=_said(values),
+            values.data, values.names(row), values.names(column), row_name=row, column_name=column, value_name=_named(values),
             title=title,
         )  # fmt: skip
     flat, names = values.data.flatten(), names_of_entries(values)
     order = flat.abs().nan_to_num(-1).argsort(descending=True)[:40].tolist()
-    return bar_chart([names[at] for at in order], [float(flat[at]) for at in order], value_name=_said(values), title=title)
+    return bar_chart([names[at] for at in order], [float(flat[at]) for at in order], value_name=_named(values), title=title)
 
 
 PART = re.compile(r"(\d+)\.(\d+|attn|mlp)")
@@ -104,10 +104,10 @@ def component_map(values: Labelled, title: str) -> Figure | None:
     for layer, part, one in parts:
         grid[layer, columns.index(part)] = one
     return sweep_grid(
-        grid, None, columns, row_name="layer", column_name="head or MLP", value_name=_said(values), absent="not among these",
+        grid, None, columns, row_name="layer", column_name="head or MLP", value_name=_named(values), absent="not among these",
         title=title + (f" ({', '.join(rest)})" if rest else ""),
     )  # fmt: skip
 
 
-def _said(values: Labelled) -> str:
+def _named(values: Labelled) -> str:
     return f"{values.what} ({values.unit})" if values.unit else values.what

@@ -507,9 +507,9 @@ class Bound:
             positions: for these of the chosen positions only.
         """
         value = self._value(clean, positions)
-        return self._drawn(self.change.seed, value, positions) if isinstance(self.change, Random) else value
+        return self._random_draw(self.change.seed, value, positions) if isinstance(self.change, Random) else value
 
-    def _drawn(self, seed: tuple[int, ...], value: Tensor | None, positions: Sequence[int] | None) -> RandomDraw:
+    def _random_draw(self, seed: tuple[int, ...], value: Tensor | None, positions: Sequence[int] | None) -> RandomDraw:
         """With random numbers, by the numbers of examples, positions and entries in the whole batch."""
         at = self.position_axis
         numbers: list[Sequence[int]] = [

@@ -38,15 +38,15 @@ def with_provenance(analysis: Callable[P, R]) -> Callable[P, R]:
     named = inspect.signature(analysis)
 
     @functools.wraps(analysis)
-    def asked(*args: P.args, **options: P.kwargs) -> R:
+    def recorded(*args: P.args, **options: P.kwargs) -> R:
         known(named, analysis.__name__, options)
         found = analysis(*args, **options)
         if isinstance(found, Result):
             object.__setattr__(found, "provenance", Provenance.of(analysis.__name__, named.bind(*args, **options).arguments))
         return found
 
-    asked.__dict__["keeps_provenance"] = True
-    return asked
+    recorded.__dict__["keeps_provenance"] = True
+    return recorded
 
 
 def known(named: inspect.Signature, function: str, options: Mapping[str, Any]) -> None:
@@ -204,11 +204,11 @@ def _call(name: str, arguments: Mapping[str, Any]) -> str:
 def _argument(key: str, value: Any, *, first: bool) -> str:
     if isinstance(value, Mapping) and key in ("options", "kwargs"):
         return ", ".join(_argument(name, one, first=False) for name, one in value.items())
-    said = _said(value)
+    said = _argument_text(value)
     return said if first or key in ("tokens", "clean", "corrupted", "source", "prompts") else f"{key}={said}"
 
 
-def _said(value: Any) -> str:
+def _argument_text(value: Any) -> str:
     """An argument, short."""
     if isinstance(value, Transformer):
         return "model"
@@ -217,7 +217,7 @@ def _said(value: Any) -> str:
     if isinstance(value, Tensor):
         return value.item().__repr__() if not value.ndim else f"<{'×'.join(map(str, value.shape))} numbers>"
     if isinstance(value, list | tuple) and len(value) <= 8:
-        return f"[{', '.join(map(_said, value))}]"
+        return f"[{', '.join(map(_argument_text, value))}]"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"<{len(value)} {type(value).__name__}>"
     if callable(value) and hasattr(value, "__name__"):

@@ -115,7 +115,7 @@ def _blocks(blocks: Sequence[Block], heading: str = "") -> str:
     parts = []
     for block in blocks:
         if isinstance(block, Figure):
-            parts.append(_drawn(block, titled=block.title != heading))
+            parts.append(_figure_html(block, titled=block.title != heading))
         elif isinstance(block, Code):
             parts.append(f'<pre class="ct-code" tabindex="0"><code>{escape(block.text)}</code></pre>')
         elif isinstance(block, Facts):
@@ -141,7 +141,7 @@ def _fact(fact: Fact) -> str:
     return f"<dt>{escape(name)}</dt><dd>{said}</dd>"
 
 
-def _drawn(figure: Figure, titled: bool) -> str:
+def _figure_html(figure: Figure, titled: bool) -> str:
     try:
         return html.holder(figure.payload(), figure.text, figure.height, titled=titled)
     except ShapeError as error:  # too large for a page: said in its place

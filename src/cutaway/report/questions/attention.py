@@ -65,7 +65,7 @@ def ask(study: Study) -> list[Finding]:
     what = "sources that some head attends to at least 10% of its attention more than evenly"
     found.insert(0, Finding("count", what, dict.fromkeys(claimed, Value(1.0)), total=len(found), on=study.on))
     if found and not study.large:
-        found[0] = _drawn(study, found[0])
+        found[0] = _with_patterns(study, found[0])
     return found
 
 
@@ -77,7 +77,7 @@ def _by_token(study: Study, looked: Tensor, counted: Tensor) -> dict[str, dict[s
             for head, each in zip(study.heads, looked, strict=True)}  # fmt: skip
 
 
-def _drawn(study: Study, finding: Finding) -> Finding:
+def _with_patterns(study: Study, finding: Finding) -> Finding:
     """With the patterns of the first prompt."""
     length = min(int(study.prompts.lengths[0]), 60)
     words = [study.word(token) for token in study.prompts.tokens[0, :length].tolist()]

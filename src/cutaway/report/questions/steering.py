@@ -48,7 +48,7 @@ def ask(study: Study) -> list[Finding]:
     values, base = {}, {}
     generator = torch.Generator().manual_seed(study.seed)
 
-    def moved(layer: int, vector: torch.Tensor) -> torch.Tensor:
+    def shift(layer: int, vector: torch.Tensor) -> torch.Tensor:
         change = edits.add(vector)
         made = [change.at(("resid_post", layer), positions=p, examples=(where == p).nonzero().flatten().tolist())
                 for p in where.unique().tolist()]  # fmt: skip
@@ -60,10 +60,10 @@ def ask(study: Study) -> list[Finding]:
     for layer in layers if len(layers) <= 12 else layers[:: len(layers) // 6]:
         stream = study.cache[study.streams[layer + 1]][rows, at]
         vector = stream[fit[0]].mean(0) - stream[fit[1]].mean(0)
-        still = moved(layer, nothing)
-        values[str(layer)] = mean(moved(layer, vector) - still)
+        still = shift(layer, nothing)
+        values[str(layer)] = mean(shift(layer, vector) - still)
         noise = [torch.randn(vector.shape, generator=generator) for _ in range(DRAWS)]
-        base[str(layer)] = spread(torch.stack([(moved(layer, n / n.norm() * vector.norm()) - still).mean() for n in noise]))
+        base[str(layer)] = spread(torch.stack([(shift(layer, n / n.norm() * vector.norm()) - still).mean() for n in noise]))
     what = f"how far a direction between means moves {study.answer_word(one)!r} towards {study.answer_word(other)!r}"
     on = f"{len(tested)} answers that the direction was not made from"
     return [Finding("trend", what, values, "logits", base, "random directions", on, axis="layers")]

@@ -101,14 +101,14 @@ def asks(
             parameters.sort(key=lambda one: one.name != "words")
 
         @functools.wraps(command)
-        def asked(**given: Any) -> None:
+        def with_request(**given: Any) -> None:
             shared = {name: given.pop(name) for name in taken}
             command(Request(command.__name__.rstrip("_").replace("_", " "), shared, pairs=pairs), **given)
 
-        asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        asked.__annotations__ = {one.name: one.annotation for one in parameters}
-        del asked.__wrapped__
-        return asked
+        with_request.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        with_request.__annotations__ = {one.name: one.annotation for one in parameters}
+        del with_request.__wrapped__
+        return with_request
 
     return decorate
 
@@ -176,7 +176,7 @@ class Request:
         return self._texts()[0] if self.text and len(self.text) == 1 and not known else None
 
     @cached_property
-    def asked_prompts(self) -> Prompts:
+    def given_prompts(self) -> Prompts:
         """The prompts.
 
         Raises:
@@ -190,7 +190,7 @@ class Request:
         if self.options.get("pairs") is not None:
             made = Prompts.read(self.options["pairs"], self.network, **self._reading(bos))
         elif self.behaviour is not None:
-            made = self.drawn()
+            made = self.behaviour_prompts()
         else:
             made = self._of_texts(bos)
         if self.options.get("pairs") is not None or self.prompts_file is not None:
@@ -260,7 +260,7 @@ class Request:
         said = [{"role": "user", "content": text}]
         return str(self.network.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
 
-    def drawn(self) -> Prompts:
+    def behaviour_prompts(self) -> Prompts:
         """The prompts of the behaviour."""
         from cutaway.tasks.behaviours import behaviour
 
@@ -281,9 +281,9 @@ class Request:
     # What is said of it.
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """Model, and count and length of the texts, in a line."""
-        found = self.__dict__.get("asked_prompts")
+        found = self.__dict__.get("given_prompts")
         if found is None:
             return str(self.model)
         low, high = int(found.lengths.min()), int(found.lengths.max())
@@ -294,7 +294,7 @@ class Request:
 
     def about(self) -> dict[str, Any]:
         """The same as numbers, for `--json`."""
-        found = self.__dict__.get("asked_prompts")
+        found = self.__dict__.get("given_prompts")
         said: dict[str, Any] = {"command": self.command, "model": self.model}
         if found is not None:
             lengths = found.lengths.tolist()
@@ -316,20 +316,20 @@ class Request:
             result: what was computed, where it is one result: its summary, metric, audit and baseline stand on the page.
         """
         found = {**self.about(), **numbers}
-        console.echo(json.dumps(found, indent=2, ensure_ascii=False) if self.as_json else f"{text}\n{self.said}".strip())
+        console.echo(json.dumps(found, indent=2, ensure_ascii=False) if self.as_json else f"{text}\n{self.description}".strip())
         if self.html is None:
             return
         from cutaway.runs.provenance import measured, page_with
 
-        told = facts(self.network, self.__dict__.get("asked_prompts", self.__dict__.get("long_text")))
+        told = facts(self.network, self.__dict__.get("given_prompts", self.__dict__.get("long_text")))
         told += [("behaviour", f"{self.behaviour}, seed {self.seed}")] if self.behaviour else []
         told += [] if result is None else measured(result)
-        page_with(title, told, _page_said(text, result), figures).save(self.html, replace=True)
+        page_with(title, told, _page_text(text, result), figures).save(self.html, replace=True)
         if not self.as_json:
             console.echo(f"\n{self.html}")
 
 
-def _page_said(text: str, result: Any) -> Sequence[Any]:
+def _page_text(text: str, result: Any) -> Sequence[Any]:
     """What a page says above its figures: the summary, and what was printed, so that --top and --all count there too."""
     from cutaway.view import Code
 

@@ -50,7 +50,7 @@ class Across:
         key = place if isinstance(place, tuple) else (place,)
         fits = [one for one in self.answers if all(part in one for part in key)]
         if len(fits) != 1:
-            there = ", ".join(map(_said, self.answers))
+            there = ", ".join(map(_place_text, self.answers))
             raise KeyError(f"{place!r} names {len(fits)} of {len(self.answers)} answers; there are {there}")
         return self.answers[fits[0]]
 
@@ -71,7 +71,7 @@ class Across:
         lines = [f"{self.question}: {len(self.answers)} answers, {self.computed} of them computed now, kept in {self.folder}"]
         for place, one in self.answers.items():
             text = one.summary() if hasattr(one, "summary") else one.text() if hasattr(one, "text") else str(one)
-            lines += [f"{_said(place)}:", *(f"  {line}" for line in text.splitlines())]
+            lines += [f"{_place_text(place)}:", *(f"  {line}" for line in text.splitlines())]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def _plain(one: Any) -> Any:
     return one.numbers() if hasattr(one, "numbers") and callable(one.numbers) else one.to_json()
 
 
-def _said(place: Place) -> str:
+def _place_text(place: Place) -> str:
     return ", ".join(filter(None, place))
 
 
@@ -167,7 +167,7 @@ class _Run:
         Raises:
             WorkerFailed: some are missing.
         """
-        self.progress = DelayedBar("asking") if self.progress is None else self.progress
+        self.progress = DelayedBar("answering") if self.progress is None else self.progress
         try:
             aside = self.executor.run(AskJob(str(self.folder.resolve())), self._missing(models), lambda unit, key: self._count())
         finally:
@@ -206,7 +206,7 @@ class _Run:
             for variant, given in self.variants.items():
                 place, whole = (label, called, variant), {**given, **more}
                 key = key_of([*about, described(some, "prompts"), described(whole)])
-                yield place, OneQuestion(len(self.asked), _said(place), key, self.function, source, some, whole)
+                yield place, OneQuestion(len(self.asked), _place_text(place), key, self.function, source, some, whole)
 
     def _answer(self, question: OneQuestion) -> Any:
         found = self.reused.get(question.number)
@@ -274,7 +274,7 @@ class _Drawing:
     def of(self, model: Transformer) -> Iterator[tuple[str, Prompts, dict[str, Any]]]:
         """Sets in a model's tokens, or parts of them, with their labels and what else the function is told of them."""
         for label, one in self.sets.items():
-            behaviour, whole = self._drawn(label, one, model)
+            behaviour, whole = self._prompts_of(label, one, model)
             more = {"behaviour": behaviour} if self.named and behaviour is not None else {}
             if self.rows is None:
                 yield label, whole, more
@@ -283,7 +283,7 @@ class _Drawing:
                 end = min(start + self.rows, len(whole))
                 yield f"{label} {start} to {end - 1}", whole[start:end], more
 
-    def _drawn(self, label: str, one: Any, model: Transformer) -> tuple[Behaviour | None, Prompts]:
+    def _prompts_of(self, label: str, one: Any, model: Transformer) -> tuple[Behaviour | None, Prompts]:
         """Prompts, and their behaviour where they are drawn.
 
         Raises:

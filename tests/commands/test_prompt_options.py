@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import cutaway
 from cutaway.cli import app
-from cutaway.commands.asking import SCREEN, layers_of, positions_of
+from cutaway.commands.prompt_options import SCREEN, layers_of, positions_of
 from cutaway.errors import ConfigError
 from cutaway.prompts import Prompts
 from cutaway.runs.hashes import model_hash
