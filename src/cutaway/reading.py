@@ -85,7 +85,7 @@ def read_bytes(path: Path, *, largest: int = LARGEST) -> bytes:
 
 def error_text(error: msgspec.ValidationError) -> str:
     """What msgspec says, with the place in front: `n_layers: expected int, got str`."""
-    text, _, place = str(error).partition(" - at `")
+    text, _, place = " ".join(str(error).split()).partition(" - at `")  # names of fields may hold line ends
     place = place.rstrip("`").removeprefix("$").removeprefix(".")
     text = text.replace("`", "")
     return f"{place}: {text[:1].lower()}{text[1:]}" if place else text

@@ -167,6 +167,25 @@ def test_what_says_nothing() -> None:
         edge_effects(model, CLEAN, None, METRIC, edges=[("embed", "logits")], ablation="mean", over=CLEAN[:, :3])
 
 
+class Wrapped(torch.nn.Module):
+    def __init__(self, old: torch.nn.Module):
+        super().__init__()
+        self.old = old
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.old(*args, **kwargs)
+
+
+@pytest.mark.parametrize("part", ["attn", "mlp"])
+def test_edges_of_somebody_elses_module_are_not_known(part: str) -> None:
+    model = network("gpt2")
+    setattr(model.blocks[1], part, Wrapped(getattr(model.blocks[1], part)))
+    model.setup()
+    for ask in (edge_attribution, edge_effects, CircuitRunner):
+        with pytest.raises(ConfigError, match=f"blocks.1.{part} is a Wrapped, not this network's own"):
+            ask(model, CLEAN, CORRUPTED, METRIC)
+
+
 PAIR = {"clean": "The king was dead. The", "corrupted": "The man was dead. The", "answer": " king", "wrong": " man"}
 
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway import records
-from cutaway.errors import CutawayError
+from cutaway.errors import CutawayError, NotReadable
 from cutaway.workbench import recording, serving, state
 from cutaway.workbench.session import Session
 from tests.workbench import clicks
@@ -205,6 +205,12 @@ def broken_messages(count: int) -> None:
 
 def test_broken_messages_are_refused_in_a_sentence() -> None:
     broken_messages(400)
+
+
+def test_a_refusal_is_one_line_whatever_fields_are_called() -> None:
+    with pytest.raises(NotReadable) as refused:
+        state.parse('{"do": "ask", "a\\nb": 1}')
+    assert "a b" in str(refused.value) and "\n" not in str(refused.value)
 
 
 @pytest.mark.fuzz

@@ -17,14 +17,16 @@ from torch import Tensor, nn
 
 from cutaway.axes import Resid
 from cutaway.circuits.graph import READS, Edges, Graph
-from cutaway.errors import ShapeError
+from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.attention import project
+from cutaway.model.foreign import ours
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.norm import LayerNorm, post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.products import linear_by_head
 from cutaway.model.transformer import Transformer
 
+PARTS = ("attn", "mlp")
 Parts = Float[Tensor, "writer batch pos d_model"]
 
 
@@ -65,8 +67,16 @@ def check(model: Transformer) -> None:
 
     Raises:
         ShapeError: keys are normalised over their full width, which heads of a group share.
+        ConfigError: a block, its attention or its MLP is somebody else's module, whose edges nobody knows.
     """
     cfg = model.cfg
+    for layer, block in enumerate(model.blocks.children()):
+        for name, part in ((f"blocks.{layer}", block), *((f"blocks.{layer}.{one}", getattr(block, one, None)) for one in PARTS)):
+            if part is not None and not ours(part):
+                raise ConfigError(
+                    f"{name} is a {type(part).__name__}, not this network's own, so its edges are not known; "
+                    "find circuits in the network without it"
+                )
     if cfg.use_qk_norm and cfg.qk_norm_over == "full" and cfg.kv_heads != cfg.n_heads:
         raise ShapeError("edges need keys that belong to heads; this network normalises the keys of all groups of heads together")
 

@@ -44,11 +44,16 @@ def intact(module: nn.Module, *forwards: Any) -> bool:
 CONTAINERS = (nn.ModuleList, nn.Identity)  # of Torch's, which our networks are made of
 
 
+def ours(module: nn.Module) -> bool:
+    """Whether one module is of this package, as it was written."""
+    return intact(module) and (type(module) in CONTAINERS or type(module).__module__.startswith("cutaway."))
+
+
 def untouched(module: nn.Module) -> bool:
-    """Whether one module is ours, as it was written, and nobody listens to it."""
+    """Whether one module is ours, and nobody listens to it."""
     if module._forward_hooks or module._forward_pre_hooks or (isinstance(module, HookPoint) and module.written):
         return False
-    return intact(module) and (type(module) in CONTAINERS or type(module).__module__.startswith("cutaway."))
+    return ours(module)
 
 
 def watch(places: Iterable[tuple[str, nn.Module]], before: Watched) -> Watched:
