@@ -307,7 +307,8 @@ ELSEWHERE = {
     "compared with transformers, a text at a time": "verify",
     "counts what a sweep would cost": "plan",
     "takes results, not texts": "difference load",
-    "says something of all texts together, which has a law below": "faithfulness find_circuit stability",
+    "says something of all texts together, which has a law below": "faithfulness find_circuit stability circuit_for",
+    "calls an analysis of the law for each model": "across",
     "compares edges, not texts": "recovery",
     "has a law of its own below": "HookedTransformer ActivationCache contrast_vectors activation_addition max_activating_texts"
     " dose_response separability patching steered_texts",

@@ -106,8 +106,9 @@ def test_circuits_of_another_compiler_are_found(ablation: str, unseen: int) -> N
 
 def test_where_no_edge_can_be_seen_there_is_no_area() -> None:
     model = share_of_x()
-    same = torch.tensor([[0, 1, 2, 1, 2, 2]] * 4)
-    effects = edge_effects(model, same, same, metrics.log_probability([0] * 4))
+    clean = torch.tensor([[0, 1, 2, 1, 2, 2]] * 4)
+    corrupted = torch.tensor([[0, 1, 2, 1, 2, 1]] * 4)  # other tokens only after the position that the metric reads
+    effects = edge_effects(model, clean, corrupted, metrics.log_probability([0] * 4, positions=3))
     truth = Circuit.of(model, TRUE).edges
     found = recovery(Graph(model.cfg), effects.values.data, truth, effects.unseen)
     assert found.edges != found.edges and len(found.unseen) == len(TRUE) and "cannot show" in effects.summary()

@@ -19,7 +19,7 @@ from cutaway.cli import app
 from cutaway.errors import UnknownName
 from cutaway.exercises.checking import _answer, grade
 from cutaway.exercises.comparing import difference
-from cutaway.exercises.judge import call, load, told
+from cutaway.exercises.judge import call, error_line, load
 from cutaway.exercises.plain_data import plain
 from cutaway.exercises.progress import FILE, ProgressError
 from cutaway.tasks import FirstUniqueChar
@@ -167,7 +167,7 @@ def test_a_file_that_cannot_be_used_is_told(tmp_path: Path, source: str, part: s
     path.write_text(source)
     with pytest.raises((SyntaxError, UnknownName, ModuleNotFoundError)) as caught:
         load(path, "right_guesses")
-    assert part in told(caught.value, str(path))
+    assert part in error_line(caught.value, str(path))
 
 
 def test_a_hidden_network_can_be_had_again(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ PATIENCE = 120.0
 COMMANDS: dict[str, Callable[[Path, Path], list[Any]]] = {
     "report": lambda given, to: [
         *("report", "first-unique-char", "--examples", given / "examples.jsonl", "--size", 24, "--out", to / "out"),
-        *("--questions", "performance", "--questions", "ablation"),
+        *("--questions", "performance", "--questions", "ablation", "--replace"),
     ],
     "ablate": lambda given, to: ["ablate", "--text", "The king is dead. The king is dead.", "--record", to / "record"],
     "circuit find": lambda given, to: [

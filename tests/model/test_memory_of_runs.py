@@ -49,7 +49,7 @@ def model() -> HookedTransformer:
         positional_embedding_type="rotary", rotary_dim=8,
     ))  # fmt: skip
     with torch.no_grad(), Alive():  # what is made once and kept with the network
-        made(TOKENS)
+        made.run_with_cache(TOKENS)
     return made
 
 

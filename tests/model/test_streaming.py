@@ -82,7 +82,7 @@ def test_collections_and_sweeps_of_it_are_those_of_the_whole_model(saved: Path, 
     cells += [edits.Edit(("z", n), edits.zero(), heads=1) for n in range(8)]
     found = [sweep(one, tokens, cells, metrics.loss(tokens)) for one in (whole, model)]
     assert torch.equal(found[0].values.data, found[1].values.data) and found[1].audit.cells
-    assert isinstance(model.blocks, StreamedBlocks) and model.blocks.peak + live(model) - model.blocks.held <= limit
+    assert isinstance(model.blocks, StreamedBlocks) and model.blocks.peak + live(model) - model.blocks.bytes_loaded <= limit
 
 
 def test_the_plain_call_streams_weights_as_published(saved: Path) -> None:

@@ -69,6 +69,7 @@ CALLS: dict[str, Callable[[Given], Any]] = {
     "qk_circuit": lambda of: cutaway.qk_circuit(of.task, "0.1"),
     "edge_attribution": lambda of: of.scores,
     "edge_effects": lambda of: cutaway.edge_effects(of.model, of.pair, edges=[("embed", "0.1.q"), ("0.1", "logits")]),
+    "circuit_for": lambda of: cutaway.circuit_for(of.model, of.pairs, size=20, checks=1),
     "faithfulness": lambda of: cutaway.faithfulness(of.model, of.pairs, None, None, of.scores, sizes=[1, 20], draws=1),
     "stability": lambda of: cutaway.stability(_circuit(of), of.scores, draws=4, halvings=2),
 }  # fmt: skip

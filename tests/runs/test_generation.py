@@ -68,7 +68,7 @@ def test_an_edit_while_generating_is_the_edit_of_a_full_run() -> None:
     model, prompt = network("gpt2"), some_tokens(length=5)
 
     def push(x: Tensor, hook: HookPoint) -> None:
-        x += torch.linspace(-2, 2, x.shape[-1])
+        x += torch.linspace(-9, 9, x.shape[-1])
 
     edit = ("blocks.1.hook_resid_pre", push)
     with model.hooks([edit]):

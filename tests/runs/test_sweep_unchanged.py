@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cutaway.analysis import patching
+from cutaway.errors import ConfigError, ShapeError, StaleCache
 from cutaway.model.origins import Kept
 from cutaway.runs import edits, metrics
 from cutaway.runs.activation_cache import ActivationCache
@@ -178,9 +179,8 @@ def other_rows(model: Any) -> Any:
 @pytest.mark.parametrize(
     "made",
     [
-        other_tokens, rewritten_weights, written_behind_the_counter, another_model, with_a_hook, with_a_hook_of_torch,
-        with_an_edit, with_an_entry_replaced, with_an_entry_written_into, with_an_entry_written_into_unseen, with_other_padding,
-        with_a_run_inside, other_rows,
+        other_tokens, with_a_hook, with_a_hook_of_torch, with_an_edit, with_an_entry_replaced, with_an_entry_written_into,
+        with_an_entry_written_into_unseen, with_a_run_inside, other_rows,
     ],
 )  # fmt: skip
 def test_nothing_else_passes_for_unchanged(made: Callable[[Any], Any]) -> None:
@@ -191,6 +191,19 @@ def test_nothing_else_passes_for_unchanged(made: Callable[[Any], Any]) -> None:
     plain = sweep(model, TOKENS, residual(edits.patch(without_origin(cache))), METRIC, audit=0)
     assert (found.effects.data - plain.effects.data).abs().max() <= 1e-5 * plain.values.data.abs().max()
     assert float(found.effects.data.abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("made", [rewritten_weights, written_behind_the_counter, another_model, with_other_padding])
+def test_values_of_another_run_are_refused_or_come_without_an_origin(made: Callable[[Any], Any]) -> None:
+    model = network("gpt2")
+    cache = made(model)
+    with pytest.raises((StaleCache, ConfigError, ShapeError), match="takes its values from a run|an activation of padding"):
+        sweep(model, TOKENS, residual(edits.patch(cache)), METRIC)
+    found, plain = (
+        sweep(model, TOKENS, residual(edits.patch(values)), METRIC, audit=18)
+        for values in (dict(cache.cache_dict), without_origin(cache))
+    )
+    assert torch.equal(found.values.data, plain.values.data) and float(found.effects.data.abs().max()) > 1e-3
 
 
 # What is still known.

@@ -61,7 +61,7 @@ def show(chrome: Browser, tmp_path: Path) -> Callable[..., Browser]:
     """Opens a figure or a page in the browser."""
 
     def open_(thing: view.Figure | view.Page, **options: Any) -> Browser:
-        chrome("open", file=str(thing.save(tmp_path / "page.html")), **options)
+        chrome("open", file=str(thing.save(tmp_path / "page.html", replace=True)), **options)
         return chrome
 
     return open_

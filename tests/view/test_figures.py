@@ -105,11 +105,9 @@ def test_saving_writes_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".png", ".SVG", ".pdf"])
 def test_a_page_is_not_saved_as_an_image(ending: str, tmp_path: Path) -> None:
-    figure = view.heat_map(np.eye(2))
-    page = view.page("Title", [view.Section("One", [figure])])
-    for thing in (page, figure) if ending == ".SVG" else (page,):
-        with pytest.raises(ConfigError, match=r"HTML page, not \..*; call it 'figure\.html'"):
-            thing.save(tmp_path / f"figure{ending}")
+    page = view.page("Title", [view.Section("One", [view.heat_map(np.eye(2))])])
+    with pytest.raises(ConfigError, match=r"HTML page, not \..*; call it 'figure\.html'"):
+        page.save(tmp_path / f"figure{ending}")
     assert not list(tmp_path.iterdir())
 
 
@@ -235,7 +233,7 @@ def test_the_gallery_shows_every_builder_and_is_current() -> None:
     assert {name for name in view.__all__ if not re.search(rf"\b{name}\(", design)} <= {"Figure", "Page"}
 
 
-@pytest.mark.parametrize("name", ["page.xyz", "page.svg", "page.json"])
+@pytest.mark.parametrize("name", ["page.xyz", "page.gif", "page.json"])
 def test_a_page_is_not_saved_under_the_name_of_something_else(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"saved as an HTML page, not .*call it 'page\.html'"):
         view.bar_chart(["a"], [1.0]).save(tmp_path / name)

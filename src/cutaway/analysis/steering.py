@@ -299,7 +299,7 @@ def activation_addition(
         options: dict[str, Any] = {"attention_mask": torch.ones_like(padded), "stop_at_layer": _stop(model, [name])}
         passed.append(Transformer.run_with_cache(model, padded, names_filter=[name], return_type=None, **options)[1][name][0])
     difference = passed[0] - passed[1]
-    _check_apart(passed[0], passed[1], layer_of(model, layer))
+    _check_apart(passed[:1], passed[1:2], [layer_of(model, layer)])
     aligned = f"each of the first {longest} positions" + (
         f", the shorter prompt padded with {model.tokenizer.decode([pad])!r}" if apart else ""
     )
@@ -366,8 +366,7 @@ def contrast_vectors(
     options: dict[str, Any] = {"site": site, "position": position, "prepend_bos": prepend_bos}
     plus, minus = (activations(model, prompts, numbers, **options) for prompts in (positive, negative))
     values = directions(plus, minus, method)
-    for number, one, other in zip(numbers, plus, minus, strict=True):
-        _check_apart(one.mean(0), other.mean(0), number)
+    _check_apart([one.mean(0) for one in plus], [one.mean(0) for one in minus], numbers)
     own = remembered_hash(model)
     sets, name = (texts_of(model, positive), texts_of(model, negative)), model.cfg.model_name
     read = "the mean over positions" if position == "mean" else f"position {position} of each prompt"
@@ -380,16 +379,19 @@ def contrast_vectors(
     }
 
 
-def _check_apart(plus: Tensor, minus: Tensor, layer: int) -> None:
-    """Make sure that two sets of prompts differ where they are read.
+def _check_apart(plus: Sequence[Tensor], minus: Sequence[Tensor], layers: Sequence[int]) -> None:
+    """Make sure that two sets of prompts differ where they are read, in some layer (the first may read the same token).
 
     Raises:
         ShapeError: they do not, so that their difference points nowhere.
     """
-    if float((plus - minus).norm()) <= 1e-6 * float(plus.norm() + minus.norm()):
+    if all(
+        float((one - other).norm()) <= 1e-6 * float(one.norm() + other.norm()) for one, other in zip(plus, minus, strict=True)
+    ):
+        where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
         raise ShapeError(
-            f"the positive and the negative prompts have the same activations in layer {layer} where they are read, so the "
-            "vector is 0 and points nowhere; read another position or layer, or choose prompts that differ before it"
+            f"the positive and the negative prompts have the same activations in {where} where they are read, so the vector is "
+            "0 and points nowhere; read another position or layer, or choose prompts that differ before it"
         )
 
 

@@ -63,7 +63,7 @@ def check_free(folder: Path | str) -> Path:
         NotReadable: it holds one.
     """
     found = check_folder(folder)
-    if (found / CIRCUIT).exists():
+    if (found / RESULT).exists():  # the last file of a record: without it a run was killed, whose files this one replaces
         raise NotReadable(f"{found} holds a circuit already; give another folder, or remove this one first")
     return found
 

@@ -92,7 +92,7 @@ class Settled:
         return cut(self.corpus, self.mark, self.options.chunk)
 
 
-@options(length=1, chunk=16, batch=1, threads=1, stream=1)
+@options(length=1, chunk=16, batch=1, threads=1, stream=1, weight_bits=8)
 def collect(
     model: Transformer | str | Path,
     corpus: Corpus | str | Path,
