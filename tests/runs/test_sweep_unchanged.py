@@ -197,7 +197,7 @@ def test_nothing_else_passes_for_unchanged(made: Callable[[Any], Any]) -> None:
 def test_values_of_another_run_are_refused_or_come_without_an_origin(made: Callable[[Any], Any]) -> None:
     model = network("gpt2")
     cache = made(model)
-    with pytest.raises((StaleCache, ConfigError, ShapeError), match="takes its values from a run|an activation of padding"):
+    with pytest.raises((StaleCache, ConfigError, ShapeError), match=r"takes its values from a run|an activation of padding"):
         sweep(model, TOKENS, residual(edits.patch(cache)), METRIC)
     found, plain = (
         sweep(model, TOKENS, residual(edits.patch(values)), METRIC, audit=18)
