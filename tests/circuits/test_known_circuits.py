@@ -106,9 +106,8 @@ def test_circuits_of_another_compiler_are_found(ablation: str, unseen: int) -> N
 
 def test_where_no_edge_can_be_seen_there_is_no_area() -> None:
     model = share_of_x()
-    clean = torch.tensor([[0, 1, 2, 1, 2, 2]] * 4)
-    corrupted = torch.tensor([[0, 1, 2, 1, 2, 1]] * 4)  # other tokens only after the position that the metric reads
-    effects = edge_effects(model, clean, corrupted, metrics.log_probability([0] * 4, positions=3))
+    clean, corrupted = (torch.tensor([[0, 1, 2, 1, 2, last]] * 4) for last in (1, 2))
+    effects = edge_effects(model, clean, corrupted, metrics.log_probability([0] * 4))
     truth = Circuit.of(model, TRUE).edges
-    found = recovery(Graph(model.cfg), effects.values.data, truth, effects.unseen)
+    found = recovery(Graph(model.cfg), effects.values.data, truth, truth)
     assert found.edges != found.edges and len(found.unseen) == len(TRUE) and "cannot show" in effects.summary()

@@ -73,7 +73,7 @@ def write(folder: Path, circuit: Circuit, metric: Metric, values: Tensor, model:
     folder.mkdir(parents=True, exist_ok=True)
     writer = Writer()
     about = {"model": model, "metric": writer.write(metric)}
-    circuit.save(folder / CIRCUIT)
+    circuit.save(folder / CIRCUIT, replace=True)
     writing.write(folder / TENSORS, save({"values": values, **{name: one.contiguous() for name, one in writer.tensors.items()}}))
     write_json(folder / METRIC, json.dumps(about, indent=1) + "\n")
     write_json(folder / RESULT, json.dumps(dict(numbers), indent=1, ensure_ascii=False) + "\n")

@@ -112,7 +112,7 @@ class WeightsState:
             self._looked = where, [_spread(one.detach()) for one in weights if not one.is_meta]
         kinds: dict[tuple[Any, ...], list[Tensor]] = {}
         for one in self._looked[1]:
-            kinds.setdefault((one.dtype, one.device), []).append(one.reshape(-1))
+            kinds.setdefault((one.dtype, one.device), []).append(one if one.ndim == 1 else one.reshape(-1))
         return [torch.cat(some) for some in kinds.values()]
 
 
