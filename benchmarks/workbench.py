@@ -109,6 +109,7 @@ def main() -> int:
     options.add_argument("--model", default="smollm2-135m-instruct")
     options.add_argument("--rest", type=float, default=0.15, help="seconds between two clicks")
     given = options.parse_args()
+    serving.needed()  # as `cutaway open` does, before it loads the model
     serving.leave_a_core()
     model = loading.from_pretrained(Transformer, given.model, device="cpu")
     loaded = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,7 +162,11 @@ def measure(metric: Metric, at: int, row: Float[Tensor, "1 d"], clean: Float[Ten
 
 def examples(model: Transformer) -> list[str]:
     """The behaviours whose prompts this model can read."""
-    return [name for name in behaviour_names() if _readable(model, name)]
+    return list(_examples(model))
+
+
+def _examples(model: Transformer) -> Iterator[str]:
+    return (name for name in behaviour_names() if _readable(model, name))
 
 
 def _readable(model: Transformer, name: str) -> bool:
@@ -214,10 +218,10 @@ def _first(rows: Sequence[Any], at: int) -> int | None:
     return int(found[0]) if found else None
 
 
-def opening(model: Transformer, known: Sequence[str]) -> dict[str, Any]:
+def opening(model: Transformer) -> dict[str, Any]:
     """The fields of the state that a page opens with."""
-    if known:
-        return example(model, known[0], 0)
+    if (known := next(_examples(model), None)) is not None:
+        return example(model, known, 0)
     if model.tokenizer is None:
         return {"clean": [index % model.cfg.d_vocab for index in range(min(8, model.cfg.n_ctx))]}
     try:

@@ -53,16 +53,19 @@ class Workbench:
 
 
 def needed() -> None:
-    """Make sure that the packages of the server are there.
+    """Import the packages of the server, so that a model is not loaded in vain where they are missing.
 
     Raises:
         PackageNeeded: they are not.
     """
+    from importlib import import_module
     from importlib.util import find_spec
 
     absent = [name for name in ("starlette", "uvicorn", "websockets") if find_spec(name) is None]
     if absent:
         raise PackageNeeded(f"the workbench needs {', '.join(absent)}; install them with: pip install 'cutaway[workbench]'")
+    import_module("uvicorn")
+    import_module("cutaway.workbench.server")
 
 
 def free_port(wanted: int | None) -> tuple[socket.socket, int, bool]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -73,7 +74,6 @@ class Session:
 
     def __init__(self, model: Transformer, name: str, post: Post = lambda kind, said: None):
         self.model, self.name, self.post = model, name, post
-        self.behaviours = prompt_pair.examples(model)
         self.turn = 0
         self._lock = threading.RLock()
         self._runs: dict[tuple[int, ...], KeptRun] = {}
@@ -82,7 +82,7 @@ class Session:
         self._sent: dict[str, Any] = {}
         self.drawn: dict[str, Figure] = {}
         self.generated: str = ""
-        first = state.changed(State(), prompt_pair.opening(model, self.behaviours))
+        first = state.changed(State(), prompt_pair.opening(model))
         self.pair: PromptPair = prompt_pair.pair_of(model, first)
         self.steps: list[HistoryStep] = [HistoryStep("start", first)]
         self.at_step = 0
@@ -187,6 +187,11 @@ class Session:
                 self.at_step = len(self.steps) - 1
 
     # What follows from it.
+
+    @cached_property
+    def behaviours(self) -> list[str]:
+        """The behaviours whose prompts this model can read; looked up when the first page asks, while the first runs go on."""
+        return prompt_pair.examples(self.model)
 
     def about(self) -> dict[str, Any]:
         """What a page must know about the model."""
