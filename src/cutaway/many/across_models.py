@@ -10,12 +10,13 @@ from typing import Any
 
 from cutaway.errors import ConfigError, NotReadable, WorkerFailed
 from cutaway.executors import Executor, executor_of
-from cutaway.many.job import AskJob, OneQuestion, answer_of, key_of, name_of, takes
+from cutaway.many.job import AskJob, OneQuestion, answer_of, name_of, takes
 from cutaway.many.keys import described
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options as checked
 from cutaway.prompts import Prompts
 from cutaway.runs.bars import DelayedBar
+from cutaway.runs.hashes import digest
 from cutaway.runs.model_source import AS_USUAL, ModelSource
 from cutaway.tasks.behaviour import Behaviour
 from cutaway.tasks.given import of_behaviour
@@ -205,7 +206,7 @@ class _Run:
         for called, some, more in self.drawing.of(network):
             for variant, given in self.variants.items():
                 place, whole = (label, called, variant), {**given, **more}
-                key = key_of([*about, described(some, "prompts"), described(whole)])
+                key = digest([*about, described(some, "prompts"), described(whole)])
                 yield place, OneQuestion(len(self.asked), _place_text(place), key, self.function, source, some, whole)
 
     def _answer(self, question: OneQuestion) -> Any:

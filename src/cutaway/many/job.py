@@ -13,7 +13,6 @@ import torch
 
 from cutaway.errors import ConfigError, NotReadable, NotWritten
 from cutaway.model.transformer import Transformer
-from cutaway.runs.hashes import digest
 from cutaway.runs.model_source import ModelSource
 from cutaway.runs.result_files import load_value, save_value
 
@@ -119,8 +118,3 @@ class AskJob:
 def takes(function: Callable[..., Any], name: str) -> bool:
     """Whether a function has an argument of this name."""
     return name in inspect.signature(function).parameters
-
-
-def key_of(parts: list[Any]) -> str:
-    """The key of a question."""
-    return digest(parts)

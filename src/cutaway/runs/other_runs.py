@@ -13,7 +13,7 @@ from cutaway.errors import ConfigError, ShapeError, StaleCache
 from cutaway.model.origins import Passed
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit, Put, Random
-from cutaway.runs.places import Places
+from cutaway.runs.places import Places, numbers_of
 from cutaway.runs.values import passed_in
 
 MEANT = "if that is meant, give a plain dictionary, dict(cache.cache_dict), of which nothing is known"
@@ -63,8 +63,8 @@ def _check_tokens(edit: Edit, theirs: Tensor | None, ours: Tensor | None, shape:
     if other.shape[1] != shape[1] or len(other) not in (1, shape[0]) or isinstance(edit.positions, Places):
         return  # what does not fit is refused where the edit is bound
     lacking = one & ~other
-    rows = _listed(edit.examples, shape[0])
-    columns = _listed(edit.positions, shape[1])
+    rows = numbers_of(edit.examples, shape[0])
+    columns = numbers_of(edit.positions, shape[1])
     found = lacking[rows][:, columns].nonzero()
     if len(found):
         row, column = rows[int(found[0, 0])], columns[int(found[0, 1])]
@@ -72,10 +72,3 @@ def _check_tokens(edit: Edit, theirs: Tensor | None, ours: Tensor | None, shape:
             f"the edit '{edit.label}' would put an activation of padding at column {column} of row {row}, where a token is: "
             "its texts and those of the cache are not of one length, row by row; compare texts that align, or choose positions"
         )
-
-
-def _listed(given: Any, size: int) -> list[int]:
-    if given is None:
-        return list(range(size))
-    several = [given] if getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__") else list(given)
-    return [int(one) % size for one in several]

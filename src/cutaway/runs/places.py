@@ -137,7 +137,7 @@ def counted(edit: Edit, real: Bool[Tensor, "batch column"] | None, axes: Sequenc
     if real is None or isinstance(edit.positions, Places):
         return [edit]
     real = real.cpu()
-    rows = range(len(real)) if edit.examples is None else _numbers(edit.examples, len(real))
+    rows = numbers_of(edit.examples, len(real))
     numbered = {name: _whole_numbers(given) for name in ("positions", "sources") if (given := getattr(edit, name)) is not None}
     if not numbered:
         return [edit]
@@ -181,8 +181,14 @@ def some_examples(change: Change, axes: Sequence[str], rows: Sequence[int], some
 
 
 def _whole_numbers(given: Any) -> list[int]:
+    """One number or several, as a list."""
     several = [given] if getattr(given, "ndim", None) == 0 or not hasattr(given, "__iter__") else list(given)
     return [whole(one, "a position") for one in several]
+
+
+def numbers_of(given: Any, size: int) -> list[int]:
+    """Numbers from 0 of what is chosen along an axis; None: all."""
+    return list(range(size)) if given is None else [one % size for one in _whole_numbers(given)]
 
 
 PROMPT, GENERATED = Places(part="prompt"), Places(part="generated")
@@ -205,7 +211,7 @@ def edits_at(
         return [edit]
     places, here = edit.positions, edit.positions.mask(own, prompt_columns)
     place, prompt = own.long().cumsum(-1) - 1, own[:, :prompt_columns].sum(-1)
-    rows = range(len(own)) if edit.examples is None else _numbers(edit.examples, len(own))
+    rows = numbers_of(edit.examples, len(own))
     groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for row in rows:
         columns = [one for one in here[row].nonzero().flatten().tolist() if one >= start]
@@ -246,7 +252,3 @@ def some_values(change: Change, site: str, axes: Sequence[str], which: Sequence[
 def _position(axes: Sequence[str]) -> int:
     """Which axis is the position (of the destination), counted from the last."""
     return next(index for index, word in enumerate(axes) if word in ("pos", "dest")) - len(axes)
-
-
-def _numbers(given: int | Sequence[int], size: int) -> list[int]:
-    return [one % size for one in ([given] if isinstance(given, int) else given)]

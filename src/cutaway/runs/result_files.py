@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -89,12 +90,8 @@ def load_value(path: str | Path) -> Any:
         size = int.from_bytes(data[:8], "little")
         header = reading.parse(data[8 : 8 + size], f"{path}", finite=False)
         tensors = load_tensors(data)
-    except (ValueError, OverflowError, RuntimeError) as error:
-        raise NotReadable(f"{path} is no saved result: {str(error)[:100]}") from error
-    except Exception as error:  # the reader's own error has no public class
-        if type(error).__name__ == "SafetensorError":
-            raise NotReadable(f"{path} is no saved result, or damaged: {str(error)[:100]}") from error
-        raise
+    except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
+        raise NotReadable(f"{path} is no saved result, or damaged: {str(error)[:100]}") from error
     meta = header.get("__metadata__", {}) if isinstance(header, dict) else {}
     said = reading.parse(str(meta.get("result", "{}")), f"{path}", finite=False) if isinstance(meta, dict) else {}
     known = meta.get("format", said.get("format") if isinstance(said, dict) else None)
