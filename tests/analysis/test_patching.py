@@ -131,5 +131,5 @@ def test_prompts_of_different_lengths_are_refused() -> None:
     with pytest.raises(UnknownName, match="has none of mlp_out to patch; it has resid_pre, attn_out, z"):
         lacking = network("attention only")
         patching.patch(lacking, CLEAN, CORRUPTED, metrics.logit_difference(RIGHT, WRONG), kinds=["mlp_out"])
-    with pytest.raises(ShapeError, match="have the same logit difference"):
+    with pytest.raises(ShapeError, match="clean and corrupted prompts are the same"):
         patching.patch(model, CLEAN, CLEAN, metrics.logit_difference(RIGHT, WRONG))

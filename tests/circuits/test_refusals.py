@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 from cutaway.circuits.attribution import edge_attribution
 from cutaway.circuits.circuit import Circuit
 from cutaway.circuits.effects import edge_effects
+from cutaway.circuits.finding import recovery_text
 from cutaway.circuits.graph import Graph
 from cutaway.circuits.measuring import CircuitRunner, run_circuit
 from cutaway.circuits.scoring import faithfulness
@@ -165,6 +167,13 @@ def test_what_says_nothing() -> None:
         run_circuit(model, CLEAN, CORRUPTED, Graph(model.cfg).mask, ablation="meen")
     with pytest.raises(ShapeError, match="do not reach over"):
         edge_effects(model, CLEAN, None, METRIC, edges=[("embed", "logits")], ablation="mean", over=CLEAN[:, :3])
+
+
+def test_what_recovers_without_an_interval_says_so() -> None:
+    shares = {"clean": 2.3, "ablated": -3.9, "recovered": 0.9, "random": 0.0, "shuffled": -0.001}
+    few = recovery_text(478, 123211, "logit difference", "resample", (math.nan, math.nan), **shares)
+    assert "(no interval: the prompts are too few, or too unlike)" in few and "nan" not in few and "-0%" not in few
+    assert "(95% interval 80% to 95%)" in recovery_text(478, 123211, "loss", "zero", (0.8, 0.95), **shares)
 
 
 class Wrapped(torch.nn.Module):

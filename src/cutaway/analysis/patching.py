@@ -462,6 +462,8 @@ def patch(
         raise UnknownName(f"this network has none of {', '.join(kinds)} to patch; it has {', '.join(there)}")
     kinds = [kind for kind in kinds if kind in there]
     names = [get_act_name(kind, layer) for kind in kinds for layer in range(model.cfg.n_layers)]
+    if torch.equal(*pair):
+        raise ShapeError("clean and corrupted prompts are the same, so there is nothing to recover; give prompts that differ")
     means: list[float] = []
     by_example: list[Tensor] = []
     with torch.no_grad():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import torch
@@ -24,6 +25,25 @@ from cutaway.runs.hashes import model_hash
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, heat_map
+
+
+def recovery_text(
+    size: int, of: int, metric: str, ablation: str, interval: tuple[float, float], *, clean: float, ablated: float,
+    recovered: float, random: float, shuffled: float,
+) -> str:  # fmt: skip
+    """How much a circuit recovers, beside circuits of its size, in a sentence."""
+    low, high = interval
+    sure = (
+        "no interval: the prompts are too few, or too unlike"
+        if isnan(low) or isnan(high)
+        else f"95% interval {low:.0%} to {high:.0%}"
+    )
+    drawn, shuffle = (f"{round(share, 2) + 0.0:.0%}" for share in (random, shuffled))  # never −0%
+    return (
+        f"{size} of {of} edges ({size / of:.2%}) recover {recovered:.0%} of the {metric} ({sure}): {clean:.3g} in the whole "
+        f"model, {ablated:.3g} with all edges ablated ({ablation}); as many edges drawn at random recover {drawn}, "
+        f"with shuffled scores {shuffle}"
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,14 +99,11 @@ class CircuitSearch(Result):
         )  # fmt: skip
 
     def summary(self) -> str:
-        low, high = self.interval
         edges = ", ".join(f"{writer} → {reader}" for writer, reader in self.pairs()[:6])
-        return (
-            f"{self.size} of {self.of} edges ({self.size / self.of:.2%}) recover {self.recovered:.0%} of the {self.metric} (95% "
-            f"interval {low:.0%} to {high:.0%}): {self.clean:.3g} in the whole model, {self.ablated:.3g} with all edges ablated "
-            f"({self.ablation}); as many drawn at random recover {self.random:.0%}, with shuffled scores {self.shuffled:.0%}\n"
-            f"largest: {edges}"
-        )
+        means = {"clean": self.clean, "ablated": self.ablated}
+        shares = {"recovered": self.recovered, "random": self.random, "shuffled": self.shuffled}
+        said = recovery_text(self.size, self.of, self.metric, self.ablation, self.interval, **means, **shares)
+        return f"{said}\nlargest: {edges}"
 
 
 @with_provenance

@@ -133,13 +133,10 @@ def _metric(name: str | None, given: Any) -> Any:
 
 
 def _found_text(asked: Request, found: Any, numbers: dict[str, Any], sure: Any) -> str:
-    low, high = numbers["interval"]
-    head = (
-        f"{found.size} of {found.graph.size} edges ({found.share:.2%}) recover {numbers['recovered']:.0%} of the "
-        f"{found.about['metric']} (95% interval {low:.0%} to {high:.0%}): {numbers['clean']:.3g} in the whole model, "
-        f"{numbers['ablated']:.3g} with all edges ablated ({found.ablation}); as many edges drawn at random recover "
-        f"{numbers['random']:.0%}, with shuffled scores {numbers['shuffled']:.0%}"
-    )
+    from cutaway.circuits.finding import recovery_text
+
+    told = {name: numbers[name] for name in ("interval", "clean", "ablated", "recovered", "random", "shuffled")}
+    head = recovery_text(found.size, found.graph.size, found.about["metric"], found.ablation, **told)
     rows = []
     shown, more = asked.rows(found.pairs())
     for writer, reader in shown:

@@ -217,8 +217,9 @@ def make(
         raise NotFinite(f"{name} gives logits that are no finite numbers; train or load it again")
     if study.at_chance and not anyway:
         raise PromptError(
-            f"{name} does not do this: its accuracy is {value_text(study.accuracy, 'share')}, and always the same answer gives "
-            f"{value_text(study.chance, 'share')}; there is nothing to explain (--anyway shows the values and claims nothing)"
+            f"{name} does not do this, on {study.on}: its accuracy is {value_text(study.accuracy, 'share')}, and always the same "
+            f"answer gives {value_text(study.chance, 'share')}; there is nothing to explain "
+            "(--anyway shows the values and claims nothing)"
         )
     findings: dict[str, Sequence[Finding]] = {}
     about = _about(study, name, behaviour)
