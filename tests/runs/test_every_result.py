@@ -28,9 +28,9 @@ NOTHING = torch.zeros(2, 4, dtype=torch.long)
 class Given:
     """What the analyses run on: a language model with pairs of prompts, and a model of a task."""
 
-    def __init__(self) -> None:
-        self.model = cutaway.HookedTransformer.from_pretrained("attn-only-2l", device="cpu")
-        self.task = cutaway.HookedTransformer.from_pretrained("first-unique-char", device="cpu")
+    def __init__(self, device: str = "cpu") -> None:
+        self.model = cutaway.HookedTransformer.from_pretrained("attn-only-2l", device=device)
+        self.task = cutaway.HookedTransformer.from_pretrained("first-unique-char", device=device)
         answered = {"answers": " the", "wrong": " a"}
         self.pair = Prompts.of_texts(self.model, TEXTS[:1], corrupted=["the queen said to the king"], **answered)
         kings = [f"{front} king of my man was dead. The" for front in ("The", "A", "His", "Our")]
