@@ -49,10 +49,10 @@ class CutawayError(Exception):
     """
 
     def __str__(self) -> str:  # KeyError would show the repr
-        said = str(self.args[0]) if self.args else ""
-        if len(said) <= LONGEST:
-            return said
-        return f"{said[: LONGEST // 2]} … {said[-LONGEST // 2 :]}"  # it quotes something of any length
+        message = str(self.args[0]) if self.args else ""
+        if len(message) <= LONGEST:
+            return message
+        return f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"  # it quotes something of any length
 
 
 class ConfigError(CutawayError, ValueError, AssertionError):

@@ -127,7 +127,7 @@ def from_pretrained(
             weights, cfg = processing.process(_read_once(weights, cfg.torch_dtype, shown), cfg, **rewrites)
         model = build(
             kind, cfg, weights, tokenizer=_tokenizer(tokenizer, checkpoint), default_padding_side=default_padding_side,
-            shown=shown, mine=weights is not checkpoint.tensors, where=where, stream=stream, weight_bits=weight_bits,
+            shown=shown, owned=weights is not checkpoint.tensors, where=where, stream=stream, weight_bits=weight_bits,
         )  # fmt: skip
     model.provenance = provenance | ({"skipped_rewrites": skipped} if skipped else {})
     model.end_tokens = _end_tokens(source, hf_model)
@@ -195,8 +195,8 @@ def _end_tokens(source: Any, hf_model: Any) -> list[int] | None:
     file = Path(folder) / "generation_config.json" if folder else None
     if found is None and file is not None and file.is_file():
         with suppress(OSError, ValueError):  # it is there for generation only, and a damaged one is no reason not to load
-            said = json.loads(file.read_text(encoding="utf-8"))
-            found = said.get("eos_token_id") if isinstance(said, dict) else None
+            generation = json.loads(file.read_text(encoding="utf-8"))
+            found = generation.get("eos_token_id") if isinstance(generation, dict) else None
     if found is None and isinstance(source, ForeignCheckpoint):
         found = source.config.get("eos_token_id")
     listed = found if isinstance(found, list | tuple) else [] if found is None else [found]
@@ -231,9 +231,9 @@ def own_dtype(source: Checkpoint | ForeignCheckpoint) -> torch.dtype:
     """The precision of a checkpoint: what its config says, else that of its first weight."""
     config: Mapping[str, Any] = source.config if isinstance(source, ForeignCheckpoint) else {}
     inner = config["text_config"] if isinstance(config.get("text_config"), Mapping) else config
-    said = inner.get("dtype") or inner.get("torch_dtype")
-    if said is not None and str(said).removeprefix("torch.") in DTYPES:
-        return as_dtype(str(said).removeprefix("torch."))
+    declared = inner.get("dtype") or inner.get("torch_dtype")
+    if declared is not None and str(declared).removeprefix("torch.") in DTYPES:
+        return as_dtype(str(declared).removeprefix("torch."))
     tensors = (source.tensors[name] for name in source.tensors)
     return next((tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point), torch.float32)
 
@@ -315,11 +315,11 @@ def understand(
     return Checkpoint(cfg, tensors, source.tokenizer, False, provenance)
 
 
-def taken_for(strange: str, config: Mapping[str, Any]) -> str:
+def taken_for(unknown: str, config: Mapping[str, Any]) -> str:
     """The note on a model of a class that is not known."""
     own = config["architectures"][0]
     return (
-        f"its class {strange} is not known; every tensor and every field of its config is one of {own}, so it is taken to "
+        f"its class {unknown} is not known; every tensor and every field of its config is one of {own}, so it is taken to "
         "compute what that does"
     )
 
@@ -344,7 +344,7 @@ def build(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
     shown: Shown | None = None,
-    mine: bool = False,
+    owned: bool = False,
     where: Mapping[str, torch.device] | None = None,
     stream: int | None = None,
     weight_bits: int | None = None,
@@ -352,7 +352,7 @@ def build(
     """A network of class `kind` with these weights; a dict of them is emptied as they move in.
 
     Args:
-        mine: nobody else has these tensors, so that those that fit as they are may become parameters.
+        owned: nobody else has these tensors, so that those that fit as they are may become parameters.
         where: the device of each part (`embed`, `blocks.3`, …), where parts are placed one by one; see `placement`.
         stream: bytes that all weights may take; blocks beyond them are read when they run, each time anew.
         weight_bits: 8: matrices of blocks are kept in 8 bits; see `eight_bits`.
@@ -380,7 +380,7 @@ def build(
     for name in names:
         tensor = weights.pop(name) if isinstance(weights, MutableMapping) else weights[name]
         device = placement.device_of(name, cfg, where or {})
-        taken = _place(model, name, tensor, device=device, dtype=cfg.torch_dtype, mine=mine or fresh)
+        taken = _place(model, name, tensor, device=device, dtype=cfg.torch_dtype, owned=owned or fresh)
         if taken and stream is None:
             getattr(weights, "forget", lambda: None)()  # what is tied to this one is read anew: nobody may write into both
         del tensor
@@ -433,13 +433,13 @@ def _bytes(model: nn.Module, name: str) -> int:
     return one.numel() * one.element_size()
 
 
-def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device, dtype: torch.dtype, mine: bool) -> bool:
+def _place(model: nn.Module, name: str, tensor: Tensor, *, device: torch.device, dtype: torch.dtype, owned: bool) -> bool:
     """Put one tensor where a parameter without memory stands, in its memory order; whether it is that tensor itself."""
     path, _, last = name.rpartition(".")
     module = model.get_submodule(path)
     empty: nn.Parameter = getattr(module, last)
     as_it_should_be = (tensor.stride(), tensor.dtype, tensor.device) == (empty.stride(), dtype, device)
-    taken = mine and as_it_should_be and tensor.untyped_storage().nbytes() == tensor.nbytes
+    taken = owned and as_it_should_be and tensor.untyped_storage().nbytes() == tensor.nbytes
     if taken:
         real = tensor
     else:
@@ -582,8 +582,8 @@ def fill(model: Transformer, weights: Mapping[str, Any], *, strict: bool = True,
         canonical.check(weights, model.cfg)
     for name, tensor in weights.items():
         if not finite(tensor):
-            said = f"{name!r} holds {_not_finite(tensor)} numbers that are NaN or infinite"
-            warnings.warn(said, NotFiniteWeights, stacklevel=3)
+            message = f"{name!r} holds {_not_finite(tensor)} numbers that are NaN or infinite"
+            warnings.warn(message, NotFiniteWeights, stacklevel=3)
     try:
         return nn.Module.load_state_dict(model, weights, strict=strict, assign=assign)
     except RuntimeError as error:

@@ -398,9 +398,9 @@ class Comparison:
 
     def summary(self) -> str:
         """In words."""
-        asked = f"asked differently: {', '.join(self.differs)}" if self.differs else "asked the same"
+        settings = f"asked differently: {', '.join(self.differs)}" if self.differs else "asked the same"
         both = f"{len(self.cells)} cell{'s' * (len(self.cells) != 1)} in both"
-        lines = [f"{asked}; {both}, {self.only[0]} and {self.only[1]} in one only"]
+        lines = [f"{settings}; {both}, {self.only[0]} and {self.only[1]} in one only"]
         if self.cells:
             lines.append(f"largest relative difference of means {self.difference:.1e}, correlation {self.correlation:.4f}")
             lines += [f"  {label}: {one:.5g} and {other:.5g}" for label, one, other in self.cells[:5] if one != other]

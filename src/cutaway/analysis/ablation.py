@@ -78,17 +78,17 @@ class HeadAblation(Result):
         kind = self.values.names("kind")[0] if kind is None else kind
         overall = self._overall(self.values).sel(kind=kind)
         series = {WORDS[site]: overall.sel(site=site).data for site in overall.names("site")}
-        said = f"{self.values.what} ({self.values.unit})"
+        label = f"{self.values.what} ({self.values.unit})"
         grids = [layers_by_heads(overall.sel(site=site)) for site in overall.names("site")]
         maps = [grid for grid in grids if grid is not None]
         if len(maps) == len(grids):
             known = torch.stack(maps)
             rows = [layer for layer in range(known.shape[1]) if not bool(known[:, layer].isnan().all())]  # --layers
             return sweep_grid(
-                known[:, rows], list(map(str, rows)), kinds=list(series), row_name="layer", column_name="head", value_name=said,
+                known[:, rows], list(map(str, rows)), kinds=list(series), row_name="layer", column_name="head", value_name=label,
                 title=f"{kind} ablation of each head",
             )  # fmt: skip
-        return bar_chart(overall.names("head"), series, x_name="head", value_name=said, title=f"{kind} ablation of each head")
+        return bar_chart(overall.names("head"), series, x_name="head", value_name=label, title=f"{kind} ablation of each head")
 
     def summary(self) -> str:
         """The heads whose ablation matters most, for each kind and site."""
@@ -144,14 +144,14 @@ def ablate_heads(
     kinds, sites = some_of(kinds, KINDS, "kind of ablation"), some_of(sites, SITES, "site to ablate")
     cfg = model.cfg
     chosen = list(range(cfg.n_layers)) if layers is None else sorted(indices(layers, cfg.n_layers, "layer"))
-    asked = _metric_of(model, tokens, metric, mask)
+    measure = _metric_of(model, tokens, metric, mask)
     over = _averaged(model, tokens) if over is None else over
     edits: list[Edit] = []
     for kind in kinds:
         for site in sites:
             edits += _edits(zero() if kind == "zero" else mean(over=over), site, cfg, chosen, positions)
     done = sweep(
-        model, tokens, edits, asked, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
+        model, tokens, edits, measure, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
     )
     changes = done.effects.data
     at, heads, whole = 0, [], []
@@ -242,8 +242,8 @@ class Ablation(Result):
         order = found.data.abs().amax(0).argsort(descending=True)[:top].tolist()
         names = [found.names("component")[at] for at in order]
         series = {kind: found.sel(kind=kind, component=names).data for kind in found.names("kind")}
-        said = f"{self.values.what} ({self.values.unit})" if self.values.unit else self.values.what
-        return bar_chart(names, series, x_name="component", value_name=said, title="ablation of each component")
+        label = f"{self.values.what} ({self.values.unit})" if self.values.unit else self.values.what
+        return bar_chart(names, series, x_name="component", value_name=label, title="ablation of each component")
 
     def summary(self) -> str:
         """The components whose ablation matters most."""
@@ -287,8 +287,8 @@ def ablate(
     chosen = _components(model, components)
     over = _averaged(model, tokens) if over is None else over
     edits = [ablated_at(zero() if kind == "zero" else mean(over=over), one, positions) for kind in kinds for one in chosen]
-    asked = _metric_of(model, tokens, metric, None)
-    done = sweep(model, tokens, edits, asked, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline)
+    measure = _metric_of(model, tokens, metric, None)
+    done = sweep(model, tokens, edits, measure, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline)
     changes = done.effects
     labels = {"kind": list(kinds), "component": list(map(str, chosen))}
     values = changes.data.unflatten(0, (len(kinds), len(chosen)))

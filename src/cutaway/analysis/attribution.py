@@ -210,13 +210,13 @@ def attribute(
     own = targets is None
     targets, minus = answers_of(tokens, targets, minus)
     here = chosen_positions(positions, tokens, real, shape)
-    ids = target_ids(model, targets, given, shape, vocab, resid.device, asker="attribute", real=real)
+    ids = target_ids(model, targets, given, shape, vocab, resid.device, caller="attribute", real=real)
     counted = ids >= 0 if here is None else (ids >= 0) & here.to(ids.device)
     directions = _rows(model.unembed.W_U, ids.clamp(min=0), resid.dtype)
     bias = model.unembed.b_U.detach().to(resid.dtype)[ids.clamp(min=0)]
     what = "effect on the logit"
     if minus is not None:
-        others = target_ids(model, minus, given, shape, vocab, resid.device, asker="attribute", real=real)
+        others = target_ids(model, minus, given, shape, vocab, resid.device, caller="attribute", real=real)
         counted = counted & (others >= 0)
         directions = directions - _rows(model.unembed.W_U, others.clamp(min=0), resid.dtype)
         bias = bias - model.unembed.b_U.detach().to(resid.dtype)[others.clamp(min=0)]
@@ -233,12 +233,12 @@ def attribute(
     data = data.masked_fill(~counted, torch.nan)
     logit = logit.masked_fill(~counted, torch.nan)
     values = Labelled(data, ("component", "batch", "pos"), {"component": list(map(str, chosen))}, what, "logits")
-    said = "the right answer" if own and targets is not None else _called(model, targets, vocab)
+    target_name = "the right answer" if own and targets is not None else _called(model, targets, vocab)
     if minus is not None:
-        said += " minus " + ("the wrong answer" if own and targets is not None else _called(model, minus, vocab))
+        target_name += " minus " + ("the wrong answer" if own and targets is not None else _called(model, minus, vocab))
     whole = Labelled(logit, ("batch", "pos"), {}, "logit", "logits")
     words = () if given is None else words_of(model, given, real, vocab)
-    return Attribution(values, whole, ids.masked_fill(~counted, -1), counted, said, words)
+    return Attribution(values, whole, ids.masked_fill(~counted, -1), counted, target_name, words)
 
 
 @with_provenance

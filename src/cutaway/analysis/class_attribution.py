@@ -45,15 +45,15 @@ def by_class(
     for name, kind in {"repeated tokens": times > 1, "tokens that did not occur": times == 0}.items():
         added[name] = (every.data * kind).sum(-1) / kind.sum(-1)
     added |= {vocab[token]: every.data[..., token] for token in others}
-    moved = {} if roles is None else roles.by_source(few, here, sources)
-    lead = {} if roles is None else roles.lead_by_source(few, here, times == 0, sources)
+    shifted = {} if roles is None else roles.by_source(few, here, sources)
+    margin = {} if roles is None else roles.lead_by_source(few, here, times == 0, sources)
     found: dict[str, Any] = {}
     for name, where in here.items():
         by = {component: {kind: mean_of(data[n], where) for kind, data in added.items()}
               for n, component in enumerate(every.names("component"))}  # fmt: skip
         found[name] = {"by_component": by, "logits": {kind: sum(one[kind] for one in by.values()) for kind in added}}
         if roles is not None:
-            found[name] |= {**moved[name], "lead": lead[name], **_responsible(roles, right, labels, classes[name])}
+            found[name] |= {**shifted[name], "lead": margin[name], **_responsible(roles, right, labels, classes[name])}
     return found
 
 

@@ -226,9 +226,9 @@ def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:
             noise = [torch.randn(shape, generator=generator).to(W_V.device) for shape in shapes]
             random.append(_copying(model, l, between, *noise))
     labels = {"head": head_names(cfg)}
-    drawn = torch.cat(random) if random else torch.zeros(1)
+    baseline = torch.cat(random) if random else torch.zeros(1)
     values = Labelled(torch.cat(scores), ("head",), labels, "copying score")
-    return Copying(values, float(drawn.mean()), float(drawn.std()) if len(drawn) > 1 else 0.0, cfg.n_heads)
+    return Copying(values, float(baseline.mean()), float(baseline.std()) if len(baseline) > 1 else 0.0, cfg.n_heads)
 
 
 def _copying(

@@ -224,7 +224,7 @@ def head_scores(
         kinds = [kinds]
     if kinds is not None and not kinds:
         raise ShapeError(f"an empty list of kinds scores nothing; there are {', '.join(KINDS)}")
-    asked = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(KINDS if kinds is None else kinds)
+    conditions = dict(kinds) if isinstance(kinds, Mapping) else dict.fromkeys(KINDS if kinds is None else kinds)
     model = network(subject)
     causal = model.cfg.attention_dir == "causal"
     sites = [f"blocks.{l}.attn.hook_pattern" for l in range(model.cfg.n_layers)]
@@ -234,8 +234,8 @@ def head_scores(
         patterns = [cache.cache_dict[site].detach() for site in sites]
         patterns = patterns if cache.has_batch_dim else [pattern[None] for pattern in patterns]
         if ids is None and kinds is None:
-            asked = {kind: None for kind in asked if kind not in OF_TOKENS}
-        masks = _masks(asked, ids, real, patterns[0].shape[-2:])
+            conditions = {kind: None for kind in conditions if kind not in OF_TOKENS}
+        masks = _masks(conditions, ids, real, patterns[0].shape[-2:])
         scorer = _Scorer(masks, patterns[0].device)
         for pattern in patterns:
             scorer(pattern)
@@ -246,31 +246,31 @@ def head_scores(
         parts, evens = [], []
         for at in watched("reading patterns", range(0, len(ids), batch_size)):
             some, some_real = ids[at : at + batch_size], None if real is None else real[at : at + batch_size]
-            masks = _masks(asked, some, some_real, (some.shape[1], some.shape[1]))
+            masks = _masks(conditions, some, some_real, (some.shape[1], some.shape[1]))
             scorer = _Scorer(masks, model.device)
             with torch.no_grad(), model.hooks(fwd_hooks=[(site, scorer) for site in sites]):
                 model(some, return_type=None, attention_mask=None if some_real is None else some_real.long())
             parts.append(torch.cat(scorer.scores, 1))
             evens.append(_even(masks, len(some), causal))
     data, even = torch.cat(parts, 2), torch.cat(evens, 1).nanmean(1)
-    needy = [kind for index, kind in enumerate(asked) if kind in OF_TOKENS and bool(data[index].isnan().all())]
+    needy = [kind for index, kind in enumerate(conditions) if kind in OF_TOKENS and bool(data[index].isnan().all())]
     if needy and kinds is not None and not isinstance(kinds, Mapping):
         raise TokenError(
             f"no token of this text is repeated, so there is nothing to score for {', '.join(needy)}; try random_repeats"
         )
-    labels = {"kind": list(asked)}
+    labels = {"kind": list(conditions)}
     values = Labelled(data, ("kind", "head", "batch"), labels | {"head": head_names(model.cfg)}, "mean attention", "probability")
     return HeadScores(values, Labelled(even, ("kind",), labels, "even attention", "probability"), model.cfg.n_heads)
 
 
 def _masks(
-    asked: Mapping[str, Condition | None], tokens: Tensor | None, real: Tensor | None, shape: Any
+    conditions: Mapping[str, Condition | None], tokens: Tensor | None, real: Tensor | None, shape: Any
 ) -> list[Bool[Tensor, "#batch dest src"]]:
     dest, src = shape
     if tokens is not None and tokens.shape[1] != src:
         raise ShapeError(f"tokens have {tokens.shape[1]} positions, but the patterns {src} keys")
     masks = []
-    for kind, condition in asked.items():
+    for kind, condition in conditions.items():
         mask = kind_mask(kind, tokens, src, real) if condition is None else mask_of(condition, dest, src)
         masks.append(mask if real is None else mask & real[:, :, None] & real[:, None, :])
     return masks

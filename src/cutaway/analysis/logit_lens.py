@@ -117,8 +117,8 @@ class Lens(Result):
             same = float((self.top[index, ..., 0] == self.final)[read].float().mean())
             kl = float(self.kl.data[index][read].mean())
             probability, rank = self.values.data[index][counted], self.rank.data[index][counted].float()
-            said = f"{float(probability.mean()):.3f}, {float(rank.median()):.0f}, " if counted.any() else ""
-            lines.append(f"{name}: {said}{kl:.3g}, {same:.0%}")
+            target = f"{float(probability.mean()):.3f}, {float(rank.median()):.0f}, " if counted.any() else ""
+            lines.append(f"{name}: {target}{kl:.3g}, {same:.0%}")
         return "\n".join(lines)
 
 
@@ -164,7 +164,7 @@ def lens(
     batch, length = final.shape[:2]
     targets, _ = answers_of(tokens, targets)
     here = chosen_positions(positions, tokens, real, final.shape[:2])
-    wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, asker="lens", real=real, optional=True)
+    wanted = target_ids(model, targets, ids, final.shape[:2], vocab, final.device, caller="lens", real=real, optional=True)
     wanted = wanted if here is None else wanted.masked_fill(~here.to(wanted.device), -1)
     frozen = None if own_scale or not normed else scale_of(cache, "ln_final.hook_scale")
     k = min(k, model.cfg.d_vocab_out)
@@ -215,7 +215,7 @@ def lens_at(
     cut = {name: tensor[each, at.to(tensor.device)][:, None] for name, tensor in cache.cache_dict.items()}
     ids, real = real_tokens(model, prompts)
     targets, _ = answers_of(prompts, targets)
-    wanted = target_ids(model, targets, ids, ids.shape, None, ids.device, asker="lens_at", real=real, optional=True)
+    wanted = target_ids(model, targets, ids, ids.shape, None, ids.device, caller="lens_at", real=real, optional=True)
     chosen = wanted[each, at.to(wanted.device)][:, None]
     return lens(ActivationCache(cut, model), of=of, targets=chosen, k=k)
 

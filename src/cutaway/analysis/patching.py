@@ -366,9 +366,9 @@ class PatchingResult(Result):
         found = self.normalised(kind)
         row, column = found.axes
         names = self.labels(found, column)
-        said = "metric, 0 = corrupted and 1 = clean"
+        label = "metric, 0 = corrupted and 1 = clean"
         return sweep_grid(
-            found.data, found.names(row), names, row_name=row, column_name=column, value_name=said,
+            found.data, found.names(row), names, row_name=row, column_name=column, value_name=label,
             title=f"{self.direction}: {kind} patched",
         )  # fmt: skip
 

@@ -70,19 +70,19 @@ class PathResult(Result):
     def figure(self) -> Figure:
         """Senders down, receivers across; bars where there is one receiver."""
         shown = self.averages()
-        said = f"{self.values.what} ({self.values.unit})"
+        label = f"{self.values.what} ({self.values.unit})"
         senders, receivers = shown.names("sender"), shown.names("receiver")
         grid = layers_by_heads(shown.sel(receiver=0)) if len(receivers) == 1 else None
         if grid is not None:
             layers = [layer for layer, row in enumerate(grid) if not bool(row.isnan().all())]  # those of some sender
             return sweep_grid(
-                grid[layers], list(map(str, layers)), row_name="layer", column_name="head", value_name=said,
+                grid[layers], list(map(str, layers)), row_name="layer", column_name="head", value_name=label,
                 title=f"direct paths to {receivers[0]}",
             )  # fmt: skip
         if len(receivers) == 1:
-            return bar_chart(senders, {receivers[0]: shown.data[:, 0]}, x_name="sender", value_name=said, title="direct paths")
+            return bar_chart(senders, {receivers[0]: shown.data[:, 0]}, x_name="sender", value_name=label, title="direct paths")
         return heat_map(
-            shown.data, receivers, senders, x_name="receiver", y_name="sender", value_name=said, title="direct paths",
+            shown.data, receivers, senders, x_name="receiver", y_name="sender", value_name=label, title="direct paths",
             absent="no such path",
         )  # fmt: skip
 

@@ -191,7 +191,7 @@ def predict(
     tokens = tokens.to(device)
     check_length(tokens.shape[1], model.cfg.n_ctx)
     targets, _ = answers_of(text, targets)
-    wanted = target_ids(model, targets, tokens, tokens.shape, vocab, device, asker="predict", real=real)
+    wanted = target_ids(model, targets, tokens, tokens.shape, vocab, device, caller="predict", real=real)
     real = None if real is None else real.to(device)
     if not bool((wanted >= 0).any()):
         raise TokenError("there is nothing to predict: give at least two tokens, or targets")

@@ -10,14 +10,14 @@ from cutaway.runs.estimates import Value, ratio
 
 
 def held_out(
-    x: Float[Tensor, "place d"], labels: Int[Tensor, "place"], held: Bool[Tensor, "place"], rows: Tensor, count: int
+    x: Float[Tensor, "place d"], labels: Int[Tensor, "place"], test: Bool[Tensor, "place"], rows: Tensor, count: int
 ) -> Value:
     """Of ridge regression onto the values' indicators, read on held-out prompts."""
-    x = (x - x[~held].mean(0)) / x[~held].std(0).clamp(min=1e-6)
+    x = (x - x[~test].mean(0)) / x[~test].std(0).clamp(min=1e-6)
     x = torch.cat([x, torch.ones_like(x[:, :1])], 1)
     y = torch.nn.functional.one_hot(labels).double()
-    fit = x[~held]
-    weights = torch.linalg.solve(fit.T @ fit + len(fit) * 1e-3 * torch.eye(x.shape[1], dtype=x.dtype), fit.T @ y[~held])
-    right = ((x @ weights).argmax(1) == labels) & held
-    sums, counts = (torch.zeros(count).index_add(0, rows, one.float()) for one in (right, held))
+    fit = x[~test]
+    weights = torch.linalg.solve(fit.T @ fit + len(fit) * 1e-3 * torch.eye(x.shape[1], dtype=x.dtype), fit.T @ y[~test])
+    right = ((x @ weights).argmax(1) == labels) & test
+    sums, counts = (torch.zeros(count).index_add(0, rows, one.float()) for one in (right, test))
     return ratio(sums, counts)

@@ -32,7 +32,7 @@ def network(subject: Subject) -> Transformer:
     return subject.model if isinstance(subject, ActivationCache) else subject
 
 
-def run_for(subject: Subject, tokens: Any, sites: Sequence[str], asker: str) -> ActivationCache:
+def run_for(subject: Subject, tokens: Any, sites: Sequence[str], caller: str) -> ActivationCache:
     """A cache that holds these sites: the given one, or that of a run on `tokens`.
 
     Raises:
@@ -40,16 +40,16 @@ def run_for(subject: Subject, tokens: Any, sites: Sequence[str], asker: str) -> 
         ShapeError: a network without tokens.
     """
     if isinstance(subject, ActivationCache):
-        subject._check_weights(asker)
+        subject._check_weights(caller)
         if absent := [name for name in sites if name not in subject.cache_dict]:
             shown = ", ".join(map(repr, absent[:3])) + (f" and {len(absent) - 3} more" if len(absent) > 3 else "")
             raise MissingActivation(
-                f"{asker} needs {shown}, which this run did not keep; run again with them: "
+                f"{caller} needs {shown}, which this run did not keep; run again with them: "
                 f"model.run_with_cache(tokens, names_filter={_filter(sites)}), or pass the model and the tokens instead"
             )
         return subject
     if tokens is None:
-        raise ShapeError(f"{asker} needs tokens to run the network on: pass tokens, or a cache of a run instead of the model")
+        raise ShapeError(f"{caller} needs tokens to run the network on: pass tokens, or a cache of a run instead of the model")
     with torch.no_grad():
         _, store = subject.run_with_cache(tokens, names_filter=list(sites), return_type=None)
     return store if isinstance(store, ActivationCache) else ActivationCache(store, subject)
@@ -181,17 +181,17 @@ def row_lengths(ids: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] |
     return lengths
 
 
-def plain_metric(metric: Any, asker: str) -> None:
+def plain_metric(metric: Any, caller: str) -> None:
     """Refuse what an analysis cannot measure two runs by.
 
     Raises:
         ShapeError: a function, or a metric that compares each run with a clean one.
     """
     if not isinstance(metric, Metric):
-        raise ShapeError(f"{asker} takes one of cutaway.metrics, such as metrics.logit_difference(…), not {metric!r}")
+        raise ShapeError(f"{caller} takes one of cutaway.metrics, such as metrics.logit_difference(…), not {metric!r}")
     if metric.compares:
         raise ShapeError(
-            f"{asker} measures two runs by one scale, and {metric.name} compares a run with a clean one; take a metric of one "
+            f"{caller} measures two runs by one scale, and {metric.name} compares a run with a clean one; take a metric of one "
             "run, such as metrics.logit_difference(…)"
         )
 
@@ -302,7 +302,7 @@ def target_ids(
     vocab: Sequence[str] | None,
     device: torch.device,
     *,
-    asker: str,
+    caller: str,
     real: Bool[Tensor, "batch pos"] | None = None,
     optional: bool = False,
 ) -> Int[Tensor, "batch pos"]:
@@ -320,7 +320,7 @@ def target_ids(
         if tokens is None:
             if optional:
                 return torch.full((batch, length), -1, device=device)
-            raise ShapeError(f"{asker} needs targets, or tokens whose successors are the targets")
+            raise ShapeError(f"{caller} needs targets, or tokens whose successors are the targets")
         ids = tokens.to(device)
         if tuple(ids.shape) != (batch, length):
             raise ShapeError(f"tokens are {tuple(ids.shape)}, but the run has {batch} examples of {length} positions")

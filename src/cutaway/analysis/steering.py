@@ -158,10 +158,10 @@ class SteeringVector:
         """
         from safetensors.torch import save
 
-        said = {key: value for key, value in asdict(self).items() if key != "values"}
+        fields = {key: value for key, value in asdict(self).items() if key != "values"}
         write(
             check_new(path, replace=replace),
-            save({"values": self.values.contiguous()}, metadata={"steering_vector": json.dumps(said)}),
+            save({"values": self.values.contiguous()}, metadata={"steering_vector": json.dumps(fields)}),
         )
 
     @classmethod
@@ -176,13 +176,13 @@ class SteeringVector:
 
         try:
             with safe_open(str(path), framework="pt") as file:
-                said = (file.metadata() or {}).get("steering_vector")
-                if said is None:
+                fields = (file.metadata() or {}).get("steering_vector")
+                if fields is None:
                     raise CheckpointError(f"{path} holds no steering vector; SteeringVector.save writes one")
                 values = file.get_tensor("values")
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"no steering vector can be read from {path}: {error}") from error
-        known = reading.decode(said, _Provenance, f"the steering vector in {path}")
+        known = reading.decode(fields, _Provenance, f"the steering vector in {path}")
         if values.ndim != 2 or not values.is_floating_point() or not bool(values.isfinite().all()) or not values.numel():
             raise CheckpointError(f"the steering vector in {path} is damaged: it should be finite numbers, [place, d_model]")
         vector = cls(values=values, **msgspec.structs.asdict(known))
@@ -263,8 +263,8 @@ def activations(
         where = position + lengths if position < 0 else torch.full_like(lengths, position)
         if bool((where < 0).any() | (where >= lengths).any()):
             short = int(((where < 0) | (where >= lengths)).nonzero()[0])
-            said = f"it has {int(lengths[short])} tokens"
-            raise TokenError(f"the prompt {text_of(some, short)!r} has no position {position}; {said}")
+            reason = f"it has {int(lengths[short])} tokens"
+            raise TokenError(f"the prompt {text_of(some, short)!r} has no position {position}; {reason}")
         rows.append(kept[:, torch.arange(len(some)), where])
     return torch.cat(rows, 1)
 

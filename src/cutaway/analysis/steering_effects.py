@@ -129,10 +129,10 @@ class DoseResponse(Result):
                 name = f"{label}, layer {self.best}"
                 series[name] = data.mean(0)
                 bounds[name] = torch.stack([data.amin(0), data.amax(0)])
-        said = f"{self.values.what} ({self.values.unit})" if self.values.unit else self.values.what
+        quantity = f"{self.values.what} ({self.values.unit})" if self.values.unit else self.values.what
         return steering_response(
-            list(self.strengths), series, intervals=bounds, x_name="strength", y_name=said,
-            references={"unsteered": float(self.clean.data.mean())}, title=f"{said} against strength",
+            list(self.strengths), series, intervals=bounds, x_name="strength", y_name=quantity,
+            references={"unsteered": float(self.clean.data.mean())}, title=f"{quantity} against strength",
         )  # fmt: skip
 
 
@@ -194,10 +194,10 @@ def dose_response(
         "shuffled": _shuffled(model, chosen, shuffled, seed),
     }
     families = [chosen, *controls["random"], *controls["shuffled"]]
-    asked = metric(tokens, mask) if _makes(metric) else metric
+    measure = metric(tokens, mask) if _makes(metric) else metric
     try:
         cells = _cells(families, strengths, tokens.shape[1])
-        result = sweep(model, tokens, cells, settled(asked, model, prompts), mask=mask)
+        result = sweep(model, tokens, cells, settled(measure, model, prompts), mask=mask)
     except NotFinite as error:
         raise NotFinite(f"a strength of {max(strengths, key=abs):g} is too much: {error}") from error
     values = result.values

@@ -150,9 +150,9 @@ class ResponsibleHeads(Result):
     def figure(self) -> Figure:
         """The diagonals: for each head, tokens × the ways by which they came."""
         via, tokens = self.values.names("via"), self.values.names("token")
-        drawn = [Panel(head, part, via, tokens) for head, part in zip(self.values.names("head"), self.values.data, strict=True)]
+        panels = [Panel(head, part, via, tokens) for head, part in zip(self.values.names("head"), self.values.data, strict=True)]
         return small_multiples(
-            drawn,
+            panels,
             x_name="by way of",
             y_name="token",
             value_name="its own logit",

@@ -146,18 +146,18 @@ class TokenRoles:
                     via: weight_circuits.key_scores(self.cache, head, key=key, scales=self.scales, vocab=self.vocab).data
                     for via, key in keys.items()
                 }
-        own, other, moved = {}, {}, {}
+        own, other, shifted = {}, {}, {}
         for head, words in self.responsible.tokens_of.items():
-            mine = [self.token[word] for word in words]
-            rest = [token for token in self.content if token not in mine]
+            own_tokens = [self.token[word] for word in words]
+            rest = [token for token in self.content if token not in own_tokens]
             parts = {via: data[1:] for via, data in by["embed"][head].items()}
-            own[head], other[head] = mean_of(parts["direct"][:, mine]), mean_of(parts["direct"][:, rest])
+            own[head], other[head] = mean_of(parts["direct"][:, own_tokens]), mean_of(parts["direct"][:, rest])
             ahead = [parts[via][:, self.token[word]].mean() - parts[via][:, rest].mean()
                      for word in words for via in self.detectors.heads("duplicate", word)]  # fmt: skip
-            moved[head] = mean_of(torch.tensor(ahead))
+            shifted[head] = mean_of(torch.tensor(ahead))
         places = {head: {via: data.tril() for via, data in parts.items()} for head, parts in by["pos"].items()}
         return {
-            "responsible_letters": own, "other_letters": other, "responsible_after_duplicate_detector": moved,
+            "responsible_letters": own, "other_letters": other, "responsible_after_duplicate_detector": shifted,
             "size_by_embedding": {h: {v: mean_of(x[1:].abs()) for v, x in parts.items()} for h, parts in by["embed"].items()},
             "size_by_position": {h: {v: mean_of(x.abs(), torch.ones_like(x, dtype=torch.bool).tril()) for v, x in parts.items()}
                                  for h, parts in places.items()},
@@ -218,7 +218,7 @@ class TokenRoles:
     def by_source(self, labels: Tokens, classes: Classes, masks: Masks) -> dict[str, dict[str, dict[str, float]]]:
         """For each class of positions: what the answer's responsible head adds to it, by named sources and by what it moves."""
         source: dict[str, dict[str, list[Tensor]]] = {name: {kind: [] for kind in masks} for name in classes}
-        moved: dict[str, dict[str, list[Tensor]]] = {name: {} for name in classes}
+        shifted: dict[str, dict[str, list[Tensor]]] = {name: {} for name in classes}
         for head, words in self.responsible.tokens_of.items():
             mine = torch.isin(labels, torch.tensor([self.token[word] for word in words], dtype=labels.dtype))
             split = split_of.logits_by_source(self.few, head, labels.masked_fill(~mine, -1))
@@ -228,9 +228,9 @@ class TokenRoles:
                 for kind in masks:
                     source[name][kind].append(sums[kind][where & mine])
                 for part, values in parts.items():
-                    moved[name].setdefault(part, []).append(values[where & mine])
+                    shifted[name].setdefault(part, []).append(values[where & mine])
         first, second = ({c: {name: mean_of(torch.cat(x)) for name, x in found.items()} for c, found in by.items()}
-                         for by in (source, moved))  # fmt: skip
+                         for by in (source, shifted))  # fmt: skip
         return {name: {"sources": first[name], "values": second[name]} for name in classes}
 
     def lead_by_source(

@@ -268,11 +268,11 @@ class WeightCircuit(Result):
 
     def to_json(self) -> dict[str, Any]:
         """Name, labels and entries; of a circuit of more than 100,000 entries the 1,000 largest in size."""
-        said: dict[str, Any] = {"name": self.name, "what": self.what, "unit": self.unit, "shape": list(self.shape)}
-        said["norm_scales"] = {norm: {"mean": mean, "std": std} for norm, (mean, std) in (self.spread or {}).items()}
+        fields: dict[str, Any] = {"name": self.name, "what": self.what, "unit": self.unit, "shape": list(self.shape)}
+        fields["norm_scales"] = {norm: {"mean": mean, "std": std} for norm, (mean, std) in (self.spread or {}).items()}
         if self.shape[0] * self.shape[1] > 100_000:
-            return said | {"top": [list(entry) for entry in self.top(1000)]}
-        return said | {"rows": list(self.rows), "columns": list(self.columns), "values": self.data.tolist()}
+            return fields | {"top": [list(entry) for entry in self.top(1000)]}
+        return fields | {"rows": list(self.rows), "columns": list(self.columns), "values": self.data.tolist()}
 
     def figure(self, title: str = "") -> Figure:
         """The matrix as a heat map; a large one by the rows and columns of its largest entries."""
@@ -507,8 +507,8 @@ def qk_circuit(
         if queries is None:
             left = (_product(left) * query_side.scale + attn.b_Q.detach()[one],)
             scale /= query_side.scale
-    turned = (_rotation(model, layer, whole(distance, "distance")),) if attn.rotary is not None else ()
-    factors = (*left, *turned, *(factor.T for factor in reversed(right)))
+    rotations = (_rotation(model, layer, whole(distance, "distance")),) if attn.rotary is not None else ()
+    factors = (*left, *rotations, *(factor.T for factor in reversed(right)))
     both = {axis: part for axis, part in {"y": (splits or {}).get("y"), "x": (key_side.splits or {}).get("y")}.items() if part}
     return WeightCircuit(
         f"QK {head}: {'given queries' if queries is not None else query} × {key}", factors, scale, rows, key_side.rows,
@@ -522,8 +522,8 @@ def _rotation(model: Transformer, layer: int, distance: int) -> Float[Tensor, "d
     like = model.blocks[layer].attn.W_Q
     basis = torch.eye(model.cfg.d_head, dtype=like.dtype, device=like.device)[None, None]
     far, near = (rotary.rotate(basis, Stream(at))[0, 0] for at in (abs(distance), 0))
-    turned: Tensor = far @ near.T
-    return turned if distance >= 0 else turned.T
+    rotation: Tensor = far @ near.T
+    return rotation if distance >= 0 else rotation.T
 
 
 def mean_queries(subject: Subject, head: str, tokens: Any = None) -> Float[Tensor, "pos d_head"]:
@@ -576,7 +576,7 @@ def circuit_by_row(
 def panels(circuits: Mapping[str, WeightCircuit], title: str = "", *, range: Sequence[float] | None = None) -> Figure:
     """Several circuits side by side, in one colour scale."""
     first = next(iter(circuits.values()))
-    drawn = [Panel(name, one.data, one.columns, one.rows) for name, one in circuits.items()]
+    made = [Panel(name, one.data, one.columns, one.rows) for name, one in circuits.items()]
     return small_multiples(
-        drawn, x_name=first.column_name, y_name=first.row_name, value_name=first.unit or first.what, title=title, range=range,
+        made, x_name=first.column_name, y_name=first.row_name, value_name=first.unit or first.what, title=title, range=range,
     )  # fmt: skip

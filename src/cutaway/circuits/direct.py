@@ -40,8 +40,8 @@ class DirectEffects:
         self.places = self.wanted.any(0).nonzero()[:, 0]  # positions that the metric reads
         self.tokens = self.wanted.nonzero(as_tuple=True)
         self.columns = None if (columns := metric.columns()) is None else columns.to(tokens.device)
-        moved = change.abs().amax((0, 1, 3)).nonzero()[:, 0]
-        self.start = int(moved[0]) if len(moved) else 0
+        changed = change.abs().amax((0, 1, 3)).nonzero()[:, 0]
+        self.start = int(changed[0]) if len(changed) else 0
         self.clean = self._logits(self.streams[-1][:, self.places][None])[0]
         self.value = self._measured(self.clean[None])[0]
 

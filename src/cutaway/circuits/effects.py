@@ -132,14 +132,14 @@ def edge_effects(
     each[:, unseen] = 0.0
     what, unit, audits = f"change of {metric.name}", metric.unit, [Audit((), 0, math.nan)]
     reading = _Reading(model, graph, tokens, now, frozen=downstream == "frozen")
-    asked = wanted & ~unseen
+    selected = wanted & ~unseen
     if downstream == "frozen" and by_head_alone(model):
         direct = DirectEffects(model, tokens, metric, now, change)
-        for writers, reader, changes in direct.each(asked, progress):
+        for writers, reader, changes in direct.each(selected, progress):
             each[:, writers, reader] = changes.mT.double().cpu()
-        audits += _again(reading, metric, asked, change, each, audit)
-        asked = torch.zeros_like(asked)
-    places = asked.nonzero().tolist()
+        audits += _again(reading, metric, selected, change, each, audit)
+        selected = torch.zeros_like(selected)
+    places = selected.nonzero().tolist()
     for first in range(0, len(places), CELLS):
         chunk = places[first : first + CELLS]
         edits = [reading.edit(reader, change[writer]) for writer, reader in chunk]
@@ -162,13 +162,13 @@ def _by_example(found: SweepResult) -> Float[Tensor, "cell batch"]:
     return effects.nanmean(-1) if effects.ndim > 2 else effects
 
 
-def _again(reading: _Reading, metric: Any, asked: Edges, change: Tensor, each: Tensor, count: int) -> list[Audit]:
+def _again(reading: _Reading, metric: Any, selected: Edges, change: Tensor, each: Tensor, count: int) -> list[Audit]:
     """Some edges once more, each by itself in whole runs.
 
     Raises:
         NotExact: they differ by more than rounding.
     """
-    places = asked.nonzero()
+    places = selected.nonzero()
     if not count or not len(places):
         return []
     chosen = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[:count]].tolist()

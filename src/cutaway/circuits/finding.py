@@ -38,10 +38,10 @@ def recovery_text(
         if isnan(low) or isnan(high)
         else f"95% interval {low:.0%} to {high:.0%}"
     )
-    drawn, shuffle = (f"{round(share, 2) + 0.0:.0%}" for share in (random, shuffled))  # never −0%
+    chance, shuffle = (f"{round(share, 2) + 0.0:.0%}" for share in (random, shuffled))  # never −0%
     return (
         f"{size} of {of} edges ({size / of:.2%}) recover {recovered:.0%} of the {metric} ({sure}): {clean:.3g} in the whole "
-        f"model, {ablated:.3g} with all edges ablated ({ablation}); as many edges drawn at random recover {drawn}, "
+        f"model, {ablated:.3g} with all edges ablated ({ablation}); as many edges drawn at random recover {chance}, "
         f"with shuffled scores {shuffle}"
     )
 
@@ -102,8 +102,8 @@ class CircuitSearch(Result):
         edges = ", ".join(f"{writer} → {reader}" for writer, reader in self.pairs()[:6])
         means = {"clean": self.clean, "ablated": self.ablated}
         shares = {"recovered": self.recovered, "random": self.random, "shuffled": self.shuffled}
-        said = recovery_text(self.size, self.of, self.metric, self.ablation, self.interval, **means, **shares)
-        return f"{said}\nlargest: {edges}"
+        recovery = recovery_text(self.size, self.of, self.metric, self.ablation, self.interval, **means, **shares)
+        return f"{recovery}\nlargest: {edges}"
 
 
 @with_provenance

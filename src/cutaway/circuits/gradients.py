@@ -68,7 +68,7 @@ class GradientSum:
             resid = resid.detach().requires_grad_()
             for number in range(layer, cfg.n_layers):
                 block, before = self.model.blocks[number], resid
-                begun = len(nodes)
+                at = len(nodes)
                 if middle is not None and number == layer:
                     resid = middle.detach().requires_grad_()
                 else:
@@ -78,7 +78,7 @@ class GradientSum:
                     if parts is not None:
                         parts += heads_write(block, z.detach()).unbind(2)
                     resid = resid + post_norm(block, "ln1_post")(block.attn.output(z))
-                reads.append((number, before, begun))
+                reads.append((number, before, at))
                 if not cfg.attn_only:
                     inner = resid if cfg.has_resid_mid else before
                     inner = inner.view_as(inner)  # a node of its own, apart from the stream that goes on
@@ -91,13 +91,13 @@ class GradientSum:
             nodes.append(last)
             found = torch.autograd.grad(checked(value(last)).sum(), nodes, allow_unused=True)
         grads = [torch.zeros_like(node) if one is None else one for node, one in zip(nodes, found, strict=True)]
-        for number, before, begun in reads:
+        for number, before, at in reads:
             sums = self.layers[number]
             if middle is None or number != layer:
-                self._add_heads(number, before.detach(), nodes[begun : begun + 3], grads[begun : begun + 3])
-                begun += 3
+                self._add_heads(number, before.detach(), nodes[at : at + 3], grads[at : at + 3])
+                at += 3
             if not cfg.attn_only:
-                sums.mlp = grads[begun] if sums.mlp is None else sums.mlp + grads[begun]
+                sums.mlp = grads[at] if sums.mlp is None else sums.mlp + grads[at]
         self.last = self.last + grads[-1]
 
     def _add_heads(self, number: int, resid: Resid, projected: list[Tensor], grads: list[Tensor]) -> None:

@@ -66,14 +66,14 @@ def metric_on(model: Transformer, metric: Any, clean: Any, *, functions: bool = 
     Raises:
         ShapeError: no metric; or a function, where only some positions are computed.
     """
-    asked = as_metric(settled(metric, model, clean))
-    if not functions and not isinstance(asked, Metric):
+    measure = as_metric(settled(metric, model, clean))
+    if not functions and not isinstance(measure, Metric):
         raise ShapeError(
-            f"{asked.name} is a function of whole logits, and circuits compute what a metric reads; give one of cutaway.metrics "
-            "(edge_effects takes functions where everything after an edge is recomputed)"
+            f"{measure.name} is a function of whole logits, and circuits compute what a metric reads; give one of "
+            "cutaway.metrics (edge_effects takes functions where everything after an edge is recomputed)"
         )
     tokens, real = real_tokens(model, clean)
-    return asked if real is None else among_real(asked, real, tokens)
+    return measure if real is None else among_real(measure, real, tokens)
 
 
 def constant_parts(model: Transformer, ablation: str, over: Tensor, length: int) -> Float[Tensor, "writer pos d_model"] | None:

@@ -46,9 +46,9 @@ class Replayed:
 
     def summary(self) -> str:
         """One sentence."""
-        said = "the circuit gives what was recorded" if self.agrees else "the circuit gives OTHER numbers than were recorded"
+        verdict = "the circuit gives what was recorded" if self.agrees else "the circuit gives OTHER numbers than were recorded"
         numbers = f"mean {self.now:.4g}, recorded {self.recorded:.4g}; largest difference {self.difference:.1e}"
-        return f"{self.folder}: {said}: {numbers}"
+        return f"{self.folder}: {verdict}: {numbers}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""

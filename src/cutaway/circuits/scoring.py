@@ -76,8 +76,8 @@ class Faithfulness(Result):
     def figure(self) -> Figure:
         """The curves."""
         series = {name: self.values.sel(curve=name).data for name in self.values.names("curve")}
-        said = "recovered, 0 = all edges ablated and 1 = the whole model"
-        return line_chart(series, x=list(self.sizes), x_name="edges", y_name=said, title="what circuits recover")
+        label = "recovered, 0 = all edges ablated and 1 = the whole model"
+        return line_chart(series, x=list(self.sizes), x_name="edges", y_name=label, title="what circuits recover")
 
     def summary(self) -> str:
         head = (
@@ -196,15 +196,15 @@ def recovery(graph: Graph, scores: Tensor, truth: Edges, unseen: Edges | None = 
     """
     size = scores.abs().nan_to_num(0).cpu()
     hidden = torch.zeros_like(graph.mask) if unseen is None else unseen.cpu() & truth
-    asked = graph.mask & ~hidden
+    scored = graph.mask & ~hidden
     nodes = list(dict.fromkeys([*graph.writers, *map(graph.node_of, graph.readers)]))
     writes = torch.tensor([[name == node for name in graph.writers] for node in nodes])
     reads = torch.tensor([[graph.node_of(name) == node for name in graph.readers] for node in nodes])
-    of_node = ((writes[:, :, None] | reads[:, None]) & asked).flatten(1)  # node, edge
+    of_node = ((writes[:, :, None] | reads[:, None]) & scored).flatten(1)  # node, edge
     seen = of_node.any(1)
     by_node = (of_node * size.flatten()).amax(1)[seen], (of_node & truth.flatten()).any(1)[seen]
     names = tuple((graph.writers[writer], graph.readers[reader]) for writer, reader in hidden.nonzero().tolist())
-    return Recovery(_area(size[asked], truth[asked]), _area(*by_node), names)
+    return Recovery(_area(size[scored], truth[scored]), _area(*by_node), names)
 
 
 def _area(scores: Tensor, truth: Tensor) -> float:

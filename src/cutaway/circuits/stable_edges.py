@@ -64,10 +64,10 @@ class Stability(Result):
 
     def summary(self) -> str:
         mean = sum(self.halves) / len(self.halves)
-        said = "stable" if self.stable else "UNSTABLE"
+        verdict = "stable" if self.stable else "UNSTABLE"
         often = self.values.data[self.circuit]
         lines = [
-            f"{said}: disjoint halves of the prompts share {mean:.0%} of their edges (chance {self.random_halves:.1%}); "
+            f"{verdict}: disjoint halves of the prompts share {mean:.0%} of their edges (chance {self.random_halves:.1%}); "
             f"{int((often >= OFTEN).sum())} of {int(self.circuit.sum())} edges are chosen in at least {OFTEN:.0%} of the draws"
         ]
         crossing = int(((self.low <= 0) & (self.high >= 0))[self.circuit].sum())
@@ -107,8 +107,8 @@ def stability(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(each.shape[1])
     for _ in range(draws):
-        drawn = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double()
-        chosen += largest(drawn @ each, size)
+        times = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double()
+        chosen += largest(times @ each, size)
     halves = []
     for _ in range(halvings):
         order = torch.randperm(count, generator=generator)

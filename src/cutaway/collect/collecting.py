@@ -145,11 +145,11 @@ def collect(
         NotWritten: the folder or the disk does not take it; what is finished is kept.
         WorkerRefused: a worker has other versions or another model.
     """
-    asked = settle(
+    settled = settle(
         model, corpus, sites, packing=packing, length=length, positions=positions, tokens=tokens, dtype=dtype, compute=compute,
         prepend_bos=prepend_bos, chunk=chunk, batch=batch, threads=threads, stream=stream, weight_bits=weight_bits, device=device,
     )  # fmt: skip
-    return run(asked, place_of(out), executor_of(executor), progress)
+    return run(settled, place_of(out), executor_of(executor), progress)
 
 
 def settle(
@@ -191,22 +191,22 @@ def settle(
     return Settled(source, corpus, options, digest([decides]), plan)
 
 
-def run(asked: Settled, place: Place, executor: Executor, progress: Progress | None = None) -> Collected:
+def run(settled: Settled, place: Place, executor: Executor, progress: Progress | None = None) -> Collected:
     """Compute the chunks that are not there."""
-    _begin(asked, place)
-    with _travelling(asked.source, place, executor) as source:
-        asked = replace(asked, source=source)  # where workers load the model, this process lets go of it
-        return _run(asked, CollectJob(source, asked.options, str(place)), place, executor, progress)
+    _begin(settled, place)
+    with _travelling(settled.source, place, executor) as source:
+        settled = replace(settled, source=source)  # where workers load the model, this process lets go of it
+        return _run(settled, CollectJob(source, settled.options, str(place)), place, executor, progress)
 
 
-def _run(asked: Settled, job: CollectJob, place: Place, executor: Executor, progress: Progress | None) -> Collected:
+def _run(settled: Settled, job: CollectJob, place: Place, executor: Executor, progress: Progress | None) -> Collected:
     receipts: dict[int, Receipt] = {}
-    reused, total, passed = 0, float(asked.corpus.size), 0.0
+    reused, total, passed = 0, float(settled.corpus.size), 0.0
     count = 0
 
     def missing() -> Iterator[Chunk]:
         nonlocal reused, count
-        for chunk in asked.chunks():
+        for chunk in settled.chunks():
             count += 1
             kept = finished(place, chunk.head)
             if kept is None:
@@ -223,21 +223,21 @@ def _run(asked: Settled, job: CollectJob, place: Place, executor: Executor, prog
             progress(min(passed, total), total)
 
     aside = executor.run(job, missing(), done)
-    found = _collected(asked, place, [receipts[number] for number in sorted(receipts)], reused, aside)
+    found = _collected(settled, place, [receipts[number] for number in sorted(receipts)], reused, aside)
     if executor.leader:
-        _finish(asked, place, found, receipts, count)
+        _finish(settled, place, found, receipts, count)
     return found
 
 
-def _collected(asked: Settled, place: Place, receipts: list[Receipt], reused: int, aside: list[SetAside]) -> Collected:
+def _collected(settled: Settled, place: Place, receipts: list[Receipt], reused: int, aside: list[SetAside]) -> Collected:
     return Collected(
         str(place), len(receipts), reused, sum(one.rows for one in receipts), sum(one.tokens for one in receipts),
-        sum(one.bytes for one in receipts), tuple(asked.corpus.broken), tuple(sorted(aside, key=lambda one: one.number)),
-        digest([[one.digest, one.rows] for one in receipts]), asked.plan["model"].get("rounding", ""),
+        sum(one.bytes for one in receipts), tuple(settled.corpus.broken), tuple(sorted(aside, key=lambda one: one.number)),
+        digest([[one.digest, one.rows] for one in receipts]), settled.plan["model"].get("rounding", ""),
     )  # fmt: skip
 
 
-def _begin(asked: Settled, place: Place) -> None:
+def _begin(settled: Settled, place: Place) -> None:
     """Write down what is asked, or check that the folder is of the same collection.
 
     Raises:
@@ -247,10 +247,10 @@ def _begin(asked: Settled, place: Place) -> None:
     if not place.exists(PLAN):
         if isinstance(place, Folder) and place.path.is_dir() and any(place.path.iterdir()):
             raise CollectionError(f"{place} holds files and no collection; give an empty or a new folder")
-        place.write(PLAN, json.dumps(asked.plan, indent=1))
+        place.write(PLAN, json.dumps(settled.plan, indent=1))
         return
     kept = reading.decode(place.read(PLAN), dict[str, Any], f"{place}/{PLAN}")
-    for name, wanted in json.loads(json.dumps(asked.plan)).items():
+    for name, wanted in json.loads(json.dumps(settled.plan)).items():
         if name == "model":
             wanted, found = wanted["hash"], (kept.get(name) or {}).get("hash")
         else:
@@ -283,13 +283,13 @@ def _travelling(source: ModelSource, place: Place, executor: Executor) -> Iterat
             shutil.rmtree(place.path / WEIGHTS, ignore_errors=True)
 
 
-def _finish(asked: Settled, place: Place, found: Collected, receipts: dict[int, Receipt], count: int) -> None:
+def _finish(settled: Settled, place: Place, found: Collected, receipts: dict[int, Receipt], count: int) -> None:
     """Remove parts of a longer corpus, and write the card."""
     for inside in (INDEX, TEXTS):
         for name in place.names(inside):
             if name > part_name(inside, count - 1).rpartition("/")[2]:
                 place.remove(f"{inside}/{name}")
-    card = asked.plan | {
+    card = settled.plan | {
         "shards": [[one.number, one.key, one.digest, one.bytes, one.rows, one.first] for _, one in sorted(receipts.items())],
         "rows": found.rows, "tokens": found.tokens, "bytes": found.bytes, "skipped": list(found.skipped),
         "set_aside": [one.__dict__ for one in found.set_aside], "digest": found.digest,

@@ -37,15 +37,15 @@ class Try:
 
     Args:
         passed: whether it holds.
-        said: what was found.
+        details: what was found.
     """
 
     name: str
     passed: bool
-    said: str
+    details: str
 
     def __str__(self) -> str:
-        return f"{'ok ' if self.passed else 'NO '} {self.name}: {self.said}"
+        return f"{'ok ' if self.passed else 'NO '} {self.name}: {self.details}"
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def check_cluster(address: str | None, folder: Path | str | None = None, workers
 
 def _look(executor: Ray, job: Look, count: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    executor.run(job, [Visit(number) for number in range(count)], lambda unit, said: found.append(said | {"back": time.time()}))
+    executor.run(job, [Visit(number) for number in range(count)], lambda _, one: found.append(one | {"back": time.time()}))
     return found
 
 
@@ -109,14 +109,14 @@ def _workers(seen: list[dict[str, Any]], place: Path) -> Iterator[Try]:
     here = versions()
     pairs = [(str(one["host"]), name, one["versions"][name]) for one in seen for name in here]
     others = sorted({f"{host} has {name} {found}" for host, name, found in pairs if found != here[name]})
-    said = "; ".join(others) or ", ".join(f"{name} {version}" for name, version in here.items())
-    yield Try("workers have the driver's versions", not others, said)
+    details = "; ".join(others) or ", ".join(f"{name} {version}" for name, version in here.items())
+    yield Try("workers have the driver's versions", not others, details)
     late = max((abs(one["clock"] - one["back"]) for one in seen), default=0.0)
     harmless = ", which changes nothing: no file depends on a clock" if late > LATE else ""
     yield Try("clocks", True, f"up to {late:.2f} s apart{harmless}")
     blind = ", ".join(sorted({str(one["host"]) for one in seen if not one["sees"]}))
-    said = f"{blind} do not see {place}; give one with --folder" if blind else str(place)
-    yield Try("workers see the folder", not blind, said)
+    details = f"{blind} do not see {place}; give one with --folder" if blind else str(place)
+    yield Try("workers see the folder", not blind, details)
 
 
 def _same_bytes(executor: Ray, place: Path) -> Try:
@@ -128,10 +128,10 @@ def _same_bytes(executor: Ray, place: Path) -> Try:
     except CutawayError as error:
         return Try("a collection has the same bytes", False, str(error))
     same = here.digest == there.digest and not there.set_aside
-    said = f"{there.chunks} shards, digest {there.digest}" + (
+    details = f"{there.chunks} shards, digest {there.digest}" + (
         "" if same else f", and {here.digest} here: other processors round otherwise"
     )
-    return Try("a collection has the same bytes", same, said)
+    return Try("a collection has the same bytes", same, details)
 
 
 def _made(folder: Path) -> Path:

@@ -74,16 +74,16 @@ class Chunk:
 def cut(documents: Iterable[Document], mark: str, size: int) -> Iterator[Chunk]:
     """Chunks of at most `size` characters, of which the key is also of `mark`."""
     kept: list[Piece] = []
-    held, number = 0, 0
+    characters, number = 0, 0
     for piece in (piece for document in documents for piece in pieces_of(document, size)):
-        if kept and held + len(piece.text) > size:
+        if kept and characters + len(piece.text) > size:
             yield _chunk(number, mark, kept)
-            kept, held, number = [], 0, number + 1
+            kept, characters, number = [], 0, number + 1
         kept.append(piece)
-        held += len(piece.text)
-        if held >= size // PART and _ends(piece.text, size):
+        characters += len(piece.text)
+        if characters >= size // PART and _ends(piece.text, size):
             yield _chunk(number, mark, kept)
-            kept, held, number = [], 0, number + 1
+            kept, characters, number = [], 0, number + 1
     if kept:
         yield _chunk(number, mark, kept)
 

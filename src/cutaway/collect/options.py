@@ -43,10 +43,10 @@ class Options:
     batch: int = 2**11
 
     def __post_init__(self) -> None:
-        for what, said, known in (("packing", self.packing, PACKINGS), ("positions", self.positions, POSITIONS),
+        for what, choice, known in (("packing", self.packing, PACKINGS), ("positions", self.positions, POSITIONS),
                                   ("dtype", self.dtype, DTYPES)):  # fmt: skip
-            if said not in known:
-                raise UnknownName(f"{what}={said!r} is not known{nearest(said, known)}; there are {', '.join(known)}")
+            if choice not in known:
+                raise UnknownName(f"{what}={choice!r} is not known{nearest(choice, known)}; there are {', '.join(known)}")
         if self.packing == "packed" and self.positions == "last":
             raise ConfigError("positions='last' is the last token of each document; packed rows hold parts of several")
         if (self.positions == "tokens") != bool(self.tokens):
@@ -58,7 +58,7 @@ class Options:
         return asdict(self)
 
 
-def sites_for(model: Transformer, said: Sequence[str | tuple[Any, ...]]) -> tuple[str, ...]:
+def sites_for(model: Transformer, requested: Sequence[str | tuple[Any, ...]]) -> tuple[str, ...]:
     """The full names of sites that can be stored, in the order of the forward pass.
 
     Raises:
@@ -66,9 +66,9 @@ def sites_for(model: Transformer, said: Sequence[str | tuple[Any, ...]]) -> tupl
         ShapeError: a site has no row for each position: attention patterns and scores.
     """
     known = table(model.cfg)
-    if not said:
+    if not requested:
         raise ConfigError("no sites are named; give some, such as 'resid_post5' or 'blocks.5.hook_resid_post'")
-    names = {resolve(one, known, model.cfg.n_layers) for one in said}
+    names = {resolve(one, known, model.cfg.n_layers) for one in requested}
     for name in names:
         if "src" in known[name]:
             raise ShapeError(f"{name} has a row for each pair of positions, and a collection one for each position")

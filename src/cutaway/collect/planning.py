@@ -76,12 +76,12 @@ def plan(
         "packing": "documents", "length": 128, "positions": "all", "tokens": (), "dtype": "float32", "compute": "float32",
         "prepend_bos": None, "chunk": 2**17, "batch": 2**11, "threads": 1, "stream": None, "weight_bits": None, "device": "cpu",
     }  # fmt: skip
-    asked = settle(model, corpus, sites, **known | options)
+    settled = settle(model, corpus, sites, **known | options)
     place, first = place_of(out), None
     started = place.exists(PLAN)
     kept: list[Receipt] = []
     documents, characters, missing, count = 0, 0, 0, 0
-    for chunk in asked.chunks():
+    for chunk in settled.chunks():
         found = finished(place, chunk.head) if started else None
         count, characters = count + 1, characters + chunk.characters
         documents += sum(one.part == 0 for one in chunk.pieces)
@@ -90,7 +90,7 @@ def plan(
             continue
         missing += chunk.characters
         first = first or chunk
-    probe = _Probe() if first is None else _probe(asked, first)
+    probe = _Probe() if first is None else _probe(settled, first)
     scale = 0.0 if first is None else missing / first.characters
     workers = executor_of(executor).workers
     return CollectPlan(
@@ -112,25 +112,24 @@ class _Probe:
     seconds: float = 0.0
 
 
-def _probe(asked: Settled, chunk: Chunk) -> _Probe:
-    model, options = asked.source.live, asked.options
+def _probe(settled: Settled, chunk: Chunk) -> _Probe:
+    model, options = settled.source.live, settled.options
     assert model is not None
     rows = packing.rows_of(chunk.pieces, model.tokenizer, options)
     places = packing.chosen(rows, options)
     reach = Reach.of(model, options.sites)
-    begun = time.perf_counter()
-    with asked.source.computing():
+    started = time.perf_counter()
+    with settled.source.computing():
         found = activations(model, rows, places, options, reach)
         tensors = {name: x for site in options.sites for name, x in packed(found[site], options.dtype, site).items()}
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     tokens = sum(map(len, rows))
     weights = sum(one.numel() * one.element_size() for one in model.parameters() if one.device.type != "meta")
-    held = sum(one.numel() * one.element_size() for one in (*found.values(), *tensors.values()))
+    activation_bytes = sum(one.numel() * one.element_size() for one in (*found.values(), *tensors.values()))
     stored = sum(one.numel() * one.element_size() for one in tensors.values())
     batch = sum(one[0].numel() * one.element_size() for one in found.values() if len(one)) * options.batch
-    return _Probe(
-        tokens, sum(map(len, places)), tokens * per_token(model, reach.stop, options), stored, weights + held + batch, seconds
-    )
+    memory = weights + activation_bytes + batch
+    return _Probe(tokens, sum(map(len, places)), tokens * per_token(model, reach.stop, options), stored, memory, seconds)
 
 
 def per_token(model: Transformer, layers: int, options: Options) -> float:

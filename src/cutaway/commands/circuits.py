@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from cutaway.commands.prompt_options import Request, asks
+from cutaway.commands.prompt_options import Request, shared_options
 from cutaway.commands.questions import circuit as weights
 from cutaway.commands.shared import Record, lines
 from cutaway.commands.sweeps import bar, in_pairs
@@ -36,9 +36,9 @@ def circuit() -> None:
     """Find the circuit of a behaviour (`find`), or show what weights do along a path (`cutaway circuit MODEL PATH`)."""
 
 
-@asks(pairs=True)
+@shared_options(pairs=True)
 def circuit_find(
-    asked: Request,
+    request: Request,
     metric: Annotated[
         str | None,
         typer.Option(
@@ -70,8 +70,8 @@ def circuit_find(
     from cutaway.circuits.stable_edges import stability
 
     folder = None if record is None else recording.check_free(record)
-    network = asked.network
-    given = in_pairs(asked) if ablation == "resample" else asked.given_prompts
+    network = request.network
+    given = in_pairs(request) if ablation == "resample" else request.given_prompts
     if not given.right:
         raise PromptError("circuit find needs answers: give --answer (and --wrong), or pairs or a behaviour that have them")
     measure = _metric(metric, given)
@@ -79,7 +79,7 @@ def circuit_find(
     if network.cfg.attention_dir == "bidirectional" and not bool(given.mask.all()):
         raise PromptError("this model's attention sees all positions, padding too; give prompts of one length")
     source = None if given.corrupted is None else given.corrupted.tokens.to(network.W_U.device)
-    quiet, seed = asked.as_json, asked.seed
+    quiet, seed = request.as_json, request.seed
     with bar("scoring edges", quiet) as progress:
         scores = edge_attribution(network, tokens, source, measure, steps=steps, ablation=ablation, progress=progress)
     runner = CircuitRunner(network, tokens, source, measure, ablation=ablation)
@@ -104,14 +104,14 @@ def circuit_find(
     reads = attention_to_roles(network, given, heads) if len(given.roles) > 1 else []
     numbers["heads"] = [vars(one) for one in reads]
     looks = "" if not reads else "where the heads with the largest edges look:\n" + "\n".join(f"  {one}" for one in reads)
-    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _found_text(asked, found, numbers, sure), looks]))
+    text = "\n".join(filter(None, [None if sure is None else sure.summary(), _found_text(request, found, numbers, sure), looks]))
     figures: list[tuple[str, Any]] = []
-    if asked.html is not None:
+    if request.html is not None:
         figures.append(("The circuit", found.figure(network, None if sure is None else sure.values.data)))
         figures += [] if sure is None else [("How sure its edges are", sure.figure())]
     if folder is not None:
-        recording.write(folder, found, measure, values, asked.model, {**numbers, "prompts": len(tokens)})
-    asked.show(text, numbers, figures, f"A circuit of {asked.model}")
+        recording.write(folder, found, measure, values, request.model, {**numbers, "prompts": len(tokens)})
+    request.show(text, numbers, figures, f"A circuit of {request.model}")
 
 
 group.command("find")(circuit_find)
@@ -132,13 +132,13 @@ def _metric(name: str | None, given: Any) -> Any:
     return metrics.logit_difference(given.answers, given.wrong_answers, given.at)
 
 
-def _found_text(asked: Request, found: Any, numbers: dict[str, Any], sure: Any) -> str:
+def _found_text(request: Request, found: Any, numbers: dict[str, Any], sure: Any) -> str:
     from cutaway.circuits.finding import recovery_text
 
-    told = {name: numbers[name] for name in ("interval", "clean", "ablated", "recovered", "random", "shuffled")}
-    head = recovery_text(found.size, found.graph.size, found.about["metric"], found.ablation, **told)
+    measures = {name: numbers[name] for name in ("interval", "clean", "ablated", "recovered", "random", "shuffled")}
+    head = recovery_text(found.size, found.graph.size, found.about["metric"], found.ablation, **measures)
     rows = []
-    shown, more = asked.rows(found.pairs())
+    shown, more = request.rows(found.pairs())
     for writer, reader in shown:
         place = found.graph.edge(writer, reader)
         often = "" if sure is None else f"{float(sure.values.data[place]):.0%}"

@@ -52,7 +52,7 @@ def collect(
     from cutaway.collect.planning import plan as count
 
     read = Corpus(corpus, column=column, lines=lines, skip_broken=skip_broken)
-    names = [name.strip() for said in sites for name in said.split(",") if name.strip()]
+    names = [name.strip() for listed in sites for name in listed.split(",") if name.strip()]
     options: dict[str, Any] = {
         "packing": packing, "length": length, "positions": "tokens" if token else positions, "tokens": token or (),
         "dtype": dtype, "compute": compute, "prepend_bos": bos, "chunk": chunk, "batch": batch, "executor": executor,

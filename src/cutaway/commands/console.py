@@ -45,6 +45,6 @@ class _Echo(logging.Handler):
 
 def show_messages() -> None:
     """Print what executors say of where they compute, one line each on stderr."""
-    said = logging.getLogger("cutaway.executors")
-    said.addHandler(_Echo())
-    said.setLevel(logging.INFO)
+    logger = logging.getLogger("cutaway.executors")
+    logger.addHandler(_Echo())
+    logger.setLevel(logging.INFO)

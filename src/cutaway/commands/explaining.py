@@ -9,16 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.prompt_options import SHARED, Request, asks
+from cutaway.commands.prompt_options import SHARED, Request, shared_options
 from cutaway.commands.shared import REPLACE, facts
 from cutaway.errors import ExplainError
 
 READ_OUTS = ("most-likely", "above")
 
 
-@asks(without=("text", *(SHARED.keys() - {"behaviour", "count"}), "top", "all_rows"))
+@shared_options(without=("text", *(SHARED.keys() - {"behaviour", "count"}), "top", "all_rows"))
 def explain(
-    asked: Request,
+    request: Request,
     out: Annotated[Path, typer.Option(help="Folder for program.py, explanation.json and explanation.html.")],
     examples: Annotated[
         Path | None, typer.Option(help='JSON lines: {"tokens": […], "answers": {position: token or [tokens]}}.')
@@ -44,26 +44,26 @@ def explain(
 
     if read_out is not None and read_out not in READ_OUTS:
         raise ExplainError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")
-    if (examples is None) == (asked.behaviour is None):
+    if (examples is None) == (request.behaviour is None):
         raise ExplainError("explain needs examples: give either --examples FILE or --behaviour NAME")
-    room.check_free(out, replace=asked.replace, option=REPLACE)
-    asked.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
-    network, seed = asked.network, asked.seed
-    asked.options["count"] = count
-    given = asked.drawn() if examples is None else Prompts.read(examples, network.tokenizer)
+    room.check_free(out, replace=request.replace, option=REPLACE)
+    request.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
+    network, seed = request.network, request.seed
+    request.options["count"] = count
+    given = request.drawn() if examples is None else Prompts.read(examples, network.tokenizer)
     unseen = None if test is None else Prompts.read(test, network.tokenizer)
     if enumerate_all:
         unseen = enumerated(given)
         if unseen is None:
             raise ExplainError("--enumerate needs examples of one length and at most 200,000 inputs of their form; leave it out")
     several = None if read_out is None else read_out == "above"
-    with status(asked.as_json) as say:
-        found = room.explain(network, given, unseen, name=Path(asked.model).name, seed=seed, several=several, progress=say)
-    told = facts(network, given)
-    written = room.save(found, out, told, replace=True)
-    if asked.html is not None:
-        write(asked.html, room.html(found, told))
-    if asked.as_json:
+    with status(request.as_json) as say:
+        found = room.explain(network, given, unseen, name=Path(request.model).name, seed=seed, several=several, progress=say)
+    page_facts = facts(network, given)
+    written = room.save(found, out, page_facts, replace=True)
+    if request.html is not None:
+        write(request.html, room.html(found, page_facts))
+    if request.as_json:
         console.echo(json.dumps(room.numbers(found), indent=2, ensure_ascii=False))
     else:
         console.echo(room.summary(found) + "\n\n" + "\n".join(map(str, written)))

@@ -55,8 +55,8 @@ def across(
     each = None
     if question == "report":
         options.setdefault("anyway", True)
-        asked = options.pop("questions", list(REPORTED))
-        each = {name: {"questions": [name]} for name in asked}
+        questions = options.pop("questions", list(REPORTED))
+        each = {name: {"questions": [name]} for name in questions}
     function = function_of(f"cutaway.{QUESTIONS[question]}")
     named = {name: located(name) for name in models}
     with bar("answering", as_json) as progress:

@@ -30,8 +30,8 @@ def open_model(
     check_folder(out)
     serving.leave_a_core()
     network = shared.load(model, device)
-    made, moved = serving.prepare(network, model, folder=out, port=port)
-    if moved:
+    made, port_taken = serving.prepare(network, model, folder=out, port=port)
+    if port_taken:
         console.echo(f"port {port or serving.PORT} is in use; this is another one", err=True)
     if not browser or not serving.show(made.address):
         console.echo("open this address in a browser on this machine:" if browser else "the workbench is at:", err=True)

@@ -1,6 +1,6 @@
 """What commands are asked about: one set of options for texts, pairs, files and behaviours, the same in every command.
 
-`@asks()` puts these options into a command's signature and hands it one `Request`, which loads the model and makes the `Prompts`
+`@shared_options()` puts these into a command's signature and hands it one `Request`, which loads the model and makes `Prompts`
 when the command first looks at them.
 """
 
@@ -75,14 +75,14 @@ LAST: dict[str, tuple[Any, Any]] = {
 }
 
 
-def asks(
+def shared_options(
     *, pairs: bool = False, model: bool = True, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the shared options, and hand it what they say as its first argument.
 
     Args:
         pairs: whether texts come with counterparts (`--clean`, `--corrupted`).
-        model: whether the model is the first argument; otherwise the command sets `asked.model` itself.
+        model: whether the model is the first argument; otherwise the command sets `request.model` itself.
         without: options that the command has no use for.
     """
 
@@ -257,8 +257,8 @@ class Request:
         template = getattr(self.network.tokenizer, "chat_template", None)
         if template is None:
             raise TokenError(f"--messages needs a model with a chat template, and {self.model} has none")
-        said = [{"role": "user", "content": text}]
-        return str(self.network.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True))
+        messages = [{"role": "user", "content": text}]
+        return str(self.network.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def behaviour_prompts(self) -> Prompts:
         """The prompts of the behaviour."""
@@ -295,12 +295,12 @@ class Request:
     def about(self) -> dict[str, Any]:
         """The same as numbers, for `--json`."""
         found = self.__dict__.get("given_prompts")
-        said: dict[str, Any] = {"command": self.command, "model": self.model}
+        numbers: dict[str, Any] = {"command": self.command, "model": self.model}
         if found is not None:
             lengths = found.lengths.tolist()
             pairs = found.corrupted is not None
-            said["prompts"] = {"count": len(found), "shortest": min(lengths), "longest": max(lengths), "pairs": pairs}
-        return said
+            numbers["prompts"] = {"count": len(found), "shortest": min(lengths), "longest": max(lengths), "pairs": pairs}
+        return numbers
 
     def rows(self, rows: Sequence[Any]) -> tuple[list[Any], str]:
         """The rows that are printed, and a line that says how many are not."""
@@ -321,10 +321,10 @@ class Request:
             return
         from cutaway.runs.provenance import measured, page_with
 
-        told = facts(self.network, self.__dict__.get("given_prompts", self.__dict__.get("long_text")))
-        told += [("behaviour", f"{self.behaviour}, seed {self.seed}")] if self.behaviour else []
-        told += [] if result is None else measured(result)
-        page_with(title, told, _page_text(text, result), figures).save(self.html, replace=True)
+        page_facts = facts(self.network, self.__dict__.get("given_prompts", self.__dict__.get("long_text")))
+        page_facts += [("behaviour", f"{self.behaviour}, seed {self.seed}")] if self.behaviour else []
+        page_facts += [] if result is None else measured(result)
+        page_with(title, page_facts, _page_text(text, result), figures).save(self.html, replace=True)
         if not self.as_json:
             console.echo(f"\n{self.html}")
 

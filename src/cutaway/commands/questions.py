@@ -13,15 +13,15 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands.prompt_options import SCREEN, SHARED, Positions, Request, asks, positions_of
+from cutaway.commands.prompt_options import SCREEN, SHARED, Positions, Request, positions_of, shared_options
 from cutaway.commands.shared import DEFAULT, lines, one_token
 from cutaway.commands.sweeps import bar
 from cutaway.errors import TokenError, UnknownName
 
 
-@asks()
+@shared_options()
 def heads(
-    asked: Request,
+    request: Request,
     repeats: Annotated[
         bool, typer.Option("--random-repeats", help="Random tokens that come twice (where no text is given).")
     ] = False,
@@ -34,19 +34,19 @@ def heads(
     """Say which head attends to what: current, previous and first tokens, duplicates, induction."""
     from cutaway.analysis.heads import KINDS, head_scores, random_repeats
 
-    network, note = asked.network, ""
-    if asked.sources or asked.text:
+    network, note = request.network, ""
+    if request.sources or request.text:
         if repeats:
             raise TokenError("give either a text or --random-repeats")
-        found = head_scores(network, asked.given_prompts)
-        left_out = _too_short(network, found, asked.given_prompts, threshold)
+        found = head_scores(network, request.given_prompts)
+        left_out = _too_short(network, found, request.given_prompts, threshold)
         kept = [kind for kind in found.values.names("kind") if kind not in left_out]
         found = replace(found, values=found.values.sel(kind=kept), baseline=found.baseline.sel(kind=kept))
     else:
-        tokens = random_repeats(network, length=length, examples=examples, seed=asked.seed)
+        tokens = random_repeats(network, length=length, examples=examples, seed=request.seed)
         found, left_out = head_scores(network, tokens), {}
         half = tokens.shape[1] // 2
-        note = f"no text was given: means over {examples} sequences of {half} random tokens that come twice (seed {asked.seed})"
+        note = f"no text was given: means over {examples} sequences of {half} random tokens that come twice (seed {request.seed})"
     report = {
         kind: {head: found.mean.sel(kind=kind, head=head).item() for head in names}
         for kind, names in found.report(threshold).items()
@@ -62,13 +62,13 @@ def heads(
     rows.sort(key=lambda row: -float(row[2]))
     turns = [itertools.count() for _ in report]
     turn = {id(row): next(turns[list(report).index(row[0])]) for row in rows}
-    shown, more = asked.rows(sorted(rows, key=lambda row: turn[id(row)]))  # the best of each kind, then the second, …
+    shown, more = request.rows(sorted(rows, key=lambda row: turn[id(row)]))  # the best of each kind, then the second, …
     shown.sort(key=lambda row: list(report).index(row[0]))
     none = f"no head's mean attention is above {threshold:g} for {', '.join(report)}"
-    said = _filled(columns, shown) if rows else none
-    said += f"\n{more}" if more else ""
-    said += f"\n{note}" if note else ""
-    said += "".join(f"\n{kind}: left out, as {why}" for kind, why in left_out.items())
+    text = _filled(columns, shown) if rows else none
+    text += f"\n{more}" if more else ""
+    text += f"\n{note}" if note else ""
+    text += "".join(f"\n{kind}: left out, as {why}" for kind, why in left_out.items())
     numbers = {
         "threshold": threshold,
         "random_repeats": note or None,
@@ -77,7 +77,7 @@ def heads(
         "scores": found.mean.as_dict(6),
         "even": found.baseline.as_dict(6),
     }
-    asked.show(said, numbers, [("What each head does", found.figure(threshold))], f"Heads of {asked.model}", found)
+    request.show(text, numbers, [("What each head does", found.figure(threshold))], f"Heads of {request.model}", found)
 
 
 def _too_short(network: Any, found: Any, prompts: Any, threshold: float) -> dict[str, str]:
@@ -114,9 +114,9 @@ def _filled(columns: list[str], rows: list[list[Any]]) -> str:
     return lines([columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
-@asks()
+@shared_options()
 def attribute(
-    asked: Request,
+    request: Request,
     target: Annotated[
         str | None, typer.Option(help="The token whose logit is split. By default the answer, or the next one at each position.")
     ] = None,
@@ -126,9 +126,9 @@ def attribute(
     """Say what each component adds to a logit, directly."""
     from cutaway.analysis import attribution
 
-    network, prompts = asked.network, asked.given_prompts
-    other = None if minus is None else one_token(network, minus, "--minus", first=asked.allow_first_token)
-    targets, whose = _targets(asked, target)
+    network, prompts = request.network, request.given_prompts
+    other = None if minus is None else one_token(network, minus, "--minus", first=request.allow_first_token)
+    targets, whose = _targets(request, target)
     places = positions_of(positions)
     found = attribution.attribute(network, prompts, targets=targets, minus=other, positions=places)
     count, single = int(found.counted.sum()), len(prompts) == 1 and places is not None and len(places) == 1
@@ -146,16 +146,16 @@ def attribute(
         whose = whose if target is not None or prompts.right else f"{whose}, {_word(network, int(found.targets[0, at]))!r}"
         where = f"at position {at}, after {words[at]!r}"
     names = values.names("component")
-    order, _ = asked.rows(values.data.abs().argsort(descending=True).tolist())
+    order, _ = request.rows(values.data.abs().argsort(descending=True).tolist())
     left = float(found.remainder.data[found.counted].abs().max())
     rest = len(names) - len(order)
-    said = f"effect on the {whole} of {whose}; {where}\n"
-    said += lines(["component", "effect"], [[names[i], f"{float(values.data[i]):+.3f}"] for i in order])
+    text = f"effect on the {whole} of {whose}; {where}\n"
+    text += lines(["component", "effect"], [[names[i], f"{float(values.data[i]):+.3f}"] for i in order])
     if rest:
         others = float(values.data.sum() - values.data[order].sum())
-        said += f"\n{rest} other{'s' * (rest != 1)}: {others:+.3f}"
-    said += f"\n{whole} {logit.item():+.3f}; left over by the sum of all components: at most {left:.1e}"
-    said += " (rounding)" if left < 1e-3 * max(1.0, abs(logit.item())) else ""
+        text += f"\n{rest} other{'s' * (rest != 1)}: {others:+.3f}"
+    text += f"\n{whole} {logit.item():+.3f}; left over by the sum of all components: at most {left:.1e}"
+    text += " (rounding)" if left < 1e-3 * max(1.0, abs(logit.item())) else ""
     numbers = {
         "positions": places,
         "of": whose,
@@ -163,12 +163,12 @@ def attribute(
         "components": values.as_dict(),
         "largest_left_over": left,
     }
-    asked.show(said, numbers, [("Attribution", found.figure())], f"Attribution in {asked.model}", found)
+    request.show(text, numbers, [("Attribution", found.figure())], f"Attribution in {request.model}", found)
 
 
-@asks()
+@shared_options()
 def lens(
-    asked: Request,
+    request: Request,
     of: Annotated[str, typer.Option(help="resid, attn_out, mlp_out, heads, or names of components: '0.1,1.attn'.")] = "resid",
     target: Annotated[str | None, typer.Option(help="The token whose probability and rank are shown.")] = None,
     positions: Positions = None,
@@ -176,11 +176,11 @@ def lens(
     """Say what the model would predict if it stopped at each layer, at one position of each text (by default the end)."""
     from cutaway.analysis import logit_lens as room
 
-    network, prompts = asked.network, asked.given_prompts
+    network, prompts = request.network, request.given_prompts
     chosen: Any = of if of in room.STREAMS else [name.strip() for name in of.split(",")]
     place = (positions_of(positions) or ["end"])[0]
     at = prompts.at if positions is None and prompts.right else _own_place(place, prompts)
-    targets, whose = _targets(asked, target)
+    targets, whose = _targets(request, target)
     first = prompts[[0]]
     shown_targets = targets[:1] if getattr(targets, "ndim", 0) > 1 else targets
     found = room.lens(network, first, of=chosen, targets=shown_targets)
@@ -203,18 +203,18 @@ def lens(
         same = float((fact["first"] == found.final.cpu()[range(len(prompts)), at]).float().mean())
         likeliest = likeliest if single else f"{same:.0%}"
         measures = {key: float(fact[key].mean()) for key in ("kl", "entropy")}
-        told = ["", ""] if own is None else [f"{own:.4f}", f"{rank:g}"]
-        rows.append([name, likeliest, *told, f"{measures['kl']:.3f}", f"{measures['entropy']:.2f}"])
+        columns = ["", ""] if own is None else [f"{own:.4f}", f"{rank:g}"]
+        rows.append([name, likeliest, *columns, f"{measures['kl']:.3f}", f"{measures['entropy']:.2f}"])
         told_of = {"target_probability": own, "target_rank": rank, **measures}
         numbers.append({"row": name, "top": best, "same_as_end": same, **told_of})
     asked_for = None if not bool(counted.any()) else _word(network, int(wanted[0])) if single else found_name(whose)
-    said = _lens_text(asked_for, whose, target, read, at, place, single=single)
+    text = _lens_text(asked_for, whose, target, read, at, place, single=single)
     column = "likeliest" if single else "same as the end"
-    shown, more = asked.rows(rows)
-    said += _filled(["row", column, "target", "rank", "KL to the end", "entropy"], shown) + (f"\n{more}" if more else "")
+    shown, more = request.rows(rows)
+    text += _filled(["row", column, "target", "rank", "KL to the end", "entropy"], shown) + (f"\n{more}" if more else "")
     position = int(at[0]) if single else place
     told_all = {"position": position, "target": asked_for, "rows": numbers}
-    asked.show(said, told_all, figures, f"Logit lens of {asked.model}", found)
+    request.show(text, told_all, figures, f"Logit lens of {request.model}", found)
 
 
 def _lens_row(found: Any, index: int, at: Any) -> dict[str, Any]:
@@ -243,9 +243,9 @@ def found_name(whose: str | None) -> str:
     return "the right answer" if whose is None else whose
 
 
-@asks()
+@shared_options()
 def predict(
-    asked: Request,
+    request: Request,
     rows: Annotated[int | None, typer.Option(min=0, help="How many tokens to print one by one; the same as --top.")] = None,
 ) -> None:
     """Say token by token what the model expected, and how often it was right.
@@ -257,17 +257,17 @@ def predict(
     from cutaway.analysis.predictions import predict
     from cutaway.analysis.shared import tokens_of_text
 
-    network = asked.network
-    text = asked.long_text
-    given = text if text is not None else asked.given_prompts
+    network = request.network
+    text = request.long_text
+    given = text if text is not None else request.given_prompts
     tokens, _ = tokens_of_text(network, given)
-    answers = None if text is None and asked.given_prompts.right else tasks.answers(network, tokens)
+    answers = None if text is None and request.given_prompts.right else tasks.answers(network, tokens)
     found = predict(network, given, targets=answers)
     several = len(found.tokens) > 1
-    told, most = [*found.rows()], asked.top if rows is None else rows
-    most = len(told) if asked.all_rows else 20 if most is None else most
+    predictions, most = [*found.rows()], request.top if rows is None else rows
+    most = len(predictions) if request.all_rows else 20 if most is None else most
     table: list[list[Any]] = []
-    for row in told[:most]:
+    for row in predictions[:most]:
         table.append(
             [
                 row["example"] if several else "",
@@ -287,19 +287,19 @@ def predict(
     notes += [found.split] if found.windows > 1 else []
     if answers is not None:
         notes.append(f"scored on its task and not on next tokens: {tasks.summaries()[network.cfg.model_name]}")
-    said = "\n".join(notes)
+    printed = "\n".join(notes)
     if table:
         head = ["after", "token"] if answers is None else ["position", "answer"]
         which = "window" if found.windows > 1 else "prompt"
         columns = [which, head[0], "token", head[1], "expected", "right", "rank", "probability", "loss"]
-        said = _filled(columns, table) + "\n" + said
+        printed = _filled(columns, table) + "\n" + printed
     figures = [("Token by token", found.figure()), ("Loss by position", found.curve())]
-    asked.show(said, found.to_json(), figures, f"Predictions of {asked.model}", found)
+    request.show(printed, found.to_json(), figures, f"Predictions of {request.model}", found)
 
 
-@asks(model=False)
+@shared_options(model=False)
 def neurons(
-    asked: Request,
+    request: Request,
     words: Annotated[
         list[str], typer.Argument(help="[MODEL] and then neurons (0.mlp.17) and heads (0.1).", metavar="[MODEL] FEATURE…")
     ],
@@ -310,27 +310,27 @@ def neurons(
 
     named = not re.match(r"\d+\.", words[0])
     model, features = (words[0], words[1:]) if named else (DEFAULT, words)
-    asked.options["model"] = model
+    request.options["model"] = model
     if not features:
-        after = f"neurons needs at least one feature after {asked.model!r}"
+        after = f"neurons needs at least one feature after {request.model!r}"
         raise UnknownName(f"{after}, such as 0.mlp.17 (a neuron) or 0.1 (a head)")
-    network = asked.network
-    texts = asked.long_text if asked.long_text is not None else asked.given_prompts
+    network = request.network
+    texts = request.long_text if request.long_text is not None else request.given_prompts
     found = max_activating_texts(network, features, texts, k=k)
-    said = found.summary(k)
+    printed = found.summary(k)
     if found.examples > 1 and isinstance(texts, str):
         windows = f"{found.examples} windows of at most {network.cfg.n_ctx} tokens"
-        said += f"\nthe text is longer than the context and was read in {windows}"
+        printed += f"\nthe text is longer than the context and was read in {windows}"
     figures = [
         ("Texts that activate most", found.figure(k)),
         *((f"Tokens of {name}", found.token_figure(name)) for name in found.most),
     ]
-    asked.show(said, found.to_json(), figures, f"Features of {asked.model}", found)
+    request.show(printed, found.to_json(), figures, f"Features of {request.model}", found)
 
 
-@asks(model=False)
+@shared_options(model=False)
 def circuit(
-    asked: Request,
+    request: Request,
     words: Annotated[
         list[str], typer.Argument(help="[MODEL] and 'embed -> 0.1 -> logits', 'qk 0.1' or 'ov 0.1'.", metavar="[MODEL] PATH")
     ],
@@ -345,15 +345,15 @@ def circuit(
 
     starts = re.match(r"(embed|pos|qk|ov)\b", words[0])
     model, path = (DEFAULT, " ".join(words)) if starts else (words[0], " ".join(words[1:]))
-    asked.options["model"] = model
+    request.options["model"] = model
     if not path:
-        raise UnknownName(f"circuit needs a path after {asked.model!r}, such as 'embed -> 0.1 -> logits', 'qk 0.1' or 'ov 0.1'")
-    network = asked.network
-    measured = bool(asked.sources)
-    top = asked.top or 15
+        raise UnknownName(f"circuit needs a path after {request.model!r}, such as 'embed -> 0.1 -> logits', 'qk 0.1' or 'ov 0.1'")
+    network = request.network
+    measured = bool(request.sources)
+    top = request.top or 15
     scales = None
     if measured and norms_of(network.cfg):
-        scales = norm_scales(network, asked.given_prompts)
+        scales = norm_scales(network, request.given_prompts)
     kind, _, head = path.strip().partition(" ")
     if kind in ("qk", "ov"):
         if not head.strip():
@@ -362,10 +362,10 @@ def circuit(
         found = made(network, head.strip(), scales=scales)
     else:
         found = weight_circuits.path_circuit(network, path, scales=scales)
-    with bar("looking for the largest entries", asked.as_json) as progress:
+    with bar("looking for the largest entries", request.as_json) as progress:
         found.top(top, progress=progress)
-    said = [f"{found.name}: {found.what}, {found.shape[0]} × {found.shape[1]}"]
-    said.append(
+    printed = [f"{found.name}: {found.what}, {found.shape[0]} × {found.shape[1]}"]
+    printed.append(
         lines(
             [found.row_name, found.column_name, "value"],
             [[repr(row), repr(column), value] for row, column, value in found.top(top)],
@@ -374,52 +374,52 @@ def circuit(
     numbers: dict[str, Any] = {"name": found.name, "top": [list(entry) for entry in found.top(top)]}
     if found.unit == "logits" and found.rows == found.columns:
         numbers["copying_score"] = found.copying_score()
-        said.append(f"copying score {numbers['copying_score']:+.2f}")
+        printed.append(f"copying score {numbers['copying_score']:+.2f}")
     for norm, (mean, std) in (found.spread or {}).items():
-        said.append(f"scale of {norm} taken as {mean:.3g}; it spreads by ±{std:.2g}")
+        printed.append(f"scale of {norm} taken as {mean:.3g}; it spreads by ±{std:.2g}")
     if measured and not norms_of(network.cfg):
-        said.append("this network has no norms, so the text changes nothing")
+        printed.append("this network has no norms, so the text changes nothing")
     if not found.spread and norms_of(network.cfg):
-        said.append("norm scales count as 1; give --text or --file to measure them")
-    asked.show("\n".join(said), numbers, [(found.name, found.figure())], f"Circuit of {asked.model}", found)
+        printed.append("norm scales count as 1; give --text or --file to measure them")
+    request.show("\n".join(printed), numbers, [(found.name, found.figure())], f"Circuit of {request.model}", found)
 
 
-@asks(without=("text", *SHARED))
+@shared_options(without=("text", *SHARED))
 def composition(
-    asked: Request,
+    request: Request,
     modes: Annotated[str, typer.Option(help="Some of Q, K, V: what the later head reads the earlier one with.")] = "QKV",
 ) -> None:
     """Say which heads read what earlier heads write, beside random heads; and which heads copy."""
     from cutaway.analysis import head_composition as room
 
-    network = asked.network
-    found = room.composition(network, modes.upper(), seed=asked.seed)
-    pairs = found.top(asked.top or SCREEN)
+    network = request.network
+    found = room.composition(network, modes.upper(), seed=request.seed)
+    pairs = found.top(request.top or SCREEN)
     rows = [
         [mode, first, second, f"{score:.3f}", f"{found.excess.sel(mode=mode, earlier=first, later=second).item():+.1f}"]
         for mode, first, second, score in pairs
     ]
-    said = lines(["mode", "earlier", "later", "score", "above random (σ)"], rows)
+    text = lines(["mode", "earlier", "later", "score", "above random (σ)"], rows)
     figures = [("Composition", found.figure())]
     numbers: dict[str, Any] = {"top": [list(pair) for pair in pairs], "random": found.baseline.as_dict(6)}
     if network.cfg.d_vocab == network.cfg.d_vocab_out:
-        copies = room.copying(network, seed=asked.seed)
-        said += "\n" + copies.summary()
+        copies = room.copying(network, seed=request.seed)
+        text += "\n" + copies.summary()
         numbers["copying"] = copies.values.as_dict(6)
         figures.append(("Which heads copy", copies.figure()))
-    asked.show(said, numbers, figures, f"Composition in {asked.model}", found)
+    request.show(text, numbers, figures, f"Composition in {request.model}", found)
 
 
-def _targets(asked: Request, target: str | None) -> tuple[Any, str | None]:
+def _targets(request: Request, target: str | None) -> tuple[Any, str | None]:
     """The targets of `--target`, else (None) the prompts' answers, else those of the model's task, else (None) the next tokens.
 
     And what to call them, where the analysis does not.
     """
     from cutaway import tasks
 
-    network, prompts = asked.network, asked.given_prompts
+    network, prompts = request.network, request.given_prompts
     if target is not None:
-        return one_token(network, target, "--target", first=asked.allow_first_token), repr(target)
+        return one_token(network, target, "--target", first=request.allow_first_token), repr(target)
     if prompts.right:
         return None, None
     answers = tasks.answers(network, prompts.tokens.to(network.W_U.device))

@@ -65,7 +65,7 @@ def report(
     made: Any
     if (answer or wrong) and prompts is None:
         raise ConfigError("--answer and --wrong belong to the texts of --prompts FILE; other prompts have answers of their own")
-    asked = Request("report", {
+    request = Request("report", {
         "model": model, "prompts": prompts, "answer": answer, "wrong": wrong, "allow_first_token": allow_first_token,
         "dtype": dtype, "device": device,
     })  # fmt: skip
@@ -81,9 +81,9 @@ def report(
         reporting.chosen(questions)  # before the model is loaded
         if record is not None:
             records.check_free(record)
-        network, given = _given(asked, behaviour, examples, pairs, size, seed or 0, read_out)
-        with progress.kept(Console(stderr=True), folder) as told:
-            made = reporting.make(network, **given, name=Path(model).name, questions=questions, anyway=anyway, **told)
+        network, given = _given(request, behaviour, examples, pairs, size, seed or 0, read_out)
+        with progress.kept(Console(stderr=True), folder) as callbacks:
+            made = reporting.make(network, **given, name=Path(model).name, questions=questions, anyway=anyway, **callbacks)
         if record is not None and made.study.sweeps:
             records.write(record, made.study.sweeps, model)
     how = facts(made.study.model, made.study.prompts)
@@ -97,7 +97,7 @@ def report(
 
 
 def _given(
-    asked: Request, name: str | None, examples: Path | None, pairs: Path | None, size: int | None, seed: int,
+    request: Request, name: str | None, examples: Path | None, pairs: Path | None, size: int | None, seed: int,
     read_out: str | None,
 ) -> tuple[Any, dict[str, Any]]:  # fmt: skip
     """The network, and what it is asked about: prompts, their behaviour, the words of tokens, the read-out.
@@ -111,10 +111,10 @@ def _given(
 
     if read_out is not None and read_out not in READ_OUTS:
         raise ConfigError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")
-    if sum(one is not None for one in (name, examples, pairs, asked.prompts_file)) > 1:
+    if sum(one is not None for one in (name, examples, pairs, request.prompts_file)) > 1:
         raise ConfigError("give one of --behaviour NAME, --examples FILE, --pairs FILE and --prompts FILE")
-    network, model = asked.network, asked.model
-    file = examples or pairs or asked.prompts_file
+    network, model = request.network, request.model
+    file = examples or pairs or request.prompts_file
     if file is None:
         name = name or (network.cfg.model_name if network.cfg.model_name in behaviour_names() else None)
         if name is None:
@@ -124,18 +124,20 @@ def _given(
             )
         chosen, prompts = given.of_behaviour(name, network, size, seed)
         return network, {"prompts": prompts, "behaviour": chosen, "vocab": chosen.vocabulary or None, "size": size, "seed": seed}
-    if asked.prompts_file is not None and not asked.answer:
+    if request.prompts_file is not None and not request.answer:
         raise PromptError("texts of --prompts need answers: give --answer WORD, one for all or one for each (and --wrong)")
     prompts = (
-        asked.given_prompts if asked.prompts_file else Prompts.read(file, network, allow_first_token=asked.allow_first_token)
+        request.given_prompts
+        if request.prompts_file
+        else Prompts.read(file, network, allow_first_token=request.allow_first_token)
     )
     if pairs is not None and prompts.corrupted is None:
         raise PromptError(f"{pairs} holds examples, not pairs; give it with --examples")
     above = read_out == "above" if read_out else prompts.several and not prompts.wrong
     if above:  # centring the unembedding shifts logits, and a threshold would read others
-        asked.rewrites["center_unembed"] = False
-        del asked.network  # made again
-        network = asked.network
+        request.rewrites["center_unembed"] = False
+        del request.network  # made again
+        network = request.network
     words = None if network.tokenizer is not None else given.vocabulary(Path(model), file.parent)
     same = network.cfg.d_vocab == network.cfg.d_vocab_out
     found = {"behaviour": given.Given(same), "vocab": words, "above": above, "size": size, "seed": seed}

@@ -165,7 +165,7 @@ def lines(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         table.add_column(Text(visible(column)), no_wrap=True)
     for row in rows:
         table.add_row(*(Text(visible(f"{cell:.4g}" if isinstance(cell, float) else str(cell))) for cell in row))
-    drawn = Console(width=10_000, color_system=None, force_terminal=False)
-    with drawn.capture() as capture:
-        drawn.print(table)
+    console = Console(width=10_000, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
     return "\n".join(line.rstrip() for line in capture.get().splitlines() if line.strip())

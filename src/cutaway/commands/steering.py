@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cutaway.commands.prompt_options import SCREEN, Request, asks, layers_of
+from cutaway.commands.prompt_options import SCREEN, Request, layers_of, shared_options
 from cutaway.commands.shared import Record, free_file, lines, one_token
 from cutaway.errors import ConfigError, ShapeError, TokenError
 
@@ -26,9 +26,9 @@ STRENGTHS = (0.5, 1.0, 2.0)
 METHODS = ("mean", "pca", "probe", "pair")
 
 
-@asks()
+@shared_options()
 def steer(
-    asked: Request,
+    request: Request,
     text: Annotated[
         Texts, typer.Option("--text", "--prompt", help="A text, or a file of them, to continue and measure on; may be repeated.")
     ] = None,
@@ -70,40 +70,40 @@ def steer(
     from cutaway.analysis import steering_effects as effects
     from cutaway.runs.generation import Sampling
 
-    asked.options["text"] = texts_of(text, "--text") if text else None
+    request.options["text"] = texts_of(text, "--text") if text else None
     others = texts_of(side, "--side") if side else []
     pattern = _pattern(matches)
     if record is not None:
         records.check_free(record)
-    network, prompts = asked.network, asked.given_prompts
-    made = _vectors(asked, vector, positive, negative, layers, method, positions)
+    network, prompts = request.network, request.given_prompts
+    made = _vectors(request, vector, positive, negative, layers, method, positions)
     if not any(one.norm for one in made.values()):
         raise ShapeError("the two sides leave the same activations, so the vector is 0; give other texts, or --position mean")
     strengths = sorted({0.0, *(strength or STRENGTHS)})
     if len(strengths) < 2:
         raise ShapeError("strength 0 alone steers nothing; give another --strength")
     measured = effects.dose_response(
-        network, made, prompts, _target(asked, effect, minus), strengths, side_text=others, random=random,
-        seed=asked.seed, prepend_bos=asked.bos,
+        network, made, prompts, _target(request, effect, minus), strengths, side_text=others, random=random,
+        seed=request.seed, prepend_bos=request.bos,
     )  # fmt: skip
     chosen = made[int(measured.best)]
     sampling = Sampling(temperature=temperature)
-    said = effects.steered_texts(
+    continuations = effects.steered_texts(
         network, chosen, prompts.texts, lambda text: len(pattern.findall(text)), strengths, max_new_tokens=tokens,
-        positions=where, sampling=sampling, seed=asked.seed, name=f"matches of {matches!r}", prepend_bos=asked.bos,
+        positions=where, sampling=sampling, seed=request.seed, name=f"matches of {matches!r}", prepend_bos=request.bos,
     )  # fmt: skip
     if save is not None:
         chosen.save(save, replace=True)  # whether it may be replaced was asked before
     if record is not None:
         assert measured.sweep is not None
-        records.write(record, measured.sweep, asked.model)
+        records.write(record, measured.sweep, request.model)
     what = _quantity(measured, prompts, effect, minus)
-    printed = _printed(asked, made, measured, said, prompts, what, matches)
-    numbers = _numbers_of(made, chosen, measured, said, prompts, what)
+    printed = _printed(request, made, measured, continuations, prompts, what, matches)
+    numbers = _numbers_of(made, chosen, measured, continuations, prompts, what)
     if matches is not None:
-        numbers["matches"] = said.values.to_json()
-    figures = _figures(network, made, prompts.texts, measured, said, matches) if asked.html else []
-    asked.show(printed, numbers, figures, f"Steering {asked.model}", measured)
+        numbers["matches"] = continuations.values.to_json()
+    figures = _figures(network, made, prompts.texts, measured, continuations, matches) if request.html else []
+    request.show(printed, numbers, figures, f"Steering {request.model}", measured)
 
 
 def texts_of(given: Sequence[str] | None, option: str) -> list[str]:
@@ -142,7 +142,7 @@ def _pattern(matches: str | None) -> re.Pattern[str]:
 
 
 def _vectors(
-    asked: Request,
+    request: Request,
     saved: Path | None,
     positive: Sequence[str] | None,
     negative: Sequence[str] | None,
@@ -153,7 +153,7 @@ def _vectors(
     """A vector for each layer, from the prompts or from a file."""
     from cutaway.analysis import steering
 
-    network = asked.network
+    network = request.network
     if saved is not None:
         if positive or negative:
             raise ConfigError("give either --vector or --positive and --negative")
@@ -162,15 +162,15 @@ def _vectors(
     sets = [texts_of(positive, "--positive"), texts_of(negative, "--negative")]
     if method not in METHODS:
         raise ConfigError(f"--method {method!r} is not known; there are {', '.join(METHODS)}")
-    sets = [[asked.message(text) for text in one] for one in sets] if asked.messages else sets
+    sets = [[request.message(text) for text in one] for one in sets] if request.messages else sets
     chosen = _numbers(network, layers)
     if method == "pair":
         if len(sets[0]) != 1 or len(sets[1]) != 1:
             raise ShapeError(f"--method pair takes one text of each kind, not {len(sets[0])} and {len(sets[1])}")
         pair = sets[0][0], sets[1][0]
-        return {layer: steering.activation_addition(network, *pair, layer, prepend_bos=asked.bos) for layer in chosen}
+        return {layer: steering.activation_addition(network, *pair, layer, prepend_bos=request.bos) for layer in chosen}
     where = _position(position)
-    return steering.contrast_vectors(network, sets[0], sets[1], chosen, method=method, position=where, prepend_bos=asked.bos)
+    return steering.contrast_vectors(network, sets[0], sets[1], chosen, method=method, position=where, prepend_bos=request.bos)
 
 
 def _numbers(network: Any, layers: Sequence[str] | None) -> list[int]:
@@ -183,15 +183,15 @@ def _position(word: str) -> int | str:
     raise ConfigError(f"--position {word!r} must be a number or mean")
 
 
-def _target(asked: Request, effect: str | None, minus: str | None) -> Any:
+def _target(request: Request, effect: str | None, minus: str | None) -> Any:
     """What is measured: the token of `--effect`, the prompts' answers (None), or their loss."""
     from cutaway.analysis import steering_effects as effects
 
-    network, first = asked.network, bool(asked.allow_first_token)
+    network, first = request.network, bool(request.allow_first_token)
     if effect is None:
         if minus is not None:
             raise ConfigError("--minus needs --effect, the token that it is compared with")
-        return None if asked.given_prompts.right else effects.text_loss
+        return None if request.given_prompts.right else effects.text_loss
     wrong = None if minus is None else one_token(network, minus, "--minus", first=first)
     return effects.steering_target(one_token(network, effect, "--effect", first=first), wrong)
 
@@ -207,17 +207,18 @@ def _quantity(measured: DoseResponse, prompts: Any, effect: str | None, minus: s
 
 
 def _printed(
-    asked: Request, made: Mapping[int, SteeringVector], measured: DoseResponse, said: SteeredTexts, prompts: Any, what: str,
-    matches: str | None,
+    request: Request, made: Mapping[int, SteeringVector], measured: DoseResponse, continuations: SteeredTexts, prompts: Any,
+    what: str, matches: str | None,
 ) -> str:  # fmt: skip
-    rows, more = asked.rows(_rows(measured))
+    rows, more = request.rows(_rows(measured))
     table = lines(_columns(measured), rows) + (f"\n{more}" if more else "")
-    blocks = [_about(made), _continued(asked, prompts.texts, said), *([] if matches is None else [said.summary()])]
+    blocks = [_about(made), _continued(request, prompts.texts, continuations)]
+    blocks += [] if matches is None else [continuations.summary()]
     return "\n\n".join([*blocks, f"{what}, mean of {_counted(prompts.texts)}\n{table}", measured.summary()])
 
 
 def _numbers_of(
-    made: Mapping[int, SteeringVector], chosen: SteeringVector, measured: DoseResponse, said: SteeredTexts, prompts: Any,
+    made: Mapping[int, SteeringVector], chosen: SteeringVector, measured: DoseResponse, continuations: SteeredTexts, prompts: Any,
     what: str,
 ) -> dict[str, Any]:  # fmt: skip
     first = next(iter(made.values()))
@@ -228,7 +229,7 @@ def _numbers_of(
         "method": first.method, "site": first.site, "read_at": first.read_at,
         "positive": list(first.positive), "negative": list(first.negative),
         "prompt_texts": list(prompts.texts), "effect": what,
-        "texts": said.texts,
+        "texts": continuations.texts,
         "response": measured.to_json(),
     }  # fmt: skip
 
@@ -243,13 +244,13 @@ def _about(made: Mapping[int, SteeringVector]) -> str:
     )
 
 
-def _continued(asked: Request, prompts: Sequence[str], said: SteeredTexts) -> str:
+def _continued(request: Request, prompts: Sequence[str], continuations: SteeredTexts) -> str:
     """Each prompt with its continuations; as many prompts as a screen shows."""
-    width = max(len("unsteered"), *(len(name) for name in said.texts))
-    most = len(prompts) if asked.all_rows else max(1, (asked.top or SCREEN) // (1 + len(said.texts)))
+    width = max(len("unsteered"), *(len(name) for name in continuations.texts))
+    most = len(prompts) if request.all_rows else max(1, (request.top or SCREEN) // (1 + len(continuations.texts)))
     blocks = []
     for index, prompt in enumerate(prompts[:most]):
-        rows = [f"  {_name(name):<{width}}  {row[index]!r}" for name, row in _unsteered_first(said.texts)]
+        rows = [f"  {_name(name):<{width}}  {row[index]!r}" for name, row in _unsteered_first(continuations.texts)]
         blocks.append("\n".join([repr(prompt), *rows]))
     rest = len(prompts) - len(blocks)
     blocks += [f"{rest} more prompt{'s' * (rest != 1)}; --all prints them"] if rest > 0 else []
@@ -299,13 +300,13 @@ def _figures(
     made: Mapping[int, SteeringVector],
     prompts: Sequence[str],
     measured: DoseResponse,
-    said: SteeredTexts,
+    continuations: SteeredTexts,
     matches: str | None,
 ) -> list[tuple[str, Any]]:
     from cutaway.analysis import steering_effects as effects
     from cutaway.view import table
 
-    texts = _unsteered_first(said.texts)
+    texts = _unsteered_first(continuations.texts)
     side_by_side = table(
         ["prompt", *(_name(name) for name, _ in texts)],
         [[prompt, *(row[index] for _, row in texts)] for index, prompt in enumerate(prompts)],
@@ -313,7 +314,7 @@ def _figures(
     )
     figures = [("What is said", side_by_side), ("Response to strength", measured.figure())]
     if matches is not None:
-        figures.append((f"Matches of {matches}", said.figure()))
+        figures.append((f"Matches of {matches}", continuations.figure()))
     first = next(iter(made.values()))
     if not first.front and len(made) > 1:
         figures.append(("How alike the layers are", effects.similarity_figure(effects.similarity(made))))

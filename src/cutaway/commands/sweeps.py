@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, asks, layers_of, positions_of
+from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, layers_of, positions_of, shared_options
 from cutaway.commands.shared import Device, Json, Record, lines, load
 from cutaway.errors import ConfigError, PromptError
 
@@ -40,17 +40,17 @@ def bar(what: str, quiet: bool) -> Iterator[Step | None]:
         yield lambda done, total: shown.update(task, completed=done / total)
 
 
-def metric_of(asked: Request) -> Any:
+def metric_of(request: Request) -> Any:
     """What is measured: what the prompts' answers say, else None, which stands for the loss of the next token."""
     from cutaway.runs.metrics import settled
 
-    prompts = asked.given_prompts
-    return settled(None, asked.network, prompts) if prompts.right else None
+    prompts = request.given_prompts
+    return settled(None, request.network, prompts) if prompts.right else None
 
 
-@asks()
+@shared_options()
 def ablate(
-    asked: Request,
+    request: Request,
     kind: Annotated[
         list[str] | None, typer.Option("--kind", "--kinds", help="zero or mean; may be repeated. By default zero.")
     ] = None,
@@ -79,21 +79,21 @@ def ablate(
 
     if record is not None:
         records.check_free(record)
-    network, prompts = asked.network, asked.given_prompts
+    network, prompts = request.network, request.given_prompts
     kinds, sites, places = kind or ["zero"], site or ["z"], positions_of(positions)
     chosen = layers_of(layers, network.cfg.n_layers)
     options: dict[str, Any] = {
-        "over": ("batch", "pos"), "positions": places, "seed": asked.seed, "memory": in_bytes(memory), "baseline": baseline,
+        "over": ("batch", "pos"), "positions": places, "seed": request.seed, "memory": in_bytes(memory), "baseline": baseline,
     }  # fmt: skip
-    with bar("ablating", asked.as_json) as progress:
+    with bar("ablating", request.as_json) as progress:
         if component is not None:
             labels = _components(network.cfg, component, chosen)
             found: Any = ablation.ablate(
-                network, prompts, metric_of(asked), components=labels, kinds=kinds, progress=progress, **options
+                network, prompts, metric_of(request), components=labels, kinds=kinds, progress=progress, **options
             )
         else:
             found = ablation.ablate_heads(
-                network, prompts, metric_of(asked), kinds=kinds, sites=sites, layers=chosen, progress=progress, **options
+                network, prompts, metric_of(request), kinds=kinds, sites=sites, layers=chosen, progress=progress, **options
             )
     if component is not None:
         rows = [[which, name, change] for which in kinds for name, change in found.changes(which).items()]
@@ -104,15 +104,15 @@ def ablate(
         rows, numbers = _head_rows(found, kinds, sites)
         columns = ["kind", "of", "head", found.values.what]
         figures = [(f"{which} ablation", found.figure(which)) for which in kinds]
-    shown, more = asked.rows(rows)
-    said = lines(columns, shown) + (f"\n{more}" if more else "")
+    shown, more = request.rows(rows)
+    text = lines(columns, shown) + (f"\n{more}" if more else "")
     if record is not None:
-        records.write(record, found.sweep, asked.model)
+        records.write(record, found.sweep, request.model)
     numbers |= {"metric": found.clean.what, "clean": float(found.clean.data.nanmean()), "audit": found.audit.difference}
     if (random := found.sweep.baseline) is not None:
-        said, numbers["baseline"] = f"{said}\n{random.summary()}", random.to_json()
-    said += f"\n{found.clean.what} {numbers['clean']:.4g} without; {found.audit}"
-    asked.show(said, numbers, figures, f"Ablation of {asked.model}", found)
+        text, numbers["baseline"] = f"{text}\n{random.summary()}", random.to_json()
+    text += f"\n{found.clean.what} {numbers['clean']:.4g} without; {found.audit}"
+    request.show(text, numbers, figures, f"Ablation of {request.model}", found)
 
 
 def _head_rows(found: Any, kinds: list[str], sites: list[str]) -> tuple[list[list[Any]], dict[str, Any]]:
@@ -142,9 +142,9 @@ def _components(cfg: Any, given: list[str], layers: list[int]) -> list[str]:
     return list(dict.fromkeys(label for part in parts for label in sorts.get(part, [part])))
 
 
-@asks(pairs=True)
+@shared_options(pairs=True)
 def patch(
-    asked: Request,
+    request: Request,
     what: Annotated[
         list[str] | None,
         typer.Option("--what", "--kinds", "--kind",
@@ -169,18 +169,18 @@ def patch(
     kinds = what or ["resid_pre", "attn_out", "mlp_out", "z"]
     if record is not None:
         records.check_free(record, kinds)
-    network, prompts = asked.network, in_pairs(asked)
+    network, prompts = request.network, in_pairs(request)
     if positions is None and len(prompts.roles) < 2 and len(set(prompts.lengths.tolist())) > 1:
         note = "the prompts differ in length and name no roles, so a position holds another word in each; give 'roles' in the"
         console.echo(f"{note} pairs file, or --positions (from the end: -1)", err=True)
-    with bar("patching", asked.as_json) as progress:
+    with bar("patching", request.as_json) as progress:
         found = patching.patch(
-            network, prompts, metric=metric_of(asked), kinds=kinds, positions=positions_of(positions), direction=direction,
-            seed=asked.seed, memory=in_bytes(memory), progress=progress, baseline=baseline, results=results,
+            network, prompts, metric=metric_of(request), kinds=kinds, positions=positions_of(positions), direction=direction,
+            seed=request.seed, memory=in_bytes(memory), progress=progress, baseline=baseline, results=results,
             executor=executor,
         )  # fmt: skip
     if record is not None:
-        records.write(record, found.sweeps, asked.model)
+        records.write(record, found.sweeps, request.model)
     numbers = {
         "direction": direction, "clean": found.clean, "corrupted": found.corrupted,
         "audit": found.audit.difference, "tokens": [list(one) for one in found.tokens],
@@ -192,27 +192,27 @@ def patch(
     }  # fmt: skip
     if baseline:
         numbers["baseline"] = {kind: one.baseline.to_json() for kind, one in found.sweeps.items() if one.baseline is not None}
-    said = found.summary(None if asked.all_rows else asked.top or 3)
-    asked.show(said, numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {asked.model}", found)
+    text = found.summary(None if request.all_rows else request.top or 3)
+    request.show(text, numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {request.model}", found)
 
 
-def in_pairs(asked: Request) -> Any:
+def in_pairs(request: Request) -> Any:
     """The prompts, with counterparts and answers.
 
     Raises:
         PromptError: they lack either.
     """
-    prompts = asked.given_prompts
+    prompts = request.given_prompts
     if prompts.corrupted is None:
-        raise PromptError(f"{asked.command} needs pairs: give --corrupted for each --clean, --pairs FILE or --behaviour NAME")
+        raise PromptError(f"{request.command} needs pairs: give --corrupted for each --clean, --pairs FILE or --behaviour NAME")
     if not prompts.right:
-        raise PromptError(f"{asked.command} needs answers: give --answer (and --wrong), or pairs that have them")
+        raise PromptError(f"{request.command} needs answers: give --answer (and --wrong), or pairs that have them")
     return prompts
 
 
-@asks(pairs=True)
+@shared_options(pairs=True)
 def paths(
-    asked: Request,
+    request: Request,
     sender: Annotated[list[str] | None, typer.Option(help="0.3, 0.mlp, embed …; may be repeated. By default every head.")] = None,
     receiver: Annotated[list[str] | None, typer.Option(help="1.4.k, 1.mlp, logits; may be repeated. By default logits.")] = None,
     layers: Layers = None,
@@ -222,25 +222,25 @@ def paths(
     """Let one direct path after another carry the other prompt's activations, and say what that changes."""
     from cutaway.analysis.paths import path_patch
 
-    network, prompts = asked.network, in_pairs(asked)
+    network, prompts = request.network, in_pairs(request)
     senders = sender or _components(network.cfg, ["heads"], layers_of(layers, network.cfg.n_layers))
-    with bar("patching paths", asked.as_json) as progress:
+    with bar("patching paths", request.as_json) as progress:
         found = path_patch(
-            network, prompts, metric=metric_of(asked), senders=senders, receivers=receiver or ["logits"],
-            positions=positions_of(positions), seed=asked.seed, memory=in_bytes(memory), progress=progress,
+            network, prompts, metric=metric_of(request), senders=senders, receivers=receiver or ["logits"],
+            positions=positions_of(positions), seed=request.seed, memory=in_bytes(memory), progress=progress,
         )  # fmt: skip
     top = found.top(found.averages().data.numel())
-    shown, more = asked.rows([[f"{one} → {other}", change] for one, other, change in top])
-    said = lines(["path", found.values.what], shown) + (f"\n{more}" if more else "")
+    shown, more = request.rows([[f"{one} → {other}", change] for one, other, change in top])
+    text = lines(["path", found.values.what], shown) + (f"\n{more}" if more else "")
     clean = float(found.clean.data.nanmean())
-    said += f"\n{found.clean.what} {clean:.4g} without; {found.audit}" + (f"\n{found.note}" if found.note else "")
+    text += f"\n{found.clean.what} {clean:.4g} without; {found.audit}" + (f"\n{found.note}" if found.note else "")
     numbers = {"metric": found.clean.what, "clean": clean, "audit": found.audit.difference, "paths": [list(one) for one in top]}
-    asked.show(said, numbers, [("Direct paths", found.figure())], f"Paths in {asked.model}", found)
+    request.show(text, numbers, [("Direct paths", found.figure())], f"Paths in {request.model}", found)
 
 
-@asks(pairs=True)
+@shared_options(pairs=True)
 def edges(
-    asked: Request,
+    request: Request,
     exact: Annotated[int, typer.Option(min=0, help="Also ablate this many of the strongest edges exactly.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Runs that each edge's gradient is a mean over.")] = 5,
     ablation: Annotated[str, typer.Option(help="What an ablated edge carries: resample, mean or zero.")] = "resample",
@@ -249,32 +249,32 @@ def edges(
     from cutaway.circuits.attribution import edge_attribution
     from cutaway.circuits.effects import edge_effects
 
-    network, prompts = asked.network, in_pairs(asked) if ablation == "resample" else asked.given_prompts
-    metric = metric_of(asked)
-    with bar("scoring edges", asked.as_json) as progress:
+    network, prompts = request.network, in_pairs(request) if ablation == "resample" else request.given_prompts
+    metric = metric_of(request)
+    with bar("scoring edges", request.as_json) as progress:
         found = edge_attribution(network, prompts, None, metric, steps=steps, ablation=ablation, progress=progress)
     count = int((~found.values.data.isnan()).sum())
-    top = found.top(count if asked.all_rows else max(asked.top or SCREEN, exact))
+    top = found.top(count if request.all_rows else max(request.top or SCREEN, exact))
     effects = {}
     if exact:
-        with bar("ablating edges", asked.as_json) as progress:
+        with bar("ablating edges", request.as_json) as progress:
             chosen = [(one, other) for one, other, _ in top[:exact]]
             done = edge_effects(network, prompts, None, metric, edges=chosen, ablation=ablation, progress=progress)
         effects = {(one, other): change for one, other, change in done.top(exact)}
     rows = [[f"{one} → {other}", score, effects.get((one, other), "")] for one, other, score in top]
     columns = ["edge", "score", "when ablated"]
-    said = lines(columns, rows) if exact else lines(columns[:2], [row[:2] for row in rows])
+    text = lines(columns, rows) if exact else lines(columns[:2], [row[:2] for row in rows])
     rest = f"; {count - len(rows):,} more than are shown: --top N or --all" if len(rows) < count else ""
-    said += f"\n{found.method}; {count:,} edges{rest}"
+    text += f"\n{found.method}; {count:,} edges{rest}"
     edges_ = [{"writer": one, "reader": other, "score": score, "ablated": effects.get((one, other))} for one, other, score in top]
     numbers = {"method": found.method, "count": count, "metric": found.values.what, "edges": edges_}
-    asked.show(said, numbers, [("As a graph", found.graph(max(len(top), 1) if asked.top else 40)), ("Edges", found.figure())],
-               f"Edges of {asked.model}", found)  # fmt: skip
+    request.show(text, numbers, [("As a graph", found.graph(max(len(top), 1) if request.top else 40)), ("Edges", found.figure())],
+               f"Edges of {request.model}", found)  # fmt: skip
 
 
-@asks()
+@shared_options()
 def plan(
-    asked: Request,
+    request: Request,
     what: Annotated[str, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern.")] = "z",
     by_position: Annotated[bool, typer.Option("--by-position", help="Heads at every position by itself.")] = False,
     baseline: Baseline = 0,
@@ -290,15 +290,16 @@ def plan(
     from cutaway.runs.grids import Grid
     from cutaway.runs.sweep.planning import plan as count
 
-    network, prompts = asked.network, asked.given_prompts
-    if bool(asked.answer) and not asked.wrong:
+    network, prompts = request.network, request.given_prompts
+    if bool(request.answer) and not request.wrong:
         raise ConfigError("give both --answer and --wrong, or neither, for the loss of the text")
     tokens, real = real_tokens(network, prompts)
-    metric = metric_of(asked) or metrics.loss(tokens, mask=real)
+    metric = metric_of(request) or metrics.loss(tokens, mask=real)
     streams = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
     axes = ("layer", "pos") if what in streams else ("layer", "pos", "head") if by_position else ("layer", "head")
-    found = count(network, prompts, Grid(zero(), what, axes), metric, memory=in_bytes(memory), baseline=baseline, seed=asked.seed)
-    asked.show(found.summary(), found.to_json(), [], f"A plan for {asked.model}")
+    cells = Grid(zero(), what, axes)
+    found = count(network, prompts, cells, metric, memory=in_bytes(memory), baseline=baseline, seed=request.seed)
+    request.show(found.summary(), found.to_json(), [], f"A plan for {request.model}")
 
 
 def replay(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import console
-from cutaway.commands.prompt_options import Layers, Request, asks, layers_of
+from cutaway.commands.prompt_options import Layers, Request, layers_of, shared_options
 from cutaway.commands.shared import lines, one_token
 from cutaway.errors import ConfigError, TokenError
 
@@ -15,9 +15,9 @@ SHADES = " ░▒▓█"
 WIDEST = 40  # tokens of an attention pattern that a terminal shows
 
 
-@asks()
+@shared_options()
 def next_(
-    asked: Request,
+    request: Request,
     word: Annotated[list[str] | None, typer.Option(help="Also say the rank of this token; may be repeated.")] = None,
     k: Annotated[
         int | None, typer.Option(min=1, help="How many of the likeliest tokens. By default 10, or of several texts one.")
@@ -28,8 +28,8 @@ def next_(
 
     from cutaway.analysis.shared import token_name
 
-    network, prompts = asked.network, asked.given_prompts
-    wanted = {one: one_token(network, one, "--word", first=asked.allow_first_token) for one in word or ()}
+    network, prompts = request.network, request.given_prompts
+    wanted = {one: one_token(network, one, "--word", first=request.allow_first_token) for one in word or ()}
     with torch.no_grad():
         resid = network(prompts, stop_at_layer=network.cfg.n_layers)
         last = resid[torch.arange(len(prompts)), prompts.place("end").to(resid.device)]
@@ -39,11 +39,11 @@ def next_(
         best = chance.topk(min(k or 10, len(chance)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         top = [[token_name(network, token), value] for token, value in pairs]
-        told = dict(wanted)
+        targets = dict(wanted)
         if prompts.right:
-            told |= {token_name(network, ids[0]): ids[0] for ids in prompts.right[number].values() if ids}
+            targets |= {token_name(network, ids[0]): ids[0] for ids in prompts.right[number].values() if ids}
         given = {
-            name: {"probability": float(chance[one]), "rank": int((chance > chance[one]).sum())} for name, one in told.items()
+            name: {"probability": float(chance[one]), "rank": int((chance > chance[one]).sum())} for name, one in targets.items()
         }
         numbers.append({"text": prompts.texts[number] if prompts.texts else None, "top": top, "words": given})
         likeliest = top if len(chances) == 1 or k is not None else [top[0]]
@@ -51,9 +51,9 @@ def next_(
         rest = {name: one for name, one in given.items() if name not in dict(likeliest)}
         rows += [[number, repr(name), f"{one['probability']:.4f}", one["rank"]] for name, one in rest.items()]
     single = len(chances) == 1
-    shown, more = asked.rows([row[single:] for row in rows])
-    said = lines(["prompt", "token", "probability", "rank"][single:], shown) + (f"\n{more}" if more else "")
-    asked.show(said, {"next": numbers}, _next_figures(numbers) if asked.html else [], f"What {asked.model} expects")
+    shown, more = request.rows([row[single:] for row in rows])
+    text = lines(["prompt", "token", "probability", "rank"][single:], shown) + (f"\n{more}" if more else "")
+    request.show(text, {"next": numbers}, _next_figures(numbers) if request.html else [], f"What {request.model} expects")
 
 
 def _next_figures(numbers: list[dict[str, Any]]) -> list[tuple[str, Any]]:
@@ -66,9 +66,9 @@ def _next_figures(numbers: list[dict[str, Any]]) -> list[tuple[str, Any]]:
     ]  # fmt: skip
 
 
-@asks()
+@shared_options()
 def generate(
-    asked: Request,
+    request: Request,
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 40,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample among this many likeliest tokens.")] = None,
@@ -80,19 +80,19 @@ def generate(
     """
     from cutaway.runs.generation import Sampling
 
-    network, prompts = asked.network, asked.given_prompts
+    network, prompts = request.network, request.given_prompts
     edits = _zeros(network, zero or [])
     sampling = Sampling(temperature=temperature, top_k=top_k)
     texts = list(prompts.texts)
-    streaming = len(texts) == 1 and not edits and not asked.as_json
-    runs = {"whole model": _continued(asked, tokens, sampling, [], say=streaming)}
+    streaming = len(texts) == 1 and not edits and not request.as_json
+    runs = {"whole model": _continued(request, tokens, sampling, [], say=streaming)}
     if edits:
-        runs[f"without {', '.join(zero or [])}"] = _continued(asked, tokens, sampling, edits, say=False)
+        runs[f"without {', '.join(zero or [])}"] = _continued(request, tokens, sampling, edits, say=False)
     numbers = {"texts": texts, "continuations": runs, "temperature": temperature}
-    said = "" if streaming else "\n".join(
+    printed = "" if streaming else "\n".join(
         f"{text!r}\n" + "\n".join(f"  {name}: {found[at]!r}" for name, found in runs.items()) for at, text in enumerate(texts)
     )  # fmt: skip
-    asked.show(said, numbers, _generated_figure(texts, runs) if asked.html else [], f"Texts of {asked.model}")
+    request.show(printed, numbers, _generated_figure(texts, runs) if request.html else [], f"Texts of {request.model}")
 
 
 def _generated_figure(texts: list[str], runs: dict[str, list[str]]) -> list[tuple[str, Any]]:
@@ -110,17 +110,17 @@ def _zeros(network: Any, names: list[str]) -> list[Any]:
     return [ablated_at(zero(), one, None) for one in parse_writers(names, network.cfg)] if names else []
 
 
-def _continued(asked: Request, count: int, sampling: Any, edits: list[Any], *, say: bool) -> list[str]:
+def _continued(request: Request, count: int, sampling: Any, edits: list[Any], *, say: bool) -> list[str]:
     """What each prompt is continued with; printed token by token where asked."""
     import torch
 
     from cutaway.runs.editing import edited
     from cutaway.runs.generation import stops_of, stream
 
-    network, prompts = asked.network, asked.given_prompts
+    network, prompts = request.network, request.given_prompts
     pad = network.tokenizer.pad_token_id
     ids, mask = (one.to(network.W_U.device) for one in prompts.padded("left", pad))
-    torch.manual_seed(asked.seed)
+    torch.manual_seed(request.seed)
     stops = stops_of(network)
     found: list[list[int]] = [[] for _ in range(len(prompts))]
     if say:
@@ -144,9 +144,9 @@ def _until(row: list[int], stops: list[int]) -> list[int]:
     return row[:at]
 
 
-@asks()
+@shared_options()
 def attention(
-    asked: Request,
+    request: Request,
     head: Annotated[list[str] | None, typer.Option(help="layer.head, such as 3.1; may be repeated. By default --layers.")] = None,
     layers: Layers = None,
 ) -> None:
@@ -156,7 +156,7 @@ def attention(
     """
     import torch
 
-    network, prompts = asked.network, asked.given_prompts
+    network, prompts = request.network, request.given_prompts
     if len(prompts) > 1:
         raise TokenError(f"attention draws one text, and there are {len(prompts)}; give one, or ask `heads` about many")
     chosen = _heads(network, head, layers)
@@ -166,11 +166,11 @@ def attention(
     patterns = {layer: store[name][0].float().cpu() for name, layer in sites.items()}
     words = _words(network, prompts)
     named = [(f"{layer}.{number}", patterns[layer][number]) for layer, number in chosen]
-    last, rest = asked.rows([[name, *_looked_at(pattern[-1], words)] for name, pattern in named])
+    last, rest = request.rows([[name, *_looked_at(pattern[-1], words)] for name, pattern in named])
     blocks = [shaded(pattern, words, name) for name, pattern in named] if head else []
-    said = "\n\n".join([*blocks, lines(["head", "from the last token to"], last) + (f"\n{rest}" if rest else "")])
+    text = "\n\n".join([*blocks, lines(["head", "from the last token to"], last) + (f"\n{rest}" if rest else "")])
     numbers = {"tokens": words, "heads": {name: _rounded(pattern) for name, pattern in named}}
-    asked.show(said, numbers, _attention_figures(words, named) if asked.html else [], f"Attention in {asked.model}")
+    request.show(text, numbers, _attention_figures(words, named) if request.html else [], f"Attention in {request.model}")
 
 
 def _rounded(pattern: Any) -> list[list[float]]:

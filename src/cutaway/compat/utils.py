@@ -279,11 +279,11 @@ def test_prompt(
         here = logits[:, before.shape[1] + step - 1].cpu()
         probs, order = here.softmax(-1).sort(descending=True)
         places = order.argsort(-1).gather(1, wanted[:, step : step + 1].cpu())[:, 0].tolist()
-        said = [one[step] for one in words]
-        ranks.append(list(zip(said, places, strict=True)) if several else (said[0], places[0]))
+        words_here = [one[step] for one in words]
+        ranks.append(list(zip(words_here, places, strict=True)) if several else (words_here[0], places[0]))
         if print_details:
             rich_print(f"Performance on answer token{'s' if several else ''}:")
-            for row, (word, place) in enumerate(zip(said, places, strict=True)):
+            for row, (word, place) in enumerate(zip(words_here, places, strict=True)):
                 token = int(wanted[row, step])
                 line = f"Rank: {place: <8} Logit: {here[row, token]:5.2f} Prob: {probs[row, place]:6.2%} Token: |{word}|"
                 rich_print(f"[b]{escape(line)}[/b]")

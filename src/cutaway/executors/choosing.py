@@ -12,21 +12,21 @@ from cutaway.executors.ray_cluster import Ray
 names = ("local", "processes:N", "ray", "ray:ADDRESS", "ranks")
 
 
-def executor_of(said: str | Executor | None) -> Executor:
+def executor_of(chosen: str | Executor | None) -> Executor:
     """The executor that is meant; None is this process.
 
     Raises:
         ConfigError: no executor has this name.
     """
-    if said is None or said == "local":
+    if chosen is None or chosen == "local":
         return Local()
-    if not isinstance(said, str):
-        return said
-    kind, _, rest = said.partition(":")
+    if not isinstance(chosen, str):
+        return chosen
+    kind, _, rest = chosen.partition(":")
     if kind == "processes" and rest.isdecimal():
         return Processes(int(rest))
     if kind == "ray":
-        return Ray((said if rest.startswith("//") else rest) or None)
-    if said == "ranks":
+        return Ray((chosen if rest.startswith("//") else rest) or None)
+    if chosen == "ranks":
         return Ranks()
-    raise ConfigError(f"no executor called {said!r}; there are {', '.join(names)}")
+    raise ConfigError(f"no executor called {chosen!r}; there are {', '.join(names)}")

@@ -165,5 +165,5 @@ def failed(unit: Any, error: BaseException, tries: Counter[int], again: deque[An
     if tries[unit.number] < TRIES:
         again.append(unit)
     else:
-        said = str(error).strip().split("\n")[0] or type(error).__name__
-        aside.append(SetAside(unit.name, unit.number, said))
+        message = str(error).strip().split("\n")[0] or type(error).__name__
+        aside.append(SetAside(unit.name, unit.number, message))

@@ -69,9 +69,9 @@ class _Pools:
         try:
             return lane.pool.submit(_work, self.job, unit)
         except BrokenProcessPool as error:  # killed between two chunks
-            ended: Future[Any] = Future()
-            ended.set_exception(error)
-            return ended
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return failed
 
     def wait(self, tickets: list[Future[Any]]) -> list[Future[Any]]:
         return list(wait(tickets, return_when=FIRST_COMPLETED).done)

@@ -61,15 +61,15 @@ class Ranks:
         import torch.distributed as dist  # here, so that other executors start without Torch
 
         world = self.world or 1
-        mine: list[tuple[Any, Any]] = []
-        aside = run_here(job, (unit for unit in units if unit.number % world == self.rank), lambda *one: mine.append(one))
+        own: list[tuple[Any, Any]] = []
+        aside = run_here(job, (unit for unit in units if unit.number % world == self.rank), lambda *one: own.append(one))
         gathered: list[Any] = [None] * world
         joined = not dist.is_initialized()
         if joined:
             store = dist.PrefixStore(f"cutaway {next(MEETINGS)}", _store())
             dist.init_process_group("gloo", timeout=PATIENCE, store=store, rank=self.rank or 0, world_size=world)
         try:
-            dist.all_gather_object(gathered, ([(unit.head, receipt) for unit, receipt in mine], aside))
+            dist.all_gather_object(gathered, ([(unit.head, receipt) for unit, receipt in own], aside))
         finally:
             if joined:
                 dist.destroy_process_group()

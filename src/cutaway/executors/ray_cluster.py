@@ -93,8 +93,8 @@ def connected(address: str | None, workers: int | None = None) -> Iterator[Any]:
     try:
         ray.init(address, **options)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        said = str(error).strip().split("\n")[0]
-        raise ClusterUnreachable(f"no Ray cluster answers at {address!r} ({said}); `ray status` says what runs where") from error
+        why = str(error).strip().split("\n")[0]
+        raise ClusterUnreachable(f"no Ray cluster answers at {address!r} ({why}); `ray status` says what runs where") from error
     try:
         yield ray
     finally:

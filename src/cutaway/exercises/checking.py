@@ -84,10 +84,10 @@ def check(
         code = _judged(exercise, path, cases, Path(place), limit)
         events: list[dict[str, Any]] = []
         grade(exercise, cases, lambda number: _answer(Path(place), number), lambda **event: events.append(event))
-        said = _read_report(Path(place) / REPORT)
-    if said.raised is not None and events[-1]["event"] == "case":
-        case = events[-1]["case"] if said.case >= 0 else ""
-        events.append({"event": "wrong", "case": case, "message": said.raised})
+        report = _read_report(Path(place) / REPORT)
+    if report.raised is not None and events[-1]["event"] == "case":
+        case = events[-1]["case"] if report.case >= 0 else ""
+        events.append({"event": "wrong", "case": case, "message": report.raised})
     verdict = _verdict(exercise, events, code, seed, limit)
     Progress.read(folder).noted(verdict.name, passed=verdict.passed, message=verdict.message)
     return verdict

@@ -131,8 +131,8 @@ def error_line(error: BaseException, file: str) -> str:
     if isinstance(error, SyntaxError):
         where = f" (line {error.lineno})"
         return f"it cannot be read: {error.msg}{where}"
-    said = str(error).strip().split("\n")[0]
-    return f"it raised {type(error).__name__}{f': {said}' if said else ''}{where}"
+    line = str(error).strip().split("\n")[0]
+    return f"it raised {type(error).__name__}{f': {line}' if line else ''}{where}"
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def determine(
     by_name = {one.name: one for one in bank}
     names = list(codes)
     step = max(1, len(target) // SAMPLE)
-    grid, told = torch.stack([codes[name][::step] for name in names]), target[::step]
+    grid, answers = torch.stack([codes[name][::step] for name in names]), target[::step]
     short = sorted((name for name in names if name not in rough), key=lambda name: by_name[name].bits)[:PAIRED]
 
     def length(one: tuple[str, ...]) -> float:
@@ -85,7 +85,7 @@ def determine(
         rows, tried = grid[[names.index(name) for name in by]], {}
         for one in sets:
             joint = torch.unique(grid[[names.index(name) for name in one]].T, dim=0, return_inverse=True)[1] if one else None
-            for name, wrong in zip(by, _missed(rows, joint, told), strict=True):
+            for name, wrong in zip(by, _missed(rows, joint, answers), strict=True):
                 if name not in one:
                     tried[tuple(sorted((*one, name)))] = wrong
         return tried
@@ -97,7 +97,7 @@ def determine(
         if count == 1:  # two that say nothing alone, as parities do
             tried = grown([(name,) for name in short], short) | tried
         order = sorted(tried, key=lambda one: (tried[one][0], length(one)))
-        exact = [one for one in order if tried[one][0] <= ROUGHLY * len(told) * any(name in rough for name in one)]
+        exact = [one for one in order if tried[one][0] <= ROUGHLY * len(answers) * any(name in rough for name in one)]
         made = [found for one in exact[:BEST] if (found := _made(one, target, by_name, columns, codes, sizes)) is not None]
         best = min([*made, *([best] if best else [])], key=lambda one: one.bits, default=None)
         if best is not None and (best.bits < SHORT or len(best.variables) <= count):
@@ -172,19 +172,19 @@ def thresholds(
     rows = torch.stack([rank, others, target], 1).unique(dim=0).tolist()
     edges: list[float] = []
     gaps: list[float] = []
-    said: dict[int, int] = {}
+    constants: dict[int, int] = {}
     at = 0
     while at < len(rows):
         here = rows[at][0]
         end = at
         while end < len(rows) and rows[end][0] == here:
             end += 1
-        new = {other: told for _, other, told in rows[at:end]}
-        if any(said.get(other, told) != told for other, told in new.items()):
+        new = {other: answer for _, other, answer in rows[at:end]}
+        if any(constants.get(other, answer) != answer for other, answer in new.items()):
             low, high = float(values[here - 1]), float(values[here])
             edges.append((low + high) / 2)
             gaps.append((high - low) / 2)
-            said = {}
-        said |= new
+            constants = {}
+        constants |= new
         at = end
     return tuple(edges), min(gaps, default=1.0)

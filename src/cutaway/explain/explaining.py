@@ -174,7 +174,7 @@ def verdict_of(
 ) -> Verdict:  # fmt: skip
     """The three scores with intervals over sequences, and what they allow to be said."""
     generator = torch.Generator().manual_seed(seed + 1)
-    said, counted = tree_answers(fitted, unseen), unseen.counted
+    answers, counted = tree_answers(fitted, unseen), unseen.counted
     model_says, sets = unseen.answers[counted], subject.set_table()
     rows = counted.nonzero()[:, 0]
     places = [(rows == row).nonzero().flatten() for row in range(len(counted))]
@@ -185,12 +185,12 @@ def verdict_of(
     matches = []
     for _ in range(DRAWS // 4):
         items = torch.cat([places[row] for row in sample(len(places)).tolist()])
-        matches.append(agreement(model_says[items], said[items], sets))
+        matches.append(agreement(model_says[items], answers[items], sets))
     size = len(scrubbed.clean)
     several = [sample(size) for _ in range(DRAWS)]
     whole = is_whole(unseen.prompts)
-    match = interval(agreement(model_says, said, sets), torch.tensor(matches, dtype=torch.float64), len(places), whole=whole)
-    held = interval(
+    match = interval(agreement(model_says, answers, sets), torch.tensor(matches, dtype=torch.float64), len(places), whole=whole)
+    recovered = interval(
         min(scrubbed.recovered(), 1.0),
         torch.tensor([min(scrubbed.recovered(one), 1.0) for one in several], dtype=torch.float64),
         size,
@@ -198,7 +198,7 @@ def verdict_of(
     )
     shares = torch.tensor([min(graph.share(one), 1.0) for one in several], dtype=torch.float64)
     inside = interval(min(graph.share(), 1.0), shares, size, whole=whole)
-    return judge(match, held, inside, controls, fitted.bits, float(subject.bits), subject.accuracy(known), notes=notes)
+    return judge(match, recovered, inside, controls, fitted.bits, float(subject.bits), subject.accuracy(known), notes=notes)
 
 
 # Controls.
@@ -217,8 +217,8 @@ def controls_of(
     others = [agreement(says, tree_answers(_other(fitted, subject, unseen, generator), unseen), sets) for _ in range(21)]
     found["another program"] = sorted(others)[len(others) // 2]
     if 2 * len(graph.inside) <= len(exchange.nodes):  # of most of the nodes, random sets are the graph
-        drawn = [localise_at_random(exchange, graph, len(graph.inside)) for _ in range(5)]
-        found["random graph"] = max(0.0, sorted(drawn)[len(drawn) // 2])
+        random_graphs = [localise_at_random(exchange, graph, len(graph.inside)) for _ in range(5)]
+        found["random graph"] = max(0.0, sorted(random_graphs)[len(random_graphs) // 2])
     again = [_on_shuffled_weights(fitted, subject, unseen, generator) for _ in range(3)]
     found["shuffled weights"] = max(0.0, sorted(again)[1])
     return found

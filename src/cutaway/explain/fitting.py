@@ -42,16 +42,16 @@ def setting_of(subject: Subject, part: InputSet) -> Setting:
     prompts, cfg = part.prompts, subject.cfg
     lengths = prompts.lengths.unique()
     there = set(prompts.tokens[prompts.mask].tolist())
-    said = {token for number in part.answers[part.counted].unique().tolist() for token in subject.sets[number]}
+    known = {token for number in part.answers[part.counted].unique().tolist() for token in subject.sets[number]}
     everywhere = {token for token in there if bool(((prompts.tokens == token) & prompts.mask).any(1).all())}
-    said |= there - everywhere  # separators stand in every input
+    known |= there - everywhere  # separators stand in every input
     return Setting(
         d_vocab=cfg.d_vocab,
         d_answers=cfg.d_vocab_out,
         length=int(lengths[0]) if len(lengths) == 1 else None,
         longest=int(lengths.max()),
         n_ctx=cfg.n_ctx,
-        content=tuple(sorted(there & said)) or tuple(sorted(there)),
+        content=tuple(sorted(there & known)) or tuple(sorted(there)),
         causal=cfg.attention_dir == "causal",
         begins=len(prompts.tokens[:, 0].unique()) == 1,
     )
@@ -136,10 +136,10 @@ def elections_of(
     best: dict[str, int] = {}
     kept: dict[str, Proposal] = {}
     for one in elections(setting):
-        said = values(batch, setting, one)[counted]
-        right = int((said == target).sum())
+        winners = values(batch, setting, one)[counted]
+        right = int((winners == target).sum())
         if right > best.get(one.name, 0):
-            best[one.name], kept[one.name], columns[one.name] = right, one, said
+            best[one.name], kept[one.name], columns[one.name] = right, one, winners
         batch.forget(one.name)  # the next one has the same name
     yield from (Leaf(variable=one, bits=3.0) for one in kept.values())
 
@@ -175,19 +175,19 @@ def variables(tree: Tree) -> list[Proposal]:
 def program_of(tree: Tree, subject: Subject, setting: Setting, part: InputSet, name: str) -> Program:
     """The tree as a program: a boolean for each test, one code for the leaf, and for each leaf what it answers."""
     lines: dict[str, Line] = {line.name: line for one in variables(tree) for line in one.lines}
-    asked = list(dict.fromkeys(tests(tree)))
-    booleans = {test: _boolean(test, setting, lines) for test in asked}
+    tested = list(dict.fromkeys(tests(tree)))
+    booleans = {test: _boolean(test, setting, lines) for test in tested}
     ends = leaves(tree)
     width = setting.d_answers
     terms: list[tuple[str, Table]] = []
     if len(ends) > 1:
-        where = _leaf_map(tree, ends, asked, booleans)
+        where = _leaf_map(tree, ends, tested, booleans)
         lines[where.name] = where
         if subject.several:
             terms.append((where.name, tuple(_row(subject, leaf, width) for leaf in ends)))
         elif any(leaf.constant is not None for leaf in ends):
-            said = tuple(width if leaf.constant is None else leaf.constant for leaf in ends)
-            lines["otherwise"] = Map("otherwise", (where.name,), said, width + 1)
+            constants = tuple(width if leaf.constant is None else leaf.constant for leaf in ends)
+            lines["otherwise"] = Map("otherwise", (where.name,), constants, width + 1)
             terms.append(("otherwise", _tokens(width + 1, width)))
     for number, leaf in enumerate(ends):
         if leaf.variable is not None:
@@ -219,18 +219,18 @@ def _free(name: str, lines: dict[str, Line]) -> str:
     return next(one for one in (name, *(f"{name}_{n}" for n in range(2, 99))) if one not in lines)
 
 
-def _leaf_map(tree: Tree, ends: list[Leaf], asked: list[Test], booleans: dict[Test, str]) -> Map:
+def _leaf_map(tree: Tree, ends: list[Leaf], tested: list[Test], booleans: dict[Test, str]) -> Map:
     """Which leaf the booleans lead to."""
     numbers = {id(leaf): number for number, leaf in enumerate(ends)}
 
-    def walk(node: Tree, held: dict[Test, int]) -> int:
-        return numbers[id(node)] if isinstance(node, Leaf) else walk(node.yes if held[node.test] else node.no, held)
+    def walk(node: Tree, outcomes: dict[Test, int]) -> int:
+        return numbers[id(node)] if isinstance(node, Leaf) else walk(node.yes if outcomes[node.test] else node.no, outcomes)
 
     table = []
-    for code in range(2 ** len(asked)):
-        held = {test: code >> (len(asked) - 1 - place) & 1 for place, test in enumerate(asked)}
-        table.append(walk(tree, held))
-    return Map("case", tuple(booleans[test] for test in asked), tuple(table), len(ends))
+    for code in range(2 ** len(tested)):
+        outcomes = {test: code >> (len(tested) - 1 - place) & 1 for place, test in enumerate(tested)}
+        table.append(walk(tree, outcomes))
+    return Map("case", tuple(booleans[test] for test in tested), tuple(table), len(ends))
 
 
 def _row(subject: Subject, leaf: Leaf, width: int) -> tuple[float, ...]:

@@ -127,8 +127,8 @@ def _irreducible(group: FiniteGroup) -> list[Representation]:
     ends = ((levels[1:] - levels[:-1]) > TOLERANCE * group.size).nonzero().flatten() + 1
     found: list[Representation] = []
     for space in vectors.tensor_split(ends.tolist(), dim=1):
-        moved = space[group.quotients]  # [g, h]: the row of the inverse of g, times h
-        matrices = torch.einsum("hi,ghj->gij", space, moved)
+        translated = space[group.quotients]  # [g, h]: the row of the inverse of g, times h
+        matrices = torch.einsum("hi,ghj->gij", space, translated)
         one = Representation("", matrices)
         trivial = bool((one.characters - one.characters[group.identity]).abs().max() < TOLERANCE)
         if not trivial and all(float((one.characters - other.characters).abs().max()) > TOLERANCE for other in found):

@@ -96,17 +96,17 @@ def carried(layout: Layout, setting: Setting) -> Iterator[Proposal]:
     if len(layout.runs) != 2 or not setting.causal or not 2 <= base <= 16:
         return
     (first, end), (second, last) = layout.runs
-    count, said = end - first, len(layout.answered)
-    contiguous = layout.answered == tuple(range(layout.answered[0], layout.answered[0] + said))
-    if last - second != count or count < 2 or said not in (count, count + 1) or not contiguous or second == end:
+    count, answers = end - first, len(layout.answered)
+    contiguous = layout.answered == tuple(range(layout.answered[0], layout.answered[0] + answers))
+    if last - second != count or count < 2 or answers not in (count, count + 1) or not contiguous or second == end:
         return
     pair = _pairs(second - first, base, setting)
     separator, query = second - 1, layout.answered[0]
     for name, ascending in (("ending", False), ("beginning", True)):  # with the least significant digit
         here: dict[int, list[int]] = {}
         lower: dict[int, list[int]] = {}
-        for number in range(said):
-            index = number if ascending else number - (said - count)
+        for number in range(answers):
+            index = number if ascending else number - (answers - count)
             inside = 0 <= index < count
             here[query + number] = [second + index] if inside else [separator]
             below = range(second, second + index) if ascending else range(second + index + 1, last)

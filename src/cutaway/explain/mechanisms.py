@@ -201,9 +201,9 @@ def _by_place(setting: Setting) -> Iterator[Proposal]:
     for separator in outside:
         chosen = Selector((Term("among", "tokens", values=(separator,)), LATEST))
         start = Attend(f"place_of_{separator}", chosen, "positions")
-        copied = tuple(max(at - begun, 0) for at in range(size) for begun in range(size))
-        turned = tuple(min(max(2 * begun - at, 0), size - 1) for at in range(size) for begun in range(size))
-        for name, table, shift in ((f"copied_{separator}", copied, 1), (f"reversed_{separator}", turned, -1)):
+        copied = tuple(max(at - first, 0) for at in range(size) for first in range(size))
+        mirrored = tuple(min(max(2 * first - at, 0), size - 1) for at in range(size) for first in range(size))
+        for name, table, shift in ((f"copied_{separator}", copied, 1), (f"reversed_{separator}", mirrored, -1)):
             where = Map(f"place_{name}", ("positions", start.name), table, size)
             at = Term("equal", "positions", where.name, shift)
             yield _attend(name, at, LATEST, before=(start, where), bits=3 * CHOICE + setting.token_bits)
@@ -325,7 +325,7 @@ def remainders(setting: Setting) -> Iterator[Proposal]:
     start = Attend("run_start", Selector((Term("among", "changed", values=(1,)), LATEST)), "positions")
     place = setting.n_ctx
     for modulus in (2, 3):
-        table = tuple((at - begun) % modulus for at in range(place) for begun in range(place))
+        table = tuple((at - first) % modulus for at in range(place) for first in range(place))
         made = Map(f"run_mod_{modulus}", ("positions", "run_start"), table, modulus)
         yield Proposal((previous, changed, start, made), 6 * CHOICE)
         # The run before it, by its token and length; a first token that begins every input is a run of its own.

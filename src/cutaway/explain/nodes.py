@@ -114,16 +114,16 @@ class _Reader:
         """The variable of a head, if its keys and what it takes from them can be said."""
         z = self.cache[f"blocks.{layer}.attn.hook_z"][:, :, head] @ self.subject.model.blocks[layer].attn.W_O[head]
         out = z.flatten(0, 1)[self.there]
-        told = distinct(out)
-        if told is None or int(told.max()) == 0:
+        codes = distinct(out)
+        if codes is None or int(codes.max()) == 0:
             return None
         pattern = self.cache[f"blocks.{layer}.attn.hook_pattern"][:, head].flatten(0, 1)[self.there]
         keys = pattern > SHARP * pattern.amax(1, keepdim=True)
         chosen = Selected(self.there, keys, self.visible)
         name = f"head_{layer}_{head}"
         if chosen.single:
-            return self._copies(name, chosen, told)
-        return self._counts(name, chosen, told) or self._averages(name, chosen, out)
+            return self._copies(name, chosen, codes)
+        return self._counts(name, chosen, codes) or self._averages(name, chosen, out)
 
     def at_keys(self, one: Proposal) -> Int[Tensor, "item src"]:
         """A variable's values at all keys of each query."""
@@ -134,8 +134,8 @@ class _Reader:
         """A variable's value at each query; without one, 0."""
         return torch.zeros_like(self.there) if one is None else self.values(one).flatten()[self.there]
 
-    def _copies(self, name: str, chosen: Selected, told: Int[Tensor, "item"]) -> Proposal | None:
-        taken = [one for one in sorted(self.codes, key=self.size) if function_of(told, self._at(one, chosen))]
+    def _copies(self, name: str, chosen: Selected, codes: Int[Tensor, "item"]) -> Proposal | None:
+        taken = [one for one in sorted(self.codes, key=self.size) if function_of(codes, self._at(one, chosen))]
         found = self.selector(chosen) if taken else None
         if found is None:
             return None
@@ -171,7 +171,7 @@ class _Reader:
         bits, terms, read = min(found, key=lambda one: one[0])
         return terms, bits, read
 
-    def _counts(self, name: str, chosen: Selected, told: Int[Tensor, "item"]) -> Proposal | None:
+    def _counts(self, name: str, chosen: Selected, codes: Int[Tensor, "item"]) -> Proposal | None:
         """The head as a count of keys after the first that stand in a relation to the query."""
         width = chosen.keys.shape[1]
         after = chosen.visible & (torch.arange(width) > 0)
@@ -192,7 +192,7 @@ class _Reader:
                 one = Proposal((*lines, Attend(name, Selector((term,)), how="count")), bits + CHOICE + key.bits, answers=True)
                 found.append(one)
         for one in sorted(found, key=lambda one: one.bits):
-            if function_of(told, self.values(one).flatten()[self.there]):
+            if function_of(codes, self.values(one).flatten()[self.there]):
                 return one
             self.batch.forget(name)  # the next one has the same name
         return None
@@ -223,13 +223,13 @@ class _Reader:
 
     def mlp(self, layer: int) -> Proposal | None:
         """The variable of an MLP: a table over those before it that tells its outputs apart."""
-        told = distinct(self.cache[f"blocks.{layer}.hook_mlp_out"].flatten(0, 1)[self.there])
-        if told is None or int(told.max()) == 0:
+        codes = distinct(self.cache[f"blocks.{layer}.hook_mlp_out"].flatten(0, 1)[self.there])
+        if codes is None or int(codes.max()) == 0:
             return None
         columns = {one.name: self.values(one).flatten()[self.there] for one in self.bank}
         sizes = {one.name: self.size(one) for one in self.bank if not one.numeric}
-        found: Determined | None = determine(told, self.bank, columns, sizes)
-        return None if found is None else found.proposal(f"mlp_{layer}", int(told.max()) + 1)
+        found: Determined | None = determine(codes, self.bank, columns, sizes)
+        return None if found is None else found.proposal(f"mlp_{layer}", int(codes.max()) + 1)
 
 
 POSITIONS = Proposal((), 1.0, named="positions")
@@ -240,8 +240,8 @@ def distinct(out: Float[Tensor, "item d_model"]) -> Int[Tensor, "item"] | None:
     size = float(out.abs().max())
     if size < 1e-6:
         return torch.zeros(len(out), dtype=torch.long)
-    kinds, told = torch.unique((out / size * 500).round().int(), dim=0, return_inverse=True)
-    return told if len(kinds) <= MOST_CODES else None
+    kinds, codes = torch.unique((out / size * 500).round().int(), dim=0, return_inverse=True)
+    return codes if len(kinds) <= MOST_CODES else None
 
 
 def function_of(target: Int[Tensor, "item"], codes: Int[Tensor, "item"]) -> bool:

@@ -48,9 +48,9 @@ def _order(node: Node) -> tuple[int, int]:
 
 def numbers(explanation: Explanation) -> dict[str, Any]:
     """Everything that was found, as plain data."""
-    held = roles(explanation)
+    nodes_of = roles(explanation)
     claims = [
-        {"line": line_as_python(explanation.program, line), "variable": line.name, "nodes": held[line.name]}
+        {"line": line_as_python(explanation.program, line), "variable": line.name, "nodes": nodes_of[line.name]}
         for line in explanation.program.live
     ]
     graph, far, spectrum = explanation.graph, explanation.far, explanation.spectrum
@@ -84,9 +84,9 @@ def summary(explanation: Explanation) -> str:
 
 def html(explanation: Explanation, facts: Sequence[Fact] = ()) -> str:
     """The page; `facts` (the command, the time) stand at its head."""
-    v, held = explanation.verdict, roles(explanation)
+    v, nodes_of = explanation.verdict, roles(explanation)
     beside = [
-        f"{line_as_python(explanation.program, line)}  — {_nodes_text(held[line.name])}" for line in explanation.program.live
+        f"{line_as_python(explanation.program, line)}  — {_nodes_text(nodes_of[line.name])}" for line in explanation.program.live
     ] or ["the answer is the same for every input; nothing is read"]
     effects = {name_of(node): effect for node, effect in explanation.graph.effects.items()}
     scores = [f"{letter} = {score}: {MEANINGS[letter]}" for letter, score in (("M", v.match), ("S", v.scrubbed), ("C", v.graph))]

@@ -44,11 +44,11 @@ class Far:
         """What it means, in words."""
         low, high = self.lengths
         length = f"{low}" if low == high else f"{low} to {high}"
-        said = f"on {self.kind}, {length} tokens long (the examples have up to {self.longest}), "
-        said += f"the agreement is {self.agreement:.2f}"
+        text = f"on {self.kind}, {length} tokens long (the examples have up to {self.longest}), "
+        text += f"the agreement is {self.agreement:.2f}"
         if self.holds_to is not None and self.agreement < HOLDS:
-            said += f": the model departs from the program after about {self.holds_to} tokens and does not generalise beyond"
-        return said
+            text += f": the model departs from the program after about {self.holds_to} tokens and does not generalise beyond"
+        return text
 
 
 def far_inputs(fitted: Fit, subject: Subject, examples: Prompts, seed: int) -> Far | None:
@@ -70,9 +70,9 @@ def far_inputs(fitted: Fit, subject: Subject, examples: Prompts, seed: int) -> F
     if made is None:
         return None
     part = subject.answered(made)
-    says, said = part.answers[part.counted], tree_answers(fitted, part)
+    says, answers = part.answers[part.counted], tree_answers(fitted, part)
     same = torch.zeros_like(part.counted)
-    same[part.counted] = says == said
+    same[part.counted] = says == answers
     holds_to = None
     for length in range(2, made.tokens.shape[1]):
         beyond = part.counted & (torch.arange(made.tokens.shape[1]) >= length)
@@ -81,7 +81,7 @@ def far_inputs(fitted: Fit, subject: Subject, examples: Prompts, seed: int) -> F
             if not bool(before.any()) or float(same[before].double().mean()) >= 0.99:
                 holds_to = length
     return Far(
-        kind, longest, (int(made.lengths.min()), int(made.lengths.max())), agreement(says, said, subject.set_table()), holds_to
+        kind, longest, (int(made.lengths.min()), int(made.lengths.max())), agreement(says, answers, subject.set_table()), holds_to
     )
 
 
@@ -190,11 +190,11 @@ class Form:
             if self.repeats
             else torch.randperm(len(self.content), generator=generator)[:count]
         )
-        drawn = [self.content[n] for n in picks.tolist()]
-        drawn = sorted(drawn) if self.ascends else drawn
+        sampled = [self.content[n] for n in picks.tolist()]
+        sampled = sorted(sampled) if self.ascends else sampled
         if self.varies:
-            return [*shape[: places[0]], *drawn, *shape[places[-1] + 1 :]]
-        given = dict(zip(places, drawn, strict=False))
+            return [*shape[: places[0]], *sampled, *shape[places[-1] + 1 :]]
+        given = dict(zip(places, sampled, strict=False))
         return [given.get(place, token) for place, token in enumerate(shape)]
 
 
@@ -202,18 +202,19 @@ def _continued(fitted: Fit, examples: Prompts, most: int, generator: torch.Gener
     """Prefixes of the examples' form, continued by the program itself until it says what ends the examples."""
     form = Form.of(_prefixes(examples), sorted(fitted.setting.content))
     rows = [form.draw(most, generator) for _ in range(COUNT)]
-    begun = [len(row) - 1 for row in rows]
+    starts = [len(row) - 1 for row in rows]
     ends = set(examples.tokens.gather(1, (examples.lengths - 1)[:, None])[:, 0].tolist())
     running = [row for row in rows if len(row) < most]
     while running:
         prompts = Prompts.of_rows(running, right=tuple({len(row) - 1: (0,)} for row in running))
-        said = tree_answers(fitted, _inputs_of(prompts)).tolist()
-        for row, token in zip(running, said, strict=True):
+        answers = tree_answers(fitted, _inputs_of(prompts)).tolist()
+        going_on = []
+        for row, token in zip(running, answers, strict=True):
             if token not in ends and token < fitted.setting.d_vocab:
                 row.append(token)
-        stopped = {id(row) for row, token in zip(running, said, strict=True) if token in ends or token >= fitted.setting.d_vocab}
-        running = [row for row in running if id(row) not in stopped and len(row) < most]
-    right = tuple(dict.fromkeys(range(start, len(row)), (0,)) for start, row in zip(begun, rows, strict=True))
+                going_on.append(row)
+        running = [row for row in going_on if len(row) < most]
+    right = tuple(dict.fromkeys(range(start, len(row)), (0,)) for start, row in zip(starts, rows, strict=True))
     return Prompts.of_rows(rows, right=right)
 
 

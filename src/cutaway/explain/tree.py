@@ -121,13 +121,13 @@ class Grower:
         self.leaves = [Leaf(variable=one, bits=3.0) for one in self.sources]
         self.leaves += [Leaf(constant, bits=math.log2(max(sets, 2))) for constant in self.constants]
         self.costs = torch.tensor([tree_bits(leaf) for leaf in self.leaves])
-        self.held = (
+        self.holds = (
             torch.stack([test.holds(columns) for test in self.tests]) if self.tests else torch.zeros(0, len(target)).bool()
         )
         # A variable that the test reads already costs little to read again.
         names = [None if leaf.variable is None else leaf.variable.name for leaf in self.leaves]
         again = torch.tensor([[name == test.variable.name for test in self.tests] for name in names])
-        self.said = torch.where(again, torch.tensor(5.0), self.costs[:, None]) if self.tests else self.costs[:, None]
+        self.answer_bits = torch.where(again, torch.tensor(5.0), self.costs[:, None]) if self.tests else self.costs[:, None]
         self.test_bits = torch.tensor([test.bits + test.variable.bits for test in self.tests])
 
     def grow(self) -> Tree:
@@ -176,19 +176,19 @@ class Grower:
             return leaf
         now = wrong * self.per_error + tree_bits(leaf)
         sample = items if len(items) <= SAMPLE else items[torch.randperm(len(items), generator=self.generator)[:SAMPLE]]
-        hits, held = self.hits[:, sample], self.held[:, sample].float()
-        inside = held.sum(1)
-        yes = hits @ held.T  # [leaf, test]: right answers of each leaf where each test holds
+        hits, sampled = self.hits[:, sample], self.holds[:, sample].float()
+        inside = sampled.sum(1)
+        yes = hits @ sampled.T  # [leaf, test]: right answers of each leaf where each test holds
         no = hits.sum(1, keepdim=True) - yes
         scale = self.per_error * len(items) / len(sample)
         price = self.test_bits + sum(
-            ((count - right) * scale + self.said).amin(0) for count, right in ((inside, yes), (len(sample) - inside, no))
+            ((count - right) * scale + self.answer_bits).amin(0) for count, right in ((inside, yes), (len(sample) - inside, no))
         )
         price = price.masked_fill((inside == 0) | (inside == len(sample)), torch.inf)
         best = int(price.argmin())
         if float(price[best]) >= now:
             return leaf
-        holds = self.held[best, items]
+        holds = self.holds[best, items]
         return Split(self.tests[best], self._grow(items[holds], depth - 1), self._grow(items[~holds], depth - 1))
 
 

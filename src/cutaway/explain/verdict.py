@@ -49,14 +49,14 @@ class Score:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def interval(value: float, drawn: Tensor, sequences: int, *, whole: bool = False) -> Score:
+def interval(value: float, resampled: Tensor, sequences: int, *, whole: bool = False) -> Score:
     """A score with the bootstrap's interval; without a single failure, the low end is the rule of three's `1 - 3 / n`.
 
     Of the `whole` of all inputs there is nothing that was not drawn: the score is its own interval.
     """
     if whole:
         return Score(value, value, value)
-    low, high = (float(x) for x in torch.quantile(drawn, torch.tensor([0.025, 0.975], dtype=drawn.dtype)))
+    low, high = (float(x) for x in torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=resampled.dtype)))
     if low >= 1.0:
         low = 1 - 3 / max(sequences, 3)
     return Score(value, min(low, value), max(high, value))
@@ -114,7 +114,7 @@ def judge(
             reasons.append(f"the control '{name}' reaches {value:.2f}, and at most {MOST_CONTROL} is allowed")
     if bits > MOST_SHARE * of_bits:
         reasons.append(f"the program takes {bits:.0f} bits, more than {MOST_SHARE:.0%} of the parameters' {of_bits:.0f}")
-    held = [score.value for score in (match, scrubbed, graph)]
+    shares = [score.value for score in (match, scrubbed, graph)]
     broken = accuracy < LEAST_ACCURACY or max(controls.values(), default=0.0) > MOST_CONTROL or bits > MOST_SHARE * of_bits
-    verdict = EXPLAINED if not reasons else NOT if broken or min(held) < HALF else PARTLY
+    verdict = EXPLAINED if not reasons else NOT if broken or min(shares) < HALF else PARTLY
     return Verdict(verdict, tuple(reasons), match, scrubbed, graph, controls, bits, of_bits, accuracy, notes)

@@ -144,7 +144,7 @@ def across(
     run = _Run(folder, executor_of(executor), name_of(question), drawing, variants, (dtype, device, threads), progress)
     folder.mkdir(parents=True, exist_ok=True)
     answers = run.of(named)
-    return Across(question.__name__, answers, len(run.asked) - len(run.reused), len(run.reused), str(folder))
+    return Across(question.__name__, answers, len(run.questions) - len(run.reused), len(run.reused), str(folder))
 
 
 @dataclass
@@ -158,7 +158,7 @@ class _Run:
     variants: Mapping[str, Mapping[str, Any]]
     how: tuple[str, str, int]  # precision, device, threads
     progress: Progress | None
-    asked: dict[Place, OneQuestion] = field(default_factory=dict)
+    questions: dict[Place, OneQuestion] = field(default_factory=dict)
     reused: dict[int, Any] = field(default_factory=dict)
     done: int = 0
 
@@ -176,16 +176,16 @@ class _Run:
                 shutil.rmtree(self.folder / WEIGHTS, ignore_errors=True)
         if aside:
             raise WorkerFailed(
-                f"{len(aside)} of {len(self.asked)} questions failed three times; the other answers are kept in {self.folder}: "
-                + "; ".join(map(str, aside[:3]))
+                f"{len(aside)} of {len(self.questions)} questions failed three times; the other answers are kept in "
+                f"{self.folder}: " + "; ".join(map(str, aside[:3]))
             )
-        return {place: self._answer(one) for place, one in self.asked.items()}
+        return {place: self._answer(one) for place, one in self.questions.items()}
 
     def _missing(self, models: Mapping[str, Model]) -> Iterator[OneQuestion]:
         """Questions that no answer is kept of; a model is loaded when its turn comes, since its hash is part of each key."""
         for label, model in models.items():
             for place, one in self._questions(label, model):
-                self.asked[place] = one.head
+                self.questions[place] = one.head
                 answer = answer_of(self.folder, one)
                 if answer is None:
                     yield one
@@ -207,7 +207,7 @@ class _Run:
             for variant, given in self.variants.items():
                 place, whole = (label, called, variant), {**given, **more}
                 key = digest([*about, described(some, "prompts"), described(whole)])
-                yield place, OneQuestion(len(self.asked), _place_text(place), key, self.function, source, some, whole)
+                yield place, OneQuestion(len(self.questions), _place_text(place), key, self.function, source, some, whole)
 
     def _answer(self, question: OneQuestion) -> Any:
         found = self.reused.get(question.number)
@@ -219,7 +219,7 @@ class _Run:
     def _count(self) -> None:
         self.done += 1
         assert self.progress is not None
-        self.progress(float(self.done), float(max(self.done, len(self.asked))))
+        self.progress(float(self.done), float(max(self.done, len(self.questions))))
 
 
 def _labelled(models: Any) -> dict[str, Model]:

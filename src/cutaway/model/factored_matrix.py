@@ -31,8 +31,8 @@ class FactoredMatrix:
         try:
             leading = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])
         except RuntimeError:
-            said = f"mismatch of leading axes: those of {tuple(A.shape)} and {tuple(B.shape)} do not broadcast"
-            raise BroadcastMismatch(said) from None
+            message = f"mismatch of leading axes: those of {tuple(A.shape)} and {tuple(B.shape)} do not broadcast"
+            raise BroadcastMismatch(message) from None
         self.ldim, self.mdim, self.rdim = A.shape[-2], A.shape[-1], B.shape[-1]
         self.has_leading_dims = len(leading) > 0
         self.shape = torch.Size((*leading, self.ldim, self.rdim))

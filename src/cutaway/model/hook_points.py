@@ -118,9 +118,9 @@ class HookPoint(nn.Module):
 
     def _named_in(self, error: Exception, x: Tensor) -> None:
         """Say in a hook's own error which site it was on, and what shape passed there."""
-        said = error.args[0] if error.args else None
-        if isinstance(said, str) and not isinstance(error, CutawayError) and "in a hook on" not in said:
-            error.args = (f"{said} (in a hook on {self.name!r}, where {tuple(x.shape)} passes)", *error.args[1:])
+        message = error.args[0] if error.args else None
+        if isinstance(message, str) and not isinstance(error, CutawayError) and "in a hook on" not in message:
+            error.args = (f"{message} (in a hook on {self.name!r}, where {tuple(x.shape)} passes)", *error.args[1:])
 
     def _accepted(self, out: Any, x: Tensor) -> Tensor:
         """What a hook returned, once it is clear that it can stand for `x`."""

@@ -69,8 +69,8 @@ class HookedRootModule(nn.Module):
                 module.name = name  # type: ignore[assignment]
         for name, point in before.items():
             if self.hook_dict.get(name, point) is not point and (point.fwd_hooks or point.bwd_hooks):
-                said = f"another hook point stands at {name!r} now, and the hooks of the one before are gone with it"
-                warnings.warn(said, HookDidNotFire, stacklevel=2)
+                message = f"another hook point stands at {name!r} now, and the hooks of the one before are gone with it"
+                warnings.warn(message, HookDidNotFire, stacklevel=2)
 
     @staticmethod
     def _warn_of_shared(names: dict[str, str]) -> None:
@@ -79,8 +79,12 @@ class HookedRootModule(nn.Module):
             return
         other, name = next(iter(names.items()))
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        said = f"the hook point {name!r} stands at {other!r}, too{more}; it is listed, called and cached by its first name alone"
-        warnings.warn(f"{said}, at every pass of either place; put a HookPoint of its own there", SharedHookPoint, stacklevel=3)
+        warnings.warn(
+            f"the hook point {name!r} stands at {other!r}, too{more}; it is listed, called and cached by its first name alone, "
+            "at every pass of either place; put a HookPoint of its own there",
+            SharedHookPoint,
+            stacklevel=3,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins without runs behind it and without scopes."""
@@ -102,8 +106,8 @@ class HookedRootModule(nn.Module):
                 out = out.clone()  # a cache or a hook has it too
         except RuntimeError as error:
             if HERE.reshaped and not isinstance(error, HookNeverFired):
-                said = "; ".join(HERE.reshaped)
-                raise ShapeError(f"{said}, and what follows cannot take that: {str(error).splitlines()[0]}") from error
+                message = "; ".join(HERE.reshaped)
+                raise ShapeError(f"{message}, and what follows cannot take that: {str(error).splitlines()[0]}") from error
             raise
         finally:
             HERE.taken, HERE.reshaped = taken, reshaped
@@ -328,10 +332,10 @@ class HookedRootModule(nn.Module):
         for point, listener in scope.attached:
             point._drop(listener)
         if HERE.levelled:
-            ended = [(point, one) for point, one in HERE.levelled if one.context_level == scope.level and self._has(point)]
-            for point, one in ended:
+            levelled = [(point, one) for point, one in HERE.levelled if one.context_level == scope.level and self._has(point)]
+            for point, one in levelled:
                 point._drop(one)
-            HERE.levelled[:] = [pair for pair in HERE.levelled if pair not in ended]
+            HERE.levelled[:] = [pair for pair in HERE.levelled if pair not in levelled]
         if clear_contexts:
             self.clear_contexts()
         scope.attached.clear()  # it and its listeners hold each other, and listeners hold what they kept
@@ -346,11 +350,11 @@ class HookedRootModule(nn.Module):
         for group in groups:
             if group.fired:
                 continue
-            said = self._never_fired(group, ran=ran)
+            message = self._never_fired(group, ran=ran)
             points = [str(point.name) for point, _ in group.attached]
             if strict and group.direction == "fwd" and not (ran and points and all(map(self.left_out, points))):
-                raise HookNeverFired(said)
-            warnings.warn(said, HookDidNotFire, stacklevel=3)
+                raise HookNeverFired(message)
+            warnings.warn(message, HookDidNotFire, stacklevel=3)
 
     def _warn_of_silent(self) -> None:
         """After a run: warn, once, of what is attached for good and was not called."""
@@ -532,8 +536,8 @@ class HookedRootModule(nn.Module):
                 ]
                 raise UnknownSite("the names_filter picks none of the enabled sites" + "".join(by_flag[:1]))
             return picked
-        asked = {str(self._point(name).name) for name in names_filter}
-        return [name for name in self.hook_dict if name in asked]
+        requested = {str(self._point(name).name) for name in names_filter}
+        return [name for name in self.hook_dict if name in requested]
 
 
 class ScopedHook:

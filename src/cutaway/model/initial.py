@@ -20,8 +20,8 @@ def initialise(model: nn.Module, cfg: HookedTransformerConfig) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "W_" in name:
-                drawn = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-                parameter.copy_(_draw(drawn, name, cfg))
+                values = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
+                parameter.copy_(_draw(values, name, cfg))
             if name == "embed.W_E" and cfg.positional_embedding_type == "alibi":  # the dialect draws positions it never reads
                 _draw(torch.empty(cfg.n_ctx, cfg.d_model, dtype=parameter.dtype, device=parameter.device), "pos_embed.W_pos", cfg)
 

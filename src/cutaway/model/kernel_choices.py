@@ -71,9 +71,9 @@ def processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
     except OSError:
         return platform.processor() or platform.machine() or "unknown"
-    said = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    name = said.get("model name") or said.get("CPU implementer") or platform.machine()
-    numbers = " ".join(f"{short} {said[long]}" for short, long in _NUMBERS.items() if long in said)
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = fields.get("model name") or fields.get("CPU implementer") or platform.machine()
+    numbers = " ".join(f"{short} {fields[long]}" for short, long in _NUMBERS.items() if long in fields)
     return f"{name}, {numbers}" if numbers else name
 
 

@@ -315,8 +315,8 @@ def line() -> str:
     made = standard()
     if not made:
         return f"{_situation()}; products by F.linear, as CUTAWAY_KERNELS says"
-    said = [f"{words} {NAMES[one.kernel]} {one.rates[one.kernel]:.0f}" for words, one in made.items()]
-    return f"{_situation()}; products, in billions of operations per second: {', '.join(said)}"
+    rates = [f"{words} {NAMES[one.kernel]} {one.rates[one.kernel]:.0f}" for words, one in made.items()]
+    return f"{_situation()}; products, in billions of operations per second: {', '.join(rates)}"
 
 
 @cache
@@ -326,10 +326,10 @@ def measuring() -> bool:
     Raises:
         ConfigError: `CUTAWAY_KERNELS` is something else.
     """
-    said = os.environ.get("CUTAWAY_KERNELS", "")
-    if said not in ("", "torch"):
-        raise ConfigError(f"CUTAWAY_KERNELS={said!r} is not known; leave it unset to measure, or set it to torch for F.linear")
-    return not said
+    setting = os.environ.get("CUTAWAY_KERNELS", "")
+    if setting not in ("", "torch"):
+        raise ConfigError(f"CUTAWAY_KERNELS={setting!r} is not known; leave it unset to measure, or set it to torch for F.linear")
+    return not setting
 
 
 def forget() -> None:

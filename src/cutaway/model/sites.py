@@ -150,15 +150,15 @@ def resolve(name: str | tuple[Any, ...], names: Collection[str], n_layers: int |
 
 def layers_there(full: str, names: Collection[str]) -> str:
     """The end of a sentence about a site of a layer that there is not: which layers there are. Of any other name, nothing."""
-    asked = re.match(r"blocks\.(-?\d+)\.", full)
+    requested = re.match(r"blocks\.(-?\d+)\.", full)
     found = sorted({int(block[1]) for block in map(re.compile(r"blocks\.(\d+)\.").match, names) if block})
-    if asked is None or not found or int(asked[1]) in found:
+    if requested is None or not found or int(requested[1]) in found:
         return ""
     if len(found) == 1:
         return f"; there is only layer {found[0]}"
     together = found == list(range(found[0], found[-1] + 1)) and len(found) > 2
-    said = f"{found[0]} to {found[-1]}" if together else ", ".join(map(str, found[:-1])) + f" and {found[-1]}"
-    return f"; there are {len(found)} layers, {said}"
+    listed = f"{found[0]} to {found[-1]}" if together else ", ".join(map(str, found[:-1])) + f" and {found[-1]}"
+    return f"; there are {len(found)} layers, {listed}"
 
 
 def _near(full: str, names: Collection[str]) -> str:

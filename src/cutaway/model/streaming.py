@@ -55,8 +55,8 @@ class StreamedBlocks(nn.ModuleList):
         layer, _, rest = name.removeprefix("blocks.").partition(".")
         module, _, last = rest.rpartition(".")
         if int(layer) in self.loaded:
-            held: Tensor = getattr(self._of(int(layer)).get_submodule(module), last)
-            return held
+            loaded: Tensor = getattr(self._of(int(layer)).get_submodule(module), last)
+            return loaded
         return self.read(name, None)
 
     @contextmanager

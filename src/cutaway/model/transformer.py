@@ -68,9 +68,9 @@ def with_padding_side(tokenizer: Any, side: str) -> Any:
     """A tokenizer that says it pads on this side: the same one, or a copy, since a tokenizer may have other owners."""
     if getattr(tokenizer, "padding_side", side) == side:
         return tokenizer
-    mine = copy.copy(tokenizer)
-    mine.padding_side = side
-    return mine
+    copied = copy.copy(tokenizer)
+    copied.padding_side = side
+    return copied
 
 
 class Embed(nn.Module):
@@ -298,9 +298,9 @@ class Transformer(HookedRootModule, StackedWeights):
         if ARCHITECTURE(self.cfg) == self._built:
             return
         pairs = zip(BUILT_IN, self._built, ARCHITECTURE(self.cfg), strict=True)
-        said = ", ".join(f"{name} from {old!r} to {new!r}" for name, old, new in pairs if old != new)
+        changes = ", ".join(f"{name} from {old!r} to {new!r}" for name, old, new in pairs if old != new)
         raise ConfigError(
-            f"the configuration was changed after the model was built ({said}), which cannot change it; build a new model"
+            f"the configuration was changed after the model was built ({changes}), which cannot change it; build a new model"
         )
 
     def weights_state(self, look: bool = True) -> int:

@@ -123,7 +123,7 @@ def _product(numbers: Sequence[float], table: Table) -> list[float]:
 def scorer(selector: Selector, values: Values, q: int) -> Callable[[int], tuple[float, ...]]:
     """The scores of each key by each term, for one query."""
     columns = [(term, values[term.asks][q] if term.asks else 0, values[term.key]) for term in selector.terms]
-    return lambda k: tuple(term.score(asked, keys[k]) for term, asked, keys in columns)
+    return lambda k: tuple(term.score(at_query, keys[k]) for term, at_query, keys in columns)
 
 
 def weights(selector: Selector, values: Values, q: int, keys: range) -> dict[int, float]:

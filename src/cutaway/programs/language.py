@@ -257,8 +257,8 @@ class Program:
 def reads(line: Line) -> list[str]:
     """The variables that a line reads."""
     if isinstance(line, Attend):
-        asked = [name for term in line.select.terms for name in (term.asks, term.key) if name]
-        return asked if line.how in ("count", "exists") else [*asked, line.of]
+        names = [name for term in line.select.terms for name in (term.asks, term.key) if name]
+        return names if line.how in ("count", "exists") else [*names, line.of]
     if isinstance(line, Map):
         return list(line.inputs)
     if isinstance(line, Weigh):

@@ -186,8 +186,8 @@ def soft_weights(line: Attend) -> list[float]:
 
 def term_table(program: Program, term: Term) -> list[list[float]]:
     """A term's scores, `[value asked][key value]`."""
-    asked = range(program.kinds[term.asks].size) if term.asks else range(1)
-    return [[term.score(q, k) for k in range(program.kinds[term.key].size)] for q in asked]
+    queries = range(program.kinds[term.asks].size) if term.asks else range(1)
+    return [[term.score(q, k) for k in range(program.kinds[term.key].size)] for q in queries]
 
 
 def _scored(placed: Placed, term: Term, factor: float) -> Scored | None:
@@ -202,11 +202,10 @@ def _over_materials(placed: Placed, asks: str | None, key: str, table: list[list
     if all(row == table[0] for row in table):
         asks, table = None, table[:1]
     keys = placed.codes[key]
-    asked = placed.codes[asks] if asks else None
-    rows = [table[value] for value in asked.table] if asked else table
-    return Scored(
-        asked.material if asked else None, keys.material, tuple(tuple(row[value] for value in keys.table) for row in rows)
-    )
+    query_code = placed.codes[asks] if asks else None
+    rows = [table[value] for value in query_code.table] if query_code else table
+    scores = tuple(tuple(row[value] for value in keys.table) for row in rows)
+    return Scored(query_code.material if query_code else None, keys.material, scores)
 
 
 def _count(placed: Placed, line: Attend, where: str) -> None:
@@ -267,8 +266,8 @@ def _map(placed: Placed, line: Map, where: str) -> None:
     materials = tuple(dict.fromkeys(code.material for code in codes))
 
     def value(*values: int) -> int:
-        held = dict(zip(materials, values, strict=True))
-        return line.table[joint(sizes, [code.table[held[code.material]] for code in codes])]
+        value_of = dict(zip(materials, values, strict=True))
+        return line.table[joint(sizes, [code.table[value_of[code.material]] for code in codes])]
 
     widths = tuple(placed.materials[name].size for name in materials)
     _check_neurons(prod(widths), where)
@@ -333,13 +332,13 @@ def _through(placed: Placed, outer: Joint, inner: Material) -> Joint | None:
     sizes = tuple(placed.materials[name].size for name in names)
     buckets = (len(number.edges) + 1,) if number else ()
 
-    def of(joined: Joint, held: dict[str, int], bucket: int) -> int:
-        places = [held[name] for name in joined.codes] + ([bucket] if joined.number else [])
+    def of(joined: Joint, value_of: dict[str, int], bucket: int) -> int:
+        places = [value_of[name] for name in joined.codes] + ([bucket] if joined.number else [])
         return joined.table[joint([*joined.sizes, *(buckets if joined.number else ())], places)]
 
     def value(*values: int) -> int:
-        held, bucket = dict(zip(names, values, strict=False)), values[-1]
-        return of(outer, held | {inner.name: of(made, held, bucket)}, bucket)
+        value_of, bucket = dict(zip(names, values, strict=False)), values[-1]
+        return of(outer, value_of | {inner.name: of(made, value_of, bucket)}, bucket)
 
     return Joint(names, sizes, number, tabulated((*sizes, *buckets), value))
 

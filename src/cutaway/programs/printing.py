@@ -121,7 +121,7 @@ def at(name: str, place: str) -> str:
 
 def _attended(program: Program, line: Attend, tables: dict[str, Any]) -> str:
     keys = "range(q + 1)" if program.causal else "range(n)"
-    select, said = line.select, _condition(line.select, line.name, tables)
+    select, condition = line.select, _condition(line.select, line.name, tables)
     if line.how in ("count", "exists"):
         tail = keys.replace("range(", "range(1, ")
         if not select.terms:
@@ -132,22 +132,22 @@ def _attended(program: Program, line: Attend, tables: dict[str, Any]) -> str:
         plain = len(select.terms) == 1 and select.terms[0].relation != "table"  # comparisons can be summed as they are
         return f"sum({both} for k in {tail})" if plain else f"sum(bool({both}) for k in {tail})"
     if line.how == "copy":
-        return at(line.of, _single(select, keys, said))
+        return at(line.of, _single(select, keys, condition))
     row = _row(program, line, tables)
     if select.temperature is not None:
         return f"softly({keys}, lambda k: {_softly(select, line.name, tables)}, lambda k: {row})"
-    chosen = keys if not select.terms else f"highest({keys}, lambda k: {said})"
+    chosen = keys if not select.terms else f"highest({keys}, lambda k: {condition})"
     return f"mean({row} for k in {chosen})"
 
 
-def _single(select: Selector, keys: str, said: str) -> str:
+def _single(select: Selector, keys: str, condition: str) -> str:
     """The one key that a selector leaves."""
     term = select.terms[0]
     if term.relation == "offset" and term.constant >= 0:
         return f"max(q - {term.constant}, 0)" if term.constant else "q"
     if term.relation == "among" and term.key == "positions" and term.values == (0,):
         return "0"
-    return f"max({keys}, key=lambda k: {said})"
+    return f"max({keys}, key=lambda k: {condition})"
 
 
 def _condition(select: Selector, name: str, tables: dict[str, Any]) -> str:
@@ -302,9 +302,9 @@ def _mapped(program: Program, line: Map, tables: dict[str, Any]) -> str:
         return f"int({inputs[0]} in {tuple(ones)!r})" if len(ones) != 1 else f"int({inputs[0]} == {ones[0]})"
     cases = _cases(sizes, line.table)
     if cases is not None:
-        said = [inputs[1] if case is None else str(case) for case in cases]
-        ahead = [f"{text} if {inputs[0]} == {number} else " for number, text in enumerate(said[:-1]) if text != said[-1]]
-        return "".join(ahead) + said[-1]
+        texts = [inputs[1] if case is None else str(case) for case in cases]
+        ahead = [f"{text} if {inputs[0]} == {number} else " for number, text in enumerate(texts[:-1]) if text != texts[-1]]
+        return "".join(ahead) + texts[-1]
     return _named(line.name, _nested(line.table, sizes), tables) + "".join(f"[{one}]" for one in inputs)
 
 

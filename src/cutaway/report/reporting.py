@@ -205,11 +205,11 @@ def make(
         ContextTooLong, TokenError: prompts that the model cannot read.
         NotFinite: logits that are no numbers.
     """
-    asked = chosen(questions)
+    selected = chosen(questions)
     vocab = vocab if vocab is not None or behaviour is None else behaviour.vocabulary or None
     study = Study(model, fitted(prompts, model, size, seed), behaviour or Behaviour(), vocab, above, seed)
     study.check()
-    plan = planned(study, asked)
+    plan = planned(study, selected)
     say(plan.summary())
     whole = float(sum(plan.passes.values()))
     watch("running the model", 0.0, whole)
@@ -224,11 +224,11 @@ def make(
     findings: dict[str, Sequence[Finding]] = {}
     about = _about(study, name, behaviour)
     done = 0.0
-    for number, one in enumerate(asked):
+    for number, one in enumerate(selected):
         watch(QUESTIONS[one].heading, done, whole)
         findings[one] = _findings_of(study, one)
         done += plan.passes.get(one, 0.0)
-        each(Report(about, dict(findings), asked[number + 1 :], study))
+        each(Report(about, dict(findings), selected[number + 1 :], study))
     watch("done", done, done)
     return Report(about, findings, (), study)
 

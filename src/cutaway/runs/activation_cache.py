@@ -133,14 +133,14 @@ class ActivationCache(ActivationStore):
         With neurons this takes n_layers · d_mlp components, so choose few positions. Labels: `L0H0`, …, `L0N0`, …
         (or `0_mlp_out`, …), `embed`, `pos_embed`, `bias`.
         """
-        asker = "get_full_resid_decomposition"
+        caller = "get_full_resid_decomposition"
         last, part, cfg = self._layer(layer, mlp_input), self._positions(pos_slice), self.model.cfg
         expanded = range(last) if expand_neurons and not cfg.attn_only else ()
-        self._check_dense(asker, expanded)
+        self._check_dense(caller, expanded)
         every = writers(cfg, self._reader(last, mlp_input), neurons=expanded)
         kinds = (("head",), ("neuron", "mlp"), ("embed", "pos_embed"))
-        stack, labels = self._stack(asker, [one for some in kinds for one in every if one.kind in some], part)
-        biases = self._stack(asker, [one for one in every if one.constant], part, like=stack.shape[1:-1])[0]
+        stack, labels = self._stack(caller, [one for some in kinds for one in every if one.kind in some], part)
+        biases = self._stack(caller, [one for one in every if one.constant], part, like=stack.shape[1:-1])[0]
         full, labels = torch.cat([stack, biases.sum(0, keepdim=True)]), [*labels, "bias"]
         if apply_ln:
             full = self.apply_ln_to_stack(full, last, pos_slice=part, mlp_input=mlp_input)
@@ -186,10 +186,10 @@ class ActivationCache(ActivationStore):
         """What each neuron of one layer adds to the stream, `[batch, pos, neuron, d_model]`; a negative layer counts back."""
         layer = whole(layer, "a layer")
         layer += self.model.cfg.n_layers if layer < 0 else 0
-        neurons, asker = Slice(neuron_slice), "get_neuron_results"
-        self._check_dense(asker, [layer])
+        neurons, caller = Slice(neuron_slice), "get_neuron_results"
+        self._check_dense(caller, [layer])
         numbers = (neurons.indices(self.model.cfg.d_mlp) % self.model.cfg.d_mlp).tolist()
-        stack, _ = self._stack(asker, [Component("neuron", layer, number) for number in numbers], self._positions(pos_slice))
+        stack, _ = self._stack(caller, [Component("neuron", layer, number) for number in numbers], self._positions(pos_slice))
         return stack[0] if neurons.mode == "int" else stack.movedim(0, -2)
 
     def stack_neuron_results(
@@ -336,14 +336,14 @@ class ActivationCache(ActivationStore):
         return Component("mlp", layer) if mlp_input else Component("reads", layer, 0, "q")
 
     def _stack(
-        self, asker: str, components: Sequence[Component], part: Slice, otherwise: str = "", like: Sequence[int] = ()
+        self, caller: str, components: Sequence[Component], part: Slice, otherwise: str = "", like: Sequence[int] = ()
     ) -> LabelledStack:
         """What components write, component first, with the dialect's labels."""
         if any(one.kind not in ("embed", "pos_embed", "attn", "mlp") for one in components):
-            self._check_weights(asker)
+            self._check_weights(caller)
         run = _ChosenPositions(self, part)
         absent = [name for name in sites(self.model.cfg, components) if name not in run]
-        self._need(asker, [name for name in absent if name.replace("hook_z", "hook_result") not in run], otherwise)
+        self._need(caller, [name for name in absent if name.replace("hook_z", "hook_result") not in run], otherwise)
         labels = [one.dialect for one in components]
         return (written(self.model, run, components, like) if components else self._empty(part)), labels
 
@@ -363,41 +363,41 @@ class ActivationCache(ActivationStore):
         return tensor.new_zeros(0, *tensor.shape)
 
     def _finish(
-        self, asker: str, stack: Stack, labels: list[str], last: int, part: Slice,
+        self, caller: str, stack: Stack, labels: list[str], last: int, part: Slice,
         incl_remainder: bool, apply_ln: bool, return_labels: bool,
     ) -> Stack | LabelledStack:  # fmt: skip
         """Append the rest of the stream, apply the norm, add labels: what was asked of these."""
         if incl_remainder:
-            self._need(asker, [self._stream(last)], "; or incl_remainder=False")
+            self._need(caller, [self._stream(last)], "; or incl_remainder=False")
             rest = part.apply(self[self._stream(last)], dim=-2) - stack.sum(dim=0)
             stack, labels = torch.cat([stack, rest[None]]), [*labels, "remainder"]
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, last, pos_slice=part)
         return (stack, labels) if return_labels else stack
 
-    def _heads(self, asker: str, last: int, part: Slice, keep: bool = False) -> LabelledStack:
+    def _heads(self, caller: str, last: int, part: Slice, keep: bool = False) -> LabelledStack:
         """What heads of the layers before `last` write, component first."""
         if keep:  # the dialect leaves results of whole layers behind, and notebooks read them
             absent = [l for l in range(last) if get_act_name("result", l) not in self.cache_dict]
-            self._need(asker, [get_act_name("z", l) for l in absent])
-            self._check_weights(asker)
+            self._need(caller, [get_act_name("z", l) for l in absent])
+            self._check_weights(caller)
             for l in absent:
                 self.cache_dict[get_act_name("result", l)] = linear_by_head(self["z", l], self.model.blocks[l].attn.W_O)
-        return self._stack(asker, heads(self.model.cfg, range(last)), part)
+        return self._stack(caller, heads(self.model.cfg, range(last)), part)
 
-    def _neurons(self, asker: str, last: int, part: Slice, neurons: Slice) -> LabelledStack:
+    def _neurons(self, caller: str, last: int, part: Slice, neurons: Slice) -> LabelledStack:
         """What neurons of the layers before `last` write, component first."""
         if self.model.cfg.attn_only:
-            raise ShapeError(f"{asker} asks for neurons, and a network of attention only has none")
-        self._check_dense(asker, range(last))
+            raise ShapeError(f"{caller} asks for neurons, and a network of attention only has none")
+        self._check_dense(caller, range(last))
         numbers = (neurons.indices(self.model.cfg.d_mlp) % self.model.cfg.d_mlp).tolist()
-        return self._stack(asker, [Component("neuron", l, number) for l in range(last) for number in numbers], part)
+        return self._stack(caller, [Component("neuron", l, number) for l in range(last) for number in numbers], part)
 
-    def _check_dense(self, asker: str, layers: Iterable[int]) -> None:
+    def _check_dense(self, caller: str, layers: Iterable[int]) -> None:
         for layer in layers:
             if self.model.cfg.is_moe(layer):
                 raise ShapeError(
-                    f"{asker} asks for the neurons of layer {layer}, a mixture of experts, whose neurons are not kept; "
+                    f"{caller} asks for the neurons of layer {layer}, a mixture of experts, whose neurons are not kept; "
                     "take whole MLPs (decompose_resid, or expand_neurons=False)"
                 )
 
@@ -405,9 +405,9 @@ class ActivationCache(ActivationStore):
         """The norm at the input of `layer`; None: there is none."""
         return norm_before(self.model.cfg, self._reader(layer, mlp_input))
 
-    def _scale(self, asker: str, site: str, part: Slice, batch: Slice) -> Float[Tensor, "*batch_pos 1"]:
+    def _scale(self, caller: str, site: str, part: Slice, batch: Slice) -> Float[Tensor, "*batch_pos 1"]:
         """A kept scale for some examples and positions."""
-        self._need(asker, [site])
+        self._need(caller, [site])
         scale = self.cache_dict[site]
         if {"head", "kv"} & set(axes(site, self.model.cfg)) or scale.ndim > 2 + self.has_batch_dim:  # split inputs
             if not torch.equal(scale, scale[..., :1, :].expand_as(scale)):

@@ -42,14 +42,14 @@ class ActivationStore:
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_weights": None}  # of a copy nothing is known
 
-    def _check_weights(self, asker: str) -> None:
+    def _check_weights(self, caller: str) -> None:
         """Stop where what was kept would be multiplied with other weights than those of its run."""
         if self._weights is None:
             return
         self.model.check_built()
         if self._weights != self.model.weights_state():
             raise StaleCache(
-                f"{asker} multiplies kept activations with the model's weights, which were rewritten since the run; "
+                f"{caller} multiplies kept activations with the model's weights, which were rewritten since the run; "
                 "run again, or do it before the weights change"
             )
 
@@ -159,15 +159,15 @@ class ActivationStore:
         logger.warning("gradients are now %s, globally", "on" if mode else "off")
         torch.set_grad_enabled(mode)
 
-    def _need(self, asker: str, names: Iterable[str], otherwise: str = "") -> None:
+    def _need(self, caller: str, names: Iterable[str], otherwise: str = "") -> None:
         """Raise for all absent sites at once."""
         if absent := [name for name in names if name not in self.cache_dict]:
             for name in absent:
                 resolve(name, site_names(self.model.cfg))
-            raise missing(self.model.cfg, asker, absent, otherwise)
+            raise missing(self.model.cfg, caller, absent, otherwise)
 
 
-def missing(cfg: HookedTransformerConfig, asker: str, names: list[str], otherwise: str = "") -> MissingActivation:
+def missing(cfg: HookedTransformerConfig, caller: str, names: list[str], otherwise: str = "") -> MissingActivation:
     """The error that says what is absent and which call keeps it."""
     shown = ", ".join(map(repr, names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     if len(names) <= 3:
@@ -177,6 +177,6 @@ def missing(cfg: HookedTransformerConfig, asker: str, names: list[str], otherwis
         wanted = f"[name for name in model.sites if name.endswith({tuple(lasts)!r})]"
     unfiltered = "without names_filter, or " if all(enabled(cfg, name) for name in names) else ""
     return MissingActivation(
-        f"{asker} needs {shown}, which this run did not keep; run again {unfiltered}with "
+        f"{caller} needs {shown}, which this run did not keep; run again {unfiltered}with "
         f"{'it' if len(names) == 1 else 'them'} in it: model.run_with_cache(tokens, names_filter={wanted}){otherwise}"
     )

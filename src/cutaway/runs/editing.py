@@ -79,11 +79,11 @@ def run(
         UnknownSite, ShapeError: an edit or a kept site does not fit the network or the tokens.
     """
     found, mask, real = tokens_of(model, tokens, mask)
-    asked = None if metric is None else as_metric(settled(metric, model, tokens))
-    asked = asked if real is None else among_real(asked, real, found)
+    measure = None if metric is None else as_metric(settled(metric, model, tokens))
+    measure = measure if real is None else among_real(measure, real, found)
     every = [of_real(with_places(one, tokens), real) for one in as_edits(model, edits)]
     check_values(model, every, real, (found.shape[0], found.shape[1]))
-    clean_needed = isinstance(asked, Metric) and asked.compares
+    clean_needed = isinstance(measure, Metric) and measure.compares
     taken = [sites.resolve(one.site, model.hook_dict, model.cfg.n_layers) for one in every if _own_values(one)]
     clean: Tensor | None = None
     store: dict[str, Tensor] = {}
@@ -95,10 +95,10 @@ def run(
     with edited(model, every):
         logits, store = Transformer.run_with_cache(model, found, attention_mask=mask, names_filter=names)
     value = None
-    if isinstance(asked, Metric):
-        value = asked(logits, clean) if asked.compares else asked(logits)
-    elif asked is not None:
-        value = asked(logits)
+    if isinstance(measure, Metric):
+        value = measure(logits, clean) if measure.compares else measure(logits)
+    elif measure is not None:
+        value = measure(logits)
     return Run(logits, ActivationCache(store, model), value)
 
 

@@ -127,14 +127,14 @@ def stream(
             model.prompt_columns = None
         if not bool(logits.amax(-1).isfinite().all()):
             raise NotFinite(f"the logits after {so_far.shape[1]} tokens are NaN or infinite, so there is no next token")
-        drawn = _draw(logits, sampling, so_far, real)
+        sampled = _draw(logits, sampling, so_far, real)
         if stop_tokens:
-            drawn = drawn.masked_fill(finished, stop_tokens[0])
-            finished = finished | torch.isin(drawn, torch.tensor(stop_tokens, device=drawn.device))
-        yield drawn
+            sampled = sampled.masked_fill(finished, stop_tokens[0])
+            finished = finished | torch.isin(sampled, torch.tensor(stop_tokens, device=sampled.device))
+        yield sampled
         if stop_tokens and bool(finished.all()):
             return
-        new = drawn[:, None]
+        new = sampled[:, None]
         so_far = torch.cat([so_far, new.to(so_far.dtype)], dim=1)
         real = None if real is None else torch.cat([real, torch.ones_like(new).to(real)], dim=1)
         if attention_mask is not None:

@@ -455,8 +455,10 @@ class CustomMetric:
         padding = None if self.real is None else Padding(self.real)
         value = self.function(logits if padding is None else LazyLogits.of(logits, padding))
         if padding is not None and padding.seen:
-            said = f"the texts are padded, and the {self.name}, a function of logits, looks at padding, too; leave it out there"
-            warnings.warn(said, UserWarning, stacklevel=2)
+            message = (
+                f"the texts are padded, and the {self.name}, a function of logits, looks at padding, too; leave it out there"
+            )
+            warnings.warn(message, UserWarning, stacklevel=2)
         out = value.as_subclass(Tensor) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float32)
         out = out.detach()
         if out.ndim == 1 and len(out) == logits.shape[0] and len(out) > 0:

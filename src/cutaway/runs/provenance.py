@@ -95,26 +95,27 @@ class Provenance:
         if self.known:
             return dict(self.known)
         model = self.model()
-        told: dict[str, Any] = {"call": self.call, "when": self.when, "version": __version__}
+        fields: dict[str, Any] = {"call": self.call, "when": self.when, "version": __version__}
         if model is not None:
-            told |= {"model": _model_line(model), "hash": model_hash(model)}
+            fields |= {"model": _model_line(model), "hash": model_hash(model)}
         if (prompts := _prompts(model, self.prompts)) is not None:
             rows = [list(row) for row in prompts.rows]
-            told["prompts"] = {"said": prompts.line, "columns": list(prompts.columns), "rows": rows}
-        return told
+            fields["prompts"] = {"said": prompts.line, "columns": list(prompts.columns), "rows": rows}
+        return fields
 
     @classmethod
-    def from_json(cls, told: Mapping[str, Any]) -> Provenance:
+    def from_json(cls, fields: Mapping[str, Any]) -> Provenance:
         """What `to_json` wrote."""
-        return cls(str(told["call"]), str(told["when"]), known=dict(told))
+        return cls(str(fields["call"]), str(fields["when"]), known=dict(fields))
 
     def facts(self, *, call: str = "call") -> list[Fact]:
         """Model, hash, time, call and prompts, for the head of a page."""
-        told = self.to_json()
-        found: list[Fact] = [(name, told[name]) for name in ("model", "hash") if name in told]
-        found += [("made", ", ".join(filter(None, (told["when"], f"cutaway {told['version']}")))), (call, Code(told["call"]))]
-        if "prompts" in told:
-            prompts = told["prompts"]
+        fields = self.to_json()
+        found: list[Fact] = [(name, fields[name]) for name in ("model", "hash") if name in fields]
+        made = filter(None, (fields["when"], f"cutaway {fields['version']}"))
+        found += [("made", ", ".join(made)), (call, Code(fields["call"]))]
+        if "prompts" in fields:
+            prompts = fields["prompts"]
             found.append(("prompts", Folded(prompts["said"], prompts["columns"], prompts["rows"])))
         return found
 
@@ -150,21 +151,21 @@ def page_of(result: Result, title: str = "", figures: Sequence[tuple[str, Figure
             figures = [("", result.figure())]
         except ShapeError:  # one number: the summary stands for itself
             figures = []
-    told = [] if result.provenance is None else result.provenance.facts()
-    return page_with(title or _title(result), [*told, *measured(result)], [result.summary()], figures)
+    facts = [] if result.provenance is None else result.provenance.facts()
+    return page_with(title or _title(result), [*facts, *measured(result)], [result.summary()], figures)
 
 
-def page_with(title: str, facts: Sequence[Fact], said: Sequence[str | Code], figures: Sequence[tuple[str, Figure]]) -> Page:
+def page_with(title: str, facts: Sequence[Fact], texts: Sequence[str | Code], figures: Sequence[tuple[str, Figure]]) -> Page:
     """The page that every command and every result writes: facts, sentences, figures, in this order.
 
     Args:
-        said: paragraphs; a table as `Code`.
+        texts: paragraphs; a table as `Code`.
         figures: headings and figures; a single one needs no section.
     """
     several = len(figures) > 1
     sections = [Section(heading, [figure]) for heading, figure in figures] if several else []
-    told: list[Any] = [Facts(facts), *said]
-    return page(title, sections, intro=[*told, *([] if several else [figure for _, figure in figures])])
+    blocks: list[Any] = [Facts(facts), *texts]
+    return page(title, sections, intro=[*blocks, *([] if several else [figure for _, figure in figures])])
 
 
 def _title(result: Result) -> str:
@@ -204,8 +205,8 @@ def _call(name: str, arguments: Mapping[str, Any]) -> str:
 def _argument(key: str, value: Any, *, first: bool) -> str:
     if isinstance(value, Mapping) and key in ("options", "kwargs"):
         return ", ".join(_argument(name, one, first=False) for name, one in value.items())
-    said = _argument_text(value)
-    return said if first or key in ("tokens", "clean", "corrupted", "source", "prompts") else f"{key}={said}"
+    text = _argument_text(value)
+    return text if first or key in ("tokens", "clean", "corrupted", "source", "prompts") else f"{key}={text}"
 
 
 def _argument_text(value: Any) -> str:
@@ -222,46 +223,46 @@ def _argument_text(value: Any) -> str:
         return f"<{len(value)} {type(value).__name__}>"
     if callable(value) and hasattr(value, "__name__"):
         return str(value.__name__)
-    said = repr(value)
-    return said if len(said) <= LONGEST else f"{said[: LONGEST - 1]}…"
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _prompts(model: Transformer | None, asked: Any) -> Folded | None:
+def _prompts(model: Transformer | None, prompts: Any) -> Folded | None:
     """How many prompts, of what length; and each with what is known of it."""
-    if isinstance(asked, str):
-        return Folded("one text", ["text"], [[asked]])
-    if isinstance(asked, Tensor) and asked.ndim in (1, 2) and not asked.is_floating_point():
-        rows = [asked] if asked.ndim == 1 else list(asked)
-        said = f"{len(rows)} row{'s' * (len(rows) != 1)} of {asked.shape[-1]} tokens"
-        return _cut(said, ["tokens"], [[_text(model, row)] for row in rows[:MOST]], len(rows))
-    if isinstance(asked, Prompts):
-        return _of_prompts(model, asked)
-    if isinstance(asked, Sequence) and asked and all(isinstance(one, str) for one in asked):
-        return _cut(f"{len(asked)} text{'s' * (len(asked) != 1)}", ["text"], [[one] for one in asked[:MOST]], len(asked))
+    if isinstance(prompts, str):
+        return Folded("one text", ["text"], [[prompts]])
+    if isinstance(prompts, Tensor) and prompts.ndim in (1, 2) and not prompts.is_floating_point():
+        rows = [prompts] if prompts.ndim == 1 else list(prompts)
+        text = f"{len(rows)} row{'s' * (len(rows) != 1)} of {prompts.shape[-1]} tokens"
+        return _cut(text, ["tokens"], [[_text(model, row)] for row in rows[:MOST]], len(rows))
+    if isinstance(prompts, Prompts):
+        return _of_prompts(model, prompts)
+    if isinstance(prompts, Sequence) and prompts and all(isinstance(one, str) for one in prompts):
+        return _cut(f"{len(prompts)} text{'s' * (len(prompts) != 1)}", ["text"], [[one] for one in prompts[:MOST]], len(prompts))
     return None
 
 
-def _of_prompts(model: Transformer | None, asked: Prompts) -> Folded:
-    low, high = int(asked.lengths.min()), int(asked.lengths.max())
-    pairs = " in pairs" if asked.corrupted is not None else ""
+def _of_prompts(model: Transformer | None, prompts: Prompts) -> Folded:
+    low, high = int(prompts.lengths.min()), int(prompts.lengths.max())
+    pairs = " in pairs" if prompts.corrupted is not None else ""
     length = f"{low}" if low == high else f"{low} to {high}"
-    said = f"{len(asked)} prompt{'s' * (len(asked) != 1)} of {length} token{'s' * (length != '1')}{pairs}"
-    said += f"; roles {', '.join(asked.roles)}" if len(asked.roles) > 1 else ""
-    named = {"clean" if pairs else "text": [_row(model, asked, at) for at in range(min(MOST, len(asked)))]}
-    if (other := asked.corrupted) is not None:
-        named["corrupted"] = [_row(model, other, at) for at in range(min(MOST, len(asked)))]
-    for name, answers in (("answer", asked.right), ("wrong", asked.wrong)):
+    text = f"{len(prompts)} prompt{'s' * (len(prompts) != 1)} of {length} token{'s' * (length != '1')}{pairs}"
+    text += f"; roles {', '.join(prompts.roles)}" if len(prompts.roles) > 1 else ""
+    named = {"clean" if pairs else "text": [_row(model, prompts, at) for at in range(min(MOST, len(prompts)))]}
+    if (other := prompts.corrupted) is not None:
+        named["corrupted"] = [_row(model, other, at) for at in range(min(MOST, len(prompts)))]
+    for name, answers in (("answer", prompts.right), ("wrong", prompts.wrong)):
         if answers:
             named[name] = [_answers(model, row) for row in answers[:MOST]]
-    return _cut(said, list(named), [list(row) for row in zip(*named.values(), strict=True)], len(asked))
+    return _cut(text, list(named), [list(row) for row in zip(*named.values(), strict=True)], len(prompts))
 
 
-def _cut(said: str, columns: list[str], rows: list[list[str]], count: int) -> Folded:
-    return Folded(said if count <= MOST else f"{said}; the first {MOST} of them", columns, rows)
+def _cut(text: str, columns: list[str], rows: list[list[str]], count: int) -> Folded:
+    return Folded(text if count <= MOST else f"{text}; the first {MOST} of them", columns, rows)
 
 
-def _row(model: Transformer | None, asked: Prompts, at: int) -> str:
-    return asked.texts[at] if asked.texts else _text(model, asked.tokens[at, : int(asked.lengths[at])])
+def _row(model: Transformer | None, prompts: Prompts, at: int) -> str:
+    return prompts.texts[at] if prompts.texts else _text(model, prompts.tokens[at, : int(prompts.lengths[at])])
 
 
 def _text(model: Transformer | None, row: Tensor) -> str:
@@ -278,6 +279,8 @@ def _answers(model: Transformer | None, row: Mapping[int, tuple[int, ...]]) -> s
     """The answers of one prompt; with their positions where there are several."""
     from torch import tensor
 
-    told = {at: " or ".join(repr(_text(model, tensor([one]))) for one in ids[:4]) for at, ids in row.items() if ids}
-    told = {at: said + (" …" if len(row[at]) > 4 else "") for at, said in told.items()}
-    return next(iter(told.values()), "") if len(told) == 1 else ", ".join(f"{at}: {said}" for at, said in list(told.items())[:12])
+    words_at = {at: " or ".join(repr(_text(model, tensor([one]))) for one in ids[:4]) for at, ids in row.items() if ids}
+    words_at = {at: words + (" …" if len(row[at]) > 4 else "") for at, words in words_at.items()}
+    if len(words_at) == 1:
+        return next(iter(words_at.values()))
+    return ", ".join(f"{at}: {words}" for at, words in list(words_at.items())[:12])

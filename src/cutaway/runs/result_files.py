@@ -55,11 +55,11 @@ def save_value(value: Any, path: str | Path, *, timeless: bool = False) -> Path:
     if not _kept(value):
         raise CheckpointError(f"a {type(value).__name__} is no result that a file can hold")
     tensors: dict[str, Tensor] = {}
-    said = _encoded(value, tensors)
+    encoded = _encoded(value, tensors)
     if getattr(value, "provenance", None) is not None:
-        said["provenance"] = value.provenance.to_json() | ({"when": ""} if timeless else {})
-    said["format"] = FORMAT  # inside, since the order of several metadata is left to chance
-    meta = {"result": json.dumps(said, ensure_ascii=True, allow_nan=True)}
+        encoded["provenance"] = value.provenance.to_json() | ({"when": ""} if timeless else {})
+    encoded["format"] = FORMAT  # inside, since the order of several metadata is left to chance
+    meta = {"result": json.dumps(encoded, ensure_ascii=True, allow_nan=True)}
     if not tensors:
         tensors["nothing"] = torch.zeros(1)
     return write(path, save_tensors(tensors, metadata=meta))
@@ -93,18 +93,18 @@ def load_value(path: str | Path) -> Any:
     except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
         raise NotReadable(f"{path} is no saved result, or damaged: {str(error)[:100]}") from error
     meta = header.get("__metadata__", {}) if isinstance(header, dict) else {}
-    said = reading.parse(str(meta.get("result", "{}")), f"{path}", finite=False) if isinstance(meta, dict) else {}
-    known = meta.get("format", said.get("format") if isinstance(said, dict) else None)
+    encoded = reading.parse(str(meta.get("result", "{}")), f"{path}", finite=False) if isinstance(meta, dict) else {}
+    known = meta.get("format", encoded.get("format") if isinstance(encoded, dict) else None)
     if known != FORMAT:
         raise NotReadable(f"{path} is no saved result: its format is {known!r}, not {FORMAT!r}")
     try:
-        found = _decoded(said, tensors)
+        found = _decoded(encoded, tensors)
     except (KeyError, TypeError, AttributeError, ImportError, ValueError) as error:
         raise NotReadable(f"{path} is damaged, or of another version: {str(error)[:100]}") from error
     if not _kept(found):
         raise NotReadable(f"{path} holds no result")
-    if (told := said.get("provenance")) is not None:
-        object.__setattr__(found, "provenance", Provenance.from_json(told))
+    if (provenance := encoded.get("provenance")) is not None:
+        object.__setattr__(found, "provenance", Provenance.from_json(provenance))
     return found
 
 

@@ -212,11 +212,11 @@ class Result(ABC):
         """The summary, and the figure under it."""
         from html import escape
 
-        said = f'<pre style="white-space:pre-wrap">{escape(self.summary())}</pre>'
+        html = f'<pre style="white-space:pre-wrap">{escape(self.summary())}</pre>'
         try:
-            return said + self.figure()._repr_html_()
+            return html + self.figure()._repr_html_()
         except ShapeError:  # one number, or too many: the summary stands for itself
-            return said
+            return html
 
     def save(self, path: str | Path, *, replace: bool = False) -> Path:
         """Write it to a file, `.cutaway`, that `cutaway.load` reads, without its model; or, to `.html`, its page.
@@ -296,16 +296,16 @@ class Means(Result):
         if self.values.data.ndim == 0:
             raise ShapeError("one number is no figure; print its summary()")
         *others, last = self.values.axes
-        drawn = lines if lines is not None else last not in self.values.labels
+        as_lines = lines if lines is not None else last not in self.values.labels
         flat, low, high = (one.data.reshape(-1, one.shape[-1]) for one in (self.values, self.low, self.high))
         names = _joined([self.values.names(axis) for axis in others]) or [self.values.what]
         series = dict(zip(names, flat, strict=True))
         bounds = {name: torch.stack(pair) for name, *pair in zip(names, low, high, strict=True)}
-        said = f"{self.values.what}{f' ({self.values.unit})' if self.values.unit else ''}"
-        if drawn:
-            return line_chart(series, intervals=bounds, x_name=last, y_name=said, title=title or said)
+        label = f"{self.values.what}{f' ({self.values.unit})' if self.values.unit else ''}"
+        if as_lines:
+            return line_chart(series, intervals=bounds, x_name=last, y_name=label, title=title or label)
         groups = self.values.names(last)
-        return bar_chart(groups, series, intervals=bounds, x_name=last, value_name=said, title=title or said)
+        return bar_chart(groups, series, intervals=bounds, x_name=last, value_name=label, title=title or label)
 
     def summary(self) -> str:
         """The largest means, with their intervals."""

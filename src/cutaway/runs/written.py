@@ -135,8 +135,8 @@ def read(value: Any, tensors: Mapping[str, Tensor], changes: Sequence[edits.Chan
 
 def _kept(store: dict[str, Tensor], origin: Any, tensors: Mapping[str, Tensor], model: Any) -> Kept:
     """A store with its origin."""
-    told = origin if isinstance(origin, dict) else {}
-    tokens, padding, sites = (read(told.get(name), tensors) for name in ("tokens", "padding", "sites"))
+    fields = origin if isinstance(origin, dict) else {}
+    tokens, padding, sites = (read(fields.get(name), tensors) for name in ("tokens", "padding", "sites"))
     whole = isinstance(tokens, Tensor) and tokens.ndim == 2 and tokens.dtype in (torch.int64, torch.int32)
     fits = padding is None or (isinstance(padding, Tensor) and whole and padding.shape == tokens.shape)
     if not whole or not fits or not isinstance(sites, tuple) or not set(sites) <= set(store):

@@ -51,8 +51,8 @@ def read(folder: Path, *, tokenizer: Any = None, name: str | None = None, access
             model.resize_token_embeddings(rows, mean_resizing=False)
         adapted = peft.PeftModel.from_pretrained(model, str(folder), local_files_only=True)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"the adapter in {folder} does not fit its base {base}: {said}") from error
+        message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"the adapter in {folder} does not fit its base {base}: {message}") from error
     own = tokenizer or folders.read_tokenizer(folder) or folders.read_tokenizer(base)
     found = objects.read(_unloaded(adapted, peft), tokenizer=own, name=name or folder.resolve().name)
     provenance = {"folder": str(folder), "base": about.get("base_model_name_or_path"), "adapter": about.get("peft_type")}

@@ -293,8 +293,8 @@ def _files_in(folder: Path) -> str:
 
 
 def _damaged(file: Path, error: BaseException) -> NoReturn:
-    said = str(error).strip().splitlines()
-    why = f" ({said[0][:120]})" if said and not isinstance(error, KeyError) else ""
+    lines = str(error).strip().splitlines()
+    why = f" ({lines[0][:120]})" if lines and not isinstance(error, KeyError) else ""
     if isinstance(error, pickle.UnpicklingError):
         why = " (or a pickle of more than weights; nothing in it was run)"
     raise CheckpointError(f"{file.name} is cut short, damaged, or no file of weights{why}; download or save it again") from error

@@ -17,6 +17,6 @@ def read(place: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        warnings.warn(f"the tokenizer in {place} cannot be read ({said}); tokens still work", TokenizerMissing, stacklevel=2)
+        message = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        warnings.warn(f"the tokenizer in {place} cannot be read ({message}); tokens still work", TokenizerMissing, stacklevel=2)
         return None

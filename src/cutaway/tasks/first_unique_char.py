@@ -48,8 +48,8 @@ class FirstUniqueCharTask(Algorithmic):
 
     def draw(self, count: int, generator: torch.Generator) -> Tokens:
         null = len(self.vocab)
-        drawn = letters_of(count, self.seq_len - 1, null, generator)
-        return torch.cat([torch.full((count, 1), null), drawn], 1)
+        letters = letters_of(count, self.seq_len - 1, null, generator)
+        return torch.cat([torch.full((count, 1), null), letters], 1)
 
     def answers(self, tokens: Tokens) -> Tokens:
         return first_unique(tokens, len(self.vocab))

@@ -79,8 +79,8 @@ class FirstUniqueChar:
         self.size, self.seq_len, self.seed = size, seq_len, seed
         self.vocab = [*letters, NULL]
         self.null = len(letters)
-        drawn = letters_of(size, seq_len - 1, self.null, torch.Generator().manual_seed(seed))
-        self.toks: Tokens = torch.cat([torch.full((size, 1), self.null), drawn], 1)
+        rows = letters_of(size, seq_len - 1, self.null, torch.Generator().manual_seed(seed))
+        self.toks: Tokens = torch.cat([torch.full((size, 1), self.null), rows], 1)
         self.labels: Tokens = first_unique(self.toks, self.null)
 
     @cached_property

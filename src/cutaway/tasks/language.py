@@ -54,11 +54,11 @@ class Language(Behaviour):
         if count < 1:
             raise PromptError(f"asked for {count} prompts; at least one is needed")
         generator = torch.Generator().manual_seed(seed)
-        drawn = [self.one(tokenizer, generator) for _ in range(count)]
-        clean = [_laid_out(tokenizer, one.template, one.words) for one in drawn]
-        other = [_laid_out(tokenizer, one.template, one.corrupted) for one in drawn]
+        samples = [self.one(tokenizer, generator) for _ in range(count)]
+        clean = [_laid_out(tokenizer, one.template, one.words) for one in samples]
+        other = [_laid_out(tokenizer, one.template, one.corrupted) for one in samples]
         roles = [role for role in clean[0][2] if all(role in places for _, _, places in clean)]
-        ids = [tuple(_ids(tokenizer, words) for words in (one.right, one.wrong)) for one in drawn]
+        ids = [tuple(_ids(tokenizer, words) for words in (one.right, one.wrong)) for one in samples]
 
         def made(laid: Sequence[tuple[str, list[int], dict[str, int]]], **known: Any) -> Prompts:
             places = {role: torch.tensor([where[role] for _, _, where in laid]) for role in roles}

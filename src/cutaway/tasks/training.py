@@ -135,16 +135,16 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def _settled(task: Task, given: dict[str, Any], begun: dict[str, Any] | None, folder: Path) -> tuple[Recipe, int]:
+def _settled(task: Task, given: dict[str, Any], saved: dict[str, Any] | None, folder: Path) -> tuple[Recipe, int]:
     """The recipe and the seed: as given, else as the training began, else the task's own."""
     given = {key: value for key, value in given.items() if value is not None}
     settled = {**dataclasses.asdict(task.recipe), "seed": 42, **given}
-    if begun is not None:
-        asked = {"task": task.name, "data": task.fingerprint(), **given}
-        differ = [f"{key} {begun.get(key)!r}, not {value!r}" for key, value in asked.items() if begun.get(key) != value]
+    if saved is not None:
+        fixed = {"task": task.name, "data": task.fingerprint(), **given}
+        differ = [f"{key} {saved.get(key)!r}, not {value!r}" for key, value in fixed.items() if saved.get(key) != value]
         if differ:
             raise ConfigError(f"the training in {folder} was begun with {'; '.join(differ)}: resume it with the same")
-        settled = {key: begun[key] for key in settled}
+        settled = {key: saved[key] for key in settled}
     seed = settled.pop("seed")
     recipe = Recipe(**settled)
     if recipe.epochs < 1 or recipe.steps < 1 or recipe.batch_size < 1 or recipe.lr <= 0 or not 0 <= seed < 2**40:

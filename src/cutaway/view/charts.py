@@ -58,9 +58,9 @@ def line_chart(
     words = [f"{y_name or 'values'} over {x_name or 'points'}"]
     for name, line in zip(names, values, strict=True):
         finite = line[np.isfinite(line)]
-        said = f"{number(float(finite[0]))} → {number(float(finite[-1]))}" if finite.size else "no finite value"
+        trend = f"{number(float(finite[0]))} → {number(float(finite[-1]))}" if finite.size else "no finite value"
         extent = f" (lowest {number(float(finite.min()))}, highest {number(float(finite.max()))})" if finite.size else ""
-        words.append(f"{name}: {said}{extent}")
+        words.append(f"{name}: {trend}{extent}")
     return Figure("lines", title, arrays, (), meta, "\n".join(words), 400)
 
 

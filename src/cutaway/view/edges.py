@@ -51,10 +51,10 @@ def circuit_layers(
     arrays |= {} if known is None else {"sure": known[order][None]}
     heads = [name for name in names if name in (patterns or {})]
     shown = {head: as_array((patterns or {})[head], f"patterns[{head!r}]", ndim=2) for head in heads}
-    said: list[str] = []
+    labels: list[str] = []
     if shown:
         arrays["patterns"] = np.stack(list(shown.values()))
-        said = as_labels(tokens, arrays["patterns"].shape[1], "tokens", "position") or []
+        labels = as_labels(tokens, arrays["patterns"].shape[1], "tokens", "position") or []
     lines = [f"{len(edges)} edges between {len(names)} components; the strongest:"]
     lines += [f"  {edges[at][0]} → {edges[at][1]}: {number(float(sizes[at]))}" for at in order[:8]]
     meta = {
@@ -63,7 +63,7 @@ def circuit_layers(
         "valueName": value_name, "patternsOf": patterns_of,
         "rest": "" if len(edges) <= MOST else f"the strongest {MOST} of {len(edges)} edges",
     }  # fmt: skip
-    return Figure("layers", title, arrays, tuple(said), meta, "\n".join(lines), 190 + 58 * len(rows))
+    return Figure("layers", title, arrays, tuple(labels), meta, "\n".join(lines), 190 + 58 * len(rows))
 
 
 def _sized(values: Values, count: int, name: str) -> Any:

@@ -61,11 +61,11 @@ def svg(figure: Figure, *, width: int = 1000) -> bytes:
         PackageNeeded: Plotly or a browser is missing.
         ConfigError: the browser failed.
     """
-    drawn = to_plotly(figure).update_layout(width=width, height=max(figure.height, 300))
+    plot = to_plotly(figure).update_layout(width=width, height=max(figure.height, 300))
     from plotly.offline import get_plotlyjs
 
     script = (
-        f"Plotly.toImage({drawn.to_json()}, {{format: 'svg', width: {width}, height: {max(figure.height, 300)}}})"
+        f"Plotly.toImage({plot.to_json()}, {{format: 'svg', width: {width}, height: {max(figure.height, 300)}}})"
         ".then(uri => { document.body.textContent = decodeURIComponent(uri.split(',').slice(1).join(',')) })"
     ).replace("</", "<\\/")  # text of a token must not end the script
     page = f"<!doctype html><meta charset='utf-8'><script>{get_plotlyjs()}</script><body><script>{script}</script></body>"
@@ -87,8 +87,8 @@ def _browse(page: str, words: list[str], folder: str) -> str:
     write(source, page)
     always = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-pdf-header-footer"]
     own = [f"--user-data-dir={folder}/profile", "--virtual-time-budget=4000"]
-    asked = [program, *always, *own, *words, source.as_uri()]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=SECONDS, check=False)
+    command = [program, *always, *own, *words, source.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
     if done.returncode:
         raise ConfigError(f"the browser {program} failed: {done.stderr.strip()[-200:]}")
     return done.stdout

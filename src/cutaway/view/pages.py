@@ -130,15 +130,15 @@ def _blocks(blocks: Sequence[Block], heading: str = "") -> str:
 def _fact(fact: Fact) -> str:
     name, value = fact
     if isinstance(value, Code):
-        said = f"<code>{escape(value.text)}</code>"
+        html = f"<code>{escape(value.text)}</code>"
     elif isinstance(value, Folded):
         head = "".join(f"<th>{escape(column)}</th>" for column in value.columns)
         rows = "".join(f"<tr>{''.join(f'<td>{_lines(cell)}</td>' for cell in row)}</tr>" for row in value.rows)
         table = f'<div class="ct-rows" tabindex="0"><table><tr>{head}</tr>{rows}</table></div>'
-        said = f"<details><summary>{escape(value.line)}</summary>{table}</details>"
+        html = f"<details><summary>{escape(value.line)}</summary>{table}</details>"
     else:
-        said = _lines(value)
-    return f"<dt>{escape(name)}</dt><dd>{said}</dd>"
+        html = _lines(value)
+    return f"<dt>{escape(name)}</dt><dd>{html}</dd>"
 
 
 def _figure_html(figure: Figure, titled: bool) -> str:

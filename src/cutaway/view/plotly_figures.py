@@ -94,11 +94,11 @@ def _maps(go: Any, parts: Any, ends: Any, scale: str, x_name: str, y_name: str) 
     for at, (_, values, x, y, text) in enumerate(parts, start=1):
         words = None if text is None else [list(map(plain, row)) for row in text]
         z = [[None if value != value else value for value in row] for row in values.tolist()]
-        drawn = go.Heatmap(
+        heat = go.Heatmap(
             z=z, zmin=ends[0], zmax=ends[1], colorscale=colors, showscale=at == 1, text=words,
             texttemplate="%{text}" if words else None,
         )  # fmt: skip
-        made.add_trace(drawn, row=1, col=at)
+        made.add_trace(heat, row=1, col=at)
         for axis, labels in ((made.update_xaxes, x), (made.update_yaxes, y)):  # positions with labels: two may be called the same
             if labels:
                 axis(tickmode="array", tickvals=list(range(len(labels))), ticktext=list(map(plain, labels)), row=1, col=at)
@@ -145,17 +145,18 @@ def layers(go: Any, figure: Figure) -> Any:
         rows.setdefault(node["row"], []).append(at)
     place = {at: (number + 0.5) / len(there) for there in rows.values() for number, at in enumerate(there)}
     far = max(map(abs, effects), default=1.0) or 1.0
-    drawn = []
+    traces = []
     for source, target, effect in zip(meta["sources"], meta["targets"], effects, strict=True):
         ends = [(place[at], meta["nodes"][at]["row"]) for at in (source, target)]
         style = {"width": 0.5 + 5 * abs(effect) / far, "color": "#c25a00" if effect > 0 else "#0b63a5"}
-        drawn.append(
+        traces.append(
             go.Scatter(x=[one for one, _ in ends], y=[row for _, row in ends], mode="lines", line=style, hoverinfo="skip")
         )
     names = [node["name"] for node in meta["nodes"]]
     where = [place[at] for at in range(len(names))], [node["row"] for node in meta["nodes"]]
-    drawn.append(go.Scatter(x=where[0], y=where[1], mode="markers+text", text=list(map(plain, names)), textposition="top center"))
-    made = go.Figure(drawn).update_layout(showlegend=False)
+    texts = list(map(plain, names))
+    traces.append(go.Scatter(x=where[0], y=where[1], mode="markers+text", text=texts, textposition="top center"))
+    made = go.Figure(traces).update_layout(showlegend=False)
     made.update_xaxes(visible=False)
     return made.update_yaxes(tickmode="array", tickvals=list(range(len(meta["rows"]))), ticktext=meta["rows"])
 

@@ -195,13 +195,13 @@ def token_log_probs(
         "rank": np.concatenate([nan, rank.astype(np.float32)]),
         "top": np.take_along_axis(rows, top, 1) if len(rows) else np.zeros((0, k), np.float32),
     }
-    said = (
+    lines = (
         [f"mean log-probability {number(float(own.mean()))} over {len(own)} tokens"]
         if len(own)
         else ["one token: nothing to predict"]
     )
-    said += [f"{text[i + 1]!r} ({i + 1}): {number(float(own[i]))}, rank {rank[i]}" for i in np.argsort(own)[:3]]
-    return Figure("logprobs", title, arrays, tuple(text), meta, "\n".join(said), 340 + 26 * k)
+    lines += [f"{text[i + 1]!r} ({i + 1}): {number(float(own[i]))}, rank {rank[i]}" for i in np.argsort(own)[:3]]
+    return Figure("logprobs", title, arrays, tuple(text), meta, "\n".join(lines), 340 + 26 * k)
 
 
 def _used(index: Array) -> tuple[list[int], Array]:

@@ -164,8 +164,8 @@ def check(weights: Mapping[str, Tensor | Sequence[int]], cfg: HookedTransformerC
     if not (missing or unexpected or wrong):
         return
     lists = {"missing": missing, "unexpected": unexpected, "wrongly shaped": wrong}
-    said = "; ".join(f"{len(names)} {kind} ({_shortened(names)})" for kind, names in lists.items() if names)
-    raise WeightsMismatch(f"the weights do not fit the configuration: {said}. {_advice(missing, unexpected, cfg)}")
+    problems = "; ".join(f"{len(names)} {kind} ({_shortened(names)})" for kind, names in lists.items() if names)
+    raise WeightsMismatch(f"the weights do not fit the configuration: {problems}. {_advice(missing, unexpected, cfg)}")
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:

@@ -32,50 +32,50 @@ def modern(weights: Mapping[str, Tensor], cfg: HookedTransformerConfig) -> Mappi
         WeightsMismatch: some matrices are of the old layout and some of today's.
     """
     wanted = shapes(cfg)
-    told = [(name, _last(name), tuple(tensor.shape), wanted[name]) for name, tensor in weights.items() if name in wanted]
-    flat = any(last == "W_O" and len(shape) == 2 for _, last, shape, _ in told)
-    inner = [(shape, want) for _, last, shape, want in told if last in (*INNER, "W_O")]
-    if not any(_only_old(shape, want) for shape, want in inner):
+    known = [(name, _last(name), tuple(tensor.shape), wanted[name]) for name, tensor in weights.items() if name in wanted]
+    flat = any(last == "W_O" and len(shape) == 2 for _, last, shape, _ in known)
+    inner = [(shape, expected) for _, last, shape, expected in known if last in (*INNER, "W_O")]
+    if not any(_only_old(shape, expected) for shape, expected in inner):
         return weights
-    mixed = [name for name, last, shape, want in told if last in (*INNER, "W_O") and not _old(shape, want)]
+    mixed = [name for name, last, shape, expected in known if last in (*INNER, "W_O") and not _old(shape, expected)]
     if mixed:
-        if not any(shape == want for name, _, shape, want in told if name in mixed):
+        if not any(shape == expected for name, _, shape, expected in known if name in mixed):
             return weights  # (neither: the check of shapes says it better)
         raise WeightsMismatch(
             f"{mixed[0]} has today's shape, and other weights that of 2022 ([d_head, d_model]); save them in one layout"
         )
-    turned = {name: _turned(name, tensor, wanted, outer_too=not flat) for name, tensor in weights.items()}
+    modernised = {name: _turned(name, tensor, wanted, outer_too=not flat) for name, tensor in weights.items()}
     for name, shape in wanted.items():
-        if name not in turned and _last(name).lstrip("_").startswith("b"):
-            turned[name] = torch.zeros(shape, dtype=turned["embed.W_E"].dtype)
-    return turned
+        if name not in modernised and _last(name).lstrip("_").startswith("b"):
+            modernised[name] = torch.zeros(shape, dtype=modernised["embed.W_E"].dtype)
+    return modernised
 
 
 def _last(name: str) -> str:
     return name.rsplit(".", 1)[-1]
 
 
-def _flat(want: Shape) -> Shape:
+def _flat(expected: Shape) -> Shape:
     """`W_O` of the first layout: `[d_model, head·d_head]`."""
-    return (want[2], want[0] * want[1])
+    return (expected[2], expected[0] * expected[1])
 
 
-def _old(shape: Shape, want: Shape) -> bool:
-    """Whether a shape is the old one of a matrix that is `want` today."""
-    return shape == (*want[:-2], want[-1], want[-2]) or (len(want) == 3 and shape == _flat(want))
+def _old(shape: Shape, expected: Shape) -> bool:
+    """Whether a shape is the old one of a matrix that is `expected` today."""
+    return shape == (*expected[:-2], expected[-1], expected[-2]) or (len(expected) == 3 and shape == _flat(expected))
 
 
-def _only_old(shape: Shape, want: Shape) -> bool:
-    return shape != want and _old(shape, want)
+def _only_old(shape: Shape, expected: Shape) -> bool:
+    return shape != expected and _old(shape, expected)
 
 
 def _turned(name: str, tensor: Tensor, wanted: Mapping[str, Shape], *, outer_too: bool) -> Tensor:
-    want, last = wanted.get(name), _last(name)
-    if want is None or is_buffer(name) or last not in (*INNER, *OUTER, "W_O"):
+    expected, last = wanted.get(name), _last(name)
+    if expected is None or is_buffer(name) or last not in (*INNER, *OUTER, "W_O"):
         return tensor
     shape = tuple(tensor.shape)
     if last == "W_O" and tensor.ndim == 2:
-        return tensor.T.reshape(want)
-    if last in OUTER and (shape == want and not (outer_too and _old(shape, want))):
+        return tensor.T.reshape(expected)
+    if last in OUTER and (shape == expected and not (outer_too and _old(shape, expected))):
         return tensor
     return tensor.transpose(-2, -1)

@@ -155,7 +155,7 @@ def process(
         WeightsMismatch: the weights do not fit the configuration.
     """
     _check(state_dict, cfg)
-    asked = {
+    requested = {
         "center_writing_weights": center_writing_weights,
         "center_unembed": center_unembed,
         "fold_value_biases": fold_value_biases,
@@ -163,7 +163,7 @@ def process(
     }
     rewrites = []
     for name, rewrite in _REWRITES.items():
-        if asked[name] and _holds(name, cfg):
+        if requested[name] and _holds(name, cfg):
             rewrites.append(rewrite)
     done: StateDict = {}
     stayed: list[str] = []

@@ -78,21 +78,21 @@ class Lane:
             if number != self._number:
                 raise Dropped("a newer question took its place")
 
-        said = "this failed unexpectedly; the terminal says more"
+        message = "this failed unexpectedly; the terminal says more"
         try:
             job(between)
-            said = ""
+            message = ""
         except Dropped:
-            said = ""
+            message = ""
         except CutawayError as error:
-            said = str(error)
+            message = str(error)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError) and "memory" not in str(error):
                 raise
-            said = "out of memory; take shorter prompts, fewer heads at once, or a smaller model"
+            message = "out of memory; take shorter prompts, fewer heads at once, or a smaller model"
         finally:
-            if said:
-                self.fail(said)
+            if message:
+                self.fail(message)
                 self.idle.set()
 
 

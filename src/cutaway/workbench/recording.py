@@ -167,15 +167,15 @@ def _edge_line(switch: EdgeSwitch, found: StateRuns) -> str:
 
 def saved_page(session: Session, found: StateRuns) -> str:
     """What is on screen as one HTML file."""
-    now, drawn = session.state, session.drawn
+    now, on_screen = session.state, session.on_screen
     unit = f" {found.metric.unit}" if found.metric.unit else ""
-    said = f"{found.metric.name}: {found.before:.4f}{unit} without switches, {found.after:.4f}{unit} with them."
+    value_text = f"{found.metric.name}: {found.before:.4f}{unit} without switches, {found.after:.4f}{unit} with them."
     prompts = [f"{side}: {''.join(words)}" for side, words in session.pair.words.items()]
     on: Sequence[str] = [switches.label(one) for one in now.switches] or ["none"]
-    sections = [Section("Prompts", [prompts]), Section("Switches", [list(on)], summary=said)]
+    sections = [Section("Prompts", [prompts]), Section("Switches", [list(on)], summary=value_text)]
     titles = {"next": "Next token", "map": "Map of the model", "attention": "Attention of the pinned heads", "lens": "Logit lens",
               "answer": "Answer"}  # fmt: skip
-    sections += [Section(title, [drawn[slot]]) for slot, title in titles.items() if slot in drawn]
+    sections += [Section(title, [on_screen[slot]]) for slot, title in titles.items() if slot in on_screen]
     if session.generated:
         sections.append(Section("Text", [session.generated]))
     steps = [f"{number}: {step.label}" + ("" if step.value is None else f" → {step.value:.4f}{unit}") for number, step in

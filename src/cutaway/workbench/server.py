@@ -98,15 +98,15 @@ class Bench:
 
     # From the threads to the tabs.
 
-    def post(self, kind: str, said: Any) -> None:
+    def post(self, kind: str, message: Any) -> None:
         """Tell every tab; called in any thread."""
-        if isinstance(said, Figure):
-            slot = f"figure {said.meta['slot']}"
-            self._tell(slot, said.wire(), keeps=said.meta["slot"] != "peek")
+        if isinstance(message, Figure):
+            slot = f"figure {message.meta['slot']}"
+            self._tell(slot, message.wire(), keeps=message.meta["slot"] != "peek")
         elif kind == "gone":
-            self._tell(f"figure {said['slot']}", _text(kind, said), keeps=True)
+            self._tell(f"figure {message['slot']}", _text(kind, message), keeps=True)
         else:
-            self._tell(kind, _text(kind, said), keeps=kind in ("value", "text", "answer"))
+            self._tell(kind, _text(kind, message), keeps=kind in ("value", "text", "answer"))
 
     def _tell(self, kind: str, data: str | bytes, *, keeps: bool) -> None:
         loop = self.loop
@@ -139,28 +139,28 @@ class Bench:
         Raises:
             CutawayError: it cannot be done; the session stays as it is.
         """
-        said = parse(text)
+        message = parse(text)
         session = self.session
-        if isinstance(said, SetFields):
-            for one in session.set(said.fields, slide=said.slide):
+        if isinstance(message, SetFields):
+            for one in session.set(message.fields, slide=message.slide):
                 tab.put(f"notice {one}", _text("notice", {"text": one}))
             self.show()
-        elif isinstance(said, Example):
-            session.example(said.behaviour, said.number)
+        elif isinstance(message, Example):
+            session.example(message.behaviour, message.number)
             self.show()
-        elif isinstance(said, GoToStep):
-            session.go(said.to)
+        elif isinstance(message, GoToStep):
+            session.go(message.to)
             self.show()
-        elif isinstance(said, Peek):
+        elif isinstance(message, Peek):
             if self.lanes.look.idle.is_set():
-                session.peek(said.layer, said.head)
-        elif isinstance(said, Ask):
-            self.lanes.ask.submit(lambda between: self._answer(said, between))
-        elif isinstance(said, Stop):
+                session.peek(message.layer, message.head)
+        elif isinstance(message, Ask):
+            self.lanes.ask.submit(lambda between: self._answer(message, between))
+        elif isinstance(message, Stop):
             self.lanes.ask.stop()
             self.post("progress", {"done": None})
-        elif isinstance(said, Save):
-            self.lanes.ask.submit(lambda between: self._save(tab, said, between))
+        elif isinstance(message, Save):
+            self.lanes.ask.submit(lambda between: self._save(tab, message, between))
         else:
             raise NotReadable("the message is not understood: this tab has said hello already")
 
@@ -197,8 +197,8 @@ class Bench:
         self.lanes.end()
 
 
-def _text(kind: str, said: Any) -> str:
-    return json.dumps({"kind": kind, **said}, ensure_ascii=True, separators=(",", ":"))
+def _text(kind: str, fields: Any) -> str:
+    return json.dumps({"kind": kind, **fields}, ensure_ascii=True, separators=(",", ":"))
 
 
 def allowed_host(host: str | None, port: int) -> bool:

@@ -100,13 +100,13 @@ def prepare(model: Transformer, name: str, *, folder: Path | str = FOLDER, port:
 
     bench = Bench(Session(model, name), Path(folder))
     bench.show()  # the first runs, while the browser opens
-    listening, at, moved = free_port(port)
+    listening, at, port_taken = free_port(port)
     config = uvicorn.Config(
         app(bench, lambda: at), log_level="error", ws="websockets-sansio", ws_max_size=LARGEST, ws_max_queue=64,
         ws_ping_interval=20.0, ws_ping_timeout=60.0, server_header=False, date_header=False, lifespan="off",
         timeout_graceful_shutdown=2, access_log=False,
     )  # fmt: skip
-    return Workbench(f"http://{HOST}:{at}/?token={bench.token}", bench, uvicorn.Server(config), listening), moved
+    return Workbench(f"http://{HOST}:{at}/?token={bench.token}", bench, uvicorn.Server(config), listening), port_taken
 
 
 def leave_a_core() -> None:

@@ -72,7 +72,7 @@ class Session:
         post: is told what pages show.
     """
 
-    def __init__(self, model: Transformer, name: str, post: Post = lambda kind, said: None):
+    def __init__(self, model: Transformer, name: str, post: Post = lambda kind, message: None):
         self.model, self.name, self.post = model, name, post
         self.turn = 0
         self._lock = threading.RLock()
@@ -80,7 +80,7 @@ class Session:
         self._last: KeptRun | None = None
         self._maps: dict[Any, tuple[Tensor, str]] = {}
         self._sent: dict[str, Any] = {}
-        self.drawn: dict[str, Figure] = {}
+        self.on_screen: dict[str, Figure] = {}
         self.generated: str = ""
         first = state.changed(State(), prompt_pair.opening(model))
         self.pair: PromptPair = prompt_pair.pair_of(model, first)
@@ -292,12 +292,12 @@ class Session:
         if self._sent.get(slot) == key:
             return
         figure = figures.note(make(), slot=slot, turn=turn)
-        self._sent[slot], self.drawn[slot] = key, figure
+        self._sent[slot], self.on_screen[slot] = key, figure
         self.post("figure", figure)
 
     def _draw_attention(self, found: StateRuns, now: State, prompts: PromptPair, turn: int) -> None:
         if not now.pins:
-            if self.drawn.pop("attention", None) is not None:
+            if self.on_screen.pop("attention", None) is not None:
                 self._sent.pop("attention", None)
                 self.post("gone", {"slot": "attention"})
             return
@@ -339,7 +339,7 @@ class Session:
         self._sent.pop("answer", None)
         if figure is not None:
             self._draw("answer", self.turn, lambda: figure, object())
-        elif self.drawn.pop("answer", None) is not None:
+        elif self.on_screen.pop("answer", None) is not None:
             self.post("gone", {"slot": "answer"})
 
     def know_map(self, key: Any, values: Tensor, unit: str) -> None:
@@ -362,7 +362,7 @@ class Session:
         """Generate text with the switches on, and without, and say each word as it comes."""
         if not now.words or self.model.tokenizer is None:
             return
-        said: dict[str, str] = {}
+        texts: dict[str, str] = {}
         most = min(now.words, self.model.cfg.n_ctx - found.own.length)
         for which, made in (("after", found.edits), ("before", []))[: 2 if found.edits else 1]:
             ids: list[int] = []
@@ -370,10 +370,10 @@ class Session:
                 for token in generation.stream(self.model, found.own.tokens, most, sampling=GREEDY):
                     between()
                     ids.append(int(token))
-                    said[which] = str(self.model.tokenizer.decode(ids))
-                    self.post("text", {"turn": turn, **said, "done": False})
-        self.generated = said.get("after", "")
-        self.post("text", {"turn": turn, **said, "done": True})
+                    texts[which] = str(self.model.tokenizer.decode(ids))
+                    self.post("text", {"turn": turn, **texts, "done": False})
+        self.generated = texts.get("after", "")
+        self.post("text", {"turn": turn, **texts, "done": True})
 
     def peek(self, layer: int, head: int) -> None:
         """Show one head's attention for a moment.

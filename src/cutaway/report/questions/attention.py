@@ -39,9 +39,9 @@ def sources(study: Study) -> dict[str, Sources]:
         if bool((mask & seen & ~answered).any()):
             found[name] = mask & seen
     tokens, length = study.prompts.tokens, study.prompts.tokens.shape[1]
-    for kind, said in KINDS.items():
+    for kind, label in KINDS.items():
         mask = kind_mask(kind, tokens, length, study.prompts.mask)
-        found[said] = mask.expand_as(seen) & seen
+        found[label] = mask.expand_as(seen) & seen
     return {name: mask for name, mask in found.items() if bool(mask.any())}
 
 

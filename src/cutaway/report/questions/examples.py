@@ -19,9 +19,9 @@ def row_of(study: Study, answer: int) -> list[object]:
     tokens = study.prompts.tokens[row, : at + 1].tolist()
     text = study.joined(tokens[-60:])
     right = study.right[answer].nonzero().flatten().tolist()
-    said = (study.logits[answer] > 0).nonzero().flatten().tolist() if study.above else [int(study.logits[answer].argmax())]
+    given = (study.logits[answer] > 0).nonzero().flatten().tolist() if study.above else [int(study.logits[answer].argmax())]
     probability = float(study.logits[answer].softmax(0)[right].sum())
-    names = [", ".join(map(study.answer_word, some[:8])) + (" …" if len(some) > 8 else "") for some in (right, said)]
+    names = [", ".join(map(study.answer_word, some[:8])) + (" …" if len(some) > 8 else "") for some in (right, given)]
     return [("… " if len(tokens) > 60 else "") + text, *names, bool(study.correct[answer]), probability]
 
 
@@ -43,8 +43,8 @@ def _numbers(study: Study) -> dict[str, Any]:
     prompts, texts = study.prompts, []
     for row in range(min(SHOWN - 1, len(prompts))):
         there = study.places[0] == row
-        right, said = (one[there].argmax(1).tolist() for one in (study.right.int(), study.logits))
-        texts.append({"tokens": study.text(row), "answers": study.answers_text(right), "given": study.answers_text(said)})
+        right, given = (one[there].argmax(1).tolist() for one in (study.right.int(), study.logits))
+        texts.append({"tokens": study.text(row), "answers": study.answers_text(right), "given": study.answers_text(given)})
     found: dict[str, Any] = {"examples": texts}
     last = study.places[1] == prompts.lengths[study.places[0]] - 1
     if study.model.cfg.d_vocab == study.model.cfg.d_vocab_out and bool(last.any()):

@@ -109,10 +109,10 @@ def _predicted(study: Study) -> Tokens:
 def _row(study: Study, answer: int, kinds: Mapping[str, Tensor]) -> dict[str, Any]:
     """One answer as plain data: the prompt up to it, what is right, what is said, what kind of mistake that is."""
     row, at = (int(one[answer]) for one in study.places)
-    right, said = (int(one[answer].int().argmax()) if one.dtype == torch.bool else int(one[answer].argmax())
+    right, given = (int(one[answer].int().argmax()) if one.dtype == torch.bool else int(one[answer].argmax())
                    for one in (study.right, study.logits))  # fmt: skip
     return {
         "tokens": study.joined(study.prompts.tokens[row, : at + 1].tolist()), "position": at, "answer": study.answer_word(right),
-        "given": study.answer_word(said), "probability": float((-study.losses[answer]).exp()),
+        "given": study.answer_word(given), "probability": float((-study.losses[answer]).exp()),
         "kind": next((name for name, where in kinds.items() if bool(where[row, at])), ""),
     }  # fmt: skip

@@ -19,8 +19,8 @@ def ask(study: Study) -> list[Finding]:
     shared = study.telling is not None
     for name, site in zip(names, study.streams, strict=True):
         logits = study.logits_at(study.cache[site])
-        told = study.telling_of(logits) if shared else study.over(study.hits(logits))
-        values[name] = Value(math.nan) if told is None else told
+        shares = study.telling_of(logits) if shared else study.over(study.hits(logits))
+        values[name] = Value(math.nan) if shares is None else shares
     what = "the accuracy that the stream would have through the unembedding"
     base, against = study.chance, "always the same answer"
     if shared:

@@ -109,7 +109,7 @@ def _streams(places: Mapping[str, Tensor], values: list[Value], layers: int, on:
     """A trend along layers for each place that ever carries something, and a map of them all."""
     rows = {name: values[n * layers : (n + 1) * layers] for n, name in enumerate(places)}
     grid = torch.tensor([[value.value for value in row] for row in rows.values()])
-    drawn = heat_map(
+    heat = heat_map(
         grid, [str(layer) for layer in range(layers)], list(rows), x_name="layer", y_name="position", value_name="restored",
         title="What the stream before each layer restores",
     )  # fmt: skip
@@ -125,5 +125,5 @@ def _streams(places: Mapping[str, Tensor], values: list[Value], layers: int, on:
         for name in order
     ]  # fmt: skip
     if found:
-        found[0] = replace(found[0], figures=[drawn])
+        found[0] = replace(found[0], figures=[heat])
     return found

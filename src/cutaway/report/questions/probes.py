@@ -39,7 +39,7 @@ def ask(study: Study) -> list[Finding]:
     """Held-out accuracy by layer."""
     found = []
     generator = torch.Generator().manual_seed(study.seed)
-    held = torch.rand(len(study.prompts), generator=generator) < 0.3
+    test = torch.rand(len(study.prompts), generator=generator) < 0.3
     names = [*(f"before {layer}" for layer in range(study.model.cfg.n_layers)), "the end"]
     for feature, grid in features(study).items():
         where = ((grid != UNCOUNTED) & study.prompts.mask).nonzero()
@@ -49,9 +49,9 @@ def ask(study: Study) -> list[Finding]:
         values, base = {}, {}
         for name, site in zip(names, study.streams, strict=True):
             x = study.cache[site][where[:, 0], where[:, 1]].double()
-            values[name] = held_out(x, labels, held[rows], rows, len(study.prompts))
-            base[name] = held_out(x, dealt, held[rows], rows, len(study.prompts))
-        often = float(labels[held[rows]].bincount().max()) / max(int(held[rows].sum()), 1)
+            values[name] = held_out(x, labels, test[rows], rows, len(study.prompts))
+            base[name] = held_out(x, dealt, test[rows], rows, len(study.prompts))
+        often = float(labels[test[rows]].bincount().max()) / max(int(test[rows].sum()), 1)
         base = {name: max(one, Value(often), key=lambda v: v.value) for name, one in base.items()}
         what = f"the accuracy of linear probes for {feature}"
         against = "shuffled labels or the commonest value"

@@ -39,9 +39,9 @@ def ask(study: Study) -> list[Finding]:
     found = [Finding("count", what.format(head), dict.fromkeys(words, Value(1.0)), total=total, on="weights")
              for what, heads in kinds.items() for head, words in heads.items()]  # fmt: skip
     ways = {"duplicate": "duplicate detectors and the responsible head", "anti_duplicate": "anti-duplicate detectors"}
-    for name, said in ways.items():
+    for name, label in ways.items():
         own = {word: Value(value) for word, value in full[name]["own_logit"].items()}
-        what = f"what a token does to its own logit through its {said}"
+        what = f"what a token does to its own logit through its {label}"
         rest = Value(full[name]["other_letters_mean"])
         found.append(Finding("largest", what, own, "logits", rest, "to the others' logits", "weights", two_sided=True))
     found[0] = replace(found[0], numbers=numbers)

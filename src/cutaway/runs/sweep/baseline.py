@@ -93,11 +93,11 @@ def random_cells(cells: Cells, bound: Sequence[Cell], count: int, seed: int) -> 
 
 def _randomly(edits: Sequence[Edit], changes: Sequence[Change], seed: tuple[int, ...]) -> tuple[Edit, ...]:
     """A cell's edits with random changes. What it only holds still beside its changes is still held."""
-    held = [isinstance(change, Put) and change.word == "freeze" for change in changes]
-    if all(held):
-        held = [isinstance(change, Put) and change.values is None for change in changes]
+    frozen = [isinstance(change, Put) and change.word == "freeze" for change in changes]
+    if all(frozen):
+        frozen = [isinstance(change, Put) and change.values is None for change in changes]
     out = []
-    for number, (edit, change, kept) in enumerate(zip(edits, changes, held, strict=True)):
+    for number, (edit, change, kept) in enumerate(zip(edits, changes, frozen, strict=True)):
         plain = change.change if isinstance(change, Random) else change
         out.append(replace(edit, change=change if kept else Random(plain, (*seed, number))))
     return tuple(out)

@@ -29,18 +29,18 @@ def gradients(
     model: Transformer, tokens: Tensor, sites: Sequence[str], value: Callable[[Tensor], Tensor], *, mask: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:  # fmt: skip
     """Activations and gradients at some sites, of the sum of `value` (stream after the last layer → `[batch]` or `[]`)."""
-    held: dict[str, Tensor] = {}
+    activations: dict[str, Tensor] = {}
 
     def hold(x: Tensor, hook: Any) -> Tensor:
-        held[str(hook.name)] = x = x if x.requires_grad else x.requires_grad_()
+        activations[str(hook.name)] = x = x if x.requires_grad else x.requires_grad_()
         return x
 
     with torch.enable_grad(), without_weight_gradients(model), model.hooks([(site, hold) for site in sites]):
         model.runs += 1
         out = checked(value(plain_pass(model, tokens, mask)))
-        found = torch.autograd.grad(out.sum(), list(held.values()), allow_unused=True)
-    grads = {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(held.items(), found, strict=True)}
-    return {name: x.detach() for name, x in held.items()}, grads, out.detach()
+        found = torch.autograd.grad(out.sum(), list(activations.values()), allow_unused=True)
+    grads = {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(activations.items(), found, strict=True)}
+    return {name: x.detach() for name, x in activations.items()}, grads, out.detach()
 
 
 def checked(value: Tensor) -> Tensor:

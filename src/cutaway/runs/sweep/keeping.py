@@ -35,7 +35,7 @@ class Keeping:
 
     how: str
     bytes: int
-    held: int
+    in_memory: int
 
     def __str__(self) -> str:
         return f"a clean run keeps {self.bytes / 2**20:.0f} MiB {WORDS[self.how]}"
@@ -65,8 +65,8 @@ def free_memory(device: Any) -> float:
     """Bytes that a device has free; infinite where nobody says."""
     if torch.device(device).type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
-    said = Path("/proc/meminfo")
-    found = re.search(r"^MemAvailable:\s+(\d+) kB", said.read_text(), re.MULTILINE) if said.exists() else None
+    meminfo = Path("/proc/meminfo")
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE) if meminfo.exists() else None
     return math.inf if found is None else 1024.0 * int(found[1])
 
 

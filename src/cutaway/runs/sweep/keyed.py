@@ -74,10 +74,10 @@ class Keyed:
         edits = self.task.cells.edits[number]
         alone = Cells((edits,), ("cell",), (1,), [[str(number)]])
         own = written.Writer(written.sites_of(self.task.model, alone), self.task.model)
-        said = own.write(edits)
-        if '"function": ' in json.dumps([said, own.changes]):
+        written_edits = own.write(edits)
+        if '"function": ' in json.dumps([written_edits, own.changes]):
             raise CheckpointError("an edit of this sweep is a function, which has no key; use edits of cutaway.edits")
-        return digest([self.base, said, own.changes, *(self._digest(one) for one in own.tensors.values())])
+        return digest([self.base, written_edits, own.changes, *(self._digest(one) for one in own.tensors.values())])
 
     def _digest(self, x: Tensor) -> str:
         mark = x.data_ptr(), x.dtype, tuple(x.shape), tuple(x.stride())
@@ -195,10 +195,10 @@ def read_task(folder: Path | str, name: str, model: Transformer) -> Keyed:
     try:
         tensors: Mapping[str, Tensor] = load(data)
         with safe_open(str(path), framework="pt") as file:
-            said = (file.metadata() or {}).get("asked", "")
+            text = (file.metadata() or {}).get("asked", "")
     except SafetensorError as error:
         raise NotReadable(f"{path} is damaged: {error}") from error
-    about = reading.decode(said, dict[str, Any], str(path))
+    about = reading.decode(text, dict[str, Any], str(path))
     own = {name.removeprefix("edit."): x for name, x in tensors.items() if name.startswith("edit.")}
     changes: list[Any] = []
     for one in about["changes"]:

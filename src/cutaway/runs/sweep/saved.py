@@ -102,9 +102,9 @@ class KeptPlan(msgspec.Struct, omit_defaults=True):
     mark: dict[str, str] = {}
 
 
-def read_plan(path: Path, said: str) -> KeptPlan:
-    """The plan that a sweep wrote; `said`: what errors call it."""
-    return reading.decode(reading.read_bytes(path), KeptPlan, said)
+def read_plan(path: Path, name: str) -> KeptPlan:
+    """The plan that a sweep wrote; `name`: what errors call it."""
+    return reading.decode(reading.read_bytes(path), KeptPlan, name)
 
 
 def _mark(task: Sweep) -> dict[str, str]:

@@ -119,12 +119,12 @@ class SweepResult(Result):
     def figure(self) -> Figure:
         """What each edit changes: bars for one axis, a grid for two, panels for three."""
         shown = self.averages(effects=True)
-        said = f"{shown.what}{f' ({shown.unit})' if shown.unit else ''}"
+        label = f"{shown.what}{f' ({shown.unit})' if shown.unit else ''}"
         if shown.data.ndim == 1:
             high = None if self.baseline is None else self.baseline.high
             marks = None if high is None else {"95% of random changes": high, "and below zero": -high}
             names = shown.names(shown.axes[0])
-            return bar_chart(names, {shown.what: shown.data}, value_name=said, title=said, references=marks)
+            return bar_chart(names, {shown.what: shown.data}, value_name=label, title=label, references=marks)
         if shown.data.ndim == 0:
             raise ShapeError("one number is no figure; print its summary()")
         data = shown.data.reshape(-1, *shown.shape[-2:])
@@ -134,7 +134,7 @@ class SweepResult(Result):
         row, column = shown.axes[-2:]
         return sweep_grid(
             data if kinds else data[0], shown.names(row), shown.names(column), kinds=kinds, row_name=row, column_name=column,
-            value_name=said, title=said,
+            value_name=label, title=label,
         )  # fmt: skip
 
     def top(self, count: int = 10) -> list[tuple[str, float]]:
@@ -242,8 +242,9 @@ def sweep(
     if not baseline:
         return found
     rest = share(progress, count, baseline, count + baseline)
-    drawn, random = run_baseline(runs, engine.cells, baseline, seed, estimated=method == "gradient", resume=resume, progress=rest)
-    return _with_baseline(found, replace(drawn, model=task.model), random, audit, seed)
+    estimated = method == "gradient"
+    random_cells, random = run_baseline(runs, engine.cells, baseline, seed, estimated=estimated, resume=resume, progress=rest)
+    return _with_baseline(found, replace(random_cells, model=task.model), random, audit, seed)
 
 
 def _saved(

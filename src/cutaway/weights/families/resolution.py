@@ -61,8 +61,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _reason(error: BaseException) -> str:
     """The last line says why; the ones before it say where."""
-    said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # (else in quotes)
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # (else in quotes)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].rstrip(".")[:300] if lines else type(error).__name__
 
 
