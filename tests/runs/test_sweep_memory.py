@@ -82,10 +82,10 @@ def test_the_plan_says_where_a_clean_run_is_kept(monkeypatch: pytest.MonkeyPatch
     kept = run_clean(model, TOKENS, [])
     whole = sum(x.nbytes for x in kept.resid.values()) + sum(x.nbytes for layer in range(4) for x in kept.read[layer])
     plain = plan(model, TOKENS, some[:8], metric, measure=False).keeping
-    assert plain.bytes == plain.in_memory == whole
+    assert plain.bytes == plain.held == whole
     least = 300_000
     counted = plan(model, TOKENS, some, metric, measure=False, memory=least)
-    assert counted.keeping.how == keeping.DISK and counted.keeping.in_memory < counted.keeping.bytes / 3
+    assert counted.keeping.how == keeping.DISK and counted.keeping.held < counted.keeping.bytes / 3
     assert "temporary folder" in counted.summary() and counted.to_json()["keeping"]["how"] == "disk"
     monkeypatch.setattr(keeping.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10}))
     again = plan(model, TOKENS, some, metric, measure=False, memory=least)

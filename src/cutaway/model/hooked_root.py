@@ -79,12 +79,8 @@ class HookedRootModule(nn.Module):
             return
         other, name = next(iter(names.items()))
         more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-        warnings.warn(
-            f"the hook point {name!r} stands at {other!r}, too{more}; it is listed, called and cached by its first name alone, "
-            "at every pass of either place; put a HookPoint of its own there",
-            SharedHookPoint,
-            stacklevel=3,
-        )
+        text = f"the hook point {name!r} stands at {other!r}, too{more}; it is listed, called and cached by its first name alone"
+        warnings.warn(f"{text}, at every pass of either place; put a HookPoint of its own there", SharedHookPoint, stacklevel=3)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy begins without runs behind it and without scopes."""

@@ -35,7 +35,7 @@ class Keeping:
 
     how: str
     bytes: int
-    in_memory: int
+    held: int
 
     def __str__(self) -> str:
         return f"a clean run keeps {self.bytes / 2**20:.0f} MiB {WORDS[self.how]}"

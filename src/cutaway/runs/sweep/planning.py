@@ -153,7 +153,7 @@ def plan_of(task: Sweep, settled: Schedule, speed: float) -> Plan:
     running = max(sum(most * (task.length - cell.start) for cell in chunk) for chunk in settled.chunks[0])
     largest = max(range(len(settled.batches)), key=lambda number: settled.batches[number][1] - settled.batches[number][0])
     kept = keeping_of(task, settled, largest)
-    memory = kept.in_memory + running * bytes_per_token(cfg)
+    memory = kept.held + running * bytes_per_token(cfg)
     ways = {way: sum(cell.way == way for cell in cells) for way in ("join", "packed", "alone")}
     whole = task.batch * (costs.forward(task.length) + task.length * costs.column)
     return Plan(
