@@ -11,10 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "cutaway"
-ORDER = (
-    "axes config errors tokens prompts sources weights model view executors loading runs programs hooked_transformer analysis circuits tasks "
-    "collect records report explain workbench verify notebooks exercises compat commands cli"
-).split()
+ORDER = ["axes", "config", "errors", "tokens", "prompts", "sources", "weights", "model", "view", "executors", "loading", "runs", "programs", "hooked_transformer", "analysis", "circuits", "tasks", "collect", "records", "report", "explain", "workbench", "verify", "notebooks", "exercises", "compat", "commands", "cli"]
 HEAD = """# The house, file by file
 
 The listing is the dataflow: where a model comes from, its canonical weights, the network, what happens when it runs,

@@ -123,3 +123,17 @@ def test_a_shell_completes_commands_and_options():
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "cutaway", "--version"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stdout.startswith("cutaway ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "unsaid"),
+    [
+        (["next", "attn-only-2l", "the king"], "a text is given with --text: --text 'the king'", "Traceback"),
+        (["haeds"], "no command called 'haeds'; did you mean 'heads'?", "edges"),
+        (["next", "--txt", "the king"], "(Possible options: --text)", "--top"),
+    ],
+)
+def test_what_was_meant_is_said_and_nothing_else(words: list[str], said: str, unsaid: str):
+    result = run(*words)
+    shown = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2 and said in shown and unsaid not in shown

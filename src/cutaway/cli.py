@@ -6,6 +6,7 @@ Commands import what they need when they run, so that `cutaway --help` is quick.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +30,7 @@ from cutaway.commands import (
     texts,
 )
 from cutaway.commands.opening import open_model
-from cutaway.errors import CutawayError
+from cutaway.errors import CutawayError, near_names, nearest
 
 TASKS = (
     "Which task: first-unique-char, palindromes, sorted-list, sum-of-two, cumulative-sum, modular-addition, balanced-brackets, "
@@ -43,6 +44,18 @@ def complain(message: str) -> None:
     console.echo(message, err=True)
 
 
+UsageError: Any = typer.BadParameter.__base__  # Click's, or that of the Click inside Typer
+
+
+def add_hint(error: Any) -> None:
+    """Of options that are alike keep the nearest; say how a text is given to a command that takes none as an argument."""
+    if getattr(error, "possibilities", None):
+        error.possibilities = near_names(error.option_name, error.possibilities)
+    words = error.message.partition("unexpected extra argument(s) (")[2].removesuffix(")")
+    if words and error.ctx is not None and any("--text" in one.opts for one in error.ctx.command.params):
+        error.message += f"; a text is given with --text: --text {shlex.quote(words)}"
+
+
 class Commands(TyperGroup):
     """The group of all commands: turns errors into sentences, and keeps the words for pages that say how they were made."""
 
@@ -50,9 +63,20 @@ class Commands(TyperGroup):
         shared.WORDS.set(("cutaway", *args))
         return super().parse_args(ctx, args)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except UsageError as error:  # Typer would name every command that is a little alike
+            if args[0] not in self.commands:
+                error.message = f"no command called {args[0]!r}{nearest(args[0], self.commands)}"
+            raise
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            add_hint(error)
+            raise
         except CutawayError as error:
             complain(f"cutaway: {error}")
             raise typer.Exit(FAILED) from None
@@ -173,7 +197,7 @@ def models(
     all_rows: Annotated[bool, typer.Option("--all", help="Print all short names.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List what can be loaded: families, bundled models, and short names of models on the Hugging Face hub."""
+    """List what can be loaded: families, bundled models, models on this machine, and short names of the Hugging Face hub."""
     import json
 
     from cutaway.verification import known_models
@@ -186,7 +210,9 @@ def models(
         console.echo("Families (any model of these, from the hub, a folder or a live object):")
         for family in known["families"]:
             console.echo(f"  {family['name']:<14} {', '.join(family['examples'])}")
-        console.echo(f"\nBundled: {', '.join(known['bundled'])}\n")
+        console.echo(f"\nBundled: {', '.join(known['bundled'])}")
+        here = [f"{one['name']} ({one['where']})" for one in known["on_this_machine"]]
+        console.echo(f"On this machine: {', '.join(here) or 'no others'}\n")
     found = {name: repo for name, repo in known["aliases"].items() if word is None or word.lower() in f"{name} {repo}".lower()}
     shown = len(found) if all_rows or word is not None else 8
     console.echo("Short names:" if found else f"No short name has {word!r} in it; an id of the hub works, too.")

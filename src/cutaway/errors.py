@@ -191,7 +191,17 @@ class NotFinite(CutawayError, ArithmeticError):
     """A result is NaN or infinite, where a number is needed."""
 
 
+CLOSE = 0.08  # how much less alike than the nearest name another may be, to be named beside it
+
+
+def near_names(name: str, names: Iterable[str], *, most: int = 3) -> list[str]:
+    """The names that may have been meant: the one most like it, and those that are nearly as much like it."""
+    near = difflib.get_close_matches(name, dict.fromkeys(names), n=most, cutoff=0.6)
+    alike = [difflib.SequenceMatcher(None, one, name).ratio() for one in near]
+    return [one for one, value in zip(near, alike, strict=True) if value >= alike[0] - CLOSE]
+
+
 def nearest(name: str, names: Iterable[str], *, most: int = 3) -> str:
     """`; did you mean 'a' or 'b'?`, or nothing where no name is near: to end a sentence with."""
-    near = difflib.get_close_matches(name, dict.fromkeys(names), n=most, cutoff=0.6)
+    near = near_names(name, names, most=most)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -335,7 +335,10 @@ def _error(x: Tensor, exact: Tensor) -> float:
 
 
 def known_models() -> dict[str, Any]:
-    """What can be loaded by name: families and examples of each, bundled models, short names; and those of unsupported models."""
+    """What can be loaded by name: families and examples of each, bundled models, those on this machine, short names.
+
+    And the short names of unsupported models.
+    """
     listed = [
         {"name": family.name, "model_type": family.model_type, "examples": list(family.examples)}
         for family in families.FAMILIES.values()
@@ -344,4 +347,5 @@ def known_models() -> dict[str, Any]:
     aliases = {name: repo for name, repo in sorted(hub.ALIASES.items()) if name not in bundled}
     unsupported = {name: repo for name, repo in aliases.items() if repo in ENCODERS}
     aliases = {name: repo for name, repo in aliases.items() if name not in unsupported}
-    return {"families": listed, "bundled": bundled, "aliases": aliases, "unsupported": unsupported}
+    here = hub.local_models()
+    return {"families": listed, "bundled": bundled, "on_this_machine": here, "aliases": aliases, "unsupported": unsupported}

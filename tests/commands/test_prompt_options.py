@@ -18,12 +18,12 @@ from cutaway.commands.prompt_options import SCREEN, layers_of, positions_of
 from cutaway.errors import ConfigError
 from cutaway.prompts import Prompts
 from cutaway.runs.hashes import model_hash
+from tests.commands.schemas import check_schema
 
 MODEL = "attn-only-2l"
 PAIR = {"clean": "The king of my man was dead. The", "corrupted": "The lord of my man was dead. The", "answer": " king",
         "wrong": " lord", "roles": {"N": " man"}}  # fmt: skip
 SECOND = {**PAIR, "clean": "And so the king of my man was dead. The", "corrupted": "And so the lord of my man was dead. The"}
-SCHEMAS = Path(__file__).with_name("schemas.json")
 COMMANDS = {
     "heads": [], "attribute": [], "lens": [], "predict": [], "neurons": ["0.1"], "circuit": ["ov 0.1"], "next": [],
     "generate": ["--tokens", "2", "--zero", "0.1"], "ablate": ["--site", "z"], "patch": ["--what", "z"],
@@ -53,26 +53,13 @@ def asked(command: str, *words: str) -> Any:
     return run(*start, *words)
 
 
-def form(value: Any) -> Any:
-    """The form of JSON: the words of a table's keys, what lists hold, and kinds; numbers of whatever kind are numbers."""
-    if isinstance(value, dict):
-        named = {key: form(one) for key, one in sorted(value.items())}
-        alike = len(named) > 2 and len({json.dumps(one) for one in named.values()}) == 1
-        return {"…": next(iter(named.values()))} if alike else named
-    if isinstance(value, list):
-        kinds = sorted({json.dumps(form(one)) for one in value})
-        return [json.loads(one) for one in kinds]
-    return {bool: "yes or no", int: "number", float: "number", str: "text", type(None): "nothing"}[type(value)]
-
-
 @pytest.mark.parametrize("command", [*COMMANDS, "attention"])
 def test_every_command_takes_many_prompts_and_prints_json_of_one_form(command: str, pairs: Path) -> None:
     source = ["--text", "The king of my man"] if command == "attention" else ["--pairs", str(pairs)]
     printed = asked(command, *source, "--json")
     assert printed.exit_code == 0, printed.output
     found = json.loads(printed.stdout)
-    kept = json.loads(SCHEMAS.read_text(encoding="utf-8"))
-    assert form(found) == kept[command], "a schema changed; users read this: say so in the changelog"
+    check_schema(command, found)
     assert found["command"] == command and found["model"] == MODEL
     assert command == "circuit" or found["prompts"]["count"] == (1 if command == "attention" else 2)
     said = asked(command, *source).stdout
@@ -91,8 +78,7 @@ def test_other_commands_print_json_of_one_form(command: str, pairs: Path) -> Non
     words = OTHERS[command]
     printed = run(*words, *([str(pairs)] if words[-1] == "--pairs" else []), "--json")
     assert printed.exit_code == 0, printed.output
-    kept = json.loads(SCHEMAS.read_text(encoding="utf-8"))
-    assert form(json.loads(printed.stdout)) == kept[command], "a schema changed; users read this: say so in the changelog"
+    check_schema(command, json.loads(printed.stdout))
 
 
 def test_the_same_prompts_in_four_ways_give_the_same_numbers(pairs: Path, tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_spread_of_draws():
             "(noise 0.5 nats).",
         ),
         (Finding("count", "tokens", {"a": Value(1.0), "b": Value(1.0)}, total=5), "Tokens: 2 of 5 (a and b)."),
+        (Finding("count", "tokens", {}, total=5), "Tokens: none of 5."),
         (none("the circuit", "there are no pairs"), "The circuit was not measured: there are no pairs."),
     ],
 )  # fmt: skip

@@ -134,6 +134,30 @@ def test_offline_with_a_misspelt_name(cache: Path, monkeypatch: pytest.MonkeyPat
         hub.read("a/b/c")
 
 
+def test_offline_a_model_of_this_machine_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise errors.OfflineModeIsEnabled("off")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    monkeypatch.setattr(hub.packages, "installed", lambda: ["smollm2-135m-instruct"])
+    with pytest.raises(CheckpointError, match=r"; on this machine there is smollm2-135m-instruct$"):
+        hub.read("smollm2-135m")
+    with pytest.raises(CheckpointError, match=r"; give a folder, or fetch it once$"):
+        hub.read("gpt2")
+
+
+def test_models_of_the_cache_are_listed_where_they_are_whole(
+    cache: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub.packages, "installed", list)
+    files = tmp_path_factory.mktemp("files")
+    (files / "config.json").write_text("{}")
+    put(cache, "somebody/part", files)
+    (files / "model.safetensors").write_text("{}")
+    put(cache, "somebody/whole", files)
+    assert [one["name"] for one in hub.local_models()] == ["somebody/whole"]
+
+
 def test_a_repository_that_is_no_model(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for names, why in (
         ([], "has no config.json"),

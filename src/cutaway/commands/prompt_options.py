@@ -308,11 +308,14 @@ class Request:
         rest = len(rows) - most
         return list(rows[:most]), f"{rest} more row{'s' * (rest != 1)}; --all prints them" if rest > 0 else ""
 
-    def show(self, text: str, numbers: dict[str, Any], figures: Figures, title: str, result: Any = None) -> None:
+    def show(
+        self, text: str, numbers: dict[str, Any], figures: Figures, title: str, result: Any = None, page_text: str | None = None
+    ) -> None:
         """Print, and write the page.
 
         Args:
             figures: headings and figures.
+            page_text: what the page says above the figures; by default what is printed.
             result: what was computed, where it is one result: its summary, metric, audit and baseline stand on the page.
         """
         found = {**self.about(), **numbers}
@@ -324,7 +327,8 @@ class Request:
         page_facts = facts(self.network, self.__dict__.get("given_prompts", self.__dict__.get("long_text")))
         page_facts += [("behaviour", f"{self.behaviour}, seed {self.seed}")] if self.behaviour else []
         page_facts += [] if result is None else measured(result)
-        page_with(title, page_facts, _page_text(text, result), figures).save(self.html, replace=True)
+        above = _page_text(text if page_text is None else page_text, result)
+        page_with(title, page_facts, above, figures).save(self.html, replace=True)
         if not self.as_json:
             console.echo(f"\n{self.html}")
 
@@ -333,6 +337,8 @@ def _page_text(text: str, result: Any) -> Sequence[Any]:
     """What a page says above its figures: the summary, and what was printed, so that --top and --all count there too."""
     from cutaway.view import Code
 
+    if not text:
+        return []
     summary = "" if result is None else result.summary()
     if summary and text.startswith(summary.splitlines()[0]):
         return [text]

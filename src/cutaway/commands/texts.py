@@ -92,7 +92,8 @@ def generate(
     printed = "" if streaming else "\n".join(
         f"{text!r}\n" + "\n".join(f"  {name}: {found[at]!r}" for name, found in runs.items()) for at, text in enumerate(texts)
     )  # fmt: skip
-    request.show(printed, numbers, _generated_figure(texts, runs) if request.html else [], f"Texts of {request.model}")
+    figures = _generated_figure(texts, runs) if request.html else []
+    request.show(printed, numbers, figures, f"Texts of {request.model}", page_text="")  # the table holds what was printed
 
 
 def _generated_figure(texts: list[str], runs: dict[str, list[str]]) -> list[tuple[str, Any]]:

@@ -98,8 +98,8 @@ class Report:
         """What a terminal shows: the sentences that claim something, by question."""
         lines = [page.title(self.about), page.subtitle(self.about), ""]
         for name, found in self.findings.items():
-            lines.append(QUESTIONS[name].heading)
-            lines += [f"  {sentence(one)}" for one in found if not one.silent][:4]
+            said = [f"  {sentence(one)}" for one in found if not one.silent][:4]
+            lines += [QUESTIONS[name].heading, *said] if said else []
         return "\n".join(lines)
 
     def save(self, folder: str | Path, facts: Sequence[Fact] = (), *, replace: bool = False) -> tuple[Path, Path]:
@@ -159,10 +159,11 @@ def chosen(names: Sequence[str] | None) -> list[str]:
 
 def planned(study: Study, questions: Sequence[str]) -> ReportPlan:
     """What the questions will take, from one run that is timed."""
+    # Not timed is the first run of a process, which also starts threads, chooses kernels and reads weights from disk.
+    study.run(study.prompts[:1], study.streams[-1:])
     begin = time.perf_counter()
-    part = study.prompts[: max(1, len(study.prompts) // 8)]
-    study.run(part, study.streams[-1:])
-    seconds = (time.perf_counter() - begin) * len(study.prompts) / len(part)
+    study.run(study.prompts, study.streams[-1:])
+    seconds = time.perf_counter() - begin
     cfg, (batch, length) = study.model.cfg, study.prompts.tokens.shape
     kept = batch * length * cfg.n_layers * (3 * cfg.d_model + cfg.n_heads * length) + 3 * len(study.places[0]) * cfg.d_vocab_out
     passes = {name: QUESTIONS[name].passes(study) for name in questions if not QUESTIONS[name].lacks(study)}

@@ -142,7 +142,7 @@ def count(finding: Finding) -> str:
     names = [named(label) for label in finding.values]
     which = f" ({listed(names[:12])}{' and others' if len(names) > 12 else ''})" if 0 < len(names) < finding.total else ""
     base = finding.baseline if isinstance(finding.baseline, Value) else None
-    text = f"{capital(finding.what)}: {len(names):,} of {finding.total:,}{which}"
+    text = f"{capital(finding.what)}: {f'{len(names):,}' if names else 'none'} of {finding.total:,}{which}"
     if base is None:
         return f"{text}."
     inside = "" if len(names) > (base.high if math.isfinite(base.high) else base.value) else ", which is not told apart from it"

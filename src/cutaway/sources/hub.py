@@ -329,10 +329,35 @@ def _gated(repo: str) -> CheckpointError:
 
 def _unreachable(repo: str) -> CheckpointError:
     off = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE") else "the Hugging Face hub cannot be reached"
-    near = _near(repo) if "/" not in repo and repo not in ALIASES.values() else ""
-    package = packages.hint(repo.rsplit("/", 1)[-1])
-    try_this = near or "; give a folder, or fetch it once"
+    short = repo.rsplit("/", 1)[-1]
+    known = [one["name"] for one in local_models()]
+    here = [name for name in known if name.rsplit("/", 1)[-1].lower().startswith(short.lower())]
+    near = _near(repo) if "/" not in repo and repo not in ALIASES.values() and not here else ""
+    package = packages.hint(short)
+    try_this = f"; on this machine there is {' and '.join(here)}" if here else near or "; give a folder, or fetch it once"
     return CheckpointError(f"{repo!r} is no folder and not in the cache, and {off}{try_this}{package}")
+
+
+def local_models() -> list[dict[str, str]]:
+    """The models that load without the network, beside the bundled: name, and where it is (`package X`, `cache of the hub`)."""
+    packed = [{"name": name, "where": f"package {packages.PACKAGES[name].replace('_', '-')}"} for name in packages.installed()]
+    return packed + [{"name": repo, "where": "cache of the hub"} for repo in _cached_models()]
+
+
+def _cached_models() -> list[str]:
+    """The ids whose config and weights are in the cache; one with damaged files is left out."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    found = []
+    for place in sorted(Path(HF_HUB_CACHE).glob("models--*")):
+        repo = place.name.removeprefix("models--").replace("--", "/")
+        try:
+            folder = _cached(repo, Access())
+            if folder is not None and _complete(folder):
+                found.append(repo)
+        except (CheckpointError, UnknownModel):
+            continue
+    return found
 
 
 def _near(repo: str) -> str:

@@ -18,6 +18,11 @@ def find(name: str) -> Path | None:
     return files[0] if files else None
 
 
+def installed() -> list[str]:
+    """The short names of models whose package is installed."""
+    return [name for name in PACKAGES if find(name) is not None]
+
+
 def hint(name: str) -> str:
     """The end of a sentence that says which package has a model; empty where none is known."""
     package = PACKAGES.get(name.lower())

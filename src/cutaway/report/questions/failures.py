@@ -42,7 +42,7 @@ def ask(study: Study) -> list[Finding]:
         "worst": [_row(study, answer, kinds) for answer in study.losses.argsort(descending=True)[:WORST].tolist()],
         "loss_in_mistakes": float(study.losses[~study.correct].sum() / study.losses.sum()),
     }
-    what = "prompts with a wrong answer"
+    what = "prompts that the model answers wrongly"
     found = [Finding("count", what, named, total=len(study.prompts), on=study.on, figures=[shown], numbers=numbers)]
     if wrong and kinds:
         shares = {name: study.over(where[study.places], ~study.correct) for name, where in kinds.items()}

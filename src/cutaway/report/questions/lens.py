@@ -9,6 +9,11 @@ from cutaway.report.study import Study
 from cutaway.runs.estimates import Value
 
 
+def passes(study: Study) -> float:
+    """A part of a pass for each layer: its stream is unembedded."""
+    return 0.06 * study.model.cfg.n_layers
+
+
 def ask(study: Study) -> list[Finding]:
     """Accuracy of the stream before each layer and after the last, read by the final norm and the unembedding.
 

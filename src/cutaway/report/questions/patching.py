@@ -28,10 +28,10 @@ def lacks(study: Study) -> str:
 
 
 def passes(study: Study) -> float:
-    """About half a pass for each cell, on some of the prompts."""
+    """About a third of a pass for each cell, on some of the prompts."""
     part = len(some(study).prompts) / len(study.prompts)
     places = len(columns(some(study)))
-    return part * 0.5 * study.model.cfg.n_layers * (places + (0.4 if study.large else 1) * study.model.cfg.n_heads)
+    return part * 0.33 * study.model.cfg.n_layers * (places + (0.4 if study.large else 1) * study.model.cfg.n_heads)
 
 
 def some(study: Study) -> Study:

@@ -25,7 +25,7 @@ def lacks(study: Study) -> str:
 def passes(study: Study) -> float:
     """A part of a pass for each head: only the end of the network runs again."""
     part = len(patching.some(study).prompts) / len(study.prompts)
-    return part * 0.3 * len(study.heads)
+    return part * 0.1 * len(study.heads)
 
 
 def ask(study: Study) -> list[Finding]:

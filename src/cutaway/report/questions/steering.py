@@ -28,8 +28,14 @@ def lacks(study: Study) -> str:
 
 
 def passes(study: Study) -> float:
-    """A pass for each layer and each random direction, on a few prompts."""
-    return (DRAWS + 1) * study.model.cfg.n_layers * SHOWN / max(len(study.prompts), 1)
+    """A pass for each layer that is tried and each random direction, on a few prompts."""
+    return (DRAWS + 1) * len(tried(study)) * SHOWN / max(len(study.prompts), 1)
+
+
+def tried(study: Study) -> list[int]:
+    """All layers, or of a deep model every few."""
+    layers = list(range(study.model.cfg.n_layers))
+    return layers if len(layers) <= 12 else layers[:: len(layers) // 6]
 
 
 def ask(study: Study) -> list[Finding]:
@@ -44,7 +50,6 @@ def ask(study: Study) -> list[Finding]:
         return [none("steering", "too few prompts to hold some out")]
     prompts = study.prompts[rows[tested].tolist()]
     where, count = at[tested], torch.arange(len(tested))
-    layers = list(range(study.model.cfg.n_layers))
     values, base = {}, {}
     generator = torch.Generator().manual_seed(study.seed)
 
@@ -57,7 +62,7 @@ def ask(study: Study) -> list[Finding]:
         return logits[:, other] - logits[:, one]
 
     nothing = torch.zeros(study.model.cfg.d_model)
-    for layer in layers if len(layers) <= 12 else layers[:: len(layers) // 6]:
+    for layer in tried(study):
         stream = study.cache[study.streams[layer + 1]][rows, at]
         vector = stream[fit[0]].mean(0) - stream[fit[1]].mean(0)
         still = shift(layer, nothing)
