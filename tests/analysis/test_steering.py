@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from cutaway.analysis.steering_effects import (
     steering_target,
     text_loss,
 )
-from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
+from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, UnknownName, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.generation import Sampling
 from cutaway.runs.hashes import model_hash
@@ -300,6 +301,25 @@ def test_a_response_is_what_steered_runs_say(model: HookedTransformer, vectors: 
     assert result.random.shape == (4, 2, 3) and result.shuffled.shape == (2, 2, 3)
     assert len(result.summary().splitlines()) == 2
     assert result.figure().to_json() and len(result.to_frame()) == 18
+
+
+def test_controls_at_the_best_layer_are_those_of_all_layers(
+    model: HookedTransformer, vectors: dict[int, SteeringVector], tmp_path: Path
+) -> None:
+    options: Any = {"random": 4, "shuffled": 2}
+    every, best = (
+        dose_response(model, vectors, ["abcab", "k"], text_loss, [0.0, 3.0], controls_at=where, **options)
+        for where in ("all", "best")
+    )
+    assert every.best == best.best and best.random.names("layer") == best.shuffled.names("layer") == (best.best,)
+    torch.testing.assert_close(best.values.data, every.values.data)
+    for kind in ("random", "shuffled"):
+        ours, theirs = getattr(best, kind).sel(layer=best.best).data, getattr(every, kind).sel(layer=best.best).data
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert best.beaten() == every.beaten() and f"at layer {best.best} only" in best.summary() and best.figure().to_json()
+    assert sorted(best.sweeps) == ["controls", "response"] and not every.sweeps
+    with pytest.raises(UnknownName, match="controls_at='none' is not known; there are all and best"):
+        dose_response(model, vectors, ["k"], text_loss, [1.0], controls_at="none")
 
 
 def test_side_effects_are_zero_without_steering(model: HookedTransformer, vectors: dict[int, SteeringVector]) -> None:

@@ -12,7 +12,7 @@ import torch
 
 import cutaway
 from cutaway.analysis.steering_effects import text_loss
-from cutaway.errors import AlreadyThere, ShapeError
+from cutaway.errors import AlreadyThere, ConfigError, CutawayError, ShapeError, WeightsMismatch
 from cutaway.prompts import Prompts
 from cutaway.runs.edits import zero
 from cutaway.runs.results import Result
@@ -150,3 +150,38 @@ def test_plotly_draws_it_too(result: Result) -> None:
     figure = drawn(result)
     if figure is not None:
         assert len(figure.plotly().data), figure.view
+
+
+class Wrapped(torch.nn.Module):
+    """Somebody else's module around one of ours: it passes everything on, and has no weights of its own."""
+
+    def __init__(self, old: torch.nn.Module) -> None:
+        super().__init__()
+        self.old = old
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.old(*args, **kwargs)
+
+
+@pytest.mark.parametrize("place", ["blocks.1.attn", "blocks.1"])
+def test_where_somebody_elses_module_stands_it_is_done_or_the_place_is_named(place: str) -> None:
+    of = Given()
+    for model in (of.model, of.task):
+        front, _, last = place.rpartition(".")
+        setattr(model.get_submodule(front), last, Wrapped(model.get_submodule(place)))
+        model.setup()
+    named = 0
+    for name in sorted(CALLS.keys() - {"hill_climb", "difference"}):
+        try:
+            CALLS[name](of)
+        except WeightsMismatch:  # a vector of the model as it was
+            assert "steer" in name or name == "dose_response"
+        except CutawayError as error:
+            assert place in str(error), f"{name}: {error}"
+            named += 1
+    assert named > 9
+    reads = [lambda: of.task.W_Q, lambda: of.task.accumulated_bias(2), lambda: cutaway.ov_circuit(of.task, "1.0")]
+    reads += [lambda: cutaway.qk_circuit(of.task, "1.0", key="embed"), lambda: cutaway.copying(of.task, draws=2)]
+    for read in reads:
+        with pytest.raises(ConfigError, match=f"{place} is a Wrapped, which has no "):
+            read()

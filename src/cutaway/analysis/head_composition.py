@@ -19,6 +19,7 @@ from cutaway.analysis.shared import head_names
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.components import Component, head, norm_after, norm_before
 from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
+from cutaway.model.foreign import part_with
 from cutaway.model.frozen_norms import FINAL, frozen_norm
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
@@ -218,8 +219,9 @@ def copying(model: Transformer, *, draws: int = 32, seed: int = 0) -> Copying:
     between = model.unembed.W_U.detach().float() @ E  # d_model × d_model: out of the logits, and in as tokens
     scores, random = [], []
     generator = torch.Generator().manual_seed(seed)
-    for l, block in enumerate(watched("copying", list(model.blocks))):
-        W_V, W_O = block.attn.W_V.detach().float(), block.attn.W_O.detach().float()
+    for l in watched("copying", range(cfg.n_layers)):
+        attn = part_with(model, l, "attn", "W_V", "W_O")
+        W_V, W_O = attn.W_V.detach().float(), attn.W_O.detach().float()
         scores.append(_copying(model, l, between, W_V, W_O))
         if l == 0:
             shapes = (draws, *W_V.shape[1:]), (draws, *W_O.shape[1:])

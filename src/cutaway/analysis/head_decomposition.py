@@ -25,6 +25,7 @@ from cutaway.analysis.shared import Subject, answers_of, kept, network, real_tok
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.components import head as head_at
 from cutaway.model.components import norm_after, parse_head
+from cutaway.model.foreign import part_with
 from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.products import linear, linear_by_head
 from cutaway.model.transformer import Transformer
@@ -56,11 +57,11 @@ def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
     """
     model = network(subject)
     layer, one = parse_head(head, model.cfg)
-    if model.cfg.use_qk_norm or model.blocks[layer].attn.rotary is not None:
+    attn = part_with(model, layer, "attn", "rotary", "W_K", "attn_scale", "window")
+    if model.cfg.use_qk_norm or attn.rotary is not None:
         raise ConfigError("keys that are rotated or normalised are not split by component; use pathways or measured patterns")
     cache = run_for(subject, tokens, sites(model, layer), "scores_by_key")
     parts, labels = components_looked_up(cache, layer)
-    attn = model.blocks[layer].attn
     keys = linear(parts, attn.W_K.detach()[one].to(parts.dtype))
     queries = kept(cache, f"blocks.{layer}.attn.hook_q")[:, :, one]
     scores = torch.einsum("bdh,cbsh->cbds", queries, keys) / attn.attn_scale
@@ -84,7 +85,7 @@ def outputs_by_component(
     values, labels = _values(cache, layer)
     pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")
     mixed = torch.einsum("bhds,cbshe->cbdhe", pattern, values)
-    W_O = model.blocks[layer].attn.W_O.detach().to(mixed.dtype)
+    W_O = part_with(model, layer, "attn", "W_O").W_O.detach().to(mixed.dtype)
     return linear_by_head(mixed, W_O).movedim(3, 1), labels
 
 
@@ -127,7 +128,7 @@ def logits_by_source(
     else:
         directions = W_U.T[targets.clamp(min=0)] * (targets >= 0)[..., None]
     back = frozen_norm(model, FINAL, scale).transposed(directions)
-    read = linear(back, model.blocks[layer].attn.W_O.detach().to(values.dtype)[one].T)
+    read = linear(back, part_with(model, layer, "attn", "W_O").W_O.detach().to(values.dtype)[one].T)
     pattern = kept(cache, f"blocks.{layer}.attn.hook_pattern")[:, one]
     data = torch.einsum("bdh,cbsh->cbds", read, values[:, :, :, one]) * pattern
     return Labelled(data, ("component", "batch", "dest", "src"), {"component": labels}, "effect on the logit", "logits")

@@ -18,6 +18,7 @@ from cutaway.analysis.shared import KeptSites, Subject, head_names, kept, networ
 from cutaway.errors import ConfigError, UnknownName
 from cutaway.model.attention import project
 from cutaway.model.components import POS_EMBED, Component, norm_before, parse_writers, reaches, sites, writers
+from cutaway.model.foreign import part_with
 from cutaway.model.frozen_norms import frozen_norm, norms_of
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
@@ -155,7 +156,7 @@ def pathways(
         labels = [*labels, "constant"]
         q, k = (torch.cat([x, constant(model, layer, which).to(x.dtype).expand(1, *x.shape[1:])])
                 for x, which in ((q, "q"), (k, "k")))  # fmt: skip
-    attn = model.blocks[layer].attn
+    attn = part_with(model, layer, "attn", "rotary", "attn_scale")
     if attn.rotary is not None:
         q, k = (torch.stack([attn.rotary.rotate(one, Stream()) for one in x]) for x in (q, k))
     sizes, names, total = [], [], torch.zeros((), device=q.device)
@@ -196,15 +197,15 @@ def projected(
 
 def constant(model: Transformer, layer: int, which: str) -> Float[Tensor, "head d_head"]:
     """What queries, keys or values hold whatever the input: their bias, and what they read of a norm's own."""
-    attn = model.blocks[layer].attn
-    bias: Tensor = {"q": attn.b_Q, "k": attn.b_K, "v": attn.b_V}[which].detach()
+    name = f"b_{which.upper()}"
+    bias: Tensor = getattr(part_with(model, layer, "attn", name), name).detach()
     own = frozen_norm(model, norm_before(model.cfg, _reader(layer))).bias
     return bias if own is None else bias + torch.einsum("m,hmd->hd", own.detach(), _weights(model, layer, which))
 
 
 def _weights(model: Transformer, layer: int, which: str) -> Float[Tensor, "head d_model d_head"]:
-    attn = model.blocks[layer].attn
-    weights: Tensor = {"q": attn.W_Q, "k": attn.W_K, "v": attn.W_V}[which]
+    name = f"W_{which.upper()}"
+    weights: Tensor = getattr(part_with(model, layer, "attn", name), name)
     return weights.detach()
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cutaway import tokens as text
 from cutaway.analysis.steering import Steer, SteeringVector, activations, directions, steer, texts_of
-from cutaway.errors import NotFinite, ShapeError, TokenError
+from cutaway.errors import NotFinite, ShapeError, TokenError, UnknownName
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import indices, options
 from cutaway.prompts import Prompts
@@ -31,6 +31,7 @@ from cutaway.runs.sweep import Cells, SweepResult, sweep
 from cutaway.view import Figure, heat_map, line_chart, small_multiples, steering_response
 
 MakeMetric = Callable[[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]], metrics.Metric]
+CONTROLS_AT = ("all", "best")
 Vectors = SteeringVector | Mapping[int, SteeringVector]
 
 
@@ -46,6 +47,7 @@ class DoseResponse(Result):
         strengths: as numbers.
         side_loss, side_kl: `[layer, strength]`, the change of the loss of other text and the KL divergence there (nats).
         sweep: the sweep that all of this was read from, for `records.write`.
+        control_sweep: that of the controls, where they were run at the best layer only; then this is the one layer they have.
     """
 
     values: Labelled
@@ -56,6 +58,13 @@ class DoseResponse(Result):
     side_loss: Labelled | None = None
     side_kl: Labelled | None = None
     sweep: SweepResult | None = field(default=None, repr=False)
+    control_sweep: SweepResult | None = field(default=None, repr=False)
+
+    @property
+    def sweeps(self) -> dict[str, SweepResult]:
+        """Both sweeps by name, where there are two, for `records.write`."""
+        two = self.sweep is not None and self.control_sweep is not None
+        return {"response": self.sweep, "controls": self.control_sweep} if two else {}  # type: ignore[dict-item]
 
     def means(self) -> Means:
         """Means over prompts, with intervals."""
@@ -113,6 +122,8 @@ class DoseResponse(Result):
             lines.append(
                 f"On other text, strength {self.strengths[-1]:g} changes the loss by {loss[-1]:+.3g} nats (KL {kl[-1]:.3g})."
             )
+        if self.control_sweep is not None:
+            lines.append(f"Random directions and shuffled labels were run at layer {at} only.")
         return "\n".join(lines)
 
     def figure(self) -> Figure:
@@ -122,10 +133,9 @@ class DoseResponse(Result):
         mean = self.values.mean("batch").data
         series: dict[str, Any] = dict(zip(names, mean, strict=True))
         bounds: dict[str, Any] = {name: torch.stack([low[i], high[i]]) for i, name in enumerate(names)}
-        at = self.values.names("layer").index(self.best)
         for label, controls in (("random directions", self.random), ("shuffled labels", self.shuffled)):
             if controls.data.shape[0]:
-                data = controls.data[:, at]
+                data = controls.sel(layer=self.best).data
                 name = f"{label}, layer {self.best}"
                 series[name] = data.mean(0)
                 bounds[name] = torch.stack([data.amin(0), data.amax(0)])
@@ -165,6 +175,7 @@ def dose_response(
     side_text: Sequence[str] = (),
     random: int = 20,
     shuffled: int = 5,
+    controls_at: str = "all",
     seed: int = 0,
     prepend_bos: bool | None = None,
 ) -> DoseResponse:
@@ -177,9 +188,11 @@ def dose_response(
         side_text: other texts, on which steering should change little.
         random: how many random directions of the same norm.
         shuffled: how many vectors made with shuffled labels, where the vector comes from sets of prompts.
+        controls_at: the layers at which controls are run: "all", or "best": that which responds most. They are most of the work.
 
     Raises:
         TokenError: there are no prompts.
+        UnknownName: `controls_at` is something else.
         NotFinite: a strength makes the metric NaN; names the largest.
     """
     chosen = {vectors.layer: vectors} if isinstance(vectors, SteeringVector) else dict(vectors)
@@ -189,30 +202,32 @@ def dose_response(
         vector.check(model)
     strengths = [float(one) for one in strengths]
     tokens, mask = _encoded(model, prompts, prepend_bos)
-    controls = {
-        "random": _random(chosen, random, seed),
-        "shuffled": _shuffled(model, chosen, shuffled, seed),
-    }
-    families = [chosen, *controls["random"], *controls["shuffled"]]
-    measure = metric(tokens, mask) if _makes(metric) else metric
-    try:
-        cells = _cells(families, strengths, tokens.shape[1])
-        result = sweep(model, tokens, cells, settled(measure, model, prompts), mask=mask)
-    except NotFinite as error:
-        raise NotFinite(f"a strength of {max(strengths, key=abs):g} is too much: {error}") from error
+    if controls_at not in CONTROLS_AT:
+        raise UnknownName(f"controls_at={controls_at!r} is not known; there are {' and '.join(CONTROLS_AT)}")
+    controls = [*_random(chosen, random, seed), *_shuffled(model, chosen, shuffled, seed)]
+    measure = settled(metric(tokens, mask) if _makes(metric) else metric, model, prompts)
+
+    def swept(families: Sequence[Mapping[int, SteeringVector]]) -> SweepResult:
+        try:
+            return sweep(model, tokens, _cells(families, strengths, tokens.shape[1]), measure, mask=mask)
+        except NotFinite as error:
+            raise NotFinite(f"a strength of {max(strengths, key=abs):g} is too much: {error}") from error
+
+    result = swept([chosen] if controls_at == "best" else [chosen, *controls])
     values = result.values
-    examples = Labelled(
-        values.data[0], ("layer", "strength", "batch"),
-        {"layer": [str(layer) for layer in chosen], "strength": [f"{one:g}" for one in strengths]}, values.what, values.unit,
-    )  # fmt: skip
-    means = values.data.mean(-1)
-    kinds = {"random": means[1 : 1 + random], "shuffled": means[1 + random :]}
-    shown = {
-        kind: Labelled(data, ("control", "layer", "strength"), examples.labels, values.what, values.unit)
-        for kind, data in kinds.items()
-    }
-    sides = _side_effects(model, chosen, side_text, strengths, examples.labels, prepend_bos) if side_text else (None, None)
-    return DoseResponse(examples, result.clean, shown["random"], shown["shuffled"], tuple(strengths), sides[0], sides[1], result)
+    words = [f"{one:g}" for one in strengths]
+    labels = {"layer": [str(layer) for layer in chosen], "strength": words}
+    examples = Labelled(values.data[0], ("layer", "strength", "batch"), labels, values.what, values.unit)
+    sides = _side_effects(model, chosen, side_text, strengths, labels, prepend_bos) if side_text else (None, None)
+    nothing = Labelled(values.data[:0].mean(-1), ("control", "layer", "strength"), labels, values.what, values.unit)
+    measured = DoseResponse(examples, result.clean, nothing, nothing, tuple(strengths), sides[0], sides[1], result)
+    means, control_sweep = values.data[1:].mean(-1), None
+    if controls_at == "best" and controls:
+        labels = {"layer": [measured.best], "strength": words}
+        control_sweep = swept([{int(measured.best): one[int(measured.best)]} for one in controls])
+        means = control_sweep.values.data.mean(-1)
+    kinds = [replace(nothing, data=data, labels=labels) for data in (means[:random], means[random:])]
+    return replace(measured, random=kinds[0], shuffled=kinds[1], control_sweep=control_sweep)
 
 
 def _makes(metric: Any) -> bool:

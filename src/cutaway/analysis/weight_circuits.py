@@ -27,6 +27,7 @@ from cutaway.analysis.shared import ARROW, Subject, kept, network, run_for, voca
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.model.components import parse_head
 from cutaway.model.factored_matrix import FactoredMatrix
+from cutaway.model.foreign import part_with
 from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
@@ -376,7 +377,7 @@ class Weights:
 
     def head(self, layer: int, heads: Sequence[int]) -> None:
         """Pass the OV circuit of some heads of a layer, added up."""
-        attn = self.model.blocks[layer].attn
+        attn = part_with(self.model, layer, "attn", "W_V", "W_O")
         self.through(f"{layer}.ln1")
         index = list(heads)
         values, output = attn.W_V.detach()[index], attn.W_O.detach()[index]
@@ -385,8 +386,8 @@ class Weights:
 
     def read(self, layer: int, head: int, which: str, *, normed: bool = True) -> None:
         """End at the queries, keys or values of a head."""
-        attn = self.model.blocks[layer].attn
-        weights: Tensor = {"q": attn.W_Q, "k": attn.W_K, "v": attn.W_V}[which]
+        name = f"W_{which.upper()}"
+        weights: Tensor = getattr(part_with(self.model, layer, "attn", name), name)
         if normed:
             self.through(f"{layer}.ln1")
         self.factors.append(weights.detach()[head])
@@ -479,7 +480,7 @@ def qk_circuit(
         ConfigError: the network normalises its queries and keys, so that no product of weights gives scores.
     """
     layer, one = parse_head(head, model.cfg)
-    attn = model.blocks[layer].attn
+    attn = part_with(model, layer, "attn", "W_Q", "W_K", "b_Q", "b_K", "attn_scale", "rotary")
     if model.cfg.use_qk_norm:
         raise ConfigError(
             "this network normalises queries and keys, so scores are no product of weights; measure patterns instead"
@@ -518,8 +519,8 @@ def qk_circuit(
 
 def _rotation(model: Transformer, layer: int, distance: int) -> Float[Tensor, "d_head d_head"]:
     """The matrix between a query and a key that stands `distance` positions before it."""
-    rotary = model.blocks[layer].attn.rotary
-    like = model.blocks[layer].attn.W_Q
+    attn = part_with(model, layer, "attn", "rotary", "W_Q")
+    rotary, like = attn.rotary, attn.W_Q
     basis = torch.eye(model.cfg.d_head, dtype=like.dtype, device=like.device)[None, None]
     far, near = (rotary.rotate(basis, Stream(at))[0, 0] for at in (abs(distance), 0))
     rotation: Tensor = far @ near.T

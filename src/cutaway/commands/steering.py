@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Texts = list[str] | None
 STRENGTHS = (0.5, 1.0, 2.0)
+MANY = 8  # layers, above which controls are run at the best one only, unless --layers names them
 METHODS = ("mean", "pca", "probe", "pair")
 
 
@@ -35,7 +36,7 @@ def steer(
     positive: Annotated[Texts, typer.Option(help="A text, or a file with one per line, to steer to; may be repeated.")] = None,
     negative: Annotated[Texts, typer.Option(help="A text or a file to steer away from; may be repeated.")] = None,
     layers: Annotated[
-        list[str] | None, typer.Option("--layers", "--layer", help="Some of the layers: '0-3,7'. By default all.")
+        list[str] | None, typer.Option("--layers", "--layer", help="Some: '0-3,7'. By default all, with controls at the best.")
     ] = None,
     strength: Annotated[list[float] | None, typer.Option(help="Times the vector; may be repeated. By default 0.5, 1, 2.")] = None,
     effect: Annotated[
@@ -74,7 +75,8 @@ def steer(
     others = texts_of(side, "--side") if side else []
     pattern = _pattern(matches)
     if record is not None:
-        records.check_free(record)
+        for names in ((), ("response", "controls")):
+            records.check_free(record, names)
     network, prompts = request.network, request.given_prompts
     made = _vectors(request, vector, positive, negative, layers, method, positions)
     if not any(one.norm for one in made.values()):
@@ -82,9 +84,10 @@ def steer(
     strengths = sorted({0.0, *(strength or STRENGTHS)})
     if len(strengths) < 2:
         raise ShapeError("strength 0 alone steers nothing; give another --strength")
+    few = layers is not None or len(made) <= MANY
     measured = effects.dose_response(
         network, made, prompts, _target(request, effect, minus), strengths, side_text=others, random=random,
-        seed=request.seed, prepend_bos=request.bos,
+        controls_at="all" if few else "best", seed=request.seed, prepend_bos=request.bos,
     )  # fmt: skip
     chosen = made[int(measured.best)]
     sampling = Sampling(temperature=temperature)
@@ -95,8 +98,7 @@ def steer(
     if save is not None:
         chosen.save(save, replace=True)  # whether it may be replaced was asked before
     if record is not None:
-        assert measured.sweep is not None
-        records.write(record, measured.sweep, request.model)
+        records.write(record, measured, request.model)
     what = _quantity(measured, prompts, effect, minus)
     printed = _printed(request, made, measured, continuations, prompts, what, matches)
     numbers = _numbers_of(made, chosen, measured, continuations, prompts, what)
@@ -214,7 +216,10 @@ def _printed(
     table = lines(_columns(measured), rows) + (f"\n{more}" if more else "")
     blocks = [_about(made), _continued(request, prompts.texts, continuations)]
     blocks += [] if matches is None else [continuations.summary()]
-    return "\n\n".join([*blocks, f"{what}, mean of {_counted(prompts.texts)}\n{table}", measured.summary()])
+    said = measured.summary()
+    if measured.control_sweep is not None:
+        said += f" --layers 0-{request.network.cfg.n_layers - 1} runs them at every layer."
+    return "\n\n".join([*blocks, f"{what}, mean of {_counted(prompts.texts)}\n{table}", said])
 
 
 def _numbers_of(

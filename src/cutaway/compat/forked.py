@@ -15,6 +15,7 @@ from torch import Tensor
 from cutaway.compat.rendered import Rendered, RenderedPage
 from cutaway.compat.visuals import attention_heads, under_headings
 from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.model.foreign import part_with
 from cutaway.view.html import display
 
 ATTENTION_TYPES = ("standard", "value-weighted", "info-weighted")
@@ -142,7 +143,7 @@ def get_weighted_attention(
             layers_and_heads = [(layers_and_heads, head) for head in range(model.cfg.n_heads)]
         if layers_and_heads is None:
             raise ShapeError("attention_type='info-weighted' needs layers_and_heads, to know which W_O is meant")
-        v = v @ torch.stack([model.blocks[layer].attn.W_O[head] for layer, head in layers_and_heads])
+        v = v @ torch.stack([part_with(model, layer, "attn", "W_O").W_O[head] for layer, head in layers_and_heads])
     length = v.norm(dim=-1)
     return pattern * (length / length.amax(-1, keepdim=True)).unsqueeze(-2)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownName, nearest
 from cutaway.model.factored_matrix import FactoredMatrix
+from cutaway.model.foreign import part_with
 
 VECTOR_TYPES = ("OV", "w_in", "w_out")
 OUTPUT_EMBEDDING = "unembed.W_U"
@@ -42,24 +43,25 @@ class SVDInterpreter:
                 f"no vector_type {vector_type!r}{nearest(vector_type, VECTOR_TYPES)}; there are {', '.join(VECTOR_TYPES)}"
             )
         self._within("Layer", layer_index, self.cfg.n_layers)
-        block = self.model.blocks[layer_index]
         if vector_type == "OV":
             if head_index is None:
                 raise ShapeError("vector_type='OV' is of one head; give head_index")
             self._within("Head", head_index, self.cfg.n_heads)
-            directions = FactoredMatrix(block.attn.W_V[head_index], block.attn.W_O[head_index]).Vh.T
+            attn = part_with(self.model, layer_index, "attn", "W_V", "W_O")
+            directions = FactoredMatrix(attn.W_V[head_index], attn.W_O[head_index]).Vh.T
         else:
-            directions = torch.linalg.svd(self._neurons(block, vector_type).float(), full_matrices=False).Vh
+            directions = torch.linalg.svd(self._neurons(layer_index, vector_type).float(), full_matrices=False).Vh
         if not 0 < num_vectors <= len(directions):
             raise ShapeError(f"num_vectors={num_vectors}: there are {len(directions)} singular vectors")
         return (directions[:num_vectors].float() @ self.model.W_U.float()).T.unsqueeze(1)
 
-    def _neurons(self, block: Any, vector_type: str) -> Float[Tensor, "d_mlp d_model"]:
+    def _neurons(self, layer: int, vector_type: str) -> Float[Tensor, "d_mlp d_model"]:
         """What each neuron reads (with the norm's weight, where it was not folded) or writes."""
         if self.cfg.attn_only:
             raise ShapeError(f"vector_type={vector_type!r} is of an MLP, and this network has none")
-        weight = block.mlp.W_out if vector_type == "w_out" else block.mlp.W_in.T
-        scale = getattr(block.ln2, "w", None) if vector_type == "w_in" else None
+        mlp = part_with(self.model, layer, "mlp", "W_in", "W_out")
+        weight = mlp.W_out if vector_type == "w_out" else mlp.W_in.T
+        scale = getattr(self.model.blocks[layer].ln2, "w", None) if vector_type == "w_in" else None
         return weight if scale is None else weight * scale
 
     @staticmethod

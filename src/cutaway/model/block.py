@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cutaway.axes import Resid
@@ -76,7 +76,7 @@ class TransformerBlock(nn.Module):
         resid_pre: Resid,
         shortformer_pos_embed: Float[Tensor, "batch pos d_model"] | None = None,
         past_kv_cache_entry: KeyValues | None = None,
-        attention_mask: Int[Tensor, "batch key"] | None = None,
+        attention_mask: Int[Tensor, "batch key"] | Bool[Tensor, "batch key"] | None = None,
         stream: Stream | None = None,
     ) -> Asked:
         """The residual stream after this block, `[batch, pos, d_model]`."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutaway.errors import HookReturned
+from cutaway.errors import ConfigError, HookReturned
 from cutaway.model.hook_points import HookPoint
 from cutaway.model.listeners import HERE
 
@@ -54,6 +54,24 @@ def untouched(module: nn.Module) -> bool:
     if module._forward_hooks or module._forward_pre_hooks or (isinstance(module, HookPoint) and module.written):
         return False
     return ours(module)
+
+
+def part_with(model: Any, layer: int, part: str, *names: str) -> Any:
+    """The attention (`attn`) or the MLP (`mlp`) of a layer, whose weights of these names somebody reads.
+
+    Raises:
+        ConfigError: another module stands there, or in place of the block, and lacks one of them; says where and which.
+    """
+    block = model.blocks[layer]
+    found = getattr(block, part, None)
+    lacking = next((name for name in names if not hasattr(found, name)), None)
+    if lacking is None:
+        return found
+    place, module = (f"blocks.{layer}", block) if found is None else (f"blocks.{layer}.{part}", found)
+    raise ConfigError(
+        f"{place} is a {type(module).__name__}, which has no {f'{part}.' if found is None else ''}{lacking}, and its weights are "
+        "read here; ask about the network without it, or give it an attribute of that name"
+    )
 
 
 def watch(places: Iterable[tuple[str, nn.Module]], before: Watched) -> Watched:

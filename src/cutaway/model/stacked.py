@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
+from cutaway.model.foreign import part_with
 
 
 class StackedWeights:
@@ -50,10 +51,11 @@ class StackedWeights:
         return self.unembed.b_U
 
     def _of(self, part: str, name: str) -> Tensor:
-        parts = [getattr(block, part, None) for block in self.blocks]
-        if any(not hasattr(one, name) for one in parts):
-            raise ConfigError(f"not every layer of this model has {part}.{name}, so there is no stack of them")
-        weights = [getattr(one, name) for one in parts]
+        try:
+            weights = [getattr(part_with(self, layer, part, name), name) for layer in range(len(self.blocks))]
+        except ConfigError as error:
+            why = f"not every layer of this model has {part}.{name}, so there is no stack of them"
+            raise ConfigError(f"{why}: {str(error).partition(', and its weights')[0]}") from None
         return torch.stack([weight.to(weights[0].device) for weight in weights])
 
     @property
@@ -132,10 +134,10 @@ class StackedWeights:
             raise ValueError(
                 f"layer={layer} is outside the {self.cfg.n_layers} layers; give 0 to {self.cfg.n_layers - mlp_input}"
             )
-        total = torch.zeros_like(self.blocks[0].attn.b_O if self.cfg.n_layers else self.unembed.W_U[:, 0])
+        total = torch.zeros_like(part_with(self, 0, "attn", "b_O").b_O if self.cfg.n_layers else self.unembed.W_U[:, 0])
         for index, block in enumerate(self.blocks):
             if index < layer or (mlp_input and index == layer):
-                total = total + block.attn.b_O.to(total.device)
+                total = total + part_with(self, index, "attn", "b_O").b_O.to(total.device)
             if index < layer and include_mlp_biases and not self.cfg.attn_only and hasattr(block.mlp, "b_out"):
                 total = total + block.mlp.b_out.to(total.device)
         return total

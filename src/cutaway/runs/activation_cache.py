@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cutaway.errors import ShapeError, UnknownName, nearest
 from cutaway.model.components import LOGITS, Component, heads, norm_before, sites, writers
+from cutaway.model.foreign import part_with
 from cutaway.model.frozen_norms import frozen_norm, norm_module, norms_of
 from cutaway.model.products import linear_by_head
 from cutaway.model.sites import RESID, axes, get_act_name, site_names
@@ -158,7 +159,7 @@ class ActivationCache(ActivationStore):
         absent = [l for l, name in enumerate(results) if name not in self.cache_dict]
         self._need("compute_head_results", [get_act_name("z", l) for l in absent])
         for l in absent:
-            self.cache_dict[results[l]] = linear_by_head(self["z", l], self.model.blocks[l].attn.W_O)
+            self.cache_dict[results[l]] = linear_by_head(self["z", l], part_with(self.model, l, "attn", "W_O").W_O)
 
     def stack_head_results(
         self,
@@ -382,7 +383,8 @@ class ActivationCache(ActivationStore):
             self._need(caller, [get_act_name("z", l) for l in absent])
             self._check_weights(caller)
             for l in absent:
-                self.cache_dict[get_act_name("result", l)] = linear_by_head(self["z", l], self.model.blocks[l].attn.W_O)
+                W_O = part_with(self.model, l, "attn", "W_O").W_O
+                self.cache_dict[get_act_name("result", l)] = linear_by_head(self["z", l], W_O)
         return self._stack(caller, heads(self.model.cfg, range(last)), part)
 
     def _neurons(self, caller: str, last: int, part: Slice, neurons: Slice) -> LabelledStack:

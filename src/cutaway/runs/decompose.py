@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.model.components import Component, norm_after
+from cutaway.model.foreign import part_with
 from cutaway.model.frozen_norms import FrozenNorm, frozen_norm, norms_of
 from cutaway.model.products import linear, linear_by_head
 
@@ -49,11 +50,11 @@ def along(
         back = _norm_after(model, run, group[0]).transposed(directions)
         index = [int(one.index or 0) for one in group]
         if kind == "head":
-            W_O = model.blocks[layer].attn.W_O[index].to(back.dtype)
+            W_O = part_with(model, layer, "attn", "W_O").W_O[index].to(back.dtype)
             z = run[f"blocks.{layer}.attn.hook_z"][..., index, :]
             parts += (linear(back, W_O.flatten(0, 1).T).view(z.shape) * z).sum(-1).unbind(-1)
         else:
-            W_out = model.blocks[layer].mlp.W_out[index].to(back.dtype)
+            W_out = part_with(model, layer, "mlp", "W_out").W_out[index].to(back.dtype)
             parts += (linear(back, W_out.T) * run[f"blocks.{layer}.mlp.hook_post"][..., index]).unbind(-1)
     return torch.stack([part.expand(directions.shape[:-1]) for part in parts])
 
@@ -90,8 +91,8 @@ def _written(model: Any, run: Sites, kind: str, layer: int, group: Sequence[Comp
         every = written(model, run, layers).sum(0) if layers else model.unembed.W_U.new_zeros(model.cfg.d_model)
         return torch.stack([every] * len(group))
     if kind in ("bias", "mlp bias"):
-        at = model.blocks[layer]
-        bias = at.attn.b_O if kind == "bias" else at.mlp.b_out
+        part, name = ("attn", "b_O") if kind == "bias" else ("mlp", "b_out")
+        bias = getattr(part_with(model, layer, part, name), name)
         out = norm(bias)
         return torch.stack([out if norm.bias is None else out + norm.bias] * len(group))
     if kind == "head":
@@ -99,7 +100,7 @@ def _written(model: Any, run: Sites, kind: str, layer: int, group: Sequence[Comp
         if kept is not None:
             return norm(kept[..., index, :].movedim(-2, 0))
         z = run[f"{block}attn.hook_z"][..., index, :]
-        return norm(linear_by_head(z, model.blocks[layer].attn.W_O[index].to(z.dtype)).movedim(-2, 0))
+        return norm(linear_by_head(z, part_with(model, layer, "attn", "W_O").W_O[index].to(z.dtype)).movedim(-2, 0))
     assert kind == "neuron"
     acts = run[f"{block}mlp.hook_post"][..., index]
-    return norm(torch.einsum("...n,nm->n...m", acts, model.blocks[layer].mlp.W_out[index].to(acts.dtype)))
+    return norm(torch.einsum("...n,nm->n...m", acts, part_with(model, layer, "mlp", "W_out").W_out[index].to(acts.dtype)))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cutaway.model.foreign import part_with
 from cutaway.model.positions import Stream
 from cutaway.model.steps import ATTN_OUT, PATTERN, POST, RESULT, SCORES, Z
 from cutaway.model.transformer import Transformer
@@ -117,7 +118,7 @@ def _of_results(model: Transformer, clean: Clean, bound: Bound) -> Changed | Non
     chosen = list_of(bound.heads)
     z = clean.value(bound.layer, Z)
     z = z[index_of([*bound.chosen[:2], None, None], z.shape)][:, :, chosen]
-    old = torch.einsum("bphd,hdm->bphm", z, model.blocks[bound.layer].attn.W_O[chosen])
+    old = torch.einsum("bphd,hdm->bphm", z, part_with(model, bound.layer, "attn", "W_O").W_O[chosen])
     new = bound.change.new(old, bound.value()).to(old.dtype)
     places = _places(bound, old.device)
     apart = differs(new, old, bound.same_of_chosen, places).flatten(2).any(-1)
