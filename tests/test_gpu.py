@@ -1,11 +1,12 @@
 """On a GPU: every analysis gives the numbers that it gives on the processor, and what is kept stays on the device.
 
-Skipped where Torch finds no GPU. `CUTAWAY_TEST_DEVICE` names another device; with `cpu` the tests try themselves.
+Where Torch finds no GPU, one is pretended (see `pretend_gpu`), which finds every operation that would mix devices.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,22 @@ from cutaway import metrics
 from cutaway.runs import edits
 from cutaway.runs.grids import heads, residual
 from tests.architectures import ALL, network, some_tokens
+from tests.pretend_gpu import pretend
 from tests.runs.test_every_result import CALLS, Given
 from tests.test_unequal_texts import LAW, LONG, NOT_FOR, TOGETHER, model_for, other, padded
 
-DEVICE = os.environ.get("CUTAWAY_TEST_DEVICE", "cuda")
+DEVICE = "cuda"
+REAL = torch.cuda.is_available()
 HALF = {torch.bfloat16: 0.1, torch.float16: 0.02}  # and how far from float32 a small network may be, of its largest number
 
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cuda" and not torch.cuda.is_available(), reason="Torch finds no GPU here (CUTAWAY_TEST_DEVICE names a device)"
-)
 
-
-@pytest.fixture(autouse=True)
-def full_precision() -> Any:
-    """Products of float32 in float32, as on a processor."""
+@pytest.fixture(scope="module", autouse=True)
+def gpu() -> Iterator[None]:
+    """A GPU, with products of float32 in float32."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
-    yield
+    with pytest.MonkeyPatch.context() as patch, nullcontext() if REAL else pretend(patch):
+        yield
     torch.backends.cuda.matmul.allow_tf32 = before
 
 
@@ -49,7 +49,7 @@ def same(got: Any, expected: Any, tolerance: float = 1e-4) -> None:
 
 
 def here(tensor: Tensor) -> bool:
-    return tensor.device.type == torch.device(DEVICE).type
+    return tensor.device.type == DEVICE
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -63,7 +63,7 @@ def test_a_run_and_its_cache(kind: str) -> None:
     for name, value in kept.items():
         same(on_device[name], value)
     cpu = on_device.to("cpu")
-    assert not any(here(value) for value in cpu.values()) or DEVICE == "cpu"
+    assert not any(here(value) for value in cpu.values())
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -158,8 +158,7 @@ def test_a_model_that_is_partly_on_the_processor(tmp_path: Path) -> None:
     sizes = {"vocab_size": 53, "n_positions": 40, "n_embd": 36, "n_layer": 4, "n_head": 6}
     transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path)
     plain = cutaway.HookedTransformer.from_pretrained(tmp_path, device="cpu")
-    place = 0 if DEVICE == "cuda" else DEVICE
-    halves = {"transformer.wte": place, "transformer.wpe": place, "transformer.h.0": place, "transformer.h.1": place, "": "cpu"}
+    halves = {"transformer.wte": 0, "transformer.wpe": 0, "transformer.h.0": 0, "transformer.h.1": 0, "": "cpu"}
     split = cutaway.HookedTransformer.from_pretrained(tmp_path, device_map=halves)
     tokens = torch.randint(0, 53, (3, 8), generator=torch.Generator().manual_seed(0))
     others = (tokens + 3) % 53
@@ -183,7 +182,7 @@ def test_a_model_that_is_partly_on_the_processor(tmp_path: Path) -> None:
     assert torch.equal(*new)
 
 
-@pytest.mark.skipif(DEVICE != "cuda", reason="a limit on the memory of a GPU")
+@pytest.mark.skipif(not REAL, reason="needs the memory of a real GPU")
 def test_a_device_that_runs_out_takes_smaller_chunks() -> None:
     model = network("gpt2", n_ctx=512, d_model=64, d_mlp=256, n_layers=4).to(DEVICE)
     tokens = torch.randint(0, 13, (8, 512), generator=torch.Generator().manual_seed(0)).to(DEVICE)

@@ -113,7 +113,7 @@ def from_pretrained(
     cfg = _changed(checkpoint.config, chosen | {"default_prepend_bos": bos, "n_devices": n_devices, "dtype": precision})
     cfg.device = (device or ("cuda" if torch.cuda.is_available() else "cpu")) if move_to_device else "cpu"
     where = placement.of(device_map, cfg) if device_map is not None else {}
-    check_device(cfg)
+    check_device(cfg, placed=bool(where))
     rewrites = {
         "fold_ln": fold_ln, "center_writing_weights": center_writing_weights and cfg.normalization_type is not None,
         "center_unembed": center_unembed, "fold_value_biases": fold_value_biases,
@@ -491,18 +491,21 @@ def _read_once(weights: Mapping[str, Tensor], dtype: torch.dtype, shown: Shown) 
 # Devices.
 
 
-def check_device(cfg: HookedTransformerConfig) -> None:
-    """Stop with `ConfigError` where a device is missing, or cannot compute in the precision that is asked for."""
+def check_device(cfg: HookedTransformerConfig, *, placed: bool = False) -> None:
+    """Stop with `ConfigError` where a device is missing, or cannot compute in the precision that is asked for.
+
+    `placed`: a map says where each part goes, and its devices were checked.
+    """
     try:
         device = torch.device(str(cfg.device))
     except RuntimeError as error:
         raise ConfigError(f"no device called {str(cfg.device)!r}; there are cpu, cuda, cuda:1, …, mps") from error
     if cfg.n_devices < 1:
         raise ConfigError(f"n_devices={cfg.n_devices} must be at least 1")
-    if cfg.n_devices > 1 and device.type != "cuda":
+    if cfg.n_devices > 1 and device.type != "cuda" and not placed:
         raise ConfigError(f"n_devices={cfg.n_devices} needs GPUs, and device is {device}")
     if device.type == "cuda":
-        there, last = torch.cuda.device_count(), (device.index or 0) + cfg.n_devices - 1
+        there, last = torch.cuda.device_count(), (device.index or 0) + (0 if placed else cfg.n_devices - 1)
         if last >= there:
             have = f"{there} GPU{'s' if there != 1 else ''}" if there else "no GPU"
             raise ConfigError(f"device={device} with n_devices={cfg.n_devices}, and there is {have} here; try device='cpu'")

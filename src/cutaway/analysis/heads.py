@@ -192,11 +192,12 @@ class _Scorer:
     reads = True
 
     def __init__(self, masks: Sequence[Bool[Tensor, "#batch dest src"]], device: torch.device) -> None:
-        self.pairs = [_Pairs(mask.to(device)) for mask in masks]
+        self.pairs, self.device = [_Pairs(mask.to(device)) for mask in masks], device
         self.scores: list[Float[Tensor, "kind head batch"]] = []
 
     def __call__(self, pattern: Tensor, hook: Any = None) -> None:
-        self.scores.append(torch.stack([pairs.mean(pattern.detach()) for pairs in self.pairs]))
+        pattern = pattern.detach().to(self.device)
+        self.scores.append(torch.stack([pairs.mean(pattern) for pairs in self.pairs]))
 
 
 @with_provenance
@@ -272,7 +273,7 @@ def _masks(
     masks = []
     for kind, condition in conditions.items():
         mask = kind_mask(kind, tokens, src, real) if condition is None else mask_of(condition, dest, src)
-        masks.append(mask if real is None else mask & real[:, :, None] & real[:, None, :])
+        masks.append(mask if real is None else mask.to(real.device) & real[:, :, None] & real[:, None, :])
     return masks
 
 

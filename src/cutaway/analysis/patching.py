@@ -471,7 +471,7 @@ def patch(
         for tokens in pair:
             keep = names if tokens is source else []
             logits, store = model.run_with_cache(tokens, names_filter=keep, attention_mask=both.mask)
-            each = (metric if both.mask is None else among_real(metric, both.mask.bool(), tokens))(logits).double().cpu()
+            each = (metric if both.mask is None else among_real(metric, both.mask.bool(), tokens))(logits).double()
             by_example.append(each if each.ndim == 1 else each.nanmean(1) if each.ndim else each[None])
             means.append(float(each.nanmean()))
             if tokens is source:

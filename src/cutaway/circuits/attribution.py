@@ -31,7 +31,7 @@ from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.runs.bars import DelayedBar
-from cutaway.runs.metrics import LogitRows, Metric
+from cutaway.runs.metrics import Metric
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, circuit_layers, heat_map
@@ -194,11 +194,9 @@ class _Some:
 
     def value(self, resid: Tensor) -> Tensor:
         """The metric of these examples, from the stream after the last layer."""
-        columns = self.metric.columns()
         at, places = self.wanted.nonzero(as_tuple=True)
-        resid = resid[at, places - self.start]
-        logits = self.model.logits_of(resid, None if columns is None else columns.to(resid.device))
-        return self.metric.by_example(self.metric.measure(logits, LogitRows(self.rows[at], places)), self.wanted)
+        logits = self.model.logits_of(resid[at, places - self.start], self.metric.columns())
+        return self.metric.by_example(self.metric.of_tokens(logits, self.rows[at], places), self.wanted)
 
 
 def _scores(some: _Some, steps: int, path: str) -> Float[Tensor, "batch writer reader"]:

@@ -19,7 +19,7 @@ from cutaway.model.norm import post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.products import linear
 from cutaway.model.transformer import Transformer
-from cutaway.runs.metrics import LogitRows, Metric
+from cutaway.runs.metrics import Metric
 
 ROOM = 2**23  # numbers of the largest tensor
 
@@ -67,9 +67,9 @@ class DirectEffects:
 
     def _measured(self, logits: Float[Tensor, "writer token column"]) -> Float[Tensor, "writer batch"]:
         count = len(logits)
-        rows = LogitRows(*(one.repeat(count) for one in self.tokens))
+        examples, places = (one.repeat(count) for one in self.tokens)
         clean = self.clean.repeat(count, 1) if self.metric.compares else None
-        values = self.metric.measure(logits.flatten(0, 1), rows, clean).unflatten(0, (count, -1))
+        values = self.metric.of_tokens(logits.flatten(0, 1), examples, places, clean).unflatten(0, (count, -1))
         return self.metric.by_example(values, self.wanted)
 
     def _written(

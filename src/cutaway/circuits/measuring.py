@@ -16,7 +16,6 @@ from cutaway.errors import ShapeError
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.transformer import Transformer
 from cutaway.runs.intervals import interval_of_ratio
-from cutaway.runs.metrics import LogitRows
 
 KEPT = 2**28  # numbers of ablated runs that are kept between circuits; more are computed each time
 ROOM = 2**25  # numbers that the parts of one batch may take
@@ -84,16 +83,15 @@ class CircuitRunner:
     def _picked(self, rows: slice, resid: Tensor) -> Float[Tensor, "token column"]:
         """The logits that the metric reads, from the stream after the last layer, from the first position on."""
         at, places = self.wanted[rows].nonzero(as_tuple=True)
-        columns = self.metric.columns()
-        return self.model.logits_of(resid[at, places - self._start], None if columns is None else columns.to(resid.device))
+        return self.model.logits_of(resid[at, places - self._start], self.metric.columns())
 
     def _gathered(self, found: list[tuple[slice, Tensor]]) -> Float[Tensor, "batch"]:
         values = []
         for number, (rows, logits) in enumerate(found):
             at, places = self.wanted[rows].nonzero(as_tuple=True)
             clean = self._clean_logits[number] if self.metric.compares else None
-            one = self.metric.measure(logits, LogitRows(at + rows.start, places), clean)
-            values.append(self.metric.by_example(one, self.wanted[rows].to(one.device)))
+            one = self.metric.of_tokens(logits, at + rows.start, places, clean)
+            values.append(self.metric.by_example(one, self.wanted[rows]))
         return torch.cat(values).double().cpu()
 
     @torch.no_grad()

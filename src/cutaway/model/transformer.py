@@ -461,6 +461,7 @@ class Transformer(HookedRootModule, StackedWeights):
         if columns is None or type(self.unembed) is not Unembed or not intact(self.unembed):
             logits = self.unembed(resid) if columns is None else self.unembed(resid)[..., columns]
         else:
+            columns = columns.to(self.unembed.W_U.device)
             logits = linear(resid, self.unembed.W_U[:, columns], self.unembed.b_U[columns])
         cap = self.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits

@@ -110,8 +110,14 @@ class Metric(ABC):
             x = x[rows, places]
             return x if columns is None else x[:, columns]
 
-        values = self.measure(picked(logits), LogitRows(rows + first, places), None if clean is None else picked(clean))
+        values = self.of_tokens(picked(logits), rows + first, places, None if clean is None else picked(clean))
         return self.combine(values.new_zeros(wanted.shape).index_put((rows, places), values), wanted)
+
+    def of_tokens(
+        self, logits: Float[Tensor, "token column"], examples: Tensor, positions: Tensor, clean: Tensor | None = None
+    ) -> PerToken:
+        """The value of each token, from its logits and where it stands, which may be known on another device."""
+        return self.measure(logits, LogitRows(examples.to(logits.device), positions.to(logits.device)), clean)
 
     def combine(self, grid: Float[Tensor, "*cell batch pos"], wanted: Bool[Tensor, "batch pos"]) -> Tensor:
         """The mean over the wanted positions of each example; with `by_position` the grid, NaN where nothing was asked."""
@@ -121,6 +127,7 @@ class Metric(ABC):
 
     def by_example(self, values: Float[Tensor, "*cell token"], wanted: Bool[Tensor, "batch pos"]) -> Float[Tensor, "*cell batch"]:
         """The mean over the wanted positions of each example, from the values of the wanted tokens in their order."""
+        wanted = wanted.to(values.device)
         grid = values.new_zeros(*values.shape[:-1], *wanted.shape)
         grid[..., wanted] = values
         out = self.combine(grid, wanted)

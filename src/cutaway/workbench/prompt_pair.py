@@ -14,7 +14,7 @@ from cutaway.errors import PromptError, TokenError, UnknownName
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts, word_token
 from cutaway.runs import metrics
-from cutaway.runs.metrics import LogitRows, Metric
+from cutaway.runs.metrics import Metric
 from cutaway.tasks import behaviour, behaviour_names
 from cutaway.tokens import check_length, check_tokens, to_str_tokens
 from cutaway.workbench.state import Side, State
@@ -154,7 +154,7 @@ def measure(metric: Metric, at: int, row: Float[Tensor, "1 d"], clean: Float[Ten
     columns = metric.columns()
     picked = [row, clean] if columns is None else [row[:, columns.to(row.device)], clean[:, columns.to(row.device)]]
     place = torch.zeros(1, dtype=torch.long, device=row.device)
-    return float(metric.measure(picked[0], LogitRows(place, place + at), picked[1] if metric.compares else None))
+    return float(metric.of_tokens(picked[0], place, place + at, picked[1] if metric.compares else None))
 
 
 # Examples.

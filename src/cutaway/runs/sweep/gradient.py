@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
-from cutaway.runs.metrics import AnyMetric, LogitRows, Metric
+from cutaway.runs.metrics import AnyMetric, Metric
 from cutaway.runs.sweep.cells import Cell, Sweep
 from cutaway.runs.sweep.clean import plain_pass
 
@@ -79,10 +79,9 @@ def value_of(model: Transformer, metric: AnyMetric, wanted: Tensor | None, first
         assert wanted is not None
         if metric.compares:
             raise ShapeError(f"{metric.name} has no gradient at the clean run, where it is smallest; use method='exact'")
-        columns = metric.columns()
         rows, places = wanted.nonzero(as_tuple=True)
-        logits = model.logits_of(resid[rows, places], None if columns is None else columns.to(resid.device))
-        return metric.by_example(metric.measure(logits, LogitRows(rows + first, places)), wanted)
+        logits = model.logits_of(resid[rows, places], metric.columns())
+        return metric.by_example(metric.of_tokens(logits, rows + first, places), wanted)
 
     return value
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cutaway.model.transformer import Transformer
 from cutaway.runs.lazy_logits import LazyLogits, NotComputed
-from cutaway.runs.metrics import CustomMetric, LogitRows, Metric
+from cutaway.runs.metrics import CustomMetric, Metric
 from cutaway.runs.sweep.cells import Cell
 from cutaway.runs.sweep.clean import Clean
 from cutaway.runs.sweep.entering import Changed
@@ -36,8 +36,6 @@ class Measure:
         self.wanted = wanted  # [batch, pos], of the examples of this clean run
         self.read_at = positions_read(wanted)
         self.columns = metric.columns()
-        if self.columns is not None:
-            self.columns = self.columns.to(clean.tokens.device)
         self.kept: Tensor | None = None
         self.row: Tensor | None = None
         examples, positions = wanted.nonzero(as_tuple=True)
@@ -94,7 +92,7 @@ class Measure:
                     if self.kept is not None and self.row is not None
                     else self.model.logits_of(self.clean.last[rows, places], self.columns)
                 )
-            values.append(self.metric.measure(logits, LogitRows(rows + self.clean.first, places), clean))
+            values.append(self.metric.of_tokens(logits, rows + self.clean.first, places, clean))
         return values[0] if len(values) == 1 else torch.cat(values)
 
 
@@ -148,7 +146,6 @@ class Opaque:
         model, read_at = self.model, self.read_at
 
         def compute(positions: Tensor | None, columns: Tensor | None) -> Tensor:
-            columns = None if columns is None else columns.to(resid.device)
             if read_at is None:
                 return model.logits_of(resid if positions is None else resid[:, positions], columns)
             if positions is None or not bool(torch.isin(positions.to(read_at.device), read_at).all()):
