@@ -1,20 +1,25 @@
-"""On a graphics card, GPT-2 small's shapes with random weights: forward, everything cached, generation, in three precisions.
+"""On a GPU: GPT-2 small's shapes with random weights in three precisions, and sweeps of SmolLM2-135M.
 
-`plain` is `transformers` in this environment, `peer` TransformerLens 2.18 in its own. Where there is no card, nothing is
-measured and that is said. Times are wall times with the card waited for.
+`plain` is `transformers` in this environment, `peer` TransformerLens 2.18 in its own. A sweep's baseline runs the cells of a
+layer as one batch of full passes of `transformers`, with a hook that writes into each row. Where there is no GPU, nothing is
+measured and that is said. Times are wall times with the GPU waited for.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import gpt2_small
+import smollm2
 from beside import Claim, main
-from gpt2_small import NEW, prepare, snapshot
+from cutaway.sources import packages
+from gpt2_small import NEW, snapshot
 
 DEVICE = "cuda"
 PRECISIONS = {"float32": 1e-3, "bfloat16": 5e-2, "float16": 1e-2}  # and how far answers may be apart
@@ -33,6 +38,25 @@ CLAIMS = [
               at_most=1.0, baseline="plain", wall=True),
     )
 ]  # fmt: skip
+if packages.find(smollm2.NAME) is not None:
+    CLAIMS += [
+        Claim("residual", "SmolLM2: residual patch, 30 × 43, one word differs, beside batches of full passes", at_least=2,
+              baseline="plain", tolerance=1e-3, wall=True),
+        Claim("heads", "SmolLM2: 270 heads at all positions, the same pair, beside batches of full passes", at_least=2,
+              baseline="plain", tolerance=1e-3, wall=True),
+    ]  # fmt: skip
+
+
+def prepare(folder: Path) -> None:
+    """The inputs of GPT-2's rows, and the pair of prompts of SmolLM2's."""
+    gpt2_small.prepare(folder)
+    if packages.find(smollm2.NAME) is None:
+        return
+    from cutaway import HookedTransformer
+
+    model = HookedTransformer.from_pretrained_no_processing(smollm2.NAME, device="cpu")
+    np.save(folder / "pair.npy", np.stack([model.to_tokens(smollm2.TEXT.format(word))[0] for word in ("France", "Italy")]))
+    np.save(folder / "answers.npy", np.array([model.to_single_token(word) for word in (" Paris", " Rome")]))
 
 
 def waited(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -85,7 +109,12 @@ def ours(folder: Path) -> dict[str, Any]:
 
     place = str(snapshot(folder))
     load = HookedTransformer.from_pretrained_no_processing
-    return cases(folder, lambda dtype: load(place, dtype=dtype, device=DEVICE), lambda model, x: model(x), dialect)
+    made = cases(folder, lambda dtype: load(place, dtype=dtype, device=DEVICE), lambda model, x: model(x), dialect)
+    net = cache(lambda _: HookedTransformer.from_pretrained_no_processing(smollm2.NAME, device=DEVICE))
+    for name, (run, _) in smollm2.patches(net).items():
+        if not name.endswith("_pass"):
+            made[name] = (waited(run), lambda run=run: {"cells": run().cpu().numpy()})
+    return made
 
 
 def peer(folder: Path) -> dict[str, Any]:
@@ -110,7 +139,54 @@ def plain(folder: Path) -> dict[str, Any]:
     def load(dtype: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(snapshot(folder), dtype=getattr(torch, dtype)).eval().to(DEVICE)
 
-    return cases(folder, load, lambda model, x: model(x, use_cache=False).logits, generate)
+    return cases(folder, load, lambda model, x: model(x, use_cache=False).logits, generate) | sweeps_by_hand(folder)
+
+
+def sweeps_by_hand(folder: Path) -> dict[str, Any]:
+    """The two sweeps of SmolLM2 with `transformers`: a batch of full passes for each layer, a cell in each row."""
+    import torch
+
+    @cache
+    def pair() -> Any:
+        model = smollm2.plain_model(torch.float32).to(DEVICE)
+        tokens = torch.from_numpy(np.load(folder / "pair.npy")).to(DEVICE)[:, None]
+        answers = np.load(folder / "answers.npy").tolist()
+        kept: dict[Any, Any] = {}
+        handles = []
+        for number, layer in enumerate(model.model.layers):
+            handles.append(layer.register_forward_pre_hook(lambda _, given, n=number: kept.__setitem__((n, "resid"), given[0])))
+            handles.append(layer.self_attn.o_proj.register_forward_pre_hook(
+                lambda _, given, n=number: kept.__setitem__((n, "z"), given[0])))  # fmt: skip
+        model(tokens[0], use_cache=False)
+        for handle in handles:
+            handle.remove()
+        return model, tokens[1], kept, answers
+
+    def swept(part: str) -> Any:
+        model, corrupted, kept, (right, wrong) = pair()
+        length, size = corrupted.shape[1], model.config.hidden_size // model.config.num_attention_heads
+        count = length if part == "resid" else model.config.num_attention_heads
+        found = []
+        for number, layer in enumerate(model.model.layers):
+
+            def write(_: Any, given: Any, clean: Any = kept[number, part]) -> Any:
+                x = given[0].clone()
+                for row in range(count):
+                    at = (row, row) if part == "resid" else (row, slice(None), slice(row * size, (row + 1) * size))
+                    x[at] = clean[(0, *at[1:])]
+                return (x, *given[1:])
+
+            module = layer if part == "resid" else layer.self_attn.o_proj
+            handle = module.register_forward_pre_hook(write)
+            logits = model(corrupted.expand(count, -1), use_cache=False, logits_to_keep=1).logits[:, -1]
+            handle.remove()
+            found.append(logits[:, right] - logits[:, wrong])
+        return torch.stack(found)
+
+    def case(part: str) -> Any:
+        return waited(lambda: swept(part)), lambda: {"cells": swept(part).cpu().numpy()}
+
+    return {"residual": case("resid"), "heads": case("z")}
 
 
 if __name__ == "__main__":

@@ -138,25 +138,28 @@ def logits(found: Any) -> dict[str, Any]:
     return {"logits": found[:, -4:].float().log_softmax(-1).numpy()}
 
 
-def plain(folder: Path) -> dict[str, Any]:
-    """The model as `transformers` runs it."""
+def plain_model(dtype: Any) -> Any:
+    """The model as `transformers` runs it; one of its own, since what is read from GGUF stays tied to its quantisation."""
     import torch
     from transformers import AutoModelForCausalLM
 
     from cutaway.sources import packages
 
-    torch.set_grad_enabled(False)
     file = packages.find(NAME)
     if file is None:
         raise SystemExit(f"{NAME} is not installed{packages.hint(NAME)}")
+    read_in = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    made = AutoModelForCausalLM.from_config(read_in.config, dtype=dtype)
+    made.load_state_dict(read_in.state_dict())
+    return made.eval()
 
-    @cache
-    def model(dtype: Any) -> Any:
-        """A model of its own, since what is read from GGUF stays tied to its quantisation."""
-        read_in = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        made = AutoModelForCausalLM.from_config(read_in.config, dtype=dtype)
-        made.load_state_dict(read_in.state_dict())
-        return made.eval()
+
+def plain(folder: Path) -> dict[str, Any]:
+    """Its cases."""
+    import torch
+
+    torch.set_grad_enabled(False)
+    model = cache(plain_model)
 
     def forward(name: str, dtype: Any = torch.float32) -> Any:
         return model(dtype)(read(folder, name), use_cache=False).logits

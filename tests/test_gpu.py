@@ -16,6 +16,7 @@ from torch import Tensor
 
 import cutaway
 from cutaway import metrics
+from cutaway.errors import ConfigError
 from cutaway.runs import edits
 from cutaway.runs.grids import heads, residual
 from tests.architectures import ALL, network, some_tokens
@@ -66,6 +67,7 @@ def test_a_run_and_its_cache(kind: str) -> None:
     assert not any(here(value) for value in cpu.values())
 
 
+@pytest.mark.skipif(not REAL, reason="the processor's own half precision has its laws elsewhere")
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("kind", ALL)
 def test_half_precision(kind: str, dtype: torch.dtype) -> None:
@@ -79,7 +81,7 @@ def test_half_precision(kind: str, dtype: torch.dtype) -> None:
     assert here(new) and torch.equal(new[:, :3].cpu(), tokens[:, :3])
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"] if REAL else ["llama"])
 @pytest.mark.parametrize("name", LAW)
 def test_an_analysis_of_padded_texts(name: str, kind: str) -> None:
     if (name, kind) in NOT_FOR:
@@ -90,6 +92,30 @@ def test_an_analysis_of_padded_texts(name: str, kind: str) -> None:
         model = model_for(kind, "left").to(device)
         found.append(function(model, padded(model, texts, "left")[0].to(device))[0])
     same(found[1], found[0])
+
+
+def in_two(model: Any) -> Any:
+    """The model with its last layer and what follows on the processor."""
+    model.to(DEVICE)
+    for part in (model.blocks[-1], model.ln_final, model.unembed):
+        part.to("cpu")
+    model.cfg.n_devices = 2
+    return model
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"] if REAL else ["gpt2"])
+@pytest.mark.parametrize("name", LAW)
+def test_an_analysis_of_a_model_in_two_places(name: str, kind: str) -> None:
+    if (name, kind) in NOT_FOR:
+        pytest.skip(NOT_FOR[name, kind])
+    function, texts = LAW[name]
+    plain, split = model_for(kind, "left"), in_two(model_for(kind, "left"))
+    tokens = padded(plain, texts, "left")[0]
+    if name in ("edge_attribution", "edge_effects", "run_circuit", "CircuitRunner", "edge_effects, at the end"):
+        with pytest.raises(ConfigError, match="edges are computed on one device"):
+            function(split, tokens)
+        return
+    same(function(split, tokens)[0], function(plain, tokens)[0])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
@@ -172,12 +198,13 @@ def test_a_model_that_is_partly_on_the_processor(tmp_path: Path) -> None:
     for call in (
         lambda model: cutaway.sweep(model, tokens, heads(), metric).values.data,
         lambda model: cutaway.patch(model, tokens, others, metric, kinds=["resid_pre", "z"]).sweeps["z"].values.data,
-        lambda model: cutaway.edge_attribution(model, tokens, others, metric, steps=2).values.data,
         lambda model: cutaway.path_patch(model, tokens, others, metric).values.data,
         lambda model: cutaway.attribute(model, tokens).values.data,
         lambda model: cutaway.lens(model, tokens).values.data,
     ):
         same(call(split), call(plain), 1e-3)
+    with pytest.raises(ConfigError, match="edges are computed on one device"):
+        cutaway.edge_attribution(split, tokens, others, metric)
     new = [model.generate(tokens, 4, do_sample=False, stop_at_eos=False, verbose=False).cpu() for model in (plain, split)]
     assert torch.equal(*new)
 

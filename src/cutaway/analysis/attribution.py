@@ -280,7 +280,8 @@ def attribute_all_tokens(
     norm = frozen_norm(model, FINAL, at(scale_of(cache, "ln_final.hook_scale")) if norms_of(cfg) else None)
     constant = model.unembed.b_U.to(resid.dtype)
     constant = constant if norm.bias is None else constant + norm.bias.to(resid.dtype) @ W_U
-    data = linear(norm(written(model, KeptSites(cache, at), parts, (len(examples), len(chosen)))), W_U)
+    added = written(model, KeptSites(cache, at), parts, (len(examples), len(chosen)))
+    data = linear(norm(added.to(W_U.device)), W_U)
     for number, one in enumerate(parts):
         if one == BIASES:
             data[number] += constant

@@ -62,7 +62,7 @@ def scores_by_key(subject: Subject, head: str, tokens: Any = None) -> Split:
         raise ConfigError("keys that are rotated or normalised are not split by component; use pathways or measured patterns")
     cache = run_for(subject, tokens, sites(model, layer), "scores_by_key")
     parts, labels = components_looked_up(cache, layer)
-    keys = linear(parts, attn.W_K.detach()[one].to(parts.dtype))
+    keys = linear(parts.to(attn.W_K.device), attn.W_K.detach()[one].to(parts.dtype))
     queries = kept(cache, f"blocks.{layer}.attn.hook_q")[:, :, one]
     scores = torch.einsum("bdh,cbsh->cbds", queries, keys) / attn.attn_scale
     real = None if tokens is None else real_tokens(model, tokens)[1]

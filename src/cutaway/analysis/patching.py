@@ -355,7 +355,7 @@ class PatchingResult(Result):
         found, cells = self.sweeps[kind], self.sweeps[kind].averages()
         each = found.values.data.cpu().double()
         each = (each.nanmean(-1) if found.clean.data.ndim == 2 else each).movedim(-1, 0)
-        clean, corrupted = (one.reshape(-1, *[1] * (each.ndim - 1)) for one in self.by_example)
+        clean, corrupted = (one.to(each.device).reshape(-1, *[1] * (each.ndim - 1)) for one in self.by_example)
         bounds = interval_of_ratio(each - corrupted, (clean - corrupted).expand_as(each))
         low, high = (Labelled(part, cells.axes, cells.labels, f"recovered by {kind}") for part in bounds)
         return low, high

@@ -243,11 +243,12 @@ def _difference(
 def _received(model: Transformer, own: Mapping[str, Tensor], difference: Tensor, receiver: Component) -> Edit:
     """The edit that lets a receiver read the frozen stream plus the difference."""
     cfg, at = model.cfg, places_of(difference)
+    site = stream_site(cfg, receiver)
+    x = own[site][:, at] + difference[:, at].to(own[site].device)
     if receiver == LOGITS:
-        return replace((own[stream_site(cfg, receiver)] + difference)[:, at]).at(stream_site(cfg, receiver), positions=at)
+        return replace(x).at(site, positions=at)
     layer = int(receiver.layer or 0)
     block, before = model.blocks[layer], norm_before(cfg, receiver)
-    x = (own[stream_site(cfg, receiver)] + difference)[:, at]
     if receiver.kind == "mlp":
         x = x if before is None else norm_module(model, before)(x)
         after = norm_after(cfg, receiver)

@@ -15,6 +15,7 @@ import torch
 from cutaway.analysis.shared import Subject, network, real_tokens, run_for, scale_of
 from cutaway.errors import ShapeError, UnknownName
 from cutaway.model.frozen_norms import norms_of
+from cutaway.model.placement import stacked
 from cutaway.model.transformer import Transformer
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result
@@ -79,7 +80,7 @@ def norm_scales(subject: Subject, tokens: Any = None) -> NormScales:
     if not norms:
         raise ShapeError("this network has no norms, so there are no scales to measure; circuits need none")
     cache = run_for(subject, tokens, list(norms.values()), "norm_scales")
-    stack = torch.stack([scale_of(cache, site)[..., 0] for site in norms.values()])
+    stack = stacked(scale_of(cache, site)[..., 0] for site in norms.values())
     real = None if tokens is None else real_tokens(network(subject), tokens)[1]
     if real is not None:
         stack = stack.masked_fill(~real.to(stack.device), torch.nan)

@@ -192,7 +192,7 @@ def projected(
 ) -> Float[Tensor, "component batch pos head d_head"]:
     """What each component gives the queries ("q"), keys ("k") or values ("v") of each head."""
     W = _weights(model, layer, which).to(parts.dtype)
-    return project(parts.flatten(0, 1), W, W.new_zeros(len(W), W.shape[-1])).unflatten(0, parts.shape[:2])
+    return project(parts.flatten(0, 1).to(W.device), W, W.new_zeros(len(W), W.shape[-1])).unflatten(0, parts.shape[:2])
 
 
 def constant(model: Transformer, layer: int, which: str) -> Float[Tensor, "head d_head"]:

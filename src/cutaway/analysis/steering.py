@@ -26,6 +26,7 @@ from cutaway import tokens as text
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, WeightsMismatch
 from cutaway.model import sites
 from cutaway.model.hook_points import HookPoint
+from cutaway.model.placement import stacked
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import each_once, index, indices, whole
 from cutaway.prompts import Prompts
@@ -242,7 +243,7 @@ def activations(
         _, store = Transformer.run_with_cache(
             model, tokens, names_filter=names, attention_mask=mask, return_type=None, stop_at_layer=_stop(model, names)
         )
-        kept = torch.stack([store[name] for name in names])
+        kept = stacked(store[name] for name in names).to(mask.device)
         if kept.ndim != 4 or kept.shape[-1] != model.cfg.d_model:
             raise ShapeError(
                 f"steering reads and writes sites as wide as the residual stream, such as resid_pre; {site!r} is not"

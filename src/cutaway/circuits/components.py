@@ -67,9 +67,12 @@ def check(model: Transformer) -> None:
 
     Raises:
         ShapeError: keys are normalised over their full width, which heads of a group share.
-        ConfigError: a block, its attention or its MLP is somebody else's module, whose edges nobody knows.
+        ConfigError: the model lies on several devices, or a block, its attention or its MLP is somebody else's module, whose
+            edges nobody knows.
     """
     cfg = model.cfg
+    if cfg.n_devices > 1:
+        raise ConfigError("edges are computed on one device, and this model lies on several; load it with device= instead")
     for layer, block in enumerate(model.blocks.children()):
         for name, part in ((f"blocks.{layer}", block), *((f"blocks.{layer}.{one}", getattr(block, one, None)) for one in PARTS)):
             if part is not None and not ours(part):

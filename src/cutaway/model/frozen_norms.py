@@ -50,8 +50,8 @@ class FrozenNorm:
         if self.centred:
             terms = terms - terms.mean(-1, keepdim=True)
         if self.scale is not None:
-            terms = terms / self.scale
-        return terms if self.weight is None else terms * self.weight
+            terms = terms / self.scale.to(terms.device)
+        return terms if self.weight is None else terms * self.weight.to(terms.device)
 
     def transposed(self, directions: Float[Tensor, "*axes d_model"]) -> Float[Tensor, "*before d_model"]:
         """The directions before the norm that read what `directions` read after it.
@@ -59,10 +59,10 @@ class FrozenNorm:
         `(norm(x) * d).sum() == (x * norm.transposed(d)).sum()` for every term `x`.
         """
         if self.weight is not None:
-            directions = directions * self.weight
+            directions = directions * self.weight.to(directions.device)
         if self.centred:
             directions = directions - directions.mean(-1, keepdim=True)
-        return directions if self.scale is None else directions / self.scale
+        return directions if self.scale is None else directions / self.scale.to(directions.device)
 
 
 def norm_module(model: Any, norm: str) -> nn.Module:

@@ -66,7 +66,8 @@ class KeyValues:
             if not self.frozen:
                 self._keys, self._values, self.length = keys, values, keys.shape[1]
             return keys, values
-        if not self.length and new_keys.shape[2] != self._keys.shape[2]:  # a hook gave each head keys and values of its own
+        like = self._keys  # empty at first: a hook may give each head keys of its own, a layer may lie on another device
+        if not self.length and (new_keys.shape[2] != like.shape[2] or new_keys.device != like.device):
             self._keys, self._values = new_keys[:, :0], new_values[:, :0]
         end = self.length + new_keys.shape[1]
         if end > self._keys.shape[1]:

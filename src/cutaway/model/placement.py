@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, PackageNeeded
@@ -69,6 +70,12 @@ def device_of(name: str, cfg: HookedTransformerConfig, where: Mapping[str, torch
     else:
         number = cfg.n_devices - 1 if parts[0] in ("ln_final", "unembed") else 0
     return torch.device(first.type, (first.index or 0) + number)
+
+
+def stacked(parts: Iterable[Tensor]) -> Tensor:
+    """Tensors of several layers on a new first axis, on the device of the first: the layers may lie on several."""
+    found = list(parts)
+    return torch.stack([part.to(found[0].device) for part in found])
 
 
 def _parts(device_map: Mapping[Any, Any], cfg: HookedTransformerConfig) -> dict[str, torch.device]:

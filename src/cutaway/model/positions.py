@@ -141,7 +141,7 @@ class PosEmbed(nn.Module):
         end = past_kv_pos_offset + tokens.shape[1]
         if attention_mask is None:
             return self.W_pos[past_kv_pos_offset:end].expand(len(tokens), -1, -1)
-        mask = attention_mask.bool()
+        mask = attention_mask.bool().to(self.W_pos.device)
         embedded = self.W_pos[offset_positions(mask)[:, past_kv_pos_offset:end]]
         return embedded * mask[:, past_kv_pos_offset:end, None].to(embedded.dtype)
 

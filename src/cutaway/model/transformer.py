@@ -357,7 +357,7 @@ class Transformer(HookedRootModule, StackedWeights):
         """Checked tokens `[batch, pos]`, and which of them are real, wherever some are padding."""
         side = padding_side or self.default_padding_side
         prepend_bos = self._bos(prepend_bos)
-        device = self.device
+        device = self.device if self.cfg.n_devices == 1 else torch.device("cpu")  # from where they index tensors of any device
         if isinstance(input, Prompts):
             pad = None if self.tokenizer is None else self.tokenizer.pad_token_id
             tokens, mask = (one.to(device) for one in input.padded(padding_side or "right", pad))
@@ -422,6 +422,7 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def embed_tokens(self, tokens: Tokens, stream: Stream) -> tuple[Resid, Stream]:
         """The residual stream before the first block, and the stream with shortformer's positions, where it has them."""
+        tokens = tokens.to(self.device)
         embedded = self.hook_embed(self.embed(self.hook_tokens(tokens)))
         if not self.has_positions:
             return embedded, stream
@@ -441,8 +442,7 @@ class Transformer(HookedRootModule, StackedWeights):
     ) -> Float[Tensor, "rows asked d_model"]:
         """The residual stream before block `stop`, from that before block `start`."""
         for layer, block in enumerate(self.blocks[start:stop], start):
-            if self.cfg.n_devices > 1:
-                resid = resid.to(next(block.parameters()).device)
+            resid = self.placed(resid, layer)
             if isinstance(block, TransformerBlock) and intact(block, AS_WRITTEN):
                 resid = block(resid, stream=stream)
             else:
@@ -451,13 +451,18 @@ class Transformer(HookedRootModule, StackedWeights):
                 resid = call(block, stream, resid, past_kv_cache_entry=kept, **mask)
         return resid
 
+    def placed(self, resid: Tensor, layer: int) -> Tensor:
+        """The stream where block `layer` lies, or, after the last, the unembedding."""
+        if self.cfg.n_devices == 1:
+            return resid
+        part = self.blocks[layer] if layer < self.cfg.n_layers else self.unembed
+        return resid.to(next(part.parameters()).device)
+
     def logits_of(
         self, resid: Float[Tensor, "... d_model"], columns: Int[Tensor, "column"] | None = None
     ) -> Float[Tensor, "... out"]:
         """Logits, by way of the final norm, the unembedding and the soft cap; of some tokens only, with `columns`."""
-        if self.cfg.n_devices > 1:
-            resid = resid.to(self.unembed.W_U.device)
-        resid = self.ln_final(resid)
+        resid = self.ln_final(self.placed(resid, self.cfg.n_layers))
         if columns is None or type(self.unembed) is not Unembed or not intact(self.unembed):
             logits = self.unembed(resid) if columns is None else self.unembed(resid)[..., columns]
         else:

@@ -28,6 +28,7 @@ from cutaway.errors import ShapeError, UnknownName, nearest
 from cutaway.model.components import LOGITS, Component, heads, norm_before, sites, writers
 from cutaway.model.foreign import part_with
 from cutaway.model.frozen_norms import frozen_norm, norm_module, norms_of
+from cutaway.model.placement import stacked
 from cutaway.model.products import linear_by_head
 from cutaway.model.sites import RESID, axes, get_act_name, site_names
 from cutaway.model.slices import Slice
@@ -87,7 +88,7 @@ class ActivationCache(ActivationStore):
                 sites[f"{l}_mid"] = get_act_name("resid_mid", l)
         self._need("accumulated_resid", sites.values())
         part = self._positions(pos_slice)
-        stack = torch.stack([part.apply(self[name], dim=-2) for name in sites.values()])
+        stack = stacked(part.apply(self[name], dim=-2) for name in sites.values())
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, last, pos_slice=part, mlp_input=mlp_input, recompute_ln=last == end)
         return (stack, list(sites)) if return_labels else stack
@@ -220,7 +221,7 @@ class ActivationCache(ActivationStore):
         self._need("stack_activation", names)
         if not names:
             raise ShapeError("stack_activation needs at least one layer, and layer=0 asks for those before the first")
-        return torch.stack([self[name] for name in names])
+        return stacked(self[name] for name in names)
 
     # Norms with a frozen scale, and logits.
 
@@ -255,7 +256,8 @@ class ActivationCache(ActivationStore):
         if norm is None:
             return residual_stack
         if recompute_ln:
-            normed: Tensor = norm_module(self.model, norm)(residual_stack)
+            module = norm_module(self.model, norm)
+            normed: Tensor = module(residual_stack.to(next(module.parameters(), residual_stack).device))
             return normed
         scale = self._scale("apply_ln_to_stack", norms_of(self.model.cfg)[norm], self._positions(pos_slice), batch)
         check_scale(residual_stack, scale, has_batch_dim)

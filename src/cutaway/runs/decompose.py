@@ -35,7 +35,7 @@ def written(
     for kind, layer, group in _grouped(components):
         parts += _written(model, run, kind, layer, group).unbind(0)
     size = torch.broadcast_shapes((*shape, model.cfg.d_model), *(part.shape for part in parts))
-    return torch.stack([part.expand(size) for part in parts]) if parts else torch.zeros(0, *size)
+    return torch.stack([part.expand(size).to(parts[0].device) for part in parts]) if parts else torch.zeros(0, *size)
 
 
 def along(
@@ -45,9 +45,10 @@ def along(
     parts: list[Tensor] = []
     for kind, layer, group in _grouped(components):
         if kind not in ("head", "neuron") or _result(run, kind, layer) is not None:
-            parts += [(one * directions).sum(-1) for one in _written(model, run, kind, layer, group)]
+            found = _written(model, run, kind, layer, group)
+            parts += [(one * directions.to(one.device)).sum(-1) for one in found]
             continue
-        back = _norm_after(model, run, group[0]).transposed(directions)
+        back = _norm_after(model, run, group[0]).transposed(directions.to(model.blocks[layer].attn.W_O.device))
         index = [int(one.index or 0) for one in group]
         if kind == "head":
             W_O = part_with(model, layer, "attn", "W_O").W_O[index].to(back.dtype)
@@ -56,7 +57,7 @@ def along(
         else:
             W_out = part_with(model, layer, "mlp", "W_out").W_out[index].to(back.dtype)
             parts += (linear(back, W_out.T) * run[f"blocks.{layer}.mlp.hook_post"][..., index]).unbind(-1)
-    return torch.stack([part.expand(directions.shape[:-1]) for part in parts])
+    return torch.stack([part.expand(directions.shape[:-1]).to(directions.device) for part in parts])
 
 
 def _grouped(components: Sequence[Component]) -> Iterator[tuple[str, int, list[Component]]]:

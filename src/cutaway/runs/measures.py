@@ -121,13 +121,13 @@ class Metric(ABC):
 
     def combine(self, grid: Float[Tensor, "*cell batch pos"], wanted: Bool[Tensor, "batch pos"]) -> Tensor:
         """The mean over the wanted positions of each example; with `by_position` the grid, NaN where nothing was asked."""
+        wanted = wanted.to(grid.device)
         if self.by_position:
             return self.scaled(grid.masked_fill(~wanted, torch.nan))
         return self.scaled((grid * wanted).sum(-1) / wanted.sum(-1))
 
     def by_example(self, values: Float[Tensor, "*cell token"], wanted: Bool[Tensor, "batch pos"]) -> Float[Tensor, "*cell batch"]:
         """The mean over the wanted positions of each example, from the values of the wanted tokens in their order."""
-        wanted = wanted.to(values.device)
         grid = values.new_zeros(*values.shape[:-1], *wanted.shape)
         grid[..., wanted] = values
         out = self.combine(grid, wanted)

@@ -190,7 +190,7 @@ def _run(
         resids[0] = resid
         for layer in range(model.cfg.n_layers):
             resid = model.run_blocks(resid, passing, layer, layer + 1)
-            resids[layer + 1] = resid
+            resids[layer + 1] = resid = model.placed(resid, layer + 1)
         if any(name.startswith("ln_final.") for name in sites):
             model.ln_final(resid)
     found = reads if keep != RECOMPUTE else _recomputed(model, resids, stream)

@@ -272,7 +272,7 @@ class BatchRun:
             logits = model.logits_of(resid) if whole else None
         if logits is None:
             assert isinstance(self.measure, Measure)
-            every = Region.of_places(None, len(resid), torch.arange(task.length, device=resid.device), task.length)
+            every = Region.of_places(None, len(resid), torch.arange(task.length, device=self.clean.tokens.device), task.length)
             return self.measure.of_cells([cell], [(cell, Changed(every, resid))])[0]
         if not isinstance(task.metric, Metric):
             return task.metric(logits)

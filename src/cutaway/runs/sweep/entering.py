@@ -78,6 +78,7 @@ def enter(model: Transformer, clean: Clean, rules: Rules, cell: Cell) -> tuple[W
         found = _of_value(clean, bound, name)
     if found is None:
         return None, {}
+    found = Changed(found.region.on(clean.tokens.device), found.data)
     entry, at = found, Z if name == PATTERN else name
     if name == RESULT:
         at = model.program_of(layer).writer(RESULT).writes[0]

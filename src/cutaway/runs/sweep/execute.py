@@ -132,7 +132,8 @@ class _Chunk:
         """The stream before the layer, of cells that changed it in an earlier one."""
         known = {} if before is None else before.place
         layout = [(cell, regions[FIRST]) for cell, regions in here if FIRST in regions and cell.number in known]
-        if layout:
+        if before is not None and layout:
+            before = Sheet(before.layout, self.model.placed(before.data, layer))
             self._write(FIRST, layout, self._gathered(layer, FIRST, before, layout))
 
     def _step(self, layer: int, step: Step, here: list[tuple[Cell, Layer]]) -> None:

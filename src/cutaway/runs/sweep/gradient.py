@@ -102,7 +102,7 @@ def estimate(task: Sweep, cells: Sequence[Cell], batches: Sequence[tuple[int, in
         value = value_of(task.model, task.metric, wanted, first)
         kept, grads, clean = gradients(task.model, tokens, sites, value, mask=mask)
         with torch.no_grad():
-            effects = torch.stack([_effect(cell, kept, grads, first, last) for cell in cells])
+            effects = torch.stack([_effect(cell, kept, grads, first, last) for cell in cells]).to(clean.device)
         if clean.ndim == 0:
             effects = effects.sum(1)
         estimates.append(clean + effects)
@@ -123,20 +123,19 @@ def _smaller(task: Sweep, batches: Sequence[tuple[int, int]]) -> Iterator[tuple[
 
 def _effect(cell: Cell, kept: dict[str, Tensor], grads: dict[str, Tensor], first: int, last: int) -> Tensor:
     """The first-order change for each example."""
-    any_site = next(iter(kept.values()))
-    total = any_site.new_zeros(last - first)
+    total = next(iter(kept.values())).new_zeros(last - first)  # on one device, wherever the layers lie
     for bound in cell.bounds:
         local = bound.local(first, last)
         if local is None:
             continue
         x, gradient = kept[bound.site], grads[bound.site]
         if not bound.change.declared:
-            total = total + ((bound.change.new(x, None) - x) * gradient).flatten(1).sum(1)
+            total = total + ((bound.change.new(x, None) - x) * gradient).flatten(1).sum(1).to(total.device)
             continue
         index = local.index()
         old = x[index]
         change = (local.change.new(old, local.value(x)) - old) * gradient[index]
-        summed = change.flatten(1).sum(1)
+        summed = change.flatten(1).sum(1).to(total.device)
         if local.chosen[0] is None:
             total = total + summed
         else:

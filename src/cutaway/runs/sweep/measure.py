@@ -68,7 +68,7 @@ class Measure:
         """The wanted tokens of a cell: cell, example, position, and their stream."""
         examples, places = one.region.examples, one.region.places
         if examples is None:
-            examples = torch.arange(len(one.data), device=one.data.device)
+            examples = torch.arange(len(one.data), device=places.device)
         rows = examples[:, None].expand(-1, len(places)).flatten()
         positions = places.expand(len(examples), -1).flatten()
         resid = one.data.flatten(0, 1)

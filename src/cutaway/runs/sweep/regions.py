@@ -70,6 +70,13 @@ class Region:
         first = int(places[0])
         return Region(examples, rows, places, first, len(places) == length - first, heads)
 
+    def on(self, device: torch.device) -> Region:
+        """The same, with its indices on this device."""
+        if self.places.device == device:
+            return self
+        examples = None if self.examples is None else self.examples.to(device)
+        return replace(self, examples=examples, places=self.places.to(device))
+
     @cached_property
     def count(self) -> int:
         """How many positions."""
