@@ -422,8 +422,7 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def embed_tokens(self, tokens: Tokens, stream: Stream) -> tuple[Resid, Stream]:
         """The residual stream before the first block, and the stream with shortformer's positions, where it has them."""
-        tokens = tokens.to(self.device)
-        embedded = self.hook_embed(self.embed(self.hook_tokens(tokens)))
+        embedded = self.hook_embed(self.embed(self.hook_tokens(tokens.to(self.device))))
         if not self.has_positions:
             return embedded, stream
         positions = self._positions(tokens, stream)
@@ -453,10 +452,8 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def placed(self, resid: Tensor, layer: int) -> Tensor:
         """The stream where block `layer` lies, or, after the last, the unembedding."""
-        if self.cfg.n_devices == 1:
-            return resid
         part = self.blocks[layer] if layer < self.cfg.n_layers else self.unembed
-        return resid.to(next(part.parameters()).device)
+        return resid if self.cfg.n_devices == 1 else resid.to(next(part.parameters()).device)
 
     def logits_of(
         self, resid: Float[Tensor, "... d_model"], columns: Int[Tensor, "column"] | None = None
