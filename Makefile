@@ -61,8 +61,9 @@ types: venv
 pytest: venv ui-tools
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
+# As users run it: without checks of shapes, which take three quarters of the time, and which `make test` has.
 fuzz: venv
-	$(BIN)/pytest -m fuzz
+	$(BIN)/pytest -m fuzz -o addopts="-q --import-mode=importlib --strict-markers"
 
 # Every file in the wheel carries the time of the last commit, so two builds of one tree are one file.
 wheel: export SOURCE_DATE_EPOCH = $(shell git log -1 --format=%ct)

@@ -26,8 +26,10 @@ MOST_LAYERS, MOST = 10_000, 2**31  # of layers or experts, and of any other size
 SMALLEST, LARGEST = 1e-15, 1e15  # of any number that is no size
 POSITIVE = (
     "rotary_base", "rotary_base_local", "rotary_linear_factor", "yarn_factor", "NTK_by_parts_factor", "clip_qkv",
+    "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "yarn_attention_factor", "yarn_beta_fast", "yarn_beta_slow",
     "longrope_attention_factor",
 )  # fmt: skip
+LENGTHS = ("NTK_original_ctx_len", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings")
 DTYPES = {
     "float32": torch.float32, "float": torch.float32, "float64": torch.float64, "double": torch.float64,
     "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
@@ -180,11 +182,16 @@ class HookedTransformerConfig:
 
     def _check_sizes(self) -> None:
         """Numbers that no model has would be answered by a hang, by no memory, or by NaN; so they are refused here."""
+        for one in dataclasses.fields(self):
+            self._check_number(one.name, getattr(self, one.name), str(one.type))
         for field in ("n_layers", "d_model", "n_ctx", "d_head"):
             value = getattr(self, field)
             if not isinstance(value, int) or isinstance(value, bool) or value < (field != "n_layers"):
                 raise ConfigError(f"{field}={value!r} must be a positive whole number")
-        optional = ("d_mlp", "d_mlp_expert", "window_size", "num_experts", "experts_per_token", "n_key_value_heads", "rotary_dim")
+        optional = (
+            *("d_mlp", "d_mlp_expert", "window_size", "num_experts", "experts_per_token", "n_key_value_heads", "rotary_dim"),
+            *LENGTHS,
+        )
         for field in optional:
             value = getattr(self, field)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
@@ -195,8 +202,6 @@ class HookedTransformerConfig:
                 raise ConfigError(f"{field}={value} is more than any model has; {most:,} is the most that is believed")
         if self.n_layers * (self.num_experts or 1) > 10 * MOST_LAYERS:
             raise ConfigError(f"{self.n_layers} layers of {self.num_experts} experts are more than any model has")
-        for one in dataclasses.fields(self):
-            self._check_number(one.name, getattr(self, one.name), str(one.type))
         for field in POSITIVE:
             value = getattr(self, field)
             if value is not None and not value > 0:
@@ -206,7 +211,11 @@ class HookedTransformerConfig:
 
     def _check_number(self, field: str, value: Any, declared: str) -> None:
         """Beyond these bounds float32 has zero or infinity, and a whole number may be longer than any float."""
-        if not declared.startswith("float") or value is None:
+        if not declared.startswith(("int", "float")) or (value is None and declared.endswith("None")):
+            return
+        if declared.startswith("int"):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ConfigError(f"{field}={value!r} must be a whole number")
             return
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise ConfigError(f"{field}={value!r} must be a finite number")
@@ -238,6 +247,7 @@ class HookedTransformerConfig:
             if self.rotary_dim % 2 or not 0 < self.rotary_dim <= self.d_head:
                 raise ConfigError(f"rotary_dim={self.rotary_dim} must be even and at most d_head={self.d_head}")
             self._check_longrope(self.rotary_dim // 2)
+            self._check_blends()
         for field in ("rotary_layers", "moe_layers"):
             listed = getattr(self, field)
             if listed is not None and len(listed) < self.n_layers:
@@ -250,6 +260,14 @@ class HookedTransformerConfig:
         for name, table in tables.items():
             if table is None or len(table) != half or not all(SMALLEST <= one <= LARGEST for one in table):
                 raise ConfigError(f"{name}={table} must be {half} positive numbers, one for each pair that rotates")
+
+    def _check_blends(self) -> None:
+        """Rotations between two bounds are blended; bounds that coincide would be answered by a division by zero."""
+        low, high = self.NTK_by_parts_low_freq_factor, self.NTK_by_parts_high_freq_factor
+        if self.use_NTK_by_parts_rope and not low < high:
+            raise ConfigError(f"NTK_by_parts_low_freq_factor={low} must be below NTK_by_parts_high_freq_factor={high}")
+        if self.use_yarn_rope and not self.rotary_base > 1:
+            raise ConfigError(f"rotary_base={self.rotary_base} must be more than 1: YaRN orders pairs by how fast they turn")
 
     def _fill_mlp(self) -> None:
         if self.attn_only:
@@ -363,7 +381,13 @@ class HookedTransformerConfig:
         return dict(self.__dict__)
 
     def set_seed_everywhere(self, seed: int) -> None:
-        """Seed Python, NumPy and Torch, globally."""
+        """Seed Python, NumPy and Torch, globally.
+
+        Raises:
+            ConfigError: NumPy has no such seed.
+        """
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed={seed} must be from 0 to 2**32 - 1")
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)

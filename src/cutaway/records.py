@@ -188,14 +188,14 @@ def read_record(folder: Path | str) -> Record:
     about = reading.decode(reading.read_bytes(folder / RECORD), dict[str, Any], what)
     if about.get("format") != FORMAT:
         raise CheckpointError(f"{what} has format {about.get('format')}; this version reads {FORMAT}")
-    reading.convert(about, _About, what)
+    kept = reading.convert(about, _About, what)
     try:
         tensors = load(reading.read_bytes(folder / TENSORS, largest=LARGEST))  # a map of the file would die with the file
     except safetensors.SafetensorError as error:
         raise NotReadable(f"{what} is damaged: {error}") from error
     if about.get("digest") not in (None, _digest(about, tensors)):
         raise NotReadable(f"{what} was changed after it was written, as its digest says; make it anew with the same command")
-    record = Record(folder, about, tensors)
+    record = Record(folder, about | {"options": msgspec.to_builtins(kept.options)}, tensors)  # with what it leaves out
     _check(record, what)
     return record
 
@@ -337,10 +337,15 @@ def replay(
     found = sweep(
         model, record.tensors["tokens"], record.cells_of(model), record.metric, mask=record.tensors.get("mask"),
         method=options["method"], top=options["top"], skip=options["skip"], memory=options["memory"], seed=options["seed"],
-        baseline=options.get("baseline", 0), dtype=None if dtype is None else DTYPES[dtype.removeprefix("torch.")], audit=0,
+        baseline=options["baseline"], dtype=None if dtype is None else DTYPES[dtype.removeprefix("torch.")], audit=0,
         progress=progress,
     )  # fmt: skip
-    mine = found.values.data.cpu().reshape(record.values.shape)
+    mine = found.values.data.cpu().flatten(0, len(about["cells"]["shape"]) - 1)
+    if mine.shape != record.values.shape:
+        raise NotReadable(
+            f"the record in {record.folder} is damaged: it holds values of shape {tuple(record.values.shape)}, and its own sweep "
+            f"gives {tuple(mine.shape)}"
+        )
     here = versions()
     changed = {name: (was, here[name]) for name, was in about["versions"].items() if here.get(name) not in (None, was)}
     difference, at = _largest(record.values, mine)

@@ -176,6 +176,16 @@ def test_answers_that_are_sets_are_read_by_a_threshold():
     assert report.about["read_out"] == "every token with a logit above 0"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_no_answer_is_dealt_to_its_own_prompt(seed: int):
+    model = copier()
+    tokens = torch.arange(WORDS)[:, None].expand(-1, LENGTH)  # each example has a word of its own, which the head copies
+    prompts = Prompts.of_rows(tokens[:2].tolist(), right=({5: (0,)}, {5: (1,)}))
+    found = made(model, prompts, seed=seed, questions=["performance", "attribution"], anyway=True).findings["attribution"][0]
+    assert found.baseline is not None, found.values
+    assert found.values["0.1"].value > 1 > 0 > found.baseline["0.1"].value
+
+
 def test_chance_of_sets_is_the_commonest_set():
     right = ({0: (0, 1)}, {0: (0, 1)}, {0: (2,)}, {0: ()})
     prompts = Prompts.of_rows([[0], [1], [2], [3]], right=right, several=True)

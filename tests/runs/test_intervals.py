@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cutaway.runs import estimates
 from cutaway.runs.intervals import interval_of_mean, interval_of_ratio, t_quantile
 from cutaway.runs.results import Labelled, grouped
 
@@ -70,6 +71,16 @@ def test_shares_of_few_are_within_0_and_1_and_have_a_width() -> None:
     low, high = interval_of_mean(torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 1.0], [0.0, 1.0, 0.0], [0.0, 1.0, 1.0]]))
     assert low.tolist()[0] == 0 and high.tolist()[1] == 1 and bool((high - low > 0.4).all())
     assert bool((low >= 0).all() and (high <= 1).all())
+
+
+def test_effects_of_0_and_1_are_no_shares() -> None:
+    effects = torch.tensor([[0.0, 1.0, 2.5], [0.0, 0.0, 1.5]])  # of a head that does nothing, of one that sometimes does, of one
+    low, high = interval_of_mean(effects)
+    assert low[0] == high[0] == 0 and low[1] < 0
+    logits = Labelled(torch.zeros(2, 1), ("batch", "head"), unit="logits").means()
+    assert logits.high.item() == 0
+    assert Labelled(torch.zeros(2, 1), ("batch", "head"), unit="").means().high.item() > 0.5
+    assert estimates.means(["off"], torch.zeros(1, 2), shares=False)["off"].high == 0
 
 
 def test_intervals_come_from_examples_not_positions() -> None:

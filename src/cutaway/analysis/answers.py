@@ -81,13 +81,15 @@ class ModelAnswers:
     def correct(self) -> Bool[Tensor, "answer"]:
         return self.hits(self.logits)
 
-    def over(self, values: Shaped[Tensor, "answer"], where: Bool[Tensor, "answer"] | None = None) -> Value:
-        """The mean over answers (some of them), with an interval over examples."""
+    def over(
+        self, values: Shaped[Tensor, "answer"], where: Bool[Tensor, "answer"] | None = None, *, shares: bool = True
+    ) -> Value:
+        """The mean over answers (some of them), with an interval over examples; `shares`: of yes and no."""
         chosen = torch.ones(len(values)) if where is None else where.float()
         values = torch.where(chosen > 0, values.float(), 0)
         rows = self.places[0]
         sums, counts = (torch.zeros(len(self.prompts)).index_add(0, rows, one) for one in (values, chosen))
-        return ratio(sums, counts)
+        return ratio(sums, counts, shares=shares)
 
     @cached_property
     def accuracy(self) -> Value:

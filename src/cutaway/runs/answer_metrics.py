@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.errors import PromptError, nearest
+from cutaway.errors import PromptError, ShapeError, TokenError, nearest
 from cutaway.prompts import Prompts
 from cutaway.runs.metrics import LogitRows, Metric, PerToken
 
@@ -41,6 +41,14 @@ class AnswerMetric(Metric):
     read: str = "loss"
     by_position: bool = False
 
+    def __post_init__(self) -> None:
+        if self.read not in READS:
+            raise PromptError(f"read={self.read!r} is not known{nearest(self.read, READS)}; there are {', '.join(READS)}")
+        right, wrong, index = self.right, self.wrong, self.index
+        sets = right.dtype == wrong.dtype == torch.bool and right.ndim == 2 and right.shape == wrong.shape
+        if not sets or index.ndim != 2 or index.dtype != torch.long or not bool((index < len(right)).all()):
+            raise TokenError("answers are masks of the vocabulary, and an index of them by row and position")
+
     @property
     def name(self) -> str:  # type: ignore[override]
         """What is read, in words."""
@@ -58,8 +66,6 @@ class AnswerMetric(Metric):
         Raises:
             PromptError: there is nothing to read, or no such reading.
         """
-        if read not in READS:
-            raise PromptError(f"read={read!r} is not known{nearest(read, READS)}; there are {', '.join(READS)}")
         index = torch.full(prompts.tokens.shape, -1)
         places: list[tuple[int, int]] = []
         right: list[tuple[int, ...]] = []
@@ -77,6 +83,8 @@ class AnswerMetric(Metric):
         return cls(sets_of(right, d_vocab), sets_of(wrong, d_vocab), index, read, by_position)
 
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        if tuple(self.index.shape) != (batch, length):
+            raise ShapeError(f"the answers are those of {tuple(self.index.shape)} tokens, and these are {(batch, length)}")
         return self.index >= 0
 
     def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:

@@ -119,6 +119,10 @@ class Add(Change):
     strength: float = 1.0
     word = "add"
 
+    def __post_init__(self) -> None:
+        check_options({"strength": self.strength}, strength=EVERY)
+        object.__setattr__(self, "vector", finite_numbers(self.vector, "the vector of an add edit"))
+
     def new(self, x: Tensor, value: Tensor | None) -> Tensor:
         assert value is not None
         return x + self.strength * value.to(x)
@@ -134,6 +138,9 @@ class Scale(Change):
     factor: float
     word = "scale"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", number(self.factor, *EVERY, "the factor of a scale edit"))
+
     def new(self, x: Tensor, value: Tensor | None) -> Tensor:
         return x * self.factor
 
@@ -145,6 +152,13 @@ class ProjectOut(Change):
     direction: Tensor
     instead: float = 0.0
     word = "project_out"
+
+    def __post_init__(self) -> None:
+        check_options({"instead": self.instead}, instead=EVERY)
+        direction = finite_numbers(self.direction, "the direction of a project_out edit")
+        if direction.ndim and not bool(direction.norm(dim=-1).all()):
+            raise ShapeError("a direction of length 0 points nowhere, so nothing can be projected out along it")
+        object.__setattr__(self, "direction", direction)
 
     def new(self, x: Tensor, value: Tensor | None) -> Tensor:
         assert value is not None
@@ -290,13 +304,12 @@ def add(vector: Tensor, strength: float = 1.0) -> Add:
     Raises:
         ShapeError, ConfigError: no finite numbers.
     """
-    check_options({"strength": strength}, strength=EVERY)
-    return Add(finite_numbers(vector, "the vector of an add edit"), strength)
+    return Add(vector, strength)
 
 
 def scale(factor: float) -> Scale:
     """Multiply by a finite number."""
-    return Scale(number(factor, *EVERY, "the factor of a scale edit"))
+    return Scale(factor)
 
 
 def project_out(direction: Tensor, instead: float = 0.0) -> ProjectOut:
@@ -305,10 +318,6 @@ def project_out(direction: Tensor, instead: float = 0.0) -> ProjectOut:
     Raises:
         ShapeError, ConfigError: no finite numbers, or a direction of length 0.
     """
-    check_options({"instead": instead}, instead=EVERY)
-    direction = finite_numbers(direction, "the direction of a project_out edit")
-    if direction.ndim and not bool(direction.norm(dim=-1).all()):
-        raise ShapeError("a direction of length 0 points nowhere, so nothing can be projected out along it")
     return ProjectOut(direction, instead)
 
 

@@ -40,20 +40,20 @@ class Value:
         return [x if math.isfinite(x) else None for x in (self.value, self.low, self.high)]
 
 
-def mean(each: Float[Tensor, "example"]) -> Value:
-    """The mean over examples; NaN entries do not count."""
+def mean(each: Float[Tensor, "example"], *, shares: bool | None = None) -> Value:
+    """The mean over examples; NaN entries do not count; `shares` as in `interval_of_mean`."""
     each = each.double()
-    low, high = interval_of_mean(each[:, None])[:, 0].tolist()
+    low, high = interval_of_mean(each[:, None], shares=shares)[:, 0].tolist()
     return Value(float(each.nanmean()), low, high)
 
 
-def ratio(sums: Shaped[Tensor, "example"], counts: Shaped[Tensor, "example"]) -> Value:
-    """A mean over answers of examples that have several: the sum of each, and of how many."""
+def ratio(sums: Shaped[Tensor, "example"], counts: Shaped[Tensor, "example"], *, shares: bool | None = None) -> Value:
+    """A mean over answers of examples that have several: the sum of each, and of how many; `shares` as in `interval_of_mean`."""
     counts = counts.double()
     if not float(counts.sum()):
         return Value(math.nan)
     if bool((counts <= 1).all()):
-        return mean(sums.double()[counts > 0])
+        return mean(sums.double()[counts > 0], shares=shares)
     low, high = interval_of_mean(sums.double()[:, None], counts[:, None])[:, 0].tolist()
     return Value(float(sums.double().sum() / counts.sum()), low, high)
 
@@ -66,9 +66,9 @@ def ratios(labels: Iterable[str], sums: Float[Tensor, "label example"], counts: 
     return {label: Value(*one) for label, one in zip(labels, bounds, strict=True)}
 
 
-def means(labels: Iterable[str], rows: Float[Tensor, "label example"]) -> dict[str, Value]:
-    """The mean of each row."""
-    return {label: mean(row) for label, row in zip(labels, rows, strict=True)}
+def means(labels: Iterable[str], rows: Float[Tensor, "label example"], *, shares: bool | None = None) -> dict[str, Value]:
+    """The mean of each row; `shares` as in `interval_of_mean`."""
+    return {label: mean(row, shares=shares) for label, row in zip(labels, rows, strict=True)}
 
 
 def spread(draws: Tensor) -> Value:

@@ -26,13 +26,19 @@ LARGE = 400  # examples from which on quantiles are those of large samples
 
 
 def interval_of_mean(
-    values: Float[Tensor, "example *rest"], counts: Float[Tensor, "example *rest"] | None = None
+    values: Float[Tensor, "example *rest"],
+    counts: Float[Tensor, "example *rest"] | None = None,
+    *,
+    shares: bool | None = None,
 ) -> Float[Tensor, "2 *rest"]:
     """The 95% interval of a mean over examples, `[lower, upper]`; NaN where fewer than two examples are known.
 
     With `counts`, each example gives a sum of `counts` numbers, and the interval is that of sum over count (linearised): a
-    mean over positions whose number differs between examples. Without, NaN entries do not count, and numbers that are all 0 or
-    1 get the interval of a share.
+    mean over positions whose number differs between examples. Without, NaN entries do not count.
+
+    Args:
+        shares: whether numbers are 0 for no and 1 for yes, with the interval of a share. None: if all numbers in `values` are
+            0 or 1. Not by column: where other effects are logits, an effect of 0 is that of a part that does nothing.
 
     Source: Student 1908 for t; for skew, Johnson 1978, "Modified t tests and confidence intervals for asymmetrical populations",
     whose direction is taken and whose size is calibrated.
@@ -43,7 +49,8 @@ def interval_of_mean(
         known = ~x.isnan()
         x = x.nan_to_num(0)
         low, high = _skewed(x, known)
-        low, high = _shares(x, known, low, high)
+        if bool((((x == 0) | (x == 1)) | ~known).all()) if shares is None else shares:
+            low, high = _shares(x, known, low, high)
     else:
         weights = counts.detach().reshape(values.shape[0], -1).cpu().double()
         known = weights > 0
@@ -118,7 +125,7 @@ def _skewed(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _shares(x: Tensor, known: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """In columns that hold nothing but 0 and 1: the interval of a share, closed at the end that all examples are at.
+    """Of columns that hold nothing but 0 and 1, the interval of a share, closed at the end that all examples are at.
 
     Equal tails of the posterior under a uniform prior. A deterministic interval of few yeses and noes covers too much for some
     shares and too little for others; this one covers 95% on average over all shares. (Brown, Cai & DasGupta 2001.)

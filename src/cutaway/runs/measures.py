@@ -212,6 +212,11 @@ class LogitDifference(Answers):
 
     name, unit = "logit difference", "logits"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wrong is None:
+            raise TokenError("a logit difference needs wrong answers beside the answers")
+
     def columns(self) -> Int[Tensor, "column"]:
         assert self.wrong is not None
         return torch.cat([self.answers, self.wrong]).unique()
@@ -280,6 +285,9 @@ class ProbabilityDifference(Metric):
         return _where(self.positions, batch, length)
 
     def __post_init__(self) -> None:
+        for tokens in (self.right, self.wrong):
+            if tokens.ndim != 2 or tokens.dtype != torch.long or not tokens.numel():
+                raise TokenError(f"sets of tokens are rows of token ids, not {tuple(tokens.shape)} of {tokens.dtype}")
         if len(self.right) == len(self.wrong) or 1 in (len(self.right), len(self.wrong)):
             both = (self.right[:, :, None] == self.wrong[:, None]) & (self.right[:, :, None] >= 0)  # example, right, wrong
             if both.any():
@@ -306,6 +314,10 @@ class LabelMetric(Metric):
     labels: Int[Tensor, "batch pos"]
     positions: Positions = None
     by_position: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels.dtype != torch.long:
+            raise TokenError(f"labels are token ids, not {self.labels.dtype}")
 
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
         if tuple(self.labels.shape) != (batch, length):

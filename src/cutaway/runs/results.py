@@ -26,6 +26,8 @@ from cutaway.view import Figure, Page, bar_chart, line_chart
 if TYPE_CHECKING:
     from cutaway.runs.provenance import Provenance
 
+SHARES = ("", "share", "probability")  # units of numbers that may be 0 for no and 1 for yes
+
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
@@ -140,7 +142,7 @@ class Labelled:
         data = self.data.movedim(at, 0)
         rest = tuple(axis for axis in self.axes if axis != over)
         labels = {axis: names for axis, names in self.labels.items() if axis in rest}
-        interval = interval_of_mean(data)
+        interval = interval_of_mean(data, shares=None if self.unit in SHARES else False)
         parts = [data.nanmean(0), interval[0], interval[1]]
         mean, low, high = (Labelled(part, rest, labels, self.what, self.unit) for part in parts)
         count = (~data.isnan()).sum(0)

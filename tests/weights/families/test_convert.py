@@ -93,6 +93,18 @@ def test_a_field_that_transformers_never_reads_is_ignored_and_named() -> None:
             },
             "needs a short_factor for each of",
         ),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "longrope",
+                    "short_factor": [1.0] * 3,
+                    "long_factor": [1.0] * 3,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 1,
+                }
+            },
+            "needs original_max_position_embeddings of at least 2",
+        ),
     ],
 )
 def test_a_value_that_is_not_understood_is_named(changes: dict[str, Any], why: str) -> None:

@@ -43,7 +43,7 @@ def ask(study: Study) -> list[Finding]:
         method="screen" if study.large else "exact", top=12,
     )  # fmt: skip
     study.sweeps["ablation"] = found
-    values = means(every, found.effects.data)
+    values = means(every, found.effects.data, shares=False)
     random = Value(0.0) if found.baseline is None else spread(found.baseline.mean().values.data)
     what, unit = f"the rise of the {study.loss.name} without a component", study.loss.unit
     note = " (the largest exactly, the others estimated from gradients)" if study.large else ""

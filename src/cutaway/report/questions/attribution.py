@@ -13,6 +13,7 @@ from cutaway.analysis.token_roles import FEW
 from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs.estimates import Value
+from cutaway.runs.random_numbers import cycle
 from cutaway.runs.results import mean_of
 
 FEWEST = 8  # answers of one kind, for it to be compared
@@ -27,10 +28,9 @@ def lacks(study: Study) -> str:
 def ask(study: Study) -> list[Finding]:
     """Components against the same directions dealt to other prompts; the main ones by class and by answer."""
     names, added = study.attributed()
-    order = torch.randperm(added.shape[1], generator=torch.Generator().manual_seed(study.seed))
-    _, dealt = study.attributed(order)
-    values = {name: study.over(row) for name, row in zip(names, added, strict=True)}
-    base = {name: study.over(row) for name, row in zip(names, dealt, strict=True)}
+    _, dealt = study.attributed(cycle(added.shape[1], study.seed))  # no prompt keeps its own answers
+    values = {name: study.over(row, shares=False) for name, row in zip(names, added, strict=True)}
+    base = {name: study.over(row, shares=False) for name, row in zip(names, dealt, strict=True)}
     versus = "the wrong ones" if bool(study.paired.all()) else "the others"
     what = f"what a component adds to the mean logit of right answers over {versus}"
     against = "answers dealt to other prompts"
@@ -39,7 +39,7 @@ def ask(study: Study) -> list[Finding]:
     row = added[names.index(top)]
     rows, at = study.places
     classes = {name: where[rows, at] for name, where in study.behaviour.classes(study.prompts).items()}
-    by_class = {name: study.over(row, where) for name, where in classes.items() if int(where.sum()) >= FEWEST}
+    by_class = {name: study.over(row, where, shares=False) for name, where in classes.items() if int(where.sum()) >= FEWEST}
     if len(by_class) > 1:
         found.append(Finding("comparison", f"what {top} adds, by class of answer", by_class, "logits", on=study.on))
     found += _by_answer(study, names, added)

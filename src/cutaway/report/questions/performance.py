@@ -52,7 +52,7 @@ def ask(study: Study) -> list[Finding]:
         by_position = {str(one): study.over(study.correct, at == one) for one in shown}
         found.append(Finding("trend", "accuracy by position", by_position, "share", chance, constant, axis="position"))
     loss = study.losses
-    whole = {"all": study.over(loss)}
+    whole = {"all": study.over(loss, shares=False)}
     found.append(Finding("share", f"the {study.loss.name}", whole, "nats", silent=True, numbers=_numbers(study, loss, named)))
     return found
 

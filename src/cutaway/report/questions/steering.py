@@ -66,7 +66,7 @@ def ask(study: Study) -> list[Finding]:
         stream = study.cache[study.streams[layer + 1]][rows, at]
         vector = stream[fit[0]].mean(0) - stream[fit[1]].mean(0)
         still = shift(layer, nothing)
-        values[str(layer)] = mean(shift(layer, vector) - still)
+        values[str(layer)] = mean(shift(layer, vector) - still, shares=False)
         noise = [torch.randn(vector.shape, generator=generator) for _ in range(DRAWS)]
         base[str(layer)] = spread(torch.stack([(shift(layer, n / n.norm() * vector.norm()) - still).mean() for n in noise]))
     what = f"how far a direction between means moves {study.answer_word(one)!r} towards {study.answer_word(other)!r}"

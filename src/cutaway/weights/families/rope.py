@@ -112,6 +112,8 @@ def _longrope(hf: Fields, settings: Mapping[str, Any], name: str, factor: float,
             raise hf.refuse(name, f"rope type 'longrope' needs a {which} for each of {pairs} pairs, and there are {len(table)}")
     strength = settings.get("attention_factor")
     if strength is None:  # https://arxiv.org/abs/2402.13753
+        if factor > 1 and original < 2:
+            raise hf.refuse(name, "rope type 'longrope' needs original_max_position_embeddings of at least 2")
         strength = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     return {
         **{f"longrope_{which}": [float(one) for one in table] for which, table in tables.items()},
