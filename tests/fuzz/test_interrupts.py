@@ -64,7 +64,7 @@ def swept(**options: Any) -> Any:
 
 def vector_kept(place: Path) -> Tensor:
     vector = cutaway.contrast_vectors(MODEL, ["abc", "abd"], ["eee", "jja"], [1])[1]
-    vector.save(place / "vector.safetensors")
+    vector.save(place / "vector.safetensors", replace=True)  # an interrupt may come when it is written already
     return SteeringVector.load(place / "vector.safetensors").values
 
 

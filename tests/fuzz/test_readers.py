@@ -36,7 +36,7 @@ from cutaway.sources.tensor_files import safetensors
 from cutaway.tokens import from_saved
 from cutaway.view import attention_patterns, heat_map
 from cutaway.view.figure import Figure
-from tests.fuzz.mutations import cases, damaged_bytes, damaged_json, dumped, small
+from tests.fuzz.mutations import ODD, cases, damaged_bytes, damaged_json, dumped
 from tests.weights.families import tiny
 
 MODEL = HookedTransformer.from_pretrained("first-unique-char", device="cpu")
@@ -130,14 +130,19 @@ BLENDS: list[dict[str, Any]] = [
     {"longrope_short_factor": [1.0, 2.0], "longrope_long_factor": [2.0, 9.0], "longrope_original_max_position_embeddings": 6},
 ]  # fmt: skip
 SIZE = ("n_ctx", "d_vocab", "d_vocab_out", "d_model", "d_head", "n_heads", "d_mlp", "d_mlp_expert")  # 2**31 may fit
-NUMBERS = [one.name for one in dataclasses.fields(HookedTransformerConfig) if str(one.type).startswith(("int", "float"))]
+DECLARED = {one.name: str(one.type) for one in dataclasses.fields(HookedTransformerConfig)}
+NUMBERS = sorted(name for name, kind in DECLARED.items() if kind.startswith(("int", "float")))
 
 
 @cases(200, 2500)
 def test_numbers_of_a_configuration(data: Any) -> None:
+    """Values of the declared types, since shape checks are slow to explain others (`test_what_a_bundle_says_of_its_model`)."""
     fields = ROTATING | data.draw(st.sampled_from(BLENDS))
     for name in data.draw(st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=3)):
-        fields |= {name: data.draw(st.integers(-3, 40) | st.floats() if name in SIZE else small)}
+        kind = int if DECLARED[name].startswith("int") else float
+        strange = st.sampled_from([one for one in ODD if type(one) is kind])
+        usual = st.floats() if kind is float else st.integers(-3, 40)
+        fields |= {name: data.draw(usual if name in SIZE else usual | strange)}
     model = refused_or_right(lambda: HookedTransformer(HookedTransformerConfig.from_dict(fields)))
     if model is not None:
         finite_logits(model)
