@@ -30,18 +30,17 @@ from cutaway.runs.places import Places
 from cutaway.runs.random_numbers import normal
 from cutaway.runs.values import (
     AveragedValues,
+    Index,
     ReorderedValues,
     Values,
     finite_numbers,
+    index_of,
     mean_over,
     origin_in,
     other_examples,
     values_of,
 )
 from cutaway.tokens import check_mask
-
-Index = tuple[slice | Tensor, ...]
-
 
 # What happens to numbers.
 
@@ -580,27 +579,6 @@ class Bound:
 
 def _padded(x: Tensor, ndim: int) -> Tensor:
     return x[(None,) * (ndim - x.ndim)] if x.ndim < ndim else x
-
-
-def index_of(chosen: Sequence[tuple[int, ...] | None], sizes: Sequence[int]) -> Index:
-    """An index that takes the product of the chosen entries; slices where they are neighbours, so that views suffice."""
-    parts: list[slice | Tensor] = []
-    for numbers in chosen:
-        if numbers is None:
-            parts.append(slice(None))
-        elif numbers and numbers == tuple(range(numbers[0], numbers[0] + len(numbers))):
-            parts.append(slice(numbers[0], numbers[-1] + 1))
-        else:
-            parts.append(torch.tensor(numbers, dtype=torch.long))
-    lists = [isinstance(part, Tensor) for part in parts]
-    if sum(lists) < 2:
-        return tuple(parts)
-    first, last = lists.index(True), len(lists) - 1 - lists[::-1].index(True)
-    for axis in range(first, last + 1):
-        part = parts[axis]
-        full = part if isinstance(part, Tensor) else torch.arange(sizes[axis])[part]
-        parts[axis] = full.reshape([-1 if other == axis else 1 for other in range(first, last + 1)])
-    return tuple(parts)
 
 
 def _short(chosen: int | str | Sequence[int | str] | Places) -> str:

@@ -20,6 +20,7 @@ from cutaway.numbers_given import index
 from cutaway.runs.random_numbers import cycle
 
 Values = Tensor | Mapping[str, Tensor]
+Index = tuple[slice | Tensor, ...]
 
 
 def values_of(cache: Any) -> Values:
@@ -185,3 +186,24 @@ def other_examples(order: Any, values: Values) -> Tensor:
             f"an order names for each of {size} examples another one, whose activations it gets, not {order.tolist()}"
         )
     return order
+
+
+def index_of(chosen: Sequence[tuple[int, ...] | None], sizes: Sequence[int]) -> Index:
+    """An index that takes the product of the chosen entries; slices where they are neighbours, so that views suffice."""
+    parts: list[slice | Tensor] = []
+    for numbers in chosen:
+        if numbers is None:
+            parts.append(slice(None))
+        elif numbers and numbers == tuple(range(numbers[0], numbers[0] + len(numbers))):
+            parts.append(slice(numbers[0], numbers[-1] + 1))
+        else:
+            parts.append(torch.tensor(numbers, dtype=torch.long))
+    lists = [isinstance(part, Tensor) for part in parts]
+    if sum(lists) < 2:
+        return tuple(parts)
+    first, last = lists.index(True), len(lists) - 1 - lists[::-1].index(True)
+    for axis in range(first, last + 1):
+        part = parts[axis]
+        full = part if isinstance(part, Tensor) else torch.arange(sizes[axis])[part]
+        parts[axis] = full.reshape([-1 if other == axis else 1 for other in range(first, last + 1)])
+    return tuple(parts)

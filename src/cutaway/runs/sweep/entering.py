@@ -15,10 +15,11 @@ from cutaway.model.foreign import part_with
 from cutaway.model.positions import Stream
 from cutaway.model.steps import ATTN_OUT, PATTERN, POST, RESULT, SCORES, Z
 from cutaway.model.transformer import Transformer
-from cutaway.runs.edits import Bound, index_of
+from cutaway.runs.edits import Bound
 from cutaway.runs.sweep.cells import Cell, short
 from cutaway.runs.sweep.clean import Clean, differs
 from cutaway.runs.sweep.regions import BY_HEAD, Region, Rules, Way
+from cutaway.runs.values import index_of
 
 
 @dataclass(frozen=True, eq=False)
