@@ -452,8 +452,10 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def placed(self, resid: Tensor, layer: int) -> Tensor:
         """The stream where block `layer` lies, or, after the last, the unembedding."""
-        part = self.blocks[layer] if layer < self.cfg.n_layers else self.unembed
-        return resid if self.cfg.n_devices == 1 else resid.to(next(part.parameters()).device)
+        if self.cfg.n_devices > 1:
+            part = self.blocks[layer] if layer < self.cfg.n_layers else self.unembed
+            resid = resid.to(next(part.parameters()).device)
+        return resid
 
     def logits_of(
         self, resid: Float[Tensor, "... d_model"], columns: Int[Tensor, "column"] | None = None
