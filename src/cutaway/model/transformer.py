@@ -44,11 +44,11 @@ from cutaway.numbers_given import whole
 from cutaway.prompts import Prompts
 
 _FIELDS = """
-    n_layers d_model d_head n_heads n_key_value_heads d_mlp d_vocab d_vocab_out act_fn eps attn_only attn_scale
-    use_attn_scale scale_attn_by_inverse_layer_idx use_local_attn window_size attn_types gated_mlp
-    normalization_type final_rms post_embedding_ln use_normalization_before_and_after post_norm_only
-    parallel_attn_mlp positional_embedding_type rotary_dim rotary_base rotary_base_local rotary_layers
-    rotary_adjacent_pairs use_qk_norm qk_norm_over qk_norm_type num_experts moe_layers d_mlp_expert
+    n_layers d_model d_head n_heads n_key_value_heads d_mlp d_vocab d_vocab_out act_fn eps attn_only attn_scale use_attn_scale
+    scale_attn_by_inverse_layer_idx use_local_attn window_size attn_types gated_mlp normalization_type final_rms
+    post_embedding_ln use_normalization_before_and_after post_norm_only parallel_attn_mlp positional_embedding_type rotary_dim
+    rotary_base rotary_base_local rotary_layers rotary_adjacent_pairs use_qk_norm qk_norm_over qk_norm_type num_experts
+    moe_layers d_mlp_expert
 """
 BUILT_IN = tuple(_FIELDS.split())
 """Fields of a configuration that a network is built from: changing them afterwards would do nothing, or half of it."""
