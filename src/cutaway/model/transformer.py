@@ -452,10 +452,8 @@ class Transformer(HookedRootModule, StackedWeights):
 
     def placed(self, resid: Tensor, layer: int) -> Tensor:
         """The stream where block `layer` lies, or, after the last, the unembedding."""
-        if self.cfg.n_devices > 1:
-            part = self.blocks[layer] if layer < self.cfg.n_layers else self.unembed
-            resid = resid.to(next(part.parameters()).device)
-        return resid
+        part = self.blocks[layer] if self.cfg.n_devices > 1 and layer < self.cfg.n_layers else self.unembed
+        return resid if self.cfg.n_devices == 1 else resid.to(next(part.parameters()).device)
 
     def logits_of(
         self, resid: Float[Tensor, "... d_model"], columns: Int[Tensor, "column"] | None = None
