@@ -310,6 +310,17 @@ def test_a_folder_of_something_else_is_refused(model: Transformer, whole: tuple[
         Collection(tmp_path)
 
 
+def test_a_collection_of_another_corpus_stays(model: Transformer, whole: tuple[Path, Path], tmp_path: Path) -> None:
+    before = tree(whole[1])
+    other = lines_file(tmp_path, ["something else", "and no line of the other one"])
+    with pytest.raises(CollectionError, match="holds a collection of another corpus; give another folder"):
+        collect(model, other, SITES, whole[1], **SMALL)
+    assert tree(whole[1]) == before
+    nothing = lines_file(tmp_path, [], "nothing.jsonl")
+    with pytest.raises(CollectionError, match=r"there is no text in .*nothing.jsonl"):
+        collect(model, nothing, SITES, tmp_path / "none", **SMALL)
+
+
 def test_what_cannot_be_collected_is_refused(model: Transformer, whole: tuple[Path, Path], tmp_path: Path) -> None:
     for sites, options, kind, said in (
         (["resid_post7"], {}, UnknownSite, "there are 2 layers"),

@@ -52,7 +52,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[Any]]] = {
         *("--record", to / "record"),
     ],
     "explain": lambda given, to: [
-        *("explain", "first-unique-char", "--examples", given / "examples.jsonl", "--out", to / "out")
+        *("explain", "first-unique-char", "--examples", given / "examples.jsonl", "--replace", "--out", to / "out")
     ],
     "collect": lambda given, to: [
         *("collect", "attn-only-2l", given / "corpus.jsonl", "--sites", "resid_post0", "--chunk", 512, "--out", to / "set")

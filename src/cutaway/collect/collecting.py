@@ -15,7 +15,7 @@ from cutaway.collect.corpus import Corpus, arrows
 from cutaway.collect.cutting import Chunk, cut
 from cutaway.collect.folders import CARD, PLAN, Folder, Place, place_of
 from cutaway.collect.options import Options, sites_for
-from cutaway.collect.shards import INDEX, TEXTS, Receipt, finished, part_name
+from cutaway.collect.shards import INDEX, TEXTS, Receipt, finished, part_name, texts_of
 from cutaway.collect.worker import CollectJob
 from cutaway.errors import CollectionError, ConfigError, ContextTooLong
 from cutaway.executors import Executor, SetAside, executor_of
@@ -223,6 +223,9 @@ def _run(settled: Settled, job: CollectJob, place: Place, executor: Executor, pr
             progress(min(passed, total), total)
 
     aside = executor.run(job, missing(), done)
+    if not count:
+        broken = f", and {len(settled.corpus.broken)} broken lines" if settled.corpus.broken else ""
+        raise CollectionError(f"there is no text in {settled.corpus.path}{broken}")
     found = _collected(settled, place, [receipts[number] for number in sorted(receipts)], reused, aside)
     if executor.leader:
         _finish(settled, place, found, receipts, count)
@@ -258,6 +261,19 @@ def _begin(settled: Settled, place: Place) -> None:
         if found != wanted:
             was, now = _first_difference(found, wanted)
             raise CollectionError(f"{place} holds a collection with other {name} ({was} there, {now} here); give another folder")
+    _check_corpus(settled.corpus, place)
+
+
+def _check_corpus(corpus: Corpus, place: Place) -> None:
+    """A corpus that grew, or lost some, goes on; the index of one that shares nothing with it would be written over.
+
+    Raises:
+        CollectionError: none of the documents of the first and the last chunk that are there is in this corpus.
+    """
+    names = [name for name in place.names(TEXTS) if name.endswith(".parquet")]  # no drafts
+    known = {text for name in {*names[:1], *names[-1:]} for text in texts_of(place, f"{TEXTS}/{name}")}
+    if known and not any(document.text.startswith(tuple(known)) for document in corpus):
+        raise CollectionError(f"{place} holds a collection of another corpus; give another folder")
 
 
 def _first_difference(found: Any, wanted: Any) -> tuple[str, str]:

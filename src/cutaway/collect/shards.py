@@ -130,6 +130,16 @@ def finished(place: Place, head: ChunkHead) -> Receipt | None:
     return receipt if same and place.size(receipt.shard) == receipt.bytes else None
 
 
+def texts_of(place: Place, name: str) -> list[str]:
+    """The beginnings of the documents of a chunk; none where the file is damaged."""
+    parquet, arrow = arrows()
+    try:
+        table = parquet.read_table(io.BytesIO(place.read(name)), columns=["part", "text"])
+    except arrow.lib.ArrowException:
+        return []
+    return [text for part, text in zip(*table.to_pydict().values(), strict=True) if part == 0]
+
+
 def known_shard(place: Place, key: str) -> tuple[str, int] | None:
     """Digest and bytes of a shard that is there already: of a corpus that has grown, or of texts that occur twice."""
     name = f"{SHARDS}/{key}.safetensors"
