@@ -56,7 +56,12 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def begin(script: Path, folder: Path, executor: str) -> subprocess.Popen[bytes]:
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+    # Ray gives its workers a niceness of 15: beside other work on the machine they would hardly run at all.
+    env = os.environ | {
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+        "RAY_worker_niceness": "0",
+    }
     command = [sys.executable, str(script), str(folder), executor]
     return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
