@@ -127,7 +127,7 @@ def test_a_table_ends_with_the_screen_unless_asked(pairs: Path) -> None:
         (["ablate", MODEL, "--text", "a king", "--layers", "7"], "names layer 7, and the model has the layers 0 to 1"),
         (["ablate", MODEL, "--text", "a king", "--dtype", "float8"], "--dtype 'float8' is not known"),
         (["generate", MODEL, "--text", "a king", "--messages"], "--messages needs a model with a chat template"),
-        (["attention", MODEL, "--text", "a", "--text", "b"], "attention draws one text, and there are 2"),
+        (["attention", MODEL, "--text", "a", "--text", "b"], "attention of 2 texts is a mean between their roles"),
     ],
 )
 def test_what_cannot_be_asked_is_one_sentence(words: list[str], said: str) -> None:
@@ -279,3 +279,16 @@ def test_columns_of_prompts_of_other_lengths_are_said_to_be_no_words(pairs: Path
     pairs.write_text("".join(json.dumps(one) + "\n" for one in bare), encoding="utf-8")
     assert "the prompts differ in length and name no roles" in run(*words).stderr
     assert "differ in length" not in run(*words, "--positions", "-1").stderr
+
+
+def test_attention_of_many_texts_is_the_mean_between_their_roles(model: Any, pairs: Path) -> None:
+    printed = run("attention", MODEL, "--pairs", str(pairs), "--json")
+    found = json.loads(printed.stdout)
+    check_schema("attention", found)
+    prompts = Prompts.read(pairs, model)
+    assert found["tokens"] == ["first", "N", "end"] and found["prompts"]["count"] == 2
+    alone = [model.run_with_cache(prompts[[row]])[1]["pattern", 1][0, 2] for row in range(2)]
+    places = [[0, int(prompts.roles["N"][row]), int(prompts.roles["end"][row])] for row in range(2)]
+    expected = sum(one[at][:, at] for one, at in zip(alone, places, strict=True)) / 2
+    assert torch.tensor(found["heads"]["1.2"]).allclose(expected, atol=1e-3)
+    assert "means over 2 texts" in run("attention", MODEL, "--pairs", str(pairs)).stdout

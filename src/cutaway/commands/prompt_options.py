@@ -302,11 +302,12 @@ class Request:
             numbers["prompts"] = {"count": len(found), "shortest": min(lengths), "longest": max(lengths), "pairs": pairs}
         return numbers
 
-    def rows(self, rows: Sequence[Any]) -> tuple[list[Any], str]:
-        """The rows that are printed, and a line that says how many are not."""
+    def rows(self, rows: Sequence[Any], *, last: bool = False) -> tuple[list[Any], str]:
+        """The rows that are printed, the first or the last of them, and a line that says how many are not."""
         most = len(rows) if self.all_rows else self.top or SCREEN
         rest = len(rows) - most
-        return list(rows[:most]), f"{rest} more row{'s' * (rest != 1)}; --all prints them" if rest > 0 else ""
+        shown = list(rows[-most:] if last else rows[:most])
+        return shown, f"{rest} {'earlier' if last else 'more'} row{'s' * (rest != 1)}; --all prints them" if rest > 0 else ""
 
     def show(
         self, text: str, numbers: dict[str, Any], figures: Figures, title: str, result: Any = None, page_text: str | None = None

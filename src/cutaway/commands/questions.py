@@ -210,7 +210,7 @@ def lens(
     asked_for = None if not bool(counted.any()) else _word(network, int(wanted[0])) if single else found_name(whose)
     text = _lens_text(asked_for, whose, target, read, at, place, single=single)
     column = "likeliest" if single else "same as the end"
-    shown, more = request.rows(rows)
+    shown, more = request.rows(rows, last=True)  # of a deep network the layers where the answer comes up
     text += _filled(["row", column, "target", "rank", "KL to the end", "entropy"], shown) + (f"\n{more}" if more else "")
     position = int(at[0]) if single else place
     told_all = {"position": position, "target": asked_for, "rows": numbers}

@@ -9,9 +9,10 @@ import typer
 from cutaway.commands import console
 from cutaway.commands.prompt_options import Layers, Request, layers_of, shared_options
 from cutaway.commands.shared import lines, one_token
-from cutaway.errors import ConfigError, TokenError
+from cutaway.errors import ConfigError, PromptError
 
 SHADES = " ░▒▓█"
+DRAWN = 6  # prompts whose likeliest tokens a page draws as bars
 WIDEST = 40  # tokens of an attention pattern that a terminal shows
 
 
@@ -57,13 +58,26 @@ def next_(
 
 
 def _next_figures(numbers: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    from cutaway.view import bar_chart
+    """Of several prompts a table of all, and bars of the first few."""
+    from cutaway.view import bar_chart, table
 
-    return [
+    bars = [
         (one["text"] or f"prompt {at}", bar_chart([repr(name) for name, _ in one["top"]], [value for _, value in one["top"]],
          x_name="token", value_name="probability"))
-        for at, one in enumerate(numbers[:20])
+        for at, one in enumerate(numbers[:DRAWN])
     ]  # fmt: skip
+    if len(numbers) == 1:
+        return bars
+    columns = ["prompt", "likeliest", "probability", "asked about", "its probability", "its rank"]
+    rows = []
+    for at, one in enumerate(numbers):
+        (likeliest, chance), asked = one["top"][0], one["words"] or {"": {"probability": "", "rank": ""}}
+        rows += [
+            [one["text"] or f"prompt {at}", repr(likeliest), chance, repr(word) if word else "", of["probability"], of["rank"]]
+            for word, of in asked.items()
+        ]
+    heading = f"All {len(numbers)} prompts" + (f"; below, the first {DRAWN}" if len(numbers) > DRAWN else "")
+    return [(heading, table(columns, rows)), *bars]
 
 
 @shared_options()
@@ -153,23 +167,25 @@ def attention(
 ) -> None:
     """Draw attention patterns: shaded blocks in the terminal, and with --html a page where every head can be looked at.
 
-    The terminal shows the heads of --head, or, without, what each head of the layers attends to from the last token.
+    The terminal shows the heads of --head, or, without, what each head of the layers attends to from the last token. Of several
+    texts it is the mean attention between their roles.
     """
     import torch
 
     network, prompts = request.network, request.given_prompts
-    if len(prompts) > 1:
-        raise TokenError(f"attention draws one text, and there are {len(prompts)}; give one, or ask `heads` about many")
+    columns = _columns(network, prompts)
     chosen = _heads(network, head, layers)
     sites = {f"blocks.{layer}.attn.hook_pattern": layer for layer in sorted({layer for layer, _ in chosen})}
     with torch.no_grad():
         _, store = network.run_with_cache(prompts, names_filter=list(sites), return_type=None)
-    patterns = {layer: store[name][0].float().cpu() for name, layer in sites.items()}
-    words = _words(network, prompts)
+    patterns = {layer: _between(store[name].float().cpu(), list(columns.values())) for name, layer in sites.items()}
+    words = [word for _, word in columns]
     named = [(f"{layer}.{number}", patterns[layer][number]) for layer, number in chosen]
     last, rest = request.rows([[name, *_looked_at(pattern[-1], words)] for name, pattern in named])
     blocks = [shaded(pattern, words, name) for name, pattern in named] if head else []
     text = "\n\n".join([*blocks, lines(["head", "from the last token to"], last) + (f"\n{rest}" if rest else "")])
+    if len(prompts) > 1:
+        text += f"\nmeans over {len(prompts)} texts; what a head looks at beside these words is left out"
     numbers = {"tokens": words, "heads": {name: _rounded(pattern) for name, pattern in named}}
     request.show(text, numbers, _attention_figures(words, named) if request.html else [], f"Attention in {request.model}")
 
@@ -186,10 +202,39 @@ def _heads(network: Any, names: list[str] | None, layers: str | None) -> list[tu
     return [(layer, number) for layer in layers_of(layers, network.cfg.n_layers) for number in range(network.cfg.n_heads)]
 
 
-def _words(network: Any, prompts: Any) -> list[str]:
+def _columns(network: Any, prompts: Any) -> dict[tuple[int, str], Any]:
+    """Number and word of each place that attention is drawn between → its position in each text.
+
+    Of one text every token, of several their roles in the order of the texts, and the first token.
+
+    Raises:
+        PromptError: several texts without roles.
+    """
+    import torch
+
     from cutaway.analysis.shared import token_name
 
-    return [token_name(network, token) for token in prompts.tokens[0].tolist()]
+    if len(prompts) == 1:
+        tokens = prompts.tokens[0].tolist()
+        return {(at, token_name(network, token)): torch.tensor([at]) for at, token in enumerate(tokens)}
+    if len(prompts.roles) < 2:
+        raise PromptError(
+            f"attention of {len(prompts)} texts is a mean between their roles, and these have none; give 'roles' in a pairs "
+            "file, --behaviour, or one text alone, or ask `heads`"
+        )
+    places = dict(sorted(prompts.roles.items(), key=lambda one: float(one[1].float().mean())))
+    if all(bool(where.any()) for where in places.values()):
+        places = {"first": torch.zeros(len(prompts), dtype=torch.long), **places}
+    return {(number, role): where for number, (role, where) in enumerate(places.items())}
+
+
+def _between(pattern: Any, places: list[Any]) -> Any:
+    """The attention `[head, place, place]` between places of each text, mean over texts, of `[text, head, dest, src]`."""
+    import torch
+
+    texts = torch.arange(len(pattern))
+    rows = [torch.stack([pattern[texts, :, dest, src].mean(0) for src in places], -1) for dest in places]
+    return torch.stack(rows, 1)
 
 
 def _looked_at(row: Any, words: list[str]) -> list[str]:
