@@ -25,6 +25,7 @@ from cutaway.runs.metrics import settled
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, layers_by_heads
 from cutaway.runs.sweep import Audit, SweepResult, sweep
+from cutaway.runs.sweep.planning import plan
 from cutaway.view import Figure, bar_chart, sweep_grid
 
 KINDS = ("zero", "mean")
@@ -119,6 +120,7 @@ def ablate_heads(
     seed: int = 0,
     memory: int | None = None,
     progress: Callable[[float, float], None] | None = None,
+    say: Callable[[int, float], None] | None = None,
     baseline: int = 0,
 ) -> HeadAblation:
     """Ablate each head, and all heads of each layer, and measure what changes at every position.
@@ -136,6 +138,7 @@ def ablate_heads(
         layers: only the heads of these.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding.
         audit, seed, memory, progress, baseline: as `sweep` takes them.
+        say: told how many cells there are and the least seconds that they take, before anything long is run.
 
     Raises:
         UnknownName: no such kind or site.
@@ -150,6 +153,9 @@ def ablate_heads(
     for kind in kinds:
         for site in sites:
             edits += _edits(zero() if kind == "zero" else mean(over=over), site, cfg, chosen, positions)
+    if say is not None:
+        expected = plan(model, tokens, edits, measure, mask=mask, memory=memory)
+        say(expected.cells, expected.seconds or 0.0)
     done = sweep(
         model, tokens, edits, measure, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
     )

@@ -36,6 +36,7 @@ from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, Cells, Grid, SweepResult, sweep
 from cutaway.runs.sweep.clean import is_forward
+from cutaway.runs.sweep.planning import plan
 from cutaway.view import Figure, sweep_grid
 
 Setter = Callable[[Tensor, Sequence[int], Tensor], Tensor]
@@ -431,6 +432,7 @@ def patch(
     seed: int = 0,
     memory: int | None = None,
     progress: Callable[[float, float], None] | None = None,
+    say: Callable[[int, float], None] | None = None,
     baseline: int = 0,
     results: Path | str | None = None,
     executor: str | Executor | None = None,
@@ -445,6 +447,7 @@ def patch(
             `Prompts` of different lengths, every role.
         direction: "denoising" (clean into corrupted) or "noising" (corrupted into clean).
         audit, seed, memory, progress, baseline, results, executor: as `sweep` takes them.
+        say: told how many cells there are and the least seconds that they take, before anything long is run.
 
     Raises:
         ShapeError: prompts that do not align, a metric that compares with a clean run, or one that is the same for both.
@@ -481,13 +484,16 @@ def patch(
     prompts = clean if isinstance(clean, Prompts) else None
     places = _places(prompts, positions)
     run = target if prompts is None else replace(prompts if target is both.clean else prompts.counterparts, roles=prompts.roles)
+    grids = {kind: _grid(put_in(cache), kind, places, heads_there=positions is not None) for kind in kinds}
+    if say is not None:
+        plans = [plan(model, run, grid, metric, mask=both.mask, memory=memory) for grid in grids.values()]
+        say(sum(one.cells for one in plans), sum(one.seconds or 0.0 for one in plans))
     sweeps = {}
     for number, kind in enumerate(kinds):
         step = None if progress is None else _share(progress, number, len(kinds))
-        grid = _grid(put_in(cache), kind, places, heads_there=positions is not None)
         sweeps[kind] = sweep(
-            model, run, grid, metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step, baseline=baseline,
-            results=results, executor=executor,
+            model, run, grids[kind], metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step,
+            baseline=baseline, results=results, executor=executor,
         )  # fmt: skip
     first = sweeps[kinds[0]].averages()
     scaled = (first.data - means[1]) / (means[0] - means[1])

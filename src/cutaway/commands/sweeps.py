@@ -40,6 +40,19 @@ def bar(what: str, quiet: bool) -> Iterator[Step | None]:
         yield lambda done, total: shown.update(task, completed=done / total)
 
 
+LONG = 60.0  # seconds
+
+
+def say_cost(fewer: str) -> Callable[[int, float], None]:
+    """Something that says on stderr how long a long sweep takes, and how to have less of it."""
+
+    def say(cells: int, seconds: float) -> None:
+        if seconds >= LONG:
+            console.echo(f"{cells:,} cells, at least {seconds / 60:.0f} min on this machine; {fewer} make it shorter", err=True)
+
+    return say
+
+
 def metric_of(request: Request) -> Any:
     """What is measured: what the prompts' answers say, else None, which stands for the loss of the next token."""
     from cutaway.runs.metrics import settled
@@ -93,7 +106,15 @@ def ablate(
             )
         else:
             found = ablation.ablate_heads(
-                network, prompts, metric_of(request), kinds=kinds, sites=sites, layers=chosen, progress=progress, **options
+                network,
+                prompts,
+                metric_of(request),
+                kinds=kinds,
+                sites=sites,
+                layers=chosen,
+                progress=progress,
+                say=say_cost("--layers, --component and --count"),
+                **options,
             )
     if component is not None:
         rows = [[which, name, change] for which in kinds for name, change in found.changes(which).items()]
@@ -176,7 +197,8 @@ def patch(
     with bar("patching", request.as_json) as progress:
         found = patching.patch(
             network, prompts, metric=metric_of(request), kinds=kinds, positions=positions_of(positions), direction=direction,
-            seed=request.seed, memory=in_bytes(memory), progress=progress, baseline=baseline, results=results,
+            seed=request.seed, memory=in_bytes(memory), progress=progress,
+            say=say_cost("--kind, --positions and --count"), baseline=baseline, results=results,
             executor=executor,
         )  # fmt: skip
     if record is not None:

@@ -30,7 +30,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 LONGEST = 60  # characters of an argument
 MOST = 200  # prompts in a page
-UNSAID = frozenset({"progress"})  # arguments that say nothing about a result
+UNSAID = frozenset({"progress", "say"})  # arguments that say nothing about a result
 
 
 def with_provenance(analysis: Callable[P, R]) -> Callable[P, R]:
