@@ -181,7 +181,8 @@ def attention(
     patterns = {layer: _between(store[name].float().cpu(), list(columns.values())) for name, layer in sites.items()}
     words = [word for _, word in columns]
     named = [(f"{layer}.{number}", patterns[layer][number]) for layer, number in chosen]
-    last, rest = request.rows([[name, *_looked_at(pattern[-1], words)] for name, pattern in named])
+    elsewhere = "spread evenly" if len(prompts) == 1 else "other words"
+    last, rest = request.rows([[name, *_looked_at(pattern[-1], words, elsewhere)] for name, pattern in named])
     blocks = [shaded(pattern, words, name) for name, pattern in named] if head else []
     text = "\n\n".join([*blocks, lines(["head", "from the last token to"], last) + (f"\n{rest}" if rest else "")])
     if len(prompts) > 1:
@@ -237,11 +238,11 @@ def _between(pattern: Any, places: list[Any]) -> Any:
     return torch.stack(rows, 1)
 
 
-def _looked_at(row: Any, words: list[str]) -> list[str]:
+def _looked_at(row: Any, words: list[str], elsewhere: str) -> list[str]:
     """The tokens that one query looks at most."""
     best = row.topk(min(4, len(words)))
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return ["  ".join(f"{at} {words[at]!r} {value:.2f}" for at, value in pairs if value >= 0.05) or "spread evenly"]
+    return ["  ".join(f"{at} {words[at]!r} {value:.2f}" for at, value in pairs if value >= 0.05) or elsewhere]
 
 
 def shaded(pattern: Any, words: list[str], name: str) -> str:
