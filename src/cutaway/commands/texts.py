@@ -54,7 +54,9 @@ def next_(
     single = len(chances) == 1
     shown, more = request.rows([row[single:] for row in rows])
     text = lines(["prompt", "token", "probability", "rank"][single:], shown) + (f"\n{more}" if more else "")
-    request.show(text, {"next": numbers}, _next_figures(numbers) if request.html else [], f"What {request.model} expects")
+    figures = _next_figures(numbers) if request.html else []
+    above = text if single else ""  # of several the table below has all of it
+    request.show(text, {"next": numbers}, figures, f"What {request.model} expects", page_text=above)
 
 
 def _next_figures(numbers: list[dict[str, Any]]) -> list[tuple[str, Any]]:
