@@ -90,6 +90,10 @@ def test_a_change_is_found_where_it_is(tmp_path: Path) -> None:
     again = records.replay(record, MODEL)
     assert not again.same_bits and again.cell == "zero blocks.1.attn.hook_z head 2" and again.difference > 0.01
     assert again.cell in again.summary()
+    text = (tmp_path / "one" / records.RECORD).read_text()
+    (tmp_path / "one" / records.RECORD).write_text(json.dumps(json.loads(text) | {"digest": None, "notes": ["edited"]}))
+    unsealed = records.replay(records.read_record(tmp_path / "one"), MODEL).summary()
+    assert unsealed.endswith("the same bits; the record has no digest, so whether its labels were edited is not known")
 
 
 def test_a_baseline_is_recorded_and_held_to_its_record(tmp_path: Path) -> None:

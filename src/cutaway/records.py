@@ -284,6 +284,7 @@ class Replay:
         difference: the largest difference of any value, relative to the largest value.
         cell: where it is.
         same_bits: whether all values have the same bits.
+        sealed: whether the record has a digest; without one (as an early version wrote them) its labels and notes may be edited.
     """
 
     name: str
@@ -292,6 +293,7 @@ class Replay:
     same_bits: bool
     versions: dict[str, tuple[str, str]]  # those that differ: then, now
     bound: float = 1e-4
+    sealed: bool = True
 
     @property
     def agrees(self) -> bool:
@@ -304,11 +306,12 @@ class Replay:
 
     def summary(self) -> str:
         """In words."""
+        unknown = "" if self.sealed else "; the record has no digest, so whether its labels were edited is not known"
         if self.same_bits:
-            return f"{self.name}: the same bits"
+            return f"{self.name}: the same bits{unknown}"
         changed = "".join(f"; {name} {then} then, {now} now" for name, (then, now) in self.versions.items())
         verdict = "the same numbers up to rounding" if self.agrees else f"OTHER NUMBERS (more than {self.bound:.0e} apart)"
-        return f"{self.name}: {verdict}; largest relative difference {self.difference:.1e}, at {self.cell}{changed}"
+        return f"{self.name}: {verdict}; largest relative difference {self.difference:.1e}, at {self.cell}{changed}{unknown}"
 
 
 def replay(
@@ -361,7 +364,8 @@ def replay(
         same = same and _same_bits(kept, again)
         if other > difference:
             difference, cell = other, found.baseline.values.names("cell")[at]
-    return Replay(record.folder.name, difference, cell, same, changed, BOUNDS.get(dtype or about["model"]["dtype"], 1e-4))
+    bound = BOUNDS.get(dtype or about["model"]["dtype"], 1e-4)
+    return Replay(record.folder.name, difference, cell, same, changed, bound, sealed=about.get("digest") is not None)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
