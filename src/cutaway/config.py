@@ -24,6 +24,7 @@ ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "si
 INITS = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP")
 MOST_LAYERS, MOST = 10_000, 2**31  # of layers or experts, and of any other size
 SMALLEST, LARGEST = 1e-15, 1e15  # of any number that is no size
+LARGEST_INIT = 1e3  # of the spread of initial weights
 POSITIVE = (
     "rotary_base", "rotary_base_local", "rotary_linear_factor", "yarn_factor", "NTK_by_parts_factor", "clip_qkv",
     "NTK_by_parts_low_freq_factor", "NTK_by_parts_high_freq_factor", "yarn_attention_factor", "yarn_beta_fast", "yarn_beta_slow",
@@ -206,8 +207,10 @@ class HookedTransformerConfig:
             value = getattr(self, field)
             if value is not None and not value > 0:
                 raise ConfigError(f"{field}={value} must be positive")
-        if self.eps <= 0 or self.attn_scale == 0:
-            raise ConfigError(f"eps={self.eps} must be positive, and attn_scale={self.attn_scale} not zero")
+        if self.eps <= 0 or not (self.attn_scale > 0 or self.attn_scale == -1.0):  # less would turn the mask's -inf into inf
+            raise ConfigError(f"eps={self.eps} must be positive, and attn_scale={self.attn_scale} positive or -1 (√d_head)")
+        if self.initializer_range > LARGEST_INIT:
+            raise ConfigError(f"initializer_range={self.initializer_range} is beyond what any model has, {LARGEST_INIT:g}")
 
     def _check_number(self, field: str, value: Any, declared: str) -> None:
         """Beyond these bounds float32 has zero or infinity, and a whole number may be longer than any float."""

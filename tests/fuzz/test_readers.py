@@ -151,6 +151,8 @@ def test_numbers_of_a_configuration(data: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
+        ({"attn_scale": -3.0}, "attn_scale=-3.0 positive"),
+        ({"initializer_range": 1e10}, "initializer_range=1"),
         ({"use_yarn_rope": True, "rotary_base": 1.0}, "rotary_base=1.0 must be more than 1"),
         ({"use_yarn_rope": True, "yarn_beta_fast": -1.0}, "yarn_beta_fast=-1.0 must be positive"),
         ({"use_yarn_rope": True, "yarn_original_max_position_embeddings": 0}, "=0 must be a positive whole number"),
@@ -160,7 +162,7 @@ def test_numbers_of_a_configuration(data: Any) -> None:
         ),
     ],
 )
-def test_rotations_that_divide_by_zero_are_refused(fields: dict[str, Any], why: str) -> None:
+def test_numbers_that_give_nan_are_refused(fields: dict[str, Any], why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         HookedTransformerConfig.from_dict(ROTATING | fields)
 
