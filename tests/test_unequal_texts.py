@@ -258,7 +258,7 @@ METRICS: dict[str, Callable[[Tensor], Any]] = {
     "difference": lambda tokens: metrics.logit_difference([1], [2]),
     "last two": lambda tokens: metrics.log_probability([1], [-1, -2]),
     "kl": lambda tokens: metrics.kl(),
-    "rank": lambda tokens: metrics.rank([3], None),
+    "rank": lambda tokens: metrics.rank([3], torch.ones(tokens.shape, dtype=torch.bool)),
     "probability difference": lambda tokens: metrics.probability_difference([[3, 4]], [[5]], None),
 }
 LAW: dict[str, tuple[Callable[[Any, Tensor], tuple[Tensor, str]], list[str]]] = {

@@ -42,6 +42,15 @@ def test_replacing_is_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["card.md"]
 
 
+def test_a_reader_of_the_old_file_reads_it_to_its_end(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    writing.write(target, "old, to its end")
+    with target.open("rb", buffering=0) as reader:
+        assert reader.read(3) == b"old"
+        writing.write(target, "new")
+        assert reader.read() == b", to its end" and target.read_text() == "new"
+
+
 def test_a_link_stays_a_link_and_permissions_stay(tmp_path: Path) -> None:
     file, link = tmp_path / "secret", tmp_path / "link"
     file.write_text("old")
