@@ -18,8 +18,9 @@ import torch
 
 from beside import machine, record
 from cutaway import HookedTransformer, edits, metrics, plan, view
-from cutaway.runs.sweep.engine import CLEAN, Engine
-from cutaway.runs.sweep.planning import task_of
+from cutaway.runs.sweep.engine import Engine
+from cutaway.runs.sweep.options import task_of
+from cutaway.runs.sweep.scheduling import CLEAN
 
 NAME = "smollm2-135m-instruct"
 FIGURE = Path(__file__).resolve().parent.parent / "docs" / "design" / "growth.png"

@@ -305,7 +305,7 @@ ELSEWHERE = {
     " compile_program",
     "makes its own inputs, all of one length": "random_repeats on_random_repeats hill_climb behaviour behaviour_names",
     "compared with transformers, a text at a time": "verify",
-    "counts what a sweep would cost": "plan",
+    "counts what a sweep would cost, or says how it runs": "plan SweepOptions",
     "takes results, not texts": "difference load",
     "says something of all texts together, which has a law below": "faithfulness find_circuit stability circuit_for",
     "calls an analysis of the law for each model": "across",

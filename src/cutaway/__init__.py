@@ -25,7 +25,7 @@ _BY_MODULE = {
     "runs.editing": "edited run",
     "model.factored_matrix": "FactoredMatrix",
     "runs.generation": "Sampling",
-    "runs.sweep": "sweep",
+    "runs.sweep": "SweepOptions sweep",
     "runs.sweep.planning": "plan",
     "verification": "verify",
     "runs.differences": "difference",

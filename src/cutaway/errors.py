@@ -95,6 +95,10 @@ class HookNeverFired(CutawayError, RuntimeError):
     """A hook was attached, and the run never passed its site."""
 
 
+class ChunkDamaged(UserWarning):
+    """A chunk in the folder of an interrupted sweep cannot be used, and is computed again."""
+
+
 class HookDidNotFire(UserWarning):
     """A hook was attached for a scope or for good, and no run called it."""
 

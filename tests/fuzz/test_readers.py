@@ -25,12 +25,11 @@ from safetensors.torch import load, save
 from cutaway import HookedTransformer, notebooks, reading, records
 from cutaway.analysis.steering import SteeringVector
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import ConfigError, CutawayError
+from cutaway.errors import ChunkDamaged, ConfigError, CutawayError
 from cutaway.exercises.progress import Progress
 from cutaway.runs import edits, metrics, places
 from cutaway.runs.answer_metrics import AnswerMetric
 from cutaway.runs.sweep import Grid, heads, pairs, residual, sweep
-from cutaway.runs.sweep.saved import ChunkDamaged
 from cutaway.sources import files
 from cutaway.sources.tensor_files import safetensors
 from cutaway.tokens import from_saved

@@ -16,15 +16,27 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cutaway.errors import CheckpointError, ConfigError, NotExact, NotFinite, ShapeError, TokenError, UnknownName
+from cutaway.errors import CheckpointError, ChunkDamaged, ConfigError, NotExact, NotFinite, ShapeError, TokenError, UnknownName
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.sites import get_act_name
 from cutaway.runs import edits, metrics
-from cutaway.runs.sweep import Cells, Grid, SweepResult, heads, heads_by_position, neurons, pairs, patterns, residual, sweep
+from cutaway.runs.sweep import (
+    Cells,
+    Grid,
+    SweepResult,
+    heads,
+    heads_by_position,
+    neurons,
+    pairs,
+    patterns,
+    residual,
+    scheduling,
+    sweep,
+)
 from cutaway.runs.sweep import engine as sweep_engine
 from cutaway.runs.sweep.engine import Engine
+from cutaway.runs.sweep.options import Sweep
 from cutaway.runs.sweep.planning import plan
-from cutaway.runs.sweep.saved import ChunkDamaged
 from tests.architectures import ALL, flop_counter, network, some_tokens
 
 BATCH, LENGTH = 3, 9
@@ -208,7 +220,7 @@ def test_undeclared_functions_run_alone_at_full_length() -> None:
         return x.flip(1).roll(1, 0)  # reads across positions and examples
 
     cells = [edits.function(across).at(("resid_pre", 1)), edits.zero().at(("z", 0), heads=1), edits.zero().at(("z", 1), heads=1)]
-    engine = Engine(sweep_engine.Sweep(model, TOKENS, None, Cells.of(cells, model.cfg, LENGTH), METRICS["loss"]))
+    engine = Engine(Sweep(model, TOKENS, None, Cells.of(cells, model.cfg, LENGTH), METRICS["loss"]))
     assert [[cell.number for cell in chunk] for chunk in engine.plan.chunks[0]] == [[1, 2], [0]]
     assert engine.plan.cells[0].way == "alone"
     found = sweep(model, TOKENS, cells, METRICS["loss"], memory=10**9, audit=3)
@@ -220,7 +232,7 @@ def test_undeclared_functions_run_alone_at_full_length() -> None:
 
 @pytest.mark.parametrize("room", [9 * 24, 30 * 24, 100 * 24])
 def test_batches_and_chunks_do_not_matter(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_engine, "ROOM", room)
+    monkeypatch.setattr(scheduling, "ROOM", room)
     model, tokens = MODELS["llama"], some_tokens(20, LENGTH, seed=4)
     metric = metrics.loss(tokens, by_position=True)
     cells = [
@@ -233,7 +245,7 @@ def test_batches_and_chunks_do_not_matter(room: int, monkeypatch: pytest.MonkeyP
     cells.append(edits.replace(torch.randn(2, 1, 1, 6)).at(("z", 1), examples=[1, 17], heads=2))
     found = sweep(model, tokens, cells, metric)
     assert_same(found, in_full(model, tokens, cells, metric))
-    batches = sweep_engine.schedule(sweep_engine.Sweep(model, tokens, None, Cells.of(cells, model.cfg, LENGTH), metric)).batches
+    batches = scheduling.schedule(Sweep(model, tokens, None, Cells.of(cells, model.cfg, LENGTH), metric)).batches
     assert len(batches) == {9 * 24: 3, 30 * 24: 3, 100 * 24: 2}[room]
 
 
@@ -263,9 +275,7 @@ def test_where_an_edit_changes_nothing_nothing_runs() -> None:
     passed: list[int] = []
     found = sweep(model, TOKENS, residual(edits.patch(own)), METRICS["difference"])
     assert torch.equal(found.values.data, found.clean.data.expand_as(found.values.data))
-    task = sweep_engine.Sweep(
-        model, TOKENS, None, Cells.of([edits.patch(other).at("resid_pre0")], model.cfg, LENGTH), METRICS["loss"]
-    )
+    task = Sweep(model, TOKENS, None, Cells.of([edits.patch(other).at("resid_pre0")], model.cfg, LENGTH), METRICS["loss"])
     engine = Engine(task)
     norm = model.blocks[1].ln1
     handle = norm.register_forward_pre_hook(lambda module, args: passed.append(args[0].shape[1]))
@@ -412,7 +422,7 @@ def test_a_plan_counts_what_torch_counts(name: str) -> None:
     alone = [edits.function(lambda x: 2 * x).at(("z", layer)) for layer in range(3)]
     for metric in ("difference", "loss"):
         for cells in (joined, packed, alone):
-            task = sweep_engine.Sweep(model, TOKENS, None, Cells.of(cells, model.cfg, LENGTH), METRICS[metric])
+            task = Sweep(model, TOKENS, None, Cells.of(cells, model.cfg, LENGTH), METRICS[metric])
             planned = plan(model, TOKENS, cells, METRICS[metric], measure=False)
             with torch.no_grad(), flop_counter() as counter:
                 Engine(task).run()
@@ -497,11 +507,10 @@ def test_what_does_not_fit_is_refused(call: Any, error: type[Exception], words: 
 KILLED = """
 import sys, time
 from cutaway.runs import edits, metrics
-from cutaway.runs.sweep import engine as sweep_engine
-from cutaway.runs.sweep import residual, sweep
+from cutaway.runs.sweep import residual, scheduling, sweep
 from tests.architectures import network, some_tokens
 
-sweep_engine.ROOM = 24 * 40
+scheduling.ROOM = 24 * 40
 model, tokens = network("gpt2"), some_tokens(3, 9, seed=2)
 cache = model.run_with_cache(some_tokens(3, 9, seed=1))[1]
 
@@ -514,7 +523,7 @@ sweep(model, tokens, residual(edits.patch(cache)), metrics.loss(tokens), resume=
 
 
 def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_engine, "ROOM", 24 * 40)
+    monkeypatch.setattr(scheduling, "ROOM", 24 * 40)
     grid, environment = residual(edits.patch(CACHES["gpt2"])), os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", KILLED, str(tmp_path / "killed")]
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.PIPE, text=True) as killed:
@@ -530,7 +539,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bits(tmp_path: Path, monk
 
 
 def test_a_chunk_that_is_damaged_or_of_another_place_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_engine, "ROOM", 24 * 40)
+    monkeypatch.setattr(scheduling, "ROOM", 24 * 40)
     model = MODELS["gpt2"]
     whole = sweep(model, TOKENS, residual(edits.zero()), METRICS["loss"], resume=tmp_path / "a").values.data
     sweep(model, CLEAN, residual(edits.zero()), METRICS["loss"], resume=tmp_path / "b")

@@ -12,8 +12,7 @@ import torch
 
 from cutaway.errors import ConfigError, NotFinite
 from cutaway.runs import edits, metrics
-from cutaway.runs.sweep import Cells, Grid, SweepResult, heads, patterns, residual, sweep
-from cutaway.runs.sweep import engine as sweep_engine
+from cutaway.runs.sweep import Cells, Grid, SweepResult, heads, patterns, residual, scheduling, sweep
 from cutaway.runs.sweep.baseline import random_cells
 from cutaway.runs.sweep.cells import bind
 from cutaway.runs.sweep.planning import plan
@@ -83,7 +82,7 @@ def test_how_examples_and_cells_are_cut_does_not_matter(monkeypatch: pytest.Monk
     ]  # fmt: skip
     whole = sweep(model, tokens, cells, metric, baseline=7)
     assert_baseline(whole, cells, metric)
-    monkeypatch.setattr(sweep_engine, "ROOM", 24 * 9)
+    monkeypatch.setattr(scheduling, "ROOM", 24 * 9)
     cut = sweep(model, tokens, cells, metric, baseline=7)
     assert whole.baseline is not None and cut.baseline is not None
     torch.testing.assert_close(cut.baseline.values.data, whole.baseline.values.data, rtol=1e-4, atol=1e-5)

@@ -12,9 +12,10 @@ from torch import Tensor
 from cutaway.runs import edits, metrics
 from cutaway.runs.grids import Cells
 from cutaway.runs.sweep import residual
-from cutaway.runs.sweep.cells import Sweep
-from cutaway.runs.sweep.engine import CLEAN, Engine
+from cutaway.runs.sweep.engine import Engine
+from cutaway.runs.sweep.options import Sweep
 from cutaway.runs.sweep.planning import plan
+from cutaway.runs.sweep.scheduling import CLEAN
 from tests.architectures import network, some_tokens
 
 BATCH, LENGTH = 3, 9

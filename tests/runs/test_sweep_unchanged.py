@@ -19,8 +19,9 @@ from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.grids import Cells
 from cutaway.runs.sweep import Grid, heads, patterns, residual, sweep
 from cutaway.runs.sweep import engine as sweep_engine
-from cutaway.runs.sweep.cells import Sweep, bind
+from cutaway.runs.sweep.cells import bind
 from cutaway.runs.sweep.engine import Engine
+from cutaway.runs.sweep.options import Sweep
 from cutaway.runs.sweep.planning import plan
 from tests.architectures import ALL, flop_counter, network, some_tokens
 

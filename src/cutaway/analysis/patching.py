@@ -32,10 +32,10 @@ from cutaway.runs.edits import Change, Edit, function
 from cutaway.runs.edits import patch as put_in
 from cutaway.runs.intervals import interval_of_ratio
 from cutaway.runs.metrics import among_real, settled
+from cutaway.runs.plain_runs import is_forward
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.runs.sweep import Audit, Cells, Grid, SweepResult, sweep
-from cutaway.runs.sweep.clean import is_forward
 from cutaway.runs.sweep.planning import plan
 from cutaway.view import Figure, sweep_grid
 

@@ -23,7 +23,7 @@ from cutaway.model.key_values import KeyValueCache
 from cutaway.model.norm import LayerNorm, RMSNorm, post_norm
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
-from cutaway.runs.sweep.gradient import checked, without_weight_gradients
+from cutaway.runs.plain_runs import checked, without_weight_gradients
 
 Value = Callable[[Tensor], Tensor]
 

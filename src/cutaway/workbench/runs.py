@@ -23,7 +23,7 @@ from cutaway.model.hook_points import KeepActivation
 from cutaway.model.positions import Stream
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Edit
-from cutaway.runs.sweep.engine import hooks_of
+from cutaway.runs.plain_runs import hooks_of
 
 Between = Callable[[], None]
 Signature = tuple[Any, ...]
@@ -187,4 +187,4 @@ def _go_on(kept: KeptRun, start: int, between: Between) -> None:
 
 def _hooks(model: Transformer, edits: Sequence[Edit], length: int) -> list[tuple[str, Any]]:
     table = sites.table(model.cfg) if edits else {}
-    return hooks_of([edit.bind(model.cfg, 1, length, table) for edit in edits], None, 0, 1)
+    return hooks_of([edit.bind(model.cfg, 1, length, table) for edit in edits], {}, 0, 1)

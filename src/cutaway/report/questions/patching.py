@@ -91,7 +91,7 @@ def ask(study: Study) -> list[Finding]:
     target = small.corrupted.tokens
 
     def recovered(cells: list[list[edits.Edit]], name: str, **how: object) -> list[Value]:
-        done = sweep(study.model, target, cells, measured, mask=small.mask, seed=study.seed, **how)  # type: ignore[arg-type]
+        done = sweep(study.model, target, cells, measured, mask=small.mask, seed=study.seed, **how)
         study.sweeps[name] = done
         above, below = (done.values.data - done.clean.data).double(), (whole - done.clean.data).double()
         low, high = interval_of_ratio(above.T, below[:, None].expand_as(above.T))

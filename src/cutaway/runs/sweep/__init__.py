@@ -9,10 +9,12 @@ metrics are measured, and some cells run again the plain way as an audit. docs/d
 
 from cutaway.runs.grids import Cells, Grid, heads, heads_by_position, neurons, pairs, patterns, residual
 from cutaway.runs.sweep.baseline import Baseline
+from cutaway.runs.sweep.options import SweepOptions
 from cutaway.runs.sweep.planning import Plan, plan
-from cutaway.runs.sweep.sweeping import Audit, SweepResult, sweep
+from cutaway.runs.sweep.result import Audit, SweepResult
+from cutaway.runs.sweep.sweeping import sweep
 
 __all__ = [
-    "Audit", "Baseline", "Cells", "Grid", "Plan", "SweepResult", "heads", "heads_by_position", "neurons", "pairs", "patterns",
-    "plan", "residual", "sweep",
+    "Audit", "Baseline", "Cells", "Grid", "Plan", "SweepOptions", "SweepResult", "heads", "heads_by_position", "neurons",
+    "pairs", "patterns", "plan", "residual", "sweep",
 ]  # fmt: skip

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.errors import ConfigError
 from cutaway.runs.edits import Change, Edit, Put, Random
 from cutaway.runs.grids import Cells, label_of
 from cutaway.runs.results import Labelled, Means, Result
-from cutaway.runs.sweep.cells import Cell, Sweep
-from cutaway.runs.sweep.engine import Engine, Progress
+from cutaway.runs.sweep.cells import Cell
+from cutaway.runs.sweep.engine import Engine
+from cutaway.runs.sweep.folders.interrupted import Saved
 from cutaway.runs.sweep.gradient import estimate
-from cutaway.runs.sweep.saved import Saved
+from cutaway.runs.sweep.options import Progress, Sweep
 from cutaway.view import Figure, bar_chart
 
 
@@ -60,20 +60,6 @@ class Baseline(Result):
         )
 
 
-def check(cells: Cells, count: int) -> None:
-    """Make sure that there can be a baseline.
-
-    Raises:
-        ConfigError: an edit is a function.
-    """
-    for edit in (edit for one in cells.edits for edit in one if count):
-        if not edit.change.declared:
-            raise ConfigError(
-                f"the edit '{edit.label}' is a function, which may read across positions and examples, so no random change of "
-                "its size can stand for it; use declared edits (zero, patch, add …), or baseline=0"
-            )
-
-
 def random_cells(cells: Cells, bound: Sequence[Cell], count: int, seed: int) -> Cells:
     """Random cells, every change of theirs replaced by a random one; where there are fewer cells than draws, some again.
 
@@ -103,16 +89,14 @@ def _randomly(edits: Sequence[Edit], changes: Sequence[Change], seed: tuple[int,
     return tuple(out)
 
 
-def run(
-    task: Sweep, cells: Sequence[Cell], count: int, seed: int, *, estimated: bool, resume: Path | str | None,
-    progress: Progress | None,
-) -> tuple[Sweep, Engine]:  # fmt: skip
-    """Run the baseline of a sweep.
+def run(task: Sweep, cells: Sequence[Cell], progress: Progress | None) -> tuple[Sweep, Engine]:
+    """Run the baseline of a sweep; that of estimates is estimated.
 
     Args:
         cells: the sweep's cells, settled.
-        estimated: by gradients only.
     """
+    count, seed, resume = task.options.baseline, task.options.seed, task.options.resume
+    estimated = task.options.method == "gradient"
     random_task = replace(task, cells=random_cells(task.cells, cells, count, seed))
     saved = None if resume is None or estimated else Saved(Path(resume) / f"baseline-{count}-{seed}", random_task)
     engine = Engine(random_task, saved)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,41 +10,13 @@ import torch
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import ConfigError, ShapeError
 from cutaway.model import sites
 from cutaway.model.origins import Origin
 from cutaway.model.steps import FIRST, LAST, PATTERN, RESULT, SCORES, BlockProgram, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Change, Edit, Put, Random, Zero
-from cutaway.runs.grids import Cells
-from cutaway.runs.metrics import AnyMetric
+from cutaway.runs.sweep.options import Sweep
 from cutaway.runs.sweep.regions import BY_HEAD, Region
-
-
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """What a sweep is asked: a network, tokens, cells and a metric."""
-
-    model: Transformer
-    tokens: Tensor
-    mask: Tensor | None
-    cells: Cells
-    metric: AnyMetric
-    skip: str = "all"
-    memory: int | None = None
-    between: Callable[[], None] | None = None  # called between layers; may raise
-
-    @property
-    def batch(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def length(self) -> int:
-        return self.tokens.shape[1]
-
-    def rows(self, first: int, last: int) -> tuple[Tensor, Tensor | None]:
-        """Tokens and mask of some examples."""
-        return self.tokens[first:last], None if self.mask is None else self.mask[first:last]
 
 
 def short(site: str) -> str:
@@ -119,7 +90,7 @@ def bind(task: Sweep, means: dict[str, Tensor] | None = None) -> list[Cell]:
         means: over the task's own examples, by site, where edits take them.
     """
     model, cfg = task.model, task.model.cfg
-    alone = task.skip == "layers" or any(point.written for point in model.hook_points())
+    alone = task.options.skip == "layers" or any(point.written for point in model.hook_points())
     from_tokens = model.hook_tokens.written  # what is attached there follows each run from its beginning
     known: dict[object, Any] = {}
     table, out = sites.table(cfg), []
@@ -215,66 +186,3 @@ def kept_sites(model: Transformer, cells: Sequence[Cell]) -> list[str]:
                 if isinstance(bound.change, Put) and bound.source is None:
                     names[bound.site] = None
     return list(names)
-
-
-def own_means(cells: Cells, cfg: HookedTransformerConfig) -> dict[str, tuple[str, ...]]:
-    """Sites at which a cell takes the mean over the sweep's own examples → axes of the mean.
-
-    Raises:
-        ShapeError: means over different axes at the same site.
-    """
-    found: dict[str, tuple[str, ...]] = {}
-    table = sites.table(cfg)
-    for edit in itertools.chain.from_iterable(cells.edits):
-        change = edit.change
-        if isinstance(change, Put) and change.values is None and change.mean_over:
-            site = sites.resolve(edit.site, table, cfg.n_layers)
-            if found.setdefault(site, change.mean_over) != change.mean_over:
-                raise ShapeError(f"one sweep takes means over {found[site]} and {change.mean_over} at {site!r}; split it")
-    return found
-
-
-def chunks(cells: Sequence[Cell], batch: int, length: int, room: int) -> list[list[Cell]]:
-    """Which cells run together: neighbours by layer and start, so that few tokens travel through layers in small numbers.
-
-    Args:
-        room: how many tokens may run at once.
-    """
-    out: list[list[Cell]] = []
-    used = 0
-    for cell in sorted((cell for cell in cells if cell.way != "alone"), key=lambda cell: (cell.layer, cell.start, cell.number)):
-        tokens = batch * (length - cell.start)
-        if not out or used + tokens > room:
-            out.append([])
-            used = 0
-        out[-1].append(cell)
-        used += tokens
-    return out + [[cell] for cell in cells if cell.way == "alone"]
-
-
-def bytes_per_token(cfg: HookedTransformerConfig) -> int:
-    """About how much memory one running token takes at most."""
-    wide = 10 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head
-    if not cfg.attn_only:
-        wide += (3 if cfg.gated_mlp else 2) * (cfg.d_mlp or 0)
-    return int(wide * cfg.torch_dtype.itemsize)
-
-
-def room_for(cfg: HookedTransformerConfig, smallest: int, memory: int | None, default: int) -> int:
-    """How many tokens may run at once in this much memory (bytes).
-
-    Args:
-        smallest: tokens of one cell that cannot be split.
-
-    Raises:
-        ConfigError: not even one cell fits.
-    """
-    if memory is None:
-        return max(default, smallest)
-    room = min(memory // bytes_per_token(cfg), max(default, smallest))
-    if room < smallest:
-        needed = smallest * bytes_per_token(cfg)
-        raise ConfigError(
-            f"memory={memory} bytes is too small for one cell, which needs about {needed}; give more, or fewer examples"
-        )
-    return room

@@ -135,25 +135,6 @@ def beginning(model: Transformer, tokens: Tensor, mask: Tensor | None, sites: Co
     return shared if by_position and model.untouched() else 0
 
 
-def plain_pass(model: Transformer, tokens: Tensor, mask: Tensor | None) -> Tensor:
-    """The stream after the last layer of a full forward pass."""
-    stream = model.prepare(tokens, mask)
-    resid, stream = model.embed_tokens(tokens, stream)
-    return model.run_blocks(resid, stream)
-
-
-@torch.no_grad()
-def is_forward(model: Transformer, tokens: Tensor, mask: Tensor | None) -> bool:
-    """Whether a call of the model gives what its plain pass gives, tried on two examples: subclasses may have their `forward`."""
-    if not model.own_forward:
-        return True
-    tokens, mask = tokens[:2], torch.ones_like(tokens[:2]) if mask is None else mask[:2]
-    called, plain = model(tokens, attention_mask=mask), model.logits_of(plain_pass(model, tokens, mask))
-    if not isinstance(called, Tensor) or called.shape != plain.shape:
-        return False
-    return bool((called - plain)[mask.bool()].abs().max() <= 1e-3 * plain.abs().max())
-
-
 def run_clean(
     model: Transformer, tokens: Tensor, sites: Collection[str], *, mask: Tensor | None = None, first: int = 0,
     share: bool = False, keep: str = MEMORY,
@@ -210,7 +191,7 @@ def _recomputed(model: Transformer, resids: Mapping[int, Tensor], stream: Stream
         found: tuple[Tensor, ...] = steps.between((FIRST,), steps.writer(Z).reads)(model.blocks[layer], stream, resids[layer])
         return found
 
-    return Recomputed(model.cfg.n_layers, read)
+    return Recomputed(read)
 
 
 def _continued(head: Clean, tokens: Tensor, sites: Collection[str], mask: Tensor | None, first: int, keep: str) -> Clean:

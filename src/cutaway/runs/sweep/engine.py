@@ -6,87 +6,34 @@ numbers round, so that an interrupted sweep that follows the same plan ends with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cutaway.errors import OutOfMemory
-from cutaway.runs.edits import Bound, Put
+from cutaway.runs.edits import Put
 from cutaway.runs.grids import label_of
 from cutaway.runs.lazy_logits import NotComputed
 from cutaway.runs.metrics import Metric
-from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, chunks, kept_sites, own_means, room_for
-from cutaway.runs.sweep.clean import Clean, plain_pass, run_clean
+from cutaway.runs.plain_runs import hooks_of, plain_pass
+from cutaway.runs.sweep.cells import Cell, bind, kept_sites
+from cutaway.runs.sweep.clean import Clean, run_clean
 from cutaway.runs.sweep.entering import Changed
 from cutaway.runs.sweep.execute import run_chunk
-from cutaway.runs.sweep.keeping import Keeping, where_kept
+from cutaway.runs.sweep.folders.by_key import Keyed
+from cutaway.runs.sweep.folders.interrupted import Saved
 from cutaway.runs.sweep.measure import Measure, Opaque
+from cutaway.runs.sweep.options import Progress, Sweep, own_means
 from cutaway.runs.sweep.regions import Region, Rules
+from cutaway.runs.sweep.scheduling import CLEAN, keeping_of, schedule
 from cutaway.runs.values import summed_over
 
-if TYPE_CHECKING:
-    from cutaway.runs.sweep.keyed import Keyed
-    from cutaway.runs.sweep.saved import Saved
-
-Progress = Callable[[float, float], None]
-CLEAN = -1  # stands for the clean run among the chunks of a batch
-ROOM = 5 * 2**16  # numbers in one layer's stream that run at once, where nobody says how much memory there is
 SAID = "can't allocate memory"  # in the error of Torch's allocator on a CPU, which has no class of its own
-ROOM_CUDA = 2**25  # the same on a GPU, which small products leave idle
-
-
-@dataclass(frozen=True, eq=False)
-class Schedule:
-    """Which examples run together, and for each such batch which cells."""
-
-    cells: list[Cell]
-    batches: list[tuple[int, int]]
-    chunks: list[list[list[Cell]]]  # batch, chunk, cell
-
-    @property
-    def passes(self) -> int:
-        return sum(map(len, self.chunks))
-
-    @property
-    def numbers(self) -> list[list[list[int]]]:
-        """The chunks, with cells by their numbers."""
-        return [[[cell.number for cell in chunk] for chunk in batch] for batch in self.chunks]
-
-    def following(self, batches: list[tuple[int, int]], numbers: list[list[list[int]]]) -> Schedule | None:
-        """The same cells as a plan that was kept has them; None: it does not have each example and each cell once."""
-        rows = [row for first, last in batches if 0 <= first < last for row in (first, last)]
-        whole = len(rows) == 2 * len(batches) == 2 * len(numbers) and rows[1:-1:2] == rows[2::2]
-        every = list(range(len(self.cells)))
-        if not whole or not rows or (rows[0], rows[-1]) != (self.batches[0][0], self.batches[-1][1]):
-            return None
-        if any(sorted(number for chunk in batch for number in chunk) != every for batch in numbers):
-            return None
-        return Schedule(self.cells, batches, [[[self.cells[one] for one in chunk] for chunk in batch] for batch in numbers])
-
-
-def schedule(task: Sweep) -> Schedule:
-    """Settle what runs when.
-
-    Raises:
-        ConfigError: not even one cell fits into the memory.
-    """
-    cfg = task.model.cfg
-    cells = bind(task)
-    whole = not isinstance(task.metric, Metric) or task.skip == "layers"
-    whole = whole or any(not bound.change.declared for cell in cells for bound in cell.bounds)
-    smallest = task.length * (task.batch if whole else 1)
-    usual = ROOM_CUDA if task.tokens.device.type == "cuda" else ROOM
-    room = room_for(cfg, smallest, task.memory, max(64, usual // cfg.d_model))
-    step = task.batch if whole else min(task.batch, room // task.length)
-    count = -(-task.batch // step)
-    step = -(-task.batch // count)  # batches of about equal size
-    batches = [(first, min(first + step, task.batch)) for first in range(0, task.batch, step)]
-    return Schedule(cells, batches, [chunks(cells, last - first, task.length, room) for first, last in batches])
 
 
 class Engine:
@@ -160,7 +107,8 @@ class Engine:
         real = next((one.real for one in changes if isinstance(one, Put) and one.real is not None), None)
         for first, last in self.plan.batches:
             tokens, mask = self.task.rows(first, last)
-            store = run_clean(self.task.model, tokens, list(wanted), mask=mask, first=first, share=self.task.skip == "all").store
+            share = self.task.options.skip == "all"
+            store = run_clean(self.task.model, tokens, list(wanted), mask=mask, first=first, share=share).store
             for site, axes in wanted.items():
                 parts[site].append(summed_over(store[site], site, axes, real if real is None else real[first:last]))
         return {site: _mean_of(some, "batch" in wanted[site]) for site, some in parts.items()}
@@ -192,7 +140,7 @@ class BatchRun:
         task, (first, last) = self.task, self.engine.plan.batches[self.number]
         tokens, mask = task.rows(first, last)
         sites, keep = kept_sites(task.model, self.engine.cells), keeping_of(task, self.engine.plan, self.number).how
-        return run_clean(task.model, tokens, sites, mask=mask, first=first, share=task.skip == "all", keep=keep)
+        return run_clean(task.model, tokens, sites, mask=mask, first=first, share=task.options.skip == "all", keep=keep)
 
     @cached_property
     def measure(self) -> Measure | Opaque:
@@ -255,15 +203,15 @@ class BatchRun:
     def _together(self, cells: Sequence[Cell]) -> Tensor:
         read_at = self.measure.read_at
         nothing = read_at is not None and not len(read_at)
-        changed = [] if nothing else run_chunk(self.task.model, self.clean, self.rules, cells, self.task.between)
+        changed = [] if nothing else run_chunk(self.task.model, self.clean, self.rules, cells, self.task.options.between)
         return self.measure.of_cells(cells, changed)
 
     def _alone(self, cell: Cell) -> Tensor:
         """A cell in a batch of its own, at full length, from the layer of its first edit."""
         task, model = self.task, self.task.model
-        whole = task.skip == "layers" or isinstance(self.measure, Opaque)
+        whole = task.options.skip == "layers" or isinstance(self.measure, Opaque)
         whole = whole or any(bound.site.startswith("ln_final.") for bound in cell.bounds)
-        with model.hooks(hooks_of(cell.bounds, self.clean, self.clean.first, self.clean.first + self.clean.batch)):
+        with model.hooks(hooks_of(cell.bounds, self.clean.store, self.clean.first, self.clean.first + self.clean.batch)):
             model.runs += 1
             if cell.layer < 0:
                 resid = plain_pass(model, self.clean.tokens, self.clean.mask)
@@ -298,15 +246,6 @@ def memory_named(what: str) -> Iterator[None]:
         ) from error
 
 
-def keeping_of(task: Sweep, plan: Schedule, number: int) -> Keeping:
-    """Where the clean run of a batch is kept."""
-    cfg, (first, last) = task.model.cfg, plan.batches[number]
-    running = max((last - first) * sum(task.length - cell.start for cell in chunk) for chunk in plan.chunks[number])
-    sites = len(kept_sites(task.model, plan.cells))
-    tokens = (last - first) * task.length
-    return where_kept(cfg, tokens, sites, running * bytes_per_token(cfg), task.memory, task.tokens.device)
-
-
 def _work(task: Sweep, chunk: Sequence[Cell], first: int, last: int) -> float:
     """How much a chunk costs, roughly: tokens times layers."""
     layers = task.model.cfg.n_layers
@@ -316,26 +255,11 @@ def _work(task: Sweep, chunk: Sequence[Cell], first: int, last: int) -> float:
 # Cells on their own.
 
 
-def hooks_of(bounds: Sequence[Bound], clean: Clean | None, first: int, last: int) -> list[tuple[str, Any]]:
-    """Hooks that make these edits in a run of the examples `first` to `last` at full length."""
-
-    def hook_of(bound: Bound) -> Any:
-        def edit(x: Tensor, hook: Any) -> Tensor:
-            kept = None if clean is None else clean.store.get(bound.site)
-            return bound.applied(x, kept)
-
-        edit.order = bound.change.order  # type: ignore[attr-defined]
-        return edit
-
-    local = [bound.local(first, last) for bound in bounds]
-    return [(bound.site, hook_of(bound)) for bound in local if bound is not None]
-
-
-def run_plain(task: Sweep, cell: Cell | None, clean: Clean | None, first: int, last: int) -> Tensor:
+def run_plain(task: Sweep, cell: Cell | None, store: Mapping[str, Tensor], first: int, last: int) -> Tensor:
     """Logits of a full forward pass of some examples with a cell's edits attached: what sweeps are held to."""
     model = task.model
     tokens, mask = task.rows(first, last)
-    with model.hooks(hooks_of(cell.bounds, clean, first, last) if cell is not None else []):
+    with model.hooks(hooks_of(cell.bounds, store, first, last) if cell is not None else []):
         model.runs += 1
         return model.logits_of(plain_pass(model, tokens, mask))
 
@@ -345,11 +269,11 @@ def plain_values(task: Sweep, cell: Cell, first: int, last: int) -> tuple[Tensor
     metric = task.metric
     tokens, mask = task.rows(first, last)
     sites = kept_sites(task.model, [Cell(cell.number, cell.bounds, cell.layer, 0, "alone")])
-    clean = run_clean(task.model, tokens, sites, mask=mask, first=first) if sites else None
-    logits = run_plain(task, cell, clean, first, last)
+    store = run_clean(task.model, tokens, sites, mask=mask, first=first).store if sites else {}
+    logits = run_plain(task, cell, store, first, last)
     if not isinstance(metric, Metric):
         return metric(logits), 0.0
-    clean_logits = run_plain(task, None, None, first, last) if metric.compares else None
+    clean_logits = run_plain(task, None, {}, first, last) if metric.compares else None
     return by_plain(task, logits, clean_logits, first), float(logits.abs().max())
 
 

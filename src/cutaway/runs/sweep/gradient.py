@@ -10,7 +10,6 @@ Source: Nanda 2023 (https://www.neelnanda.io/mechanistic-interpretability/attrib
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,54 +18,11 @@ from torch import Tensor
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.runs.metrics import AnyMetric, Metric
-from cutaway.runs.sweep.cells import Cell, Sweep
-from cutaway.runs.sweep.clean import plain_pass
+from cutaway.runs.plain_runs import gradients
+from cutaway.runs.sweep.cells import Cell
+from cutaway.runs.sweep.options import Sweep
 
 GRAPH = 2**23  # numbers that the graph of one backward pass may keep, about
-
-
-def gradients(
-    model: Transformer, tokens: Tensor, sites: Sequence[str], value: Callable[[Tensor], Tensor], *, mask: Tensor | None = None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:  # fmt: skip
-    """Activations and gradients at some sites, of the sum of `value` (stream after the last layer → `[batch]` or `[]`)."""
-    activations: dict[str, Tensor] = {}
-
-    def hold(x: Tensor, hook: Any) -> Tensor:
-        activations[str(hook.name)] = x = x if x.requires_grad else x.requires_grad_()
-        return x
-
-    with torch.enable_grad(), without_weight_gradients(model), model.hooks([(site, hold) for site in sites]):
-        model.runs += 1
-        out = checked(value(plain_pass(model, tokens, mask)))
-        found = torch.autograd.grad(out.sum(), list(activations.values()), allow_unused=True)
-    grads = {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(activations.items(), found, strict=True)}
-    return {name: x.detach() for name, x in activations.items()}, grads, out.detach()
-
-
-def checked(value: Tensor) -> Tensor:
-    """A metric's value, which has a gradient.
-
-    Raises:
-        ShapeError: it has none, as ranks, shares of right answers, and what is detached.
-    """
-    if not value.requires_grad:
-        raise ShapeError(
-            "this metric has no gradient; give one that has, such as a logit difference or a loss, or compute exactly"
-        )
-    return value
-
-
-@contextmanager
-def without_weight_gradients(model: Transformer) -> Iterator[None]:
-    """No gradient of the weights is wanted, so the graph need not keep what it takes."""
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in learned:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
 
 
 def value_of(model: Transformer, metric: AnyMetric, wanted: Tensor | None, first: int) -> Callable[[Tensor], Tensor]:

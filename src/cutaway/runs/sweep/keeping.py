@@ -10,7 +10,8 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,18 +71,18 @@ def free_memory(device: Any) -> float:
     return math.inf if found is None else 1024.0 * int(found[1])
 
 
-class OnDisk(MutableMapping[Any, Any]):
+class OnDisk(UserDict[Any, Any]):
     """Tensors, or tuples of them in files of a temporary folder, which goes when this does; what is read is a private mapping."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="cutaway-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.files: dict[Any, tuple[bool, list[tuple[Path, torch.Size, torch.dtype]]]] = {}
         self.count = 0
 
     def __setitem__(self, key: Any, value: Any) -> None:
         several = isinstance(value, tuple)
-        self.files[key] = several, [self._written(x) for x in (value if several else (value,))]
+        self.data[key] = several, [self._written(x) for x in (value if several else (value,))]
 
     def _written(self, x: Tensor) -> tuple[Path, torch.Size, torch.dtype]:
         path = self.folder / str(self.count)
@@ -97,39 +98,20 @@ class OnDisk(MutableMapping[Any, Any]):
         return path, x.shape, x.dtype
 
     def __getitem__(self, key: Any) -> Any:
-        several, parts = self.files[key]
+        several, parts = self.data[key]
         read = [torch.from_file(str(path), shared=False, size=shape.numel(), dtype=dtype).view(shape) if shape.numel()
                 else torch.empty(shape, dtype=dtype) for path, shape, dtype in parts]  # fmt: skip
         return tuple(read) if several else read[0]
 
-    def __delitem__(self, key: Any) -> None:
-        for path, _, _ in self.files.pop(key)[1]:
-            path.unlink()
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-
-class Recomputed(Mapping[int, tuple[Tensor, ...]]):
+class Recomputed(dict[int, tuple[Tensor, ...]]):
     """What attention reads of each layer, computed when it is read; that of the last layer asked for stays."""
 
-    def __init__(self, layers: int, compute: Callable[[int], tuple[Tensor, ...]]):
-        self.layers, self.compute = layers, compute
-        self.last: tuple[int, tuple[Tensor, ...]] | None = None
+    def __init__(self, compute: Callable[[int], tuple[Tensor, ...]]):
+        super().__init__()
+        self.compute = compute
 
-    def __getitem__(self, layer: int) -> tuple[Tensor, ...]:
-        if layer not in range(self.layers):
-            raise KeyError(layer)
-        if self.last is None or self.last[0] != layer:
-            self.last = None
-            self.last = layer, self.compute(layer)
-        return self.last[1]
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self.layers))
-
-    def __len__(self) -> int:
-        return self.layers
+    def __missing__(self, layer: int) -> tuple[Tensor, ...]:
+        self.clear()  # before the next one is computed
+        self[layer] = self.compute(layer)
+        return self[layer]

@@ -16,18 +16,16 @@ from torch import Tensor
 from cutaway.model.products import linear
 from cutaway.model.steps import FIRST, FROM_KEYS, LAST, Z
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import options
 from cutaway.runs.grids import Cells, Edits, Grid
 from cutaway.runs.metrics import Metric
-from cutaway.runs.sweep.baseline import check as check_baseline
 from cutaway.runs.sweep.baseline import random_cells
-from cutaway.runs.sweep.cells import Cell, Sweep, bind, bytes_per_token, kept_sites, own_means
+from cutaway.runs.sweep.cells import Cell, bind, kept_sites
 from cutaway.runs.sweep.clean import beginning
-from cutaway.runs.sweep.engine import Schedule, keeping_of, schedule
 from cutaway.runs.sweep.keeping import RECOMPUTE, Keeping
 from cutaway.runs.sweep.measure import KEPT, positions_read
+from cutaway.runs.sweep.options import Sweep, SweepOptions, own_means, task_of
 from cutaway.runs.sweep.regions import Region, Rules, Way
-from cutaway.runs.sweep.sweeping import task_of
+from cutaway.runs.sweep.scheduling import Schedule, bytes_per_token, keeping_of, schedule
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,6 @@ class Plan:
         return "\n".join(lines)
 
 
-@options(baseline=0, seed=0, memory=1)
 def plan(
     model: Transformer,
     tokens: Any,
@@ -125,13 +122,13 @@ def plan(
     Args:
         measure: time a matrix product for the estimate in seconds.
     """
-    task = task_of(model, tokens, edits, metric, mask=mask, skip=skip, memory=memory)
-    check_baseline(task.cells, baseline)
+    options = SweepOptions(skip=skip, memory=memory, baseline=baseline, seed=seed)
+    task = task_of(model, tokens, edits, metric, mask=mask, options=options)
     speed = rate(model) if measure else 0.0
     own = plan_of(task, schedule(task), speed)
     if not baseline:
         return own
-    beside = _baseline_of(task, baseline, seed)
+    beside = _baseline_of(task)
     more = plan_of(beside, schedule(beside), speed)
     return replace(
         own, operations=own.operations + more.operations, full_operations=own.full_operations + more.full_operations,
@@ -139,11 +136,11 @@ def plan(
     )  # fmt: skip
 
 
-def _baseline_of(task: Sweep, count: int, seed: int) -> Sweep:
+def _baseline_of(task: Sweep) -> Sweep:
     """The random changes that would run beside a sweep; means over its examples, which nobody knows yet, are taken for 0."""
     means = {site: torch.zeros(()) for site in own_means(task.cells, task.model.cfg)}
     settled = bind(task, means)
-    return replace(task, cells=random_cells(task.cells, settled, count, seed))
+    return replace(task, cells=random_cells(task.cells, settled, task.options.baseline, task.options.seed))
 
 
 def plan_of(task: Sweep, settled: Schedule, speed: float) -> Plan:
@@ -199,7 +196,7 @@ class _Costs:
     def _clean_run(self, first: int, last: int, sites: Sequence[str]) -> int:
         """One run of some examples; what they all begin with runs once."""
         task = self.task
-        shared = beginning(task.model, *task.rows(first, last), sites) if task.skip == "all" else 0
+        shared = beginning(task.model, *task.rows(first, last), sites) if task.options.skip == "all" else 0
         rest = (last - first) * self.forward(task.length - shared, keys=task.length)
         return rest + (self.forward(shared) if shared else 0)
 
@@ -243,7 +240,7 @@ class _Costs:
     def _alone(self, cell: Cell, first: int, last: int) -> int:
         task, rows = self.task, last - first
         layers = rows * self.forward(task.length, min(max(cell.layer, 0), self.cfg.n_layers))
-        if task.skip == "layers" or not isinstance(task.metric, Metric) or cell.layer == self.cfg.n_layers:
+        if task.options.skip == "layers" or not isinstance(task.metric, Metric) or cell.layer == self.cfg.n_layers:
             compares = isinstance(task.metric, Metric) and task.metric.compares
             return layers + rows * task.length * self.column * (2 if compares else 1)
         return layers + int(self.wanted[first:last].sum()) * self.read * self.again

@@ -18,18 +18,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from cutaway import reading
-from cutaway.errors import CheckpointError
+from cutaway.errors import CheckpointError, ChunkDamaged
 from cutaway.runs import written
 from cutaway.runs.hashes import digest, model_hash
-from cutaway.runs.sweep.cells import Sweep
-from cutaway.runs.sweep.engine import CLEAN, schedule
+from cutaway.runs.sweep.options import Sweep
+from cutaway.runs.sweep.scheduling import CLEAN, Schedule, schedule
 from cutaway.writing import write, write_json
 
 PLAN = "plan.json"
-
-
-class ChunkDamaged(UserWarning):
-    """A chunk in the folder of an interrupted sweep cannot be used, and is computed again."""
 
 
 class Saved:
@@ -57,10 +53,7 @@ class Saved:
                     f"{self.folder} holds a sweep with other {name} ({kept.mark.get(name)} there, {mine} here); "
                     "give another folder, or remove this one"
                 )
-        followed = self.schedule.following(kept.batches, kept.chunks)
-        if followed is None:
-            raise CheckpointError(f"the plan of a sweep in {self.folder} is damaged; give another folder, or remove this one")
-        self.schedule = followed
+        self.schedule = kept.followed(self.schedule, f"the plan of a sweep in {self.folder}")
 
     def _path(self, batch: int, chunk: int) -> Path:
         name = f"clean-{batch}" if chunk == CLEAN else f"values-{batch}-{chunk}"
@@ -101,6 +94,17 @@ class KeptPlan(msgspec.Struct, omit_defaults=True):
     chunks: list[list[list[int]]]
     mark: dict[str, str] = {}
 
+    def followed(self, fresh: Schedule, name: str) -> Schedule:
+        """The cells of a fresh schedule as this plan has them.
+
+        Raises:
+            CheckpointError: the plan does not have every example and every cell once; `name`: what the error calls it.
+        """
+        found = fresh.following(self.batches, self.chunks)
+        if found is None:
+            raise CheckpointError(f"{name} is damaged: it lacks cells, or has one twice; remove it, or give another folder")
+        return found
+
 
 def read_plan(path: Path, name: str) -> KeptPlan:
     """The plan that a sweep wrote; `name`: what errors call it."""
@@ -115,6 +119,6 @@ def _mark(task: Sweep) -> dict[str, str]:
     return {
         "model": model_hash(task.model),
         "tokens": digest(parts),
-        "edits and metric": digest([cells, writer.changes, metric, task.skip, *writer.tensors.values()]),
+        "edits and metric": digest([cells, writer.changes, metric, task.options.skip, *writer.tensors.values()]),
         "versions": f"torch {torch.__version__}, {task.model.cfg.torch_dtype}",
     }

@@ -10,8 +10,10 @@ from typing import Any
 from cutaway.errors import WorkerFailed
 from cutaway.executors import Executor
 from cutaway.runs.model_source import ModelSource
-from cutaway.runs.sweep.engine import CLEAN, BatchRun, Engine, Progress
-from cutaway.runs.sweep.keyed import Keyed, read_task
+from cutaway.runs.sweep.engine import BatchRun, Engine
+from cutaway.runs.sweep.folders.by_key import Keyed, read_task
+from cutaway.runs.sweep.options import Progress
+from cutaway.runs.sweep.scheduling import CLEAN
 
 WEIGHTS = ".weights"
 

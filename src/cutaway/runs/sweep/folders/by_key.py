@@ -28,9 +28,9 @@ from cutaway.runs import written
 from cutaway.runs.grids import Cells
 from cutaway.runs.hashes import digest, model_hash
 from cutaway.runs.model_source import versions
-from cutaway.runs.sweep.cells import Sweep
-from cutaway.runs.sweep.engine import CLEAN, Schedule, schedule
-from cutaway.runs.sweep.saved import KeptPlan, read_plan
+from cutaway.runs.sweep.folders.interrupted import KeptPlan, read_plan
+from cutaway.runs.sweep.options import Sweep, SweepOptions
+from cutaway.runs.sweep.scheduling import CLEAN, Schedule, schedule
 from cutaway.writing import write, write_json
 
 PLANS, VALUES, TASKS = "plans", "values", "asked"
@@ -65,8 +65,8 @@ class Keyed:
         if '"function": ' in json.dumps(metric):
             raise CheckpointError("this sweep's metric is a function, which has no key; use a metric of cutaway.metrics")
         return digest([
-            model_hash(task.model), task.tokens, task.mask, metric, *writer.tensors.values(), task.skip,
-            task.memory, versions(), self.threads, task.tokens.device.type,
+            model_hash(task.model), task.tokens, task.mask, metric, *writer.tensors.values(), task.options.skip,
+            task.options.memory, versions(), self.threads, task.tokens.device.type,
         ])  # fmt: skip
 
     def _key(self, number: int) -> str:
@@ -99,11 +99,7 @@ class Keyed:
         if not path.exists():
             plan = KeptPlan(fresh.batches, [self._divided(fresh, number) for number in range(len(fresh.batches))])
             write_json(path, msgspec.json.encode(plan).decode())
-        plan = read_plan(path, f"the plan {path}")
-        followed = fresh.following(plan.batches, plan.chunks)
-        if followed is None:
-            raise CheckpointError(f"the plan {path} is damaged: it does not have every example and every cell once; remove it")
-        return followed
+        return read_plan(path, f"the plan {path}").followed(fresh, f"the plan {path}")
 
     def _divided(self, fresh: Schedule, batch: int) -> list[list[int]]:
         """The chunks of a batch, each in what is known of it and what is not."""
@@ -169,7 +165,7 @@ class Keyed:
         task = self.task
         writer = written.Writer(self._sites, task.model)
         about = {"cells": writer.write(task.cells), "metric": writer.write(task.metric), "changes": writer.changes,
-                 "skip": task.skip, "memory": task.memory, "threads": self.threads}  # fmt: skip
+                 "skip": task.options.skip, "memory": task.options.memory, "threads": self.threads}  # fmt: skip
         tensors = {f"edit.{name}": tensor for name, tensor in writer.tensors.items()} | {"tokens": task.tokens}
         if task.mask is not None:
             tensors["mask"] = task.mask
@@ -208,8 +204,8 @@ def read_task(folder: Path | str, name: str, model: Transformer) -> Keyed:
         raise NotReadable(f"{path} is damaged: it holds no cells")
     device = model.device
     mask = tensors.get("mask")
-    task = Sweep(model, tensors["tokens"].to(device), mask if mask is None else mask.to(device), cells, metric, about["skip"],
-                about["memory"])  # fmt: skip
+    options = SweepOptions(skip=about["skip"], memory=about["memory"])
+    task = Sweep(model, tensors["tokens"].to(device), mask if mask is None else mask.to(device), cells, metric, options)
     found = Keyed(folder, task, about["threads"])
     if found.name != name:
         raise NotReadable(f"{path} is damaged: what it asks has another key")
