@@ -79,6 +79,8 @@ def test_every_label_that_an_analysis_prints_is_taken_by_every_other(name: str) 
         back = take(every)
         if isinstance(back, list | tuple) and taker != "pathways":
             assert list(back) == every, f"{taker} prints other labels than it was given"
+    changing = [label for label in every if not label.endswith("bias")]  # a bias is a constant, which nothing can ablate
+    assert list(cutaway.ablate(model, TOKENS, METRIC, components=changing, kinds=["zero"]).values.names("component")) == changing
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -64,17 +64,18 @@ def test_nan_outside_the_regions_changes_nothing(name: str, site: str) -> None:
     assert right.isfinite().all()
 
 
+@pytest.mark.parametrize("metric", [metrics.loss(TOKENS, by_position=True), METRIC], ids=["all", "last"])
 @pytest.mark.parametrize("name", NAMES)
-def test_each_position_inside_a_region_matters(name: str) -> None:
+def test_each_position_inside_a_region_matters(name: str, metric: metrics.Metric) -> None:
+    """Reached: the metric reads nearly everything. Needed: it reads the last position."""
     model, half = MODELS[name], edits.scale(0.5)
     grid = residual(half, pos=[3], layer=[0])
-    planned = plan(model, TOKENS, grid, metrics.loss(TOKENS, by_position=True), measure=False)
+    planned = plan(model, TOKENS, grid, metric, measure=False)
     regions = {(layer, value): region for _, _, _, layer, value, region in planned.steps()}
-    metric = metrics.loss(TOKENS, by_position=True)
     first, cells, places = half.at("resid_pre0", positions=3), [], []
     for (layer, value), region in regions.items():
         for place in region.places.tolist() if value in WIDTH else ():
-            if place != LENGTH - 1:  # the last token predicts nothing that is measured
+            if metric is METRIC or place != LENGTH - 1:  # the last token predicts nothing that a loss measures
                 vector = torch.linspace(-1, 1, WIDTH[value])
                 cells.append([first, edits.add(vector).at(f"blocks.{layer}.{value}", positions=place)])
                 places.append((layer, value, place))

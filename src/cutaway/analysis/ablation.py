@@ -283,11 +283,11 @@ def ablate(
     Example: `ablate(model, prompts, components=["0.mlp", "3.mlp.17", "5.1"]).summary()`
 
     Args:
-        components: `0.3` (a head), `0.attn`, `0.mlp`, `0.mlp.17` (a neuron), …; None: each layer's attention and MLP.
+        components: `0.3` (a head), `0.attn`, `0.mlp`, `0.mlp.17` (a neuron), `embed`, …; None: each layer's attention and MLP.
         tokens, metric, kinds, over, positions, audit, seed, memory, progress, baseline: as `ablate_heads` takes them.
 
     Raises:
-        UnknownName: no such kind or component, or one that writes no activation of its own (a bias).
+        UnknownName: no such kind or component, or one that is a constant (a bias).
     """
     kinds = some_of(kinds, KINDS, "kind of ablation")
     chosen = _components(model, components)
@@ -304,18 +304,23 @@ def ablate(
 
 def _components(model: Transformer, names: Sequence[str] | None) -> list[Component]:
     if names is None:
-        return [one for one in writers(model.cfg, by_head=False) if one.kind in ABLATED]
-    chosen = parse_writers(names, model.cfg)
-    for one in chosen:
-        if one.kind not in ABLATED:
-            raise UnknownName(f"{one} cannot be ablated by itself; give heads (0.3), 0.attn, 0.mlp or neurons (0.mlp.17)")
-    return chosen
+        return [one for one in writers(model.cfg, by_head=False) if one.kind in ("attn", "mlp")]
+    return parse_writers(names, model.cfg)
 
 
-ABLATED = {"head": "z", "attn": "attn_out", "mlp": "mlp_out", "neuron": "post"}
+ABLATED = {
+    "head": "z", "attn": "attn_out", "mlp": "mlp_out", "neuron": "post", "embed": "embed", "pos_embed": "pos_embed",
+}  # fmt: skip
 
 
 def ablated_at(change: Change, one: Component, positions: Any) -> Edit:
-    """The edit that changes what a component writes."""
+    """The edit that changes what a component writes.
+
+    Raises:
+        UnknownName: it is a constant (a bias).
+    """
+    if one.kind not in ABLATED:
+        raise UnknownName(f"{one} cannot be ablated by itself, as it is a constant; give heads (0.3), 0.attn, 0.mlp, 0.mlp.17")
     place = {"head": {"heads": one.index}, "neuron": {"neurons": one.index}}.get(one.kind, {})
-    return change.at((ABLATED[one.kind], one.layer), positions=positions, **place)
+    site = ABLATED[one.kind] if one.layer is None else (ABLATED[one.kind], one.layer)
+    return change.at(site, positions=positions, **place)

@@ -29,6 +29,7 @@ from cutaway.runs.plain_runs import is_forward
 Progress = Callable[[float, float], None]
 R = TypeVar("R")
 METHODS = ("exact", "gradient", "screen")
+LEAST = {"top": 0, "audit": 0, "baseline": 0, "seed": 0, "memory": 1}
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class SweepOptions:
     between: Callable[[], None] | None = None
 
     def __post_init__(self) -> None:
-        check_options(self.__dict__, top=0, audit=0, baseline=0, seed=0, memory=1)
+        check_options(self.__dict__, **LEAST)
         one_of(self.method, METHODS, "method")
         if self.skip not in ("all", "layers"):
             raise ConfigError(f"skip={self.skip!r} is not known; there are 'all' and 'layers'")
@@ -100,6 +101,7 @@ def options_as_keywords(call: Callable[..., R]) -> Callable[..., R]:
     @functools.wraps(call)
     def with_options(*given: Any, options: SweepOptions = SweepOptions(), **keywords: Any) -> R:
         named = {one.name: keywords.pop(one.name) for one in known if one.name in keywords}
+        check_options(named, **LEAST)
         return call(*given, options=replace(options, **named) if named else options, **keywords)
 
     with_options.__dict__["__signature__"] = own.replace(parameters=[*own.parameters.values(), *known])

@@ -16,6 +16,7 @@ from torch import Tensor
 from cutaway.model.products import linear
 from cutaway.model.steps import FIRST, FROM_KEYS, LAST, Z
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import options
 from cutaway.runs.grids import Cells, Edits, Grid
 from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import random_cells
@@ -102,6 +103,7 @@ class Plan:
         return "\n".join(lines)
 
 
+@options(baseline=0, seed=0, memory=1)
 def plan(
     model: Transformer,
     tokens: Any,
@@ -122,8 +124,8 @@ def plan(
     Args:
         measure: time a matrix product for the estimate in seconds.
     """
-    options = SweepOptions(skip=skip, memory=memory, baseline=baseline, seed=seed)
-    task = task_of(model, tokens, edits, metric, mask=mask, options=options)
+    how = SweepOptions(skip=skip, memory=memory, baseline=baseline, seed=seed)
+    task = task_of(model, tokens, edits, metric, mask=mask, options=how)
     speed = rate(model) if measure else 0.0
     own = plan_of(task, schedule(task), speed)
     if not baseline:
