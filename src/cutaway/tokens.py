@@ -120,18 +120,18 @@ class CharTokenizer:
     def encode(self, text: str, **options: Any) -> list[int]:
         """Ids of a text; nothing is added to it. A character that no entry covers stops with `TokenError`."""
         ids: list[int] = []
-        strange: list[str] = []
+        unknown: list[str] = []
         place = 0
         while place < len(text):
             match = self._entry.match(text, place)
             if match is None:
-                strange.append(text[place])
+                unknown.append(text[place])
                 place += 1
             else:
                 ids.append(self._ids[match.group()])
                 place = match.end()
-        if strange:
-            names = ", ".join(map(repr, dict.fromkeys(strange)))
+        if unknown:
+            names = ", ".join(map(repr, dict.fromkeys(unknown)))
             raise TokenError(f"{names} in {_short(repr(text))} is not in the vocabulary {_listing(self.vocabulary)}")
         return ids
 

@@ -21,5 +21,5 @@ def spectrum(W: Float[Tensor, "token d"]) -> Float[Tensor, "frequency"]:
 
 def frequencies(W: Float[Tensor, "token d"]) -> float:
     """The share of variance in the largest frequencies, five at most."""
-    few = min(5, (len(W) - 1) // 4)
-    return float(spectrum(W).topk(max(few, 1)).values.sum())
+    count = min(5, (len(W) - 1) // 4)
+    return float(spectrum(W).topk(max(count, 1)).values.sum())

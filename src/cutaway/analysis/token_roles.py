@@ -220,15 +220,15 @@ class TokenRoles:
         source: dict[str, dict[str, list[Tensor]]] = {name: {kind: [] for kind in masks} for name in classes}
         shifted: dict[str, dict[str, list[Tensor]]] = {name: {} for name in classes}
         for head, words in self.responsible.tokens_of.items():
-            mine = torch.isin(labels, torch.tensor([self.token[word] for word in words], dtype=labels.dtype))
-            split = split_of.logits_by_source(self.few, head, labels.masked_fill(~mine, -1))
+            own_tokens = torch.isin(labels, torch.tensor([self.token[word] for word in words], dtype=labels.dtype))
+            split = split_of.logits_by_source(self.few, head, labels.masked_fill(~own_tokens, -1))
             sums = {kind: split_of.summed(split, mask).data.sum(0) for kind, mask in masks.items()}
             parts = dict(zip(split.names("component"), split.data.sum(-1), strict=True))
             for name, where in classes.items():
                 for kind in masks:
-                    source[name][kind].append(sums[kind][where & mine])
+                    source[name][kind].append(sums[kind][where & own_tokens])
                 for part, values in parts.items():
-                    shifted[name].setdefault(part, []).append(values[where & mine])
+                    shifted[name].setdefault(part, []).append(values[where & own_tokens])
         first, second = ({c: {name: mean_of(torch.cat(x)) for name, x in found.items()} for c, found in by.items()}
                          for by in (source, shifted))  # fmt: skip
         return {name: {"sources": first[name], "values": second[name]} for name in classes}

@@ -31,8 +31,8 @@ def einsum(equation: str, *operands: Any) -> Any:
     if len(names) > len(string.ascii_letters):
         raise ShapeError(f"the equation {equation!r} has {len(names)} axes, more than there are letters")
     letter = dict(zip(names, string.ascii_letters, strict=False)) | {"...": "..."}
-    if strange := [name for name in ends if name not in letter]:
-        raise ShapeError(f"{strange[0]!r} stands on the right of {equation!r}, and not on its left")
+    if unknown := [name for name in ends if name not in letter]:
+        raise ShapeError(f"{unknown[0]!r} stands on the right of {equation!r}, and not on its left")
     short = ",".join("".join(letter[name] for name in term) for term in terms)
     short += "->" + "".join(letter[name] for name in ends) if arrow else ""
     return (torch if isinstance(operands[0], torch.Tensor) else np).einsum(short, *operands)

@@ -52,8 +52,8 @@ def _tensors(got: Any, wanted: Tensor, rtol: float, atol: float) -> str | None:
         return f"it returned {_kind(got)}, where a tensor of shape {list(wanted.shape)} is wanted"
     got = got.detach().cpu()
     if got.shape != wanted.shape:
-        turned = "" if got.ndim < 2 or got.mT.shape != wanted.shape else "; are two axes exchanged?"
-        return f"its shape is {list(got.shape)}, and {list(wanted.shape)} is wanted{turned}"
+        hint = "" if got.ndim < 2 or got.mT.shape != wanted.shape else "; are two axes exchanged?"
+        return f"its shape is {list(got.shape)}, and {list(wanted.shape)} is wanted{hint}"
     if got.is_complex() or (not wanted.is_floating_point() and got.is_floating_point()):
         return f"it holds {got.dtype} numbers, and {wanted.dtype} is wanted"
     a, b = got.double(), wanted.double()
@@ -66,8 +66,8 @@ def _tensors(got: Any, wanted: Tensor, rtol: float, atol: float) -> str | None:
     share = float((apart > atol + rtol * b.abs()).double().mean())
     index = f" at [{', '.join(str(int(i)) for i in where)}]" if where else ""
     worst, right = float(a[tuple(where)]), float(b[tuple(where)])
-    lead = f"{share:.0%} of its numbers are off, most{index}: {worst:.6g}, and {right:.6g} is right"
-    return f"{lead}{_guess(a, b, rtol, atol)}"
+    message = f"{share:.0%} of its numbers are off, most{index}: {worst:.6g}, and {right:.6g} is right"
+    return f"{message}{_guess(a, b, rtol, atol)}"
 
 
 def _guess(a: Tensor, b: Tensor, rtol: float, atol: float) -> str:

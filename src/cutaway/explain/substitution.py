@@ -170,7 +170,7 @@ def classes(
                 attended[line.name] = _coded(batch.values[line.name])
                 feeding |= {name for name in reads(line) if name in attended}
     leaf, read = _read_at(fitted, part, attended)
-    mine = [batch.values[own]] if own else []
+    candidates = [batch.values[own]] if own else []
     answer = _answer_everywhere(fitted, part)
     last = subject.cfg.n_layers - 1
     found = {}
@@ -182,7 +182,7 @@ def classes(
             parts = [attended[name] for name in made if name in feeding]
             if early:
                 parts += [part.counted.long(), *(read[name] for name in made)]
-        parts = [*mine, *parts] or [torch.zeros_like(part.prompts.tokens)]
+        parts = [*candidates, *parts] or [torch.zeros_like(part.prompts.tokens)]
         found[(layer, head)] = torch.stack([x.flatten() for x in parts], 1)
     return found
 

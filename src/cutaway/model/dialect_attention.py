@@ -278,8 +278,8 @@ class DialectAttention:
         if self.rotary is None:
             raise ConfigError("this attention does not rotate: positional_embedding_type is not 'rotary' in this layer")
         padding = None if attention_mask is None else attention_mask.bool()
-        turned: Heads = self.rotary.rotate(x, Stream(past_kv_pos_offset, padding))
-        return turned
+        rotated: Heads = self.rotary.rotate(x, Stream(past_kv_pos_offset, padding))
+        return rotated
 
 
 def _for_both(half: Float[Tensor, "pos half"], rotary: Rotary) -> Float[Tensor, "pos rotary_dim"]:

@@ -45,9 +45,9 @@ class BalancedBrackets(Algorithmic):
         steps = torch.where(ranks < pairs, 1, -1) * inside  # equal counts in a random order
         kind = uniform(0, 3, (count, 1), generator)
         steps = torch.where(kind == 0, self._balanced(steps, inside), steps)
-        turned = (torch.rand(count, 1, generator=generator) * 2 * pairs).long()
+        flipped = (torch.rand(count, 1, generator=generator) * 2 * pairs).long()
         near = self._balanced(steps, inside)
-        near = near.scatter(1, turned, -near.gather(1, turned))
+        near = near.scatter(1, flipped, -near.gather(1, flipped))
         return self._tokens(torch.where(kind == 2, near, steps), inside)
 
     @staticmethod
@@ -88,12 +88,12 @@ class BalancedBrackets(Algorithmic):
         sizes = inside.sum(1, keepdim=True)
         steps = torch.where(tokens[:, 1:-1] == OPEN, 1, -1) * inside
         at = (torch.rand(len(tokens), 1, generator=generator) * sizes).long()
-        turned = steps.scatter(1, at, -steps.gather(1, at))
+        flipped = steps.scatter(1, at, -steps.gather(1, at))
         excess = steps.sum(1, keepdim=True) // 2  # so many must be turned before counts are equal
         order = torch.where(steps == excess.sign(), torch.arange(self.most), self.most).argsort(1).argsort(1)
         equal = torch.where((order < excess.abs()) & inside, -steps, steps)
         mended = self._balanced(equal, inside)
-        return self._tokens(torch.where(self.answers(tokens)[:, :1] == 1, turned, mended), inside)
+        return self._tokens(torch.where(self.answers(tokens)[:, :1] == 1, flipped, mended), inside)
 
     def classes(self, prompts: Prompts) -> dict[str, Where]:
         counts, below = (failed[:, None] for failed in self.failures(prompts.tokens))

@@ -99,8 +99,8 @@ def attention(kept: KeptRun, seen: Seen, at: int | None, between: Between = noth
         between()
         name = f"blocks.{layer}.attn.hook_pattern"
         pattern = kept.gather([name])[name][0].float().cpu()
-        looked = (pattern * seen).sum(-1)[:, queries]
-        out[:, layer] = looked.mean(1) if looked.shape[1] else 0.0
+        attended = (pattern * seen).sum(-1)[:, queries]
+        out[:, layer] = attended.mean(1) if attended.shape[1] else 0.0
     return out
 
 

@@ -53,11 +53,11 @@ def ask(study: Study) -> list[Finding]:
         even = ratio(((mask.sum(-1) / seen.sum(-1).clamp(min=1)) * counted).sum(1), counted.sum(1))
         if even.value > 0.9:  # whatever it does, a head attends there
             continue
-        looked = torch.cat([torch.einsum("bhds,bds->hbd", study.cache["pattern", layer], mask.float())
+        attended = torch.cat([torch.einsum("bhds,bds->hbd", study.cache["pattern", layer], mask.float())
                             for layer in range(study.model.cfg.n_layers)])  # fmt: skip
-        values = ratios(study.heads, looked.sum(-1), counted.sum(1))
+        values = ratios(study.heads, attended.sum(-1), counted.sum(1))
         what = f"attention to {name}"
-        by_token = {"attention": {name: _by_token(study, looked, counted)}} if study.by_token else {}
+        by_token = {"attention": {name: _by_token(study, attended, counted)}} if study.by_token else {}
         numbers = {**by_token, "even_attention": even.value}
         one = Finding("largest", what, values, "share", even, "even attention", study.on, margin=LEAST, numbers=numbers)
         found.append(one if one.claims else replace(one, silent=True))
@@ -69,12 +69,12 @@ def ask(study: Study) -> list[Finding]:
     return found
 
 
-def _by_token(study: Study, looked: Tensor, counted: Tensor) -> dict[str, dict[str, float]]:
+def _by_token(study: Study, attended: Tensor, counted: Tensor) -> dict[str, dict[str, float]]:
     """Head → token that looks → its attention to a source."""
     masks = {study.words[token]: counted & (study.prompts.tokens == token) for token in study.content}
     known = {word: mask for word, mask in masks.items() if bool(mask.any())}
     return {head: {word: mean_of(each, mask) for word, mask in known.items()}
-            for head, each in zip(study.heads, looked, strict=True)}  # fmt: skip
+            for head, each in zip(study.heads, attended, strict=True)}  # fmt: skip
 
 
 def _with_patterns(study: Study, finding: Finding) -> Finding:

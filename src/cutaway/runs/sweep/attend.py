@@ -106,12 +106,12 @@ def seen_apart(
     every = Region.of_places(z.examples, z.rows, torch.arange(length, device=z.places.device), length)
     out = []
     for name, x, region in zip(step.reads, read, (z, every, every), strict=True):
-        mine = own.get(name)
+        changed = own.get(name)
         if z.heads is not None:
             x = some_heads(x, z.heads, attention.cfg.n_heads)
-            mine = None if mine is None else mine.widened(x.shape[2])
-        x = filled(x, region, mine)
-        out.append(x if mine is None or region is z else x.contiguous())
+            changed = None if changed is None else changed.widened(x.shape[2])
+        x = filled(x, region, changed)
+        out.append(x if changed is None or region is z else x.contiguous())
     q, k, v = out
     return attention.attend(q, k, v, stream, touch=touch)
 

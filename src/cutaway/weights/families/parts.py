@@ -100,9 +100,9 @@ def windows(hf: Fields, types: list[str] | None) -> dict[str, Any]:
         return {}
     if hf["sliding_window"] is None:
         raise hf.refuse("sliding_window", "layer_types has sliding_attention, which needs a window; transformers refuses it too")
-    strange = set(types) - {"sliding_attention", "full_attention"}
-    if strange:
-        raise hf.refuse("layer_types", f"{', '.join(sorted(strange))} is not understood")
+    unknown = set(types) - {"sliding_attention", "full_attention"}
+    if unknown:
+        raise hf.refuse("layer_types", f"{', '.join(sorted(unknown))} is not understood")
     return {
         "use_local_attn": True,
         "window_size": hf["sliding_window"],

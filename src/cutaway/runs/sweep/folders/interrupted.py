@@ -47,10 +47,10 @@ class Saved:
             write_json(path, json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": self.schedule.numbers}))
 
     def _follow(self, kept: KeptPlan) -> None:
-        for name, mine in self.mark.items():
-            if kept.mark.get(name) != mine:
+        for name, expected in self.mark.items():
+            if kept.mark.get(name) != expected:
                 raise CheckpointError(
-                    f"{self.folder} holds a sweep with other {name} ({kept.mark.get(name)} there, {mine} here); "
+                    f"{self.folder} holds a sweep with other {name} ({kept.mark.get(name)} there, {expected} here); "
                     "give another folder, or remove this one"
                 )
         self.schedule = kept.followed(self.schedule, f"the plan of a sweep in {self.folder}")
