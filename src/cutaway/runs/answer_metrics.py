@@ -23,7 +23,7 @@ READS = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AnswerMetric(Metric):
     """A metric of sets of answers.
 

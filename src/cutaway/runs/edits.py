@@ -28,6 +28,7 @@ from cutaway.model.origins import Origin
 from cutaway.numbers_given import EVERY, check_options, indices, number
 from cutaway.runs.places import Places
 from cutaway.runs.random_numbers import normal
+from cutaway.runs.short_repr import ShortRepr
 from cutaway.runs.values import (
     AveragedValues,
     Index,
@@ -45,7 +46,7 @@ from cutaway.tokens import check_mask
 # What happens to numbers.
 
 
-class Change(ABC):
+class Change(ShortRepr, ABC):
     """What happens to an activation. `word` is its name in labels and records."""
 
     word: str
@@ -65,7 +66,7 @@ class Change(ABC):
         return Edit(site, self, **where)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Zero(Change):
     """Everything becomes 0."""
 
@@ -75,7 +76,7 @@ class Zero(Change):
         return torch.zeros_like(x)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Put(Change):
     """Numbers from elsewhere take the place: patch, mean, resample, replace, freeze.
 
@@ -110,7 +111,7 @@ class Put(Change):
         return origin_in(self.values, site)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Add(Change):
     """A vector is added, `strength` times."""
 
@@ -130,7 +131,7 @@ class Add(Change):
         return self.vector
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scale(Change):
     """Everything is multiplied by a number."""
 
@@ -144,7 +145,7 @@ class Scale(Change):
         return x * self.factor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProjectOut(Change):
     """The component along a direction (of the last axis) is removed, or set to `instead` times the unit direction."""
 
@@ -168,7 +169,7 @@ class ProjectOut(Change):
         return self.direction
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Function(Change):
     """Anything: a function of the whole activation at the site, which may be edited in place or returned."""
 
@@ -186,7 +187,7 @@ class Function(Change):
         return out
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Random(Change):
     """A random change as large as another: at each example and position in a direction of its own.
 
@@ -226,8 +227,8 @@ class Random(Change):
         return self.change.source(site)
 
 
-@dataclass(frozen=True, eq=False)
-class RandomDraw:
+@dataclass(frozen=True, eq=False, repr=False)
+class RandomDraw(ShortRepr):
     """What a `Random` change is given: the other change's values, random numbers, and the axes of one direction."""
 
     value: Tensor | None

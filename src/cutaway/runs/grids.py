@@ -19,14 +19,15 @@ from cutaway.numbers_given import indices, several, whole
 from cutaway.runs.edits import Change, Edit, zero
 from cutaway.runs.other_runs import check_values
 from cutaway.runs.places import Places, counted, edits_at, with_places
+from cutaway.runs.short_repr import ShortRepr
 
 EDIT_OF = {"pos": "positions", "dest": "positions", "head": "heads", "src": "sources", "neuron": "neurons"}
 NAMED = {"layer": "layer", "pos": "position", "dest": "position", "src": "position", "head": "head", "neuron": "neuron"}
 Edits = Edit | Sequence[Edit | Sequence[Edit]]
 
 
-@dataclass(frozen=True)
-class Grid:
+@dataclass(frozen=True, repr=False)
+class Grid(ShortRepr):
     """One change at many places: a cell for every combination along the axes.
 
     Args:
@@ -99,8 +100,8 @@ class Grid:
         return Cells(tuple(edits), self.axes, tuple(map(len, ranges)), [list(map(str, one)) for one in ranges])
 
 
-@dataclass(frozen=True)
-class Cells:
+@dataclass(frozen=True, repr=False)
+class Cells(ShortRepr):
     """The edits of every cell, and how the cells are arranged."""
 
     edits: tuple[tuple[Edit, ...], ...]

@@ -21,6 +21,7 @@ from torch import Tensor
 from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.numbers_given import EVERY, check_options, whole
 from cutaway.runs.lazy_logits import LazyLogits, Padding
+from cutaway.runs.short_repr import ShortRepr
 
 Positions = int | Sequence[int] | Tensor | None
 PerToken = Float[Tensor, "token"]
@@ -34,7 +35,7 @@ class LogitRows:
     positions: Int[Tensor, "token"]
 
 
-class Metric(ABC):
+class Metric(ShortRepr, ABC):
     """A measure of logits. Larger or smaller is not better or worse: that is for the reader to say."""
 
     name: str
@@ -172,7 +173,7 @@ def _is_one(positions: Any) -> bool:
     return isinstance(positions, str) or getattr(positions, "ndim", 1) == 0 or not hasattr(positions, "__iter__")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Answers(Metric):
     """A metric of the logits of one answer (and, for a difference, one wrong answer) per example."""
 
@@ -268,7 +269,7 @@ class Rank(Answers):
         return (logits > own).sum(1).to(logits.dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ProbabilityDifference(Metric):
     """The probability of all right tokens together minus that of all wrong ones (negative ids: none)."""
 
@@ -307,7 +308,7 @@ class ProbabilityDifference(Metric):
         return (shares.gather(1, own.clamp(min=0)) * (own >= 0)).sum(1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabelMetric(Metric):
     """A metric of the label at each position: the next token, or given labels (negative: none here)."""
 
@@ -388,7 +389,7 @@ class Accuracy(LabelMetric):
         return (_ranked(logits).argmax(1) == self._labels(at)).to(logits.dtype)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class KL(Metric):
     """The divergence of the edited run's distribution from the clean run's, KL(clean ‖ edited)."""
 
@@ -407,7 +408,7 @@ class KL(Metric):
         return (kept.exp() * (kept - edited)).sum(-1)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Normalised(Metric):
     """Another metric on a scale where the corrupted run is 0 and the clean run is 1."""
 
@@ -452,8 +453,8 @@ class Normalised(Metric):
         return (self.metric.scaled(value) - self.corrupted) / (self.clean - self.corrupted)
 
 
-@dataclass(frozen=True, eq=False)
-class CustomMetric:
+@dataclass(frozen=True, eq=False, repr=False)
+class CustomMetric(ShortRepr):
     """Any function of whole logits `[batch, pos, d_vocab]`, to one number or one per example.
 
     It is handed logits that are computed when they are looked at: picking by constants (`logits[:, -1, ids]`,

@@ -37,6 +37,7 @@ from cutaway.runs.measures import (
     Rank,
     among_real,
 )
+from cutaway.runs.short_repr import ShortRepr
 from cutaway.tokens import check_mask
 
 __all__ = [
@@ -75,8 +76,8 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class InWords:
+@dataclass(frozen=True, eq=False, repr=False)
+class InWords(ShortRepr):
     """A metric whose answers are words, or whose positions are a role: `settled` makes it a metric of one model's tokens.
 
     Args:

@@ -22,6 +22,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
 from cutaway.runs.hashes import model_hash
 from cutaway.runs.results import Labelled, Result
+from cutaway.runs.short_repr import short_repr
 from cutaway.tokens import to_str_tokens
 from cutaway.view import Figure, Page, Section, page
 from cutaway.view.pages import Code, Fact, Facts, Folded
@@ -215,15 +216,9 @@ def _argument_text(value: Any) -> str:
         return "model"
     if isinstance(value, Prompts):
         return "prompts"
-    if isinstance(value, Tensor):
-        return value.item().__repr__() if not value.ndim else f"<{'×'.join(map(str, value.shape))} numbers>"
     if isinstance(value, list | tuple) and len(value) <= 8:
         return f"[{', '.join(map(_argument_text, value))}]"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"<{len(value)} {type(value).__name__}>"
-    if callable(value) and hasattr(value, "__name__"):
-        return str(value.__name__)
-    text = repr(value)
+    text = short_repr(value)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 

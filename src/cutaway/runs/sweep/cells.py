@@ -134,7 +134,8 @@ def _unchanged(task: Sweep, change: Change, bound: Bound, known: dict[object, An
     if origin is None:
         return None
     if id(origin) not in known:
-        known[id(origin)] = origin, origin.shared_with(task.model, task.tokens, task.mask)
+        shared = origin.shared_with(task.model, task.tokens, task.mask)
+        known[id(origin)] = origin, None if shared is None else shared.cpu()  # read once for each cell
     found: Tensor | None = known[id(origin)][1]
     return found
 

@@ -336,7 +336,8 @@ class _Chunk:
             if cfg.positional_embedding_type == "rotary":
                 every = None if clean.stream.padding is None else offset_positions(clean.stream.padding)
                 positions = torch.cat([
-                    one.places.repeat(one.rows) if every is None else one.of(every).flatten() for one in regions
+                    one.of(every).flatten() if every is not None else one.places if one.rows == 1 else one.places.repeat(one.rows)
+                    for one in regions
                 ])[None]  # fmt: skip
             if clean.stream.shortformer is not None:
                 shortformer = torch.cat([one.of(clean.stream.shortformer).flatten(0, 1) for one in regions])[None]
