@@ -28,7 +28,7 @@ from cutaway.model.origins import Origin
 from cutaway.numbers_given import EVERY, check_options, indices, number
 from cutaway.runs.places import Places
 from cutaway.runs.random_numbers import normal
-from cutaway.runs.short_repr import ShortRepr
+from cutaway.runs.representation import ShortRepr
 from cutaway.runs.values import (
     AveragedValues,
     Index,

@@ -19,7 +19,7 @@ from cutaway.numbers_given import indices, several, whole
 from cutaway.runs.edits import Change, Edit, zero
 from cutaway.runs.other_runs import check_values
 from cutaway.runs.places import Places, counted, edits_at, with_places
-from cutaway.runs.short_repr import ShortRepr
+from cutaway.runs.representation import ShortRepr
 
 EDIT_OF = {"pos": "positions", "dest": "positions", "head": "heads", "src": "sources", "neuron": "neurons"}
 NAMED = {"layer": "layer", "pos": "position", "dest": "position", "src": "position", "head": "head", "neuron": "neuron"}

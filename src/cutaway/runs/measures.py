@@ -21,7 +21,7 @@ from torch import Tensor
 from cutaway.errors import NotFinite, ShapeError, TokenError
 from cutaway.numbers_given import EVERY, check_options, whole
 from cutaway.runs.lazy_logits import LazyLogits, Padding
-from cutaway.runs.short_repr import ShortRepr
+from cutaway.runs.representation import ShortRepr
 
 Positions = int | Sequence[int] | Tensor | None
 PerToken = Float[Tensor, "token"]

@@ -37,7 +37,7 @@ from cutaway.runs.measures import (
     Rank,
     among_real,
 )
-from cutaway.runs.short_repr import ShortRepr
+from cutaway.runs.representation import ShortRepr
 from cutaway.tokens import check_mask
 
 __all__ = [

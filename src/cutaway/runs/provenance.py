@@ -21,8 +21,8 @@ from cutaway.errors import ShapeError, TokenError, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
 from cutaway.runs.hashes import model_hash
+from cutaway.runs.representation import short_repr
 from cutaway.runs.results import Labelled, Result
-from cutaway.runs.short_repr import short_repr
 from cutaway.tokens import to_str_tokens
 from cutaway.view import Figure, Page, Section, page
 from cutaway.view.pages import Code, Fact, Facts, Folded

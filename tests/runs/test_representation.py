@@ -9,7 +9,7 @@ import torch
 
 from cutaway import grids, metrics
 from cutaway.runs import edits
-from cutaway.runs.short_repr import short_repr
+from cutaway.runs.representation import short_repr
 from tests.architectures import network, some_tokens
 
 STORE = network("gpt2").run_with_cache(some_tokens())[1]
