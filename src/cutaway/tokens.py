@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, cast, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -32,14 +32,16 @@ SIDES = ("left", "right")
 class Tokenizer(Protocol):
     """What we ask of a tokenizer; every tokenizer of `transformers` offers it, and so does `CharTokenizer`."""
 
-    @property
-    def bos_token_id(self) -> int | None: ...
+    if TYPE_CHECKING:  # tokenizers of `transformers` make these when they are asked for, where Python 3.12 does not look
 
-    @property
-    def eos_token_id(self) -> int | None: ...
+        @property
+        def bos_token_id(self) -> int | None: ...
 
-    @property
-    def pad_token_id(self) -> int | None: ...
+        @property
+        def eos_token_id(self) -> int | None: ...
+
+        @property
+        def pad_token_id(self) -> int | None: ...
 
     def encode(self, text: str, **options: Any) -> list[int]: ...
 
