@@ -67,7 +67,7 @@ def test_collections_and_sweeps_have_the_same_bytes(cluster: Any, tmp_path: Path
 def test_a_cluster_is_checked(cluster: Any, tmp_path: Path) -> None:
     tries = list(check_cluster(None, tmp_path, 2))
     assert [one.name for one in tries if not one.passed] == [] and len(tries) == 6
-    assert "Ray: 2 workers on 1 node" in tries[0].said and not list(tmp_path.iterdir())
+    assert "Ray: 2 workers on 1 node" in tries[0].details and not list(tmp_path.iterdir())
 
 
 def test_workers_end_with_the_run(cluster: Any, tmp_path: Path) -> None:
