@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cutaway.runs import edits, metrics
+from cutaway.runs.editing import run
 from cutaway.runs.grids import Cells
 from cutaway.runs.sweep import residual
 from cutaway.runs.sweep.engine import Engine
@@ -82,3 +83,17 @@ def test_each_position_inside_a_region_matters(name: str, metric: metrics.Metric
     before, *after = values_of(model, [[first], *cells], metric)
     for place, values in zip(places, after, strict=True):
         assert float((values - before).nan_to_num().abs().max()) > 1e-4, place
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_region_begins_where_the_run_differs_from_the_clean_one(name: str) -> None:
+    """Behind its first position it may hold tokens that are the clean run's, where leaving them out would cost more."""
+    model, first = MODELS[name], edits.scale(0.5).at("resid_pre0", positions=3)
+    planned = plan(model, TOKENS, residual(edits.scale(0.5), pos=[3], layer=[0]), metrics.loss(TOKENS), measure=False)
+    regions = {(layer, value): region for _, _, _, layer, value, region in planned.steps() if value in WIDTH}
+    names = [f"blocks.{layer}.{value}" for layer, value in regions]
+    clean = model.run_with_cache(TOKENS, names_filter=names)[1]
+    edited = run(model, TOKENS, edits=first, keep=names).cache
+    for site, region in zip(names, regions.values(), strict=True):
+        apart = (edited[site] - clean[site]).flatten(2).abs().amax(-1)
+        assert bool((apart[:, region.first] > 0).all()) and not bool(apart[:, : region.first].any()), site
