@@ -1,6 +1,7 @@
 # make demo    the report on the bundled model, and a page about a real one, from nothing: environment, installation, reports
 # make test    lint, types and tests, from nothing
 # make fuzz    the same fuzzers and harnesses with large budgets: thousands of cases each, kills and interrupts by the hundred
+# make test-gpu  every analysis on this machine's GPU, beside the processor
 # make bench   the benchmarks beside TransformerLens 2.18, which gets an environment of its own
 # make wheel   the wheel, built twice: the same bytes, or an error
 # make lock    requirements.lock written anew: every package of constraints.txt with the hashes of its files
@@ -28,7 +29,7 @@ WORKERS ?= auto
 # Small matrices gain nothing from threads, and comparisons gain calm.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help docs reference house venv demo test fuzz wheel lock lint types pytest bench bench-quick gallery ui ui-tools format clean
+.PHONY: help docs reference house venv demo test test-gpu fuzz wheel lock lint types pytest bench bench-quick gallery ui ui-tools format clean
 
 help:
 	@grep '^# make' Makefile | cut -c3-
@@ -62,6 +63,9 @@ pytest: venv ui-tools
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 
 # As users run it: without checks of shapes, which take three quarters of the time, and which `make test` has.
+test-gpu: venv
+	CUTAWAY_TEST_GPU=1 $(BIN)/pytest tests/test_gpu.py
+
 fuzz: venv
 	$(BIN)/pytest -m fuzz -o addopts="-q --import-mode=importlib --strict-markers"
 

@@ -1,6 +1,7 @@
 """On a GPU: every analysis gives the numbers that it gives on the processor, and what is kept stays on the device.
 
-Where Torch finds no GPU, one is pretended (see `pretend_gpu`), which finds every operation that would mix devices.
+`make test-gpu` uses the GPU that is there. Otherwise one is pretended (see `pretend_gpu`), which finds every operation that would
+mix devices.
 """
 
 from __future__ import annotations
