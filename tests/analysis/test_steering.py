@@ -31,6 +31,7 @@ from cutaway.analysis.steering_effects import (
     steering_target,
     text_loss,
 )
+from cutaway.commands.steering import _rows
 from cutaway.errors import CheckpointError, NotFinite, ShapeError, TokenError, UnknownName, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.runs.generation import Sampling
@@ -316,6 +317,7 @@ def test_controls_at_the_best_layer_are_those_of_all_layers(
     for kind in ("random", "shuffled"):
         ours, theirs = getattr(best, kind).sel(layer=best.best).data, getattr(every, kind).sel(layer=best.best).data
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    assert [row[:4] for row in _rows(best)] == [row[:4] for row in _rows(every)]
     assert best.beaten() == every.beaten() and f"at layer {best.best} only" in best.summary() and best.figure().to_json()
     assert sorted(best.sweeps) == ["controls", "response"] and not every.sweeps
     with pytest.raises(UnknownName, match="controls_at='none' is not known; there are all and best"):

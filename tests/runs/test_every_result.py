@@ -133,6 +133,8 @@ def test_it_comes_back_from_its_file(result: Result, tmp_path: Path) -> None:
     assert (one is None) == (other is None) and (one is None or other is None or one.text == other.text)
     with pytest.raises(AlreadyThere):
         result.save(path)
+    with pytest.raises(ConfigError, match=r"not \.csv; its numbers are \.to_frame"):
+        result.save(tmp_path / "x.csv")
     page = result.save(tmp_path / "x.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and ("text/cutaway" in page) == (one is not None)
 

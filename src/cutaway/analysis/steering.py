@@ -543,7 +543,7 @@ class Steer:
 
 @contextmanager
 def steer(model: Transformer, *steers: Steer, check: bool = True) -> Iterator[Transformer]:
-    """Apply one or several vectors to everything that the model runs inside: `with steering(model, Steer(v, 4.0)): …`
+    """Apply one or several vectors to everything that the model runs inside: `with steer(model, Steer(v, 4.0)): …`
 
     Raises:
         WeightsMismatch: a vector was made with another model.

@@ -291,9 +291,11 @@ def _rows(measured: DoseResponse) -> list[list[Any]]:
             low, high = (part.sel(**at).item() for part in (means.low, means.high))
             row = [layer, word, f"{means.values.sel(**at).item():.3f}", f"[{low:.3f}, {high:.3f}]" if low == low else ""]
             for controls in (measured.random, measured.shuffled):
-                if len(controls.data):
+                if len(controls.data) and layer in controls.names("layer"):
                     found = controls.sel(**at).data
                     row.append(f"{float(found.min()):.3f} to {float(found.max()):.3f}")
+                elif len(controls.data):
+                    row.append("")  # controls ran at the best layer alone
             if measured.side_loss is not None and measured.side_kl is not None:
                 row += [f"{measured.side_loss.sel(**at).item():+.3f}", f"{measured.side_kl.sel(**at).item():.3f}"]
             rows.append(row)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.errors import ConfigError, ShapeError, UnknownName, nearest
 from cutaway.runs.intervals import interval_of_mean
 from cutaway.view import Figure, Page, bar_chart, line_chart
 
@@ -224,11 +224,18 @@ class Result(ABC):
         """Write it to a file, `.cutaway`, that `cutaway.load` reads, without its model; or, to `.html`, its page.
 
         Raises:
+            ConfigError: the file's name is that of something else.
             NotWritten: the folder or the disk does not take it.
             AlreadyThere: the file exists, and `replace` is off.
         """
-        if Path(path).suffix.lower() in (".html", ".htm"):
+        ending = Path(path).suffix.lower()
+        if ending in (".html", ".htm"):
             return self.page().save(path, replace=replace)
+        if ending not in ("", ".cutaway"):
+            raise ConfigError(
+                f"a result is saved as .cutaway or as its page, .html, not {ending}; its numbers are .to_frame().to_csv(…), "
+                "its figure .figure().save('figure.png')"
+            )
         from cutaway.runs.result_files import save_result
 
         return save_result(self, path, replace=replace)

@@ -334,7 +334,9 @@ def _unreachable(repo: str) -> CheckpointError:
     here = [name for name in known if name.rsplit("/", 1)[-1].lower().startswith(short.lower())]
     near = _near(repo) if "/" not in repo and repo not in ALIASES.values() and not here else ""
     package = packages.hint(short)
-    try_this = f"; on this machine there is {' and '.join(here)}" if here else near or "; give a folder, or fetch it once"
+    others = f" (models on this machine: {', '.join(known[:4])})" if known else ""
+    fetch = f"; give a folder, or fetch it once{others}"
+    try_this = f"; on this machine there is {' and '.join(here)}" if here else near or fetch
     return CheckpointError(f"{repo!r} is no folder and not in the cache, and {off}{try_this}{package}")
 
 

@@ -71,7 +71,10 @@ def save(path: str | Path, page: Callable[[], str], *, replace: bool = False) ->
     path = Path(path)
     if path.suffix.lower() not in ENDINGS:
         name = path.with_suffix(".html").name
-        raise ConfigError(f"this is saved as an HTML page, not {path.suffix}; call it {name!r}; figures also as .png or .pdf")
+        raise ConfigError(
+            f"this is saved as an HTML page, not {path.suffix}; call it {name!r}; figures also as .png, .svg "
+            "or .pdf, and the numbers of a result are found.to_frame().to_csv(…)"
+        )
     return write(check_new(path, replace=replace), page())
 
 
