@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from cutaway import edits, grids, loading, metrics, sweep
+from cutaway import edits, grids, loading, metrics, plan, sweep
 from cutaway.analysis.patching import patch
 from cutaway.errors import CheckpointError, ConfigError, NotWritten, WorkerFailed
 from cutaway.executors import Executor, Processes
 from cutaway.model.transformer import Transformer
 from cutaway.runs.sweep.engine import BatchRun
+from cutaway.runs.sweep.planning import Plan
 
 TEXTS = ["the house of a sailor stood", "at the end of the long road", "and nobody had lived in it"]
 
@@ -88,6 +89,20 @@ def test_again_and_wider_computes_what_is_new(
     assert not ran  # the same by value, though other tensors
     sweep(model, tokens, heads(model), metrics.loss(tokens.roll(1, 0)), results=tmp_path, memory=200_000)
     assert sum(ran) == 16 * batches  # another metric
+
+
+def test_a_plan_says_what_is_there_and_writes_nothing(model: Transformer, tokens: torch.Tensor, tmp_path: Path) -> None:
+    def planned(count: int, folder: Path | None) -> Plan:
+        metric = metrics.loss(tokens)
+        return plan(model, tokens, heads(model, count), metric, memory=200_000, results=folder, measure=False)
+
+    run(model, tokens, tmp_path, 10)
+    before = {path.name for path in tmp_path.rglob("*")}
+    nothing, some, all_there = planned(16, None), planned(16, tmp_path), planned(10, tmp_path)
+    assert (nothing.reused, some.reused, all_there.reused) == (0, 10, 10)
+    assert all_there.operations < some.operations < nothing.operations
+    assert "10 of them are there already and only read" in some.summary() and "there already" not in nothing.summary()
+    assert {path.name for path in tmp_path.rglob("*")} == before
 
 
 def test_an_interrupted_sweep_follows_its_plan_to_the_same_bytes(

@@ -301,6 +301,7 @@ def plan(
     by_position: Annotated[bool, typer.Option("--by-position", help="Heads at every position by itself.")] = False,
     baseline: Baseline = 0,
     memory: Memory = None,
+    results: Results = None,
 ) -> None:
     """Count what ablating or patching would cost, without running it.
 
@@ -320,7 +321,7 @@ def plan(
     streams = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
     axes = ("layer", "pos") if what in streams else ("layer", "pos", "head") if by_position else ("layer", "head")
     cells = Grid(zero(), what, axes)
-    found = count(network, prompts, cells, metric, memory=in_bytes(memory), baseline=baseline, seed=request.seed)
+    found = count(network, prompts, cells, metric, memory=in_bytes(memory), baseline=baseline, seed=request.seed, results=results)
     request.show(found.summary(), found.to_json(), [], f"A plan for {request.model}")
 
 

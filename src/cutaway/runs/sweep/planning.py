@@ -6,8 +6,10 @@ Only matrix products are counted, as 2 operations per multiplication. The audit 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import compress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from cutaway.runs.metrics import Metric
 from cutaway.runs.sweep.baseline import random_cells
 from cutaway.runs.sweep.cells import Cell, bind, kept_sites
 from cutaway.runs.sweep.clean import beginning
+from cutaway.runs.sweep.folders.by_key import Keyed
 from cutaway.runs.sweep.keeping import RECOMPUTE, Keeping
 from cutaway.runs.sweep.measure import KEPT, positions_read
 from cutaway.runs.sweep.options import Sweep, SweepOptions, own_means, task_of
@@ -44,6 +47,7 @@ class Plan:
         chunks: how many passes over the layers there are.
         rate: operations per second of a matrix product on this machine, measured; 0: not measured.
         baseline: how many random changes run beside the cells.
+        reused: how many cells are in the folder of results already, and are only read; they count no operations.
     """
 
     cells: int
@@ -56,6 +60,7 @@ class Plan:
     keeping: Keeping
     rate: float = 0.0
     baseline: int = 0
+    reused: int = 0
     schedule: Schedule | None = field(default=None, repr=False)
     rules: Sequence[Rules] = field(default=(), repr=False)
 
@@ -95,6 +100,7 @@ class Plan:
         lines = [
             f"{self.cells} cell{'s' * (self.cells != 1)} ({ways}){random} in {self.chunks} pass{'es' * (self.chunks != 1)} over "
             f"{self.batches} batch{'es' * (self.batches != 1)}",
+            *([f"{self.reused} of them are there already and only read"] if self.reused else []),
             f"{self.operations:.3g} operations, {self.saved:.1f} times fewer than the {self.full_operations:.3g} of full passes",
             f"about {self.memory / 2**20:.0f} MiB beside the weights; {self.keeping}",
         ]
@@ -116,6 +122,7 @@ def plan(
     baseline: int = 0,
     seed: int = 0,
     measure: bool = True,
+    results: Path | str | None = None,
 ) -> Plan:
     """Count what `sweep` with the same arguments would cost, without running anything.
 
@@ -123,11 +130,13 @@ def plan(
 
     Args:
         measure: time a matrix product for the estimate in seconds.
+        results: a folder of results, as `sweep` takes it: cells that are there are only read.
     """
     how = SweepOptions(skip=skip, memory=memory, baseline=baseline, seed=seed)
     task = task_of(model, tokens, edits, metric, mask=mask, options=how)
     speed = rate(model) if measure else 0.0
-    own = plan_of(task, schedule(task), speed)
+    settled = schedule(task)
+    own = plan_of(task, settled, speed, frozenset() if results is None else Keyed(results, task).whole(settled))
     if not baseline:
         return own
     beside = _baseline_of(task)
@@ -145,8 +154,8 @@ def _baseline_of(task: Sweep) -> Sweep:
     return replace(task, cells=random_cells(task.cells, settled, task.options.baseline, task.options.seed))
 
 
-def plan_of(task: Sweep, settled: Schedule, speed: float) -> Plan:
-    """The cost of a schedule: the sum of what its steps cost."""
+def plan_of(task: Sweep, settled: Schedule, speed: float, reused: Collection[int] = frozenset()) -> Plan:
+    """The cost of a schedule: the sum of what its steps cost, but for cells (by number) whose values are only read."""
     costs, cells, cfg = _Costs(task, settled), settled.cells, task.model.cfg
     most = max(last - first for first, last in settled.batches)
     running = max(sum(most * (task.length - cell.start) for cell in chunk) for chunk in settled.chunks[0])
@@ -155,9 +164,11 @@ def plan_of(task: Sweep, settled: Schedule, speed: float) -> Plan:
     memory = kept.held + running * bytes_per_token(cfg)
     ways = {way: sum(cell.way == way for cell in cells) for way in ("join", "packed", "alone")}
     whole = task.batch * (costs.forward(task.length) + task.length * costs.column)
+    runs = (cell.number not in reused for _ in settled.batches for cell in cells)
+    operations = costs.clean() + sum(compress(costs.cells(), runs)) + (costs.again_read() if kept.how == RECOMPUTE else 0)
     return Plan(
-        len(cells), ways, costs.clean() + sum(costs.cells()) + (costs.again_read() if kept.how == RECOMPUTE else 0),
-        whole * len(cells), memory, len(settled.batches), settled.passes, kept, speed, schedule=settled, rules=costs.rules,
+        len(cells), ways, operations, whole * len(cells), memory, len(settled.batches), settled.passes, kept, speed,
+        reused=len(reused), schedule=settled, rules=costs.rules,
     )  # fmt: skip
 
 

@@ -123,6 +123,11 @@ class Keyed:
                     found[key, about.rows] = path, row
         return found
 
+    def whole(self, fresh: Schedule) -> frozenset[int]:
+        """The numbers of the cells whose values of all examples are here; nothing is written."""
+        there = (all((key, rows) in self._known for rows in fresh.batches) for key in self.keys)
+        return frozenset(number for number, known in enumerate(there) if known)
+
     # Values.
 
     def _names(self, batch: int, chunk: int) -> list[str]:
