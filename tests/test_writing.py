@@ -323,3 +323,15 @@ def test_a_notebook_that_ran_is_not_written_over(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["notebook", str(tmp_path / "a.ipynb")])
     assert done.exit_code == 2 and "a.run.ipynb is there already; give another name, or --replace" in done.stderr
     assert (tmp_path / "a.run.ipynb").read_text() == "mine"
+
+
+def test_a_folder_that_has_vanished_is_not_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    writing.write(tmp_path / "out" / "a" / "b" / "x", "1", under=tmp_path / "out")
+    assert (tmp_path / "out" / "a" / "b" / "x").read_text() == "1"
+    (tmp_path / "out").rename(tmp_path / "gone")
+    with pytest.raises(NotWritten):
+        writing.write(tmp_path / "out" / "a" / "x", "1", under=tmp_path / "out")
+    with pytest.raises(NotWritten):
+        writing.write(tmp_path / "out" / "x", "1", under=tmp_path / "out")
+    assert [one.name for one in tmp_path.iterdir()] == ["gone"]

@@ -31,11 +31,11 @@ PathLike = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[IO[bytes]]:
+def replacing(path: PathLike, *, under: PathLike | None = None) -> Iterator[IO[bytes]]:
     """A file to write to, which takes the place of `path` at the end; if anything fails, `path` is as it was.
 
     Links are followed, a file that is replaced keeps its permissions, and what is no regular file (a pipe, `/dev/null`)
-    is written to directly. Folders are made where they are missing.
+    is written to directly. Folders are made where they are missing; with `under`, which must be there, only in it.
 
     Raises:
         NotWritten: the folder or the disk does not take it.
@@ -46,7 +46,7 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
             with file.open("wb") as out:
                 yield out
             return
-        _make_folder(file.parent)
+        _make_folder(file.parent, None if under is None else _target(under))
         with _draft(file.parent) as (draft, out):
             yield out
             _flush(out)
@@ -60,15 +60,15 @@ def replacing(path: PathLike) -> Iterator[IO[bytes]]:
         raise _refused(path, error) from error
 
 
-def write(path: PathLike, data: bytes | str) -> Path:
-    """Write a whole file, text as UTF-8. Lone surrogates, which UTF-8 lacks, become U+FFFD.
+def write(path: PathLike, data: bytes | str, *, under: PathLike | None = None) -> Path:
+    """Write a whole file, text as UTF-8. Lone surrogates, which UTF-8 lacks, become U+FFFD. `under`: see `replacing`.
 
     Raises:
         NotWritten: the folder or the disk does not take it.
     """
     if isinstance(data, str):
         data = SURROGATES.sub("\ufffd", data).encode()
-    with replacing(path) as out:
+    with replacing(path, under=under) as out:
         out.write(data)
     return Path(path)
 
@@ -146,9 +146,14 @@ def _try_folder(folder: Path) -> None:
         _flush(out)
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, under: Path | None = None) -> None:
     _existing(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if under is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    for one in [*reversed(folder.relative_to(under).parents), folder.relative_to(under)]:
+        if one != Path("."):
+            (under / one).mkdir(exist_ok=True)  # never above: that folder has vanished, and is not made anew
 
 
 def _existing(folder: Path) -> Path:

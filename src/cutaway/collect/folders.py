@@ -61,7 +61,12 @@ class Folder:
         Raises:
             NotWritten: the folder or the disk does not take it.
         """
-        write(self.path / name, data)
+        try:
+            write(self.path / name, data, under=None if name == PLAN else self.path)
+        except NotWritten:
+            if name != PLAN:
+                check_there(self)  # says it of a folder that vanished in between
+            raise
 
     def names(self, inside: str) -> list[str]:
         """The files in a folder of it."""

@@ -87,6 +87,7 @@ def write_part(
         "document": [one.document for one in chunk.pieces], "part": [one.part for one in chunk.pieces],
         "source": [one.source for one in chunk.pieces], "text": [one.text for one in chunk.pieces],
     }  # fmt: skip
+    check_there(place)
     place.write(part_name(TEXTS, chunk.number), _parquet(parquet, arrow.table(texts)))
     count = len(columns["token"])
     documents = np.array([one.document for one in chunk.pieces], dtype=np.int64)

@@ -161,7 +161,11 @@ class Keyed:
         x = values.detach().cpu().contiguous()
         names, rows = self._names(batch, chunk), self.schedule.batches[batch]
         about = _About(names, rows, digest([names, rows, x]))
-        write(self.path(batch, chunk), save({"values": x}, metadata={"cutaway": msgspec.json.encode(about).decode()}))
+        write(
+            self.path(batch, chunk),
+            save({"values": x}, metadata={"cutaway": msgspec.json.encode(about).decode()}),
+            under=self.folder,
+        )
 
     # What a sweep is asked, for other processes.
 
