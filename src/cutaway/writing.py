@@ -35,7 +35,8 @@ def replacing(path: PathLike, *, under: PathLike | None = None) -> Iterator[IO[b
     """A file to write to, which takes the place of `path` at the end; if anything fails, `path` is as it was.
 
     Links are followed, a file that is replaced keeps its permissions, and what is no regular file (a pipe, `/dev/null`)
-    is written to directly. Folders are made where they are missing; with `under`, which must be there, only in it.
+    is written to directly. Folders are made where they are missing, but none above `under`: a folder of results that vanishes
+    in the middle of a run is not made anew.
 
     Raises:
         NotWritten: the folder or the disk does not take it.
@@ -57,6 +58,8 @@ def replacing(path: PathLike, *, under: PathLike | None = None) -> Iterator[IO[b
     except CutawayError:
         raise
     except OSError as error:
+        if under is not None and not _target(under).is_dir():
+            raise NotWritten(f"{under} has vanished, and what was in it: run the same again") from error
         raise _refused(path, error) from error
 
 
@@ -153,7 +156,7 @@ def _make_folder(folder: Path, under: Path | None = None) -> None:
         return
     for one in [*reversed(folder.relative_to(under).parents), folder.relative_to(under)]:
         if one != Path("."):
-            (under / one).mkdir(exist_ok=True)  # never above: that folder has vanished, and is not made anew
+            (under / one).mkdir(exist_ok=True)
 
 
 def _existing(folder: Path) -> Path:

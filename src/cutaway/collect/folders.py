@@ -61,12 +61,7 @@ class Folder:
         Raises:
             NotWritten: the folder or the disk does not take it.
         """
-        try:
-            write(self.path / name, data, under=None if name == PLAN else self.path)
-        except NotWritten:
-            if name != PLAN:
-                check_there(self)  # says it of a folder that vanished in between
-            raise
+        write(self.path / name, data, under=None if name == PLAN else self.path)
 
     def names(self, inside: str) -> list[str]:
         """The files in a folder of it."""

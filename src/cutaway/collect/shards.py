@@ -69,8 +69,7 @@ def write_shard(place: Place, key: str, tensors: Mapping[str, Tensor]) -> tuple[
         Its digest and its bytes.
     """
     data = save(dict(tensors), metadata={"key": key})
-    check_there(place)
-    place.write(f"{SHARDS}/{key}.safetensors", data)
+    _write(place, f"{SHARDS}/{key}.safetensors", data)
     return digest_of(data), len(data)
 
 
@@ -87,8 +86,7 @@ def write_part(
         "document": [one.document for one in chunk.pieces], "part": [one.part for one in chunk.pieces],
         "source": [one.source for one in chunk.pieces], "text": [one.text for one in chunk.pieces],
     }  # fmt: skip
-    check_there(place)
-    place.write(part_name(TEXTS, chunk.number), _parquet(parquet, arrow.table(texts)))
+    _write(place, part_name(TEXTS, chunk.number), _parquet(parquet, arrow.table(texts)))
     count = len(columns["token"])
     documents = np.array([one.document for one in chunk.pieces], dtype=np.int64)
     parts = np.array([one.part for one in chunk.pieces], dtype=np.int32)
@@ -106,8 +104,13 @@ def write_part(
         "row": np.tile(np.arange(count, dtype=np.int32), len(sites)), "digest": always([receipt.digest], count * len(sites)),
     })  # fmt: skip
     known = msgspec.json.encode(asdict(receipt))
+    _write(place, part_name(INDEX, chunk.number), _parquet(parquet, table.replace_schema_metadata({RECEIPT: known})))
+
+
+def _write(place: Place, name: str, data: bytes) -> None:
+    """Write a file of a collection that is still there."""
     check_there(place)
-    place.write(part_name(INDEX, chunk.number), _parquet(parquet, table.replace_schema_metadata({RECEIPT: known})))
+    place.write(name, data)
 
 
 def _parquet(parquet: Any, table: Any) -> bytes:

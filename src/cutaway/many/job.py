@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cutaway.errors import ConfigError, NotReadable, NotWritten
+from cutaway.errors import ConfigError, NotReadable
 from cutaway.model.transformer import Transformer
 from cutaway.runs.model_source import ModelSource
 from cutaway.runs.result_files import load_value, save_value
@@ -107,9 +107,7 @@ class AskJob:
             model = kept.get(known) if source.live is None else source.live
             with source.computing(), torch.enable_grad():
                 found = function_of(question.function)(model, question.prompts, **question.options)
-            if not Path(self.folder).is_dir():
-                raise NotWritten(f"{self.folder} has vanished; what was finished went with it: run the same call again")
-            save_value(found, question.path(self.folder), timeless=True)
+            save_value(found, question.path(self.folder), timeless=True, under=self.folder)
             return question.key
 
         return ask

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
+
+FEW = 4  # entries that are shown one by one
 
 
 class ShortRepr:
@@ -23,9 +25,10 @@ def short_repr(value: Any) -> str:
     if isinstance(value, Tensor):
         return repr(value.item()) if not value.ndim else f"<{'×'.join(map(str, value.shape))} numbers>"
     if isinstance(value, Mapping):
-        some = ", ".join(f"{key!r}: {short_repr(one)}" for key, one in value.items()) if len(value) <= 4 else ""
-        return f"{{{some}}}" if len(value) <= 4 else f"<{len(value)} entries>"
-    if isinstance(value, list | tuple) and len(value) <= 4:
+        if len(value) > FEW:
+            return f"<{len(value)} entries>"
+        return f"{{{', '.join(f'{key!r}: {short_repr(one)}' for key, one in value.items())}}}"
+    if isinstance(value, list | tuple) and len(value) <= FEW:
         return f"[{', '.join(map(short_repr, value))}]"
     if isinstance(value, Sequence) and not isinstance(value, str):
         return f"<{len(value)} {type(value).__name__}>"
@@ -35,5 +38,4 @@ def short_repr(value: Any) -> str:
 
 
 def _same(value: Any, default: Any) -> bool:
-    return value is default or (default is not MISSING and not isinstance(value, Tensor) and not isinstance(default, Tensor)
-                                and type(value) is type(default) and bool(value == default))  # fmt: skip
+    return value is default or (isinstance(value, bool | int | float | str | tuple) and bool(value == default))

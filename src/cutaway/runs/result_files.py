@@ -42,11 +42,12 @@ def save_result(result: Result, path: str | Path, *, replace: bool = False) -> P
     return save_value(result, path)
 
 
-def save_value(value: Any, path: str | Path, *, timeless: bool = False) -> Path:
+def save_value(value: Any, path: str | Path, *, timeless: bool = False, under: str | Path | None = None) -> Path:
     """Write a result, a finding or a report.
 
     Args:
         timeless: leave out when it was computed, so that the same value has the same bytes.
+        under: a folder that must still be there.
 
     Raises:
         NotWritten: the folder or the disk does not take it.
@@ -62,7 +63,7 @@ def save_value(value: Any, path: str | Path, *, timeless: bool = False) -> Path:
     meta = {"result": json.dumps(encoded, ensure_ascii=True, allow_nan=True)}
     if not tensors:
         tensors["nothing"] = torch.zeros(1)
-    return write(path, save_tensors(tensors, metadata=meta))
+    return write(path, save_tensors(tensors, metadata=meta), under=under)
 
 
 def load_result(path: str | Path) -> Result:

@@ -80,7 +80,8 @@ class Saved:
     def keep(self, batch: int, chunk: int, values: Tensor) -> None:
         """Keep the values of a chunk."""
         values = values.detach().cpu().contiguous()
-        write(self._path(batch, chunk), save({"values": values}, metadata={"digest": self._digest(batch, chunk, values)}))
+        data = save({"values": values}, metadata={"digest": self._digest(batch, chunk, values)})
+        write(self._path(batch, chunk), data, under=self.folder)
 
     def _digest(self, batch: int, chunk: int, values: Tensor) -> str:
         """Ties values to this sweep, and to their place in it."""
