@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from cutaway import edits, grids, loading, metrics, plan, sweep
+from cutaway import Prompts, ablate, across, edits, grids, loading, metrics, plan, sweep
 from cutaway.analysis.patching import patch
 from cutaway.errors import CheckpointError, ConfigError, NotWritten, WorkerFailed
 from cutaway.executors import Executor, Processes
@@ -177,6 +178,23 @@ def _vanishing(folder: Path):  # type: ignore[no-untyped-def]
         real(self, batch, chunk, x)
 
     return keep
+
+
+@pytest.mark.parametrize("kept_by", ["resume", "results", "across"])
+def test_a_folder_that_vanishes_is_not_made_anew(model: Transformer, tokens: torch.Tensor, tmp_path: Path, kept_by: str) -> None:
+    folder = tmp_path / "out"
+
+    def remove(done: float, total: float) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    with pytest.raises(NotWritten, match="has vanished"):
+        if kept_by == "across":
+            prompts = [Prompts.of_texts(model, [text]) for text in ("the king", "a queen")]
+            across(ablate, model, prompts, results=folder, kinds=["zero"], progress=remove)
+        else:
+            where = {kept_by: folder}
+            sweep(model, tokens, heads(model), metrics.loss(tokens), memory=200_000, progress=remove, **where)
+    assert not folder.exists()
 
 
 def test_grids_have_keys_too(model: Transformer, tokens: torch.Tensor, tmp_path: Path) -> None:
