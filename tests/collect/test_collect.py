@@ -21,6 +21,7 @@ from cutaway import loading, writing
 from cutaway.collect import Collection, collect
 from cutaway.collect.corpus import Corpus, Document
 from cutaway.collect.cutting import cut
+from cutaway.collect.folders import Folder
 from cutaway.collect.planning import plan
 from cutaway.errors import (
     CollectionError,
@@ -293,6 +294,24 @@ def test_a_longer_corpus_computes_what_is_new(model: Transformer, whole: tuple[P
     again = collect(model, whole[0], SITES, out, **SMALL)
     assert again.digest == Collection(whole[1]).card["digest"]
     assert sorted(one.name for one in (out / "index").iterdir()) == sorted(one.name for one in (whole[1] / "index").iterdir())
+
+
+def test_ranks_may_begin_at_the_same_moment(
+    model: Transformer, whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rank's draft of the plan is no file of somebody else's, nor is what it does before this one looks again."""
+    begun, late = tmp_path / "begun", tmp_path / "late"
+    begun.mkdir()
+    (begun / ".cutaway-0123456789ab.partial").write_text("{")
+    collect(model, whole[0], SITES, begun, **SMALL)
+
+    def other_rank(folder: Folder) -> bool:
+        shutil.copytree(whole[1], late, dirs_exist_ok=True)
+        return True
+
+    monkeypatch.setattr(Folder, "holds_files", other_rank)
+    assert collect(model, whole[0], SITES, late, **SMALL).reused > 0
+    assert tree(begun) == tree(late) == tree(whole[1])
 
 
 def test_a_folder_of_something_else_is_refused(model: Transformer, whole: tuple[Path, Path], tmp_path: Path) -> None:

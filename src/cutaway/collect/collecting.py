@@ -248,10 +248,11 @@ def _begin(settled: Settled, place: Place) -> None:
     """
     place.begin()
     if not place.exists(PLAN):
-        if isinstance(place, Folder) and place.path.is_dir() and any(place.path.iterdir()):
+        if not (isinstance(place, Folder) and place.holds_files()):
+            place.write(PLAN, json.dumps(settled.plan, indent=1))
+            return
+        if not place.exists(PLAN):  # another rank may have begun in between
             raise CollectionError(f"{place} holds files and no collection; give an empty or a new folder")
-        place.write(PLAN, json.dumps(settled.plan, indent=1))
-        return
     kept = reading.decode(place.read(PLAN), dict[str, Any], f"{place}/{PLAN}")
     for name, wanted in json.loads(json.dumps(settled.plan)).items():
         if name == "model":

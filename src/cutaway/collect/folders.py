@@ -13,7 +13,7 @@ from typing import Any
 
 from cutaway import reading
 from cutaway.errors import CollectionError, NotReadable, NotWritten, PackageNeeded
-from cutaway.writing import check_folder, write
+from cutaway.writing import DRAFT, check_folder, write
 
 PLAN, CARD = "plan.json", "card.json"
 LARGEST = 2**40  # bytes of a shard
@@ -39,6 +39,10 @@ class Folder:
     def exists(self, name: str) -> bool:
         """Whether there is such a file."""
         return (self.path / name).is_file()
+
+    def holds_files(self) -> bool:
+        """Whether anything is in it but drafts, which other ranks may be writing."""
+        return self.path.is_dir() and not all(DRAFT.fullmatch(one.name) for one in self.path.iterdir())
 
     def size(self, name: str) -> int | None:
         """Its bytes; None where there is none."""

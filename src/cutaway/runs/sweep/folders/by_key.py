@@ -98,7 +98,8 @@ class Keyed:
         fresh = schedule(self.task)
         if not path.exists():
             plan = KeptPlan(fresh.batches, [self._divided(fresh, number) for number in range(len(fresh.batches))])
-            write_json(path, msgspec.json.encode(plan).decode())
+            if not path.exists():  # else another rank has begun, and what it computed since would divide chunks otherwise
+                write_json(path, msgspec.json.encode(plan).decode())
         return read_plan(path, f"the plan {path}").followed(fresh, f"the plan {path}")
 
     def _divided(self, fresh: Schedule, batch: int) -> list[list[int]]:
