@@ -60,7 +60,27 @@ def takers(model: HookedTransformer) -> dict[str, Callable[[list[str]], Any]]:
     def all_tokens(labels: list[str]) -> Any:
         return cutaway.attribute_all_tokens(model, TOKENS, components=labels).values.names("component")
 
+    def scored(labels: list[str]) -> Any:
+        found = cutaway.edge_attribution(model, OTHER, TOKENS, METRIC, steps=1, writers=labels).values.names("writer")
+        assert sorted(found) == sorted(labels)  # these come in the order in which they run
+        return None
+
+    def effects(labels: list[str]) -> Any:
+        edges = [(label, "logits") for label in labels]
+        found = cutaway.edge_effects(model, OTHER, TOKENS, METRIC, edges=edges, audit=0).values.sel(reader="logits")
+        assert all(not found.sel(writer=label).data.isnan() for label in labels)
+        return None
+
+    def ablated(labels: list[str]) -> Any:
+        labels = [label for label in labels if not (model.cfg.has_post_norms and label.endswith("bias"))]  # refused there
+        back = cutaway.ablate(model, TOKENS, METRIC, components=labels, kinds=["zero"], audit=0).values.names("component")
+        assert list(back) == labels
+        return None
+
     return {
+        "ablate": ablated,
+        "edge_attribution": scored,
+        "edge_effects": effects,
         "attribute": lambda labels: cutaway.attribute(model, TOKENS, components=labels).values.names("component"),
         "attribute_all_tokens": all_tokens,
         "lens": lambda labels: cutaway.lens(model, TOKENS, of=labels).values.names("row"),
@@ -79,18 +99,19 @@ def test_every_label_that_an_analysis_prints_is_taken_by_every_other(name: str) 
         back = take(every)
         if isinstance(back, list | tuple) and taker != "pathways":
             assert list(back) == every, f"{taker} prints other labels than it was given"
-    changing = [label for label in every if not label.endswith("bias")]  # a bias is a constant, which nothing can ablate
-    assert list(cutaway.ablate(model, TOKENS, METRIC, components=changing, kinds=["zero"]).values.names("component")) == changing
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_readers_are_taken_as_they_are_printed(name: str) -> None:
     model = network(name)
-    every = Graph(model.cfg).readers
+    nodes = Graph(model.cfg).readers
+    every = [*nodes, *([] if model.cfg.attn_only or model.cfg.is_moe(0) else ["0.mlp.7", "1.mlp.0"])]
     found = cutaway.path_patch(model, TOKENS, OTHER, METRIC, senders=["embed"], receivers=every, audit=0)
     assert found.values.names("receiver") == tuple(every)
-    circuit = cutaway.Circuit.of(model, [("embed", reader) for reader in every])
-    assert circuit.pairs() == [("embed", reader) for reader in every] and circuit.size == len(every)
+    effects = cutaway.edge_effects(model, TOKENS, OTHER, METRIC, edges=[("embed", reader) for reader in every], audit=0)
+    assert effects.values.names("reader") == tuple(every)
+    circuit = cutaway.Circuit.of(model, [("embed", reader) for reader in nodes])
+    assert circuit.pairs() == [("embed", reader) for reader in nodes] and circuit.size == len(nodes)
     assert all(reader == "logits" or "mlp" in reader or cutaway.path_circuit(model, f"embed → {reader}") for reader in every)
     with pytest.raises(UnknownName, match="writes nothing"):
         cutaway.attribute(model, TOKENS, components=["1.2.k"])

@@ -15,12 +15,13 @@ from torch import Tensor
 from cutaway.analysis.shared import Where, head_names, real_tokens
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownName
-from cutaway.model.components import Component, parse_writers, writers
+from cutaway.model.components import Component, norm_after, parse_writers, writers
+from cutaway.model.foreign import part_with
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import indices, options, some_of
 from cutaway.prompts import Prompts
 from cutaway.runs import metrics
-from cutaway.runs.edits import Change, Edit, mean, zero
+from cutaway.runs.edits import Change, Edit, add, freeze, mean, zero
 from cutaway.runs.metrics import settled
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Means, Result, layers_by_heads
@@ -283,16 +284,18 @@ def ablate(
     Example: `ablate(model, prompts, components=["0.mlp", "3.mlp.17", "5.1"]).summary()`
 
     Args:
-        components: `0.3` (a head), `0.attn`, `0.mlp`, `0.mlp.17` (a neuron), `embed`, …; None: each layer's attention and MLP.
+        components: `0.3` (a head), `0.attn`, `0.mlp`, `0.mlp.17` (a neuron), `embed`, `0.bias`, …; None: each layer's attention
+            and MLP. A bias is its own mean, so that only its ablation by zero changes anything.
         tokens, metric, kinds, over, positions, audit, seed, memory, progress, baseline: as `ablate_heads` takes them.
 
     Raises:
-        UnknownName: no such kind or component, or one that is a constant (a bias).
+        UnknownName: no such kind or component, or a bias whose part a norm between it and the stream leaves open.
     """
     kinds = some_of(kinds, KINDS, "kind of ablation")
     chosen = _components(model, components)
     over = _averaged(model, tokens) if over is None else over
-    edits = [ablated_at(zero() if kind == "zero" else mean(over=over), one, positions) for kind in kinds for one in chosen]
+    means = {"zero": None, "mean": mean(over=over)}
+    edits = [ablation_of(model, one, positions, means[kind]) for kind in kinds for one in chosen]
     measure = _metric_of(model, tokens, metric, None)
     done = sweep(model, tokens, edits, measure, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline)
     changes = done.effects
@@ -313,14 +316,29 @@ ABLATED = {
 }  # fmt: skip
 
 
-def ablated_at(change: Change, one: Component, positions: Any) -> Edit:
-    """The edit that changes what a component writes.
+def ablation_of(model: Transformer, one: Component, positions: Any = None, means: Change | None = None) -> list[Edit]:
+    """The edits that put means, or zero (None), in place of what a component writes.
 
     Raises:
-        UnknownName: it is a constant (a bias).
+        UnknownName: a bias whose part a norm between it and the stream leaves open.
     """
-    if one.kind not in ABLATED:
-        raise UnknownName(f"{one} cannot be ablated by itself, as it is a constant; give heads (0.3), 0.attn, 0.mlp, 0.mlp.17")
+    if one.constant:
+        return _without_bias(model, one, positions, hold=means is not None)
     place = {"head": {"heads": one.index}, "neuron": {"neurons": one.index}}.get(one.kind, {})
     site = ABLATED[one.kind] if one.layer is None else (ABLATED[one.kind], one.layer)
-    return change.at(site, positions=positions, **place)
+    return [(zero() if means is None else means).at(site, positions=positions, **place)]
+
+
+def _without_bias(model: Transformer, bias: Component, positions: Any, *, hold: bool) -> list[Edit]:
+    """A bias is taken from what its layers write; to `hold` it changes nothing, since it is its own mean."""
+    if any(norm_after(model.cfg, Component(part, 0)) for part in ("attn", "mlp")):
+        raise UnknownName(
+            f"{bias} has no part of its own where a norm follows what a layer writes; ablate the layer ('0.attn', '0.mlp')"
+        )
+    part, name, site = ("mlp", "b_out", "mlp_out") if bias.kind == "mlp bias" else ("attn", "b_O", "attn_out")
+    layers = range(model.cfg.n_layers) if bias.layer is None else [bias.layer]
+    vectors = [getattr(part_with(model, layer, part, name), name).detach() for layer in layers]
+    return [
+        (freeze() if hold else add(-vector)).at((site, layer), positions=positions)
+        for layer, vector in zip(layers, vectors, strict=True)
+    ]

@@ -1,9 +1,9 @@
 """Path patching: what reaches a receiver from a sender directly, everything in between held still.
 
-A sender is anything that writes to the residual stream; a receiver is a head's queries, keys or values, an MLP, or the
-logits. With everything else frozen, what a sender adds to the stream reaches the receiver unchanged, so its new input is
-known at once: the frozen stream plus the difference. Each path is then one cell of a sweep that replaces the receiver's
-reading.
+A sender is anything that writes to the residual stream; a receiver is a head's queries, keys or values, an MLP or one of
+its neurons, or the logits. With everything else frozen, what a sender adds to the stream reaches the receiver unchanged, so
+its new input is known at once: the frozen stream plus the difference. Each path is then one cell of a sweep that replaces the
+receiver's reading.
 
 Source: Wang et al. 2022 (https://arxiv.org/abs/2211.00593), Goldowsky-Dill et al. 2023 (https://arxiv.org/abs/2304.05969).
 """
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutaway.analysis.shared import Pair, Where, aligned, chosen_positions
 from cutaway.errors import ShapeError
@@ -126,9 +126,10 @@ def path_patch(
         source: the run that the senders' activations come from: prompts of as many tokens, row by row; None: the counterparts
             of `Prompts`.
         metric: one of `cutaway.metrics`, or a function of logits; None: what `Prompts` say themselves.
-        senders: heads ("0.3"), MLPs ("1.mlp"), neurons ("1.mlp.17"), "embed", …; None: every head.
-        receivers: heads' queries, keys or values ("1.4.k"), MLPs ("1.mlp"), or "logits". Where heads share keys and values,
-            a head's stand for those of its group.
+        senders: heads ("0.3"), MLPs ("1.mlp"), neurons ("1.mlp.17"), "embed", …; None: every head. A bias is
+            the same in both runs, so its paths carry exactly nothing.
+        receivers: heads' queries, keys or values ("1.4.k"), MLPs ("1.mlp"), neurons ("1.mlp.17"), or "logits". Where heads
+            share keys and values, a head's stand for those of its group.
         positions: where the senders' outputs are changed: numbers or roles; None: everywhere.
         audit, seed, memory, progress: as `sweep` takes them.
 
@@ -249,6 +250,9 @@ def _received(model: Transformer, own: Mapping[str, Tensor], difference: Tensor,
         return replace(x).at(site, positions=at)
     layer = int(receiver.layer or 0)
     block, before = model.blocks[layer], norm_before(cfg, receiver)
+    if receiver.kind == "neuron":
+        norm = nn.Identity() if before is None else norm_module(model, before)
+        return neuron_edit(block, layer, int(receiver.index or 0), norm(own[site][:, at]), norm(x), at)
     if receiver.kind == "mlp":
         x = x if before is None else norm_module(model, before)(x)
         after = norm_after(cfg, receiver)
@@ -267,6 +271,15 @@ def _received(model: Transformer, own: Mapping[str, Tensor], difference: Tensor,
         value = value.clamp(-cfg.clip_qkv, cfg.clip_qkv)
     entry = head if reads == "q" else head // group_size(cfg)
     return replace(value).at(f"blocks.{layer}.attn.hook_{reads}", heads=entry, positions=at)
+
+
+def neuron_edit(block: Any, layer: int, neuron: int, x: Tensor, apart: Tensor, positions: Sequence[int]) -> Edit:
+    """The edit that lets one neuron read `apart` where its MLP reads `x`, both normalised and at these positions."""
+    post = block.mlp.post_apart(x, neuron, apart)
+    site = f"blocks.{layer}.mlp.hook_post"
+    if block.cfg.has_mlp_norm:  # which spreads the change over all neurons
+        return replace(post).at(site, positions=positions)
+    return replace(post[..., neuron, None]).at(site, neurons=neuron, positions=positions)
 
 
 def places_of(change: Float[Tensor, "batch pos d_model"], least: float = 0.0) -> list[int]:

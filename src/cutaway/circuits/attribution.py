@@ -14,7 +14,7 @@ Source: Syed et al. 2023 (https://arxiv.org/abs/2310.10348); integrated gradient
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,10 +24,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.circuits.components import Written, check, embedded, kept_of, written
+from cutaway.circuits.finer import Finer
 from cutaway.circuits.gradients import GradientSum
 from cutaway.circuits.graph import Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, check_apart, constant_parts, first_differences, metric_on
 from cutaway.errors import ConfigError, ShapeError
+from cutaway.model.components import parse_writers
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.runs.bars import DelayedBar
@@ -117,7 +119,8 @@ def largest(scores: Float[Tensor, "*edge"], count: int) -> Bool[Tensor, "*edge"]
 @options(steps=1, memory=1)
 def edge_attribution(
     model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *, steps: int = 5, path: str = "inputs",
-    ablation: str = "resample", memory: int = ROOM, progress: Callable[[float, float], None] | None = None,
+    ablation: str = "resample", writers: Sequence[str] | None = None, memory: int = ROOM,
+    progress: Callable[[float, float], None] | None = None,
 ) -> EdgeScores:  # fmt: skip
     """Score every edge.
 
@@ -129,11 +132,14 @@ def edge_attribution(
         path: "inputs" or "activations" (see above).
         ablation: what an ablated edge carries: "resample" (the corrupted run's), "mean" (over the clean prompts) or "zero".
             The gradient of means and zeros is that of the clean run (`steps=1`), or on the way there from activations.
+        writers: what edges come from, in place of the graph's nodes (of which a circuit is made): any components that write,
+            such as neurons ("0.mlp.17") and a whole attention ("0.attn"). A bias scores exactly 0, unless it is ablated by zero.
         memory: numbers that the parts of one batch may take.
 
     Raises:
         ShapeError: prompts that do not align, or a metric without a gradient.
         ConfigError: an unknown path or ablation, or no steps.
+        UnknownName: no such writer.
     """
     if path not in PATHS:
         raise ConfigError(f"path={path!r} is not known; there are {' and '.join(PATHS)}")
@@ -148,20 +154,23 @@ def edge_attribution(
     check_apart(tokens, source)
     source = source if ablation == "resample" else None
     graph = Graph(model.cfg)
-    each = torch.full((len(tokens), *graph.mask.shape), torch.nan)
+    finer = None if writers is None else Finer.of(model, parse_writers(writers, model.cfg), ablation, tokens, tokens.shape[1])
+    rows_of = graph if finer is None else finer
+    each = torch.full((len(tokens), *rows_of.mask.shape), torch.nan)
     constant = constant_parts(model, ablation, tokens, tokens.shape[1])
     begin = first_differences(model, tokens, source, metric.wanted(*tokens.shape))
     order = begin.argsort(stable=True)
     done = 0
     while done < len(tokens):
         start = int(begin[order[done]])
-        room = max(1, memory // (2 * len(graph.writers) * (tokens.shape[1] - start) * model.cfg.d_model))
+        kept_parts = len(graph.writers) + (0 if finer is None else len(finer.components))
+        room = max(1, memory // (2 * kept_parts * (tokens.shape[1] - start) * model.cfg.d_model))
         rows = order[done : done + room].to(tokens.device)
-        each[rows.cpu()] = _scores(_Some(model, graph, tokens, source, rows, start, metric, constant), steps, path)
+        each[rows.cpu()] = _scores(_Some(model, graph, finer, tokens, source, rows, start, metric, constant), steps, path)
         done += len(rows)
         if progress is not None:
             progress(done, len(tokens))
-    labels = {"writer": graph.writers, "reader": graph.readers}
+    labels = {"writer": rows_of.writers, "reader": graph.readers}
     values = Labelled(each.mean(0), ("writer", "reader"), labels, f"change of {metric.name}", metric.unit)
     named = f"edge attribution, {ablation} ablation, {steps} step{'s' * (steps > 1)} between {path}"
     return EdgeScores(values, each, named)
@@ -171,9 +180,10 @@ class _Some:
     """Some examples: what their runs add, from the first position that matters on, and the metric."""
 
     def __init__(
-        self, model: Transformer, graph: Graph, everything: Tensor, source: Tensor | None, rows: Tensor, start: int,
-        metric: Metric, constant: Tensor | None,
+        self, model: Transformer, graph: Graph, finer: Finer | None, everything: Tensor, source: Tensor | None, rows: Tensor,
+        start: int, metric: Metric, constant: Tensor | None,
     ):  # fmt: skip
+        self.finer, self.mask = finer, graph.mask if finer is None else finer.mask
         self.model, self.graph, self.rows, self.start, self.metric, self.constant = model, graph, rows, start, metric, constant
         tokens = everything[rows]
         self.kept = kept_of(model, tokens[:, :start])
@@ -189,8 +199,13 @@ class _Some:
 
     @cached_property
     def difference(self) -> Float[Tensor, "writer batch pos d_model"]:
-        """What each writer adds to the clean run beyond that."""
+        """What each node adds to the clean run beyond that."""
         return self.now.parts - self.base.parts
+
+    @cached_property
+    def scored(self) -> Float[Tensor, "writer batch pos d_model"]:
+        """The same of each writer whose edges get scores."""
+        return self.difference if self.finer is None else -self.finer.change(self.tokens, self.source, self.kept)
 
     def value(self, resid: Tensor) -> Tensor:
         """The metric of these examples, from the stream after the last layer."""
@@ -203,7 +218,7 @@ def _scores(some: _Some, steps: int, path: str) -> Float[Tensor, "batch writer r
     """The scores of some examples."""
     if path == "activations":
         return _by_activations(some, steps)
-    sums, every = GradientSum(some.model, some.tokens, some.kept), slice(0, len(some.graph.writers))
+    sums, every = GradientSum(some.model, some.tokens, some.kept), slice(0, len(some.mask))
     end = some.now.stream(0)
     if some.source is None:
         sums.add(end, some.value)
@@ -220,21 +235,21 @@ def _scores(some: _Some, steps: int, path: str) -> Float[Tensor, "batch writer r
 def _products(some: _Some, sums: GradientSum, count: int, writers: slice) -> Float[Tensor, "batch writer reader"]:
     """The difference of each of these writers times the mean gradient at each reader, summed over positions."""
     graph, cfg = some.graph, some.model.cfg
-    by_example = some.difference[writers].movedim(1, 0).flatten(2)  # batch, writer, pos × d_model
+    by_example = some.scored[writers].movedim(1, 0).flatten(2)  # batch, writer, pos × d_model
     out = torch.full((len(by_example), by_example.shape[1], graph.mask.shape[1]), torch.nan)
 
-    def fill(grad: Tensor, before: int, readers: slice) -> None:
-        done = max(0, min(writers.stop, before) - writers.start)
+    def fill(grad: Tensor, readers: slice) -> None:
+        done = int(some.mask[writers, readers.start].sum())  # writers come in the order in which they run
         out[:, :done, readers] = (by_example[:, :done] @ (grad / count).movedim(2, 1).flatten(2).mT).cpu()
 
     for layer in range(cfg.n_layers):
         heads, mlp = sums.heads(layer), sums.mlp(layer)
         if heads is not None:
-            fill(heads, graph.before(layer), slice(graph.reading(layer, "q").start, graph.reading(layer, "v").stop))
+            fill(heads, slice(graph.reading(layer, "q").start, graph.reading(layer, "v").stop))
         if mlp is not None:
             at = graph.mlp_reading(layer)
-            fill(mlp.unsqueeze(2), graph.before(layer, mlp=True), slice(at, at + 1))
-    fill(sums.last.unsqueeze(2), len(graph.writers), slice(len(graph.readers) - 1, len(graph.readers)))
+            fill(mlp.unsqueeze(2), slice(at, at + 1))
+    fill(sums.last.unsqueeze(2), slice(len(graph.readers) - 1, len(graph.readers)))
     return out
 
 
@@ -242,8 +257,11 @@ def _by_activations(some: _Some, steps: int) -> Float[Tensor, "batch writer read
     """For the writers of each layer: gradients of the clean run with what they write put between base and clean."""
     graph, now = some.graph, some.now
     streams = now.streams
-    out = torch.full((len(some.tokens), *graph.mask.shape), torch.nan)
+    out = torch.full((len(some.tokens), *some.mask.shape), torch.nan)
     for group, layer, inside in _groups(graph):
+        rows = group if some.finer is None else some.finer.beside(graph, group)
+        if rows.start == rows.stop:
+            continue
         sums = GradientSum(some.model, some.tokens, some.kept)
         for step in range(1, steps + 1):
             less = (1 - step / steps) * some.difference[group].sum(0)
@@ -252,8 +270,8 @@ def _by_activations(some: _Some, steps: int) -> Float[Tensor, "batch writer read
                 sums.add(before, some.value, layer, streams[2 * layer + 1] - less)
             else:
                 sums.add(before - less, some.value, layer)
-        out[:, group] = _products(some, sums, steps, group)
-    return out.masked_fill(~graph.mask, torch.nan)
+        out[:, rows] = _products(some, sums, steps, rows)
+    return out.masked_fill(~some.mask, torch.nan)
 
 
 def _groups(graph: Graph) -> Iterator[tuple[slice, int, bool]]:

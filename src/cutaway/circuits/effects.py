@@ -8,7 +8,7 @@ but the logits: the effect along the way writer → reader → logits alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.analysis.paths import places_of
+from cutaway.analysis.paths import neuron_edit, places_of
 from cutaway.analysis.shared import Where, chosen_positions, real_tokens
 from cutaway.circuits.attribution import strongest
 from cutaway.circuits.components import (
@@ -31,9 +31,11 @@ from cutaway.circuits.components import (
     written,
 )
 from cutaway.circuits.direct import DirectEffects
+from cutaway.circuits.finer import Finer, parts
 from cutaway.circuits.graph import READS, Edges, Graph
 from cutaway.circuits.pairs import ablated, as_pair, check_apart, constant_parts, metric_on
-from cutaway.errors import ConfigError, NotExact, ShapeError
+from cutaway.errors import ConfigError, NotExact, ShapeError, UnknownName
+from cutaway.model.components import Component, parse_readers, parse_writers, reaches, written_at
 from cutaway.model.norm import post_norm
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
@@ -54,7 +56,8 @@ class EdgeEffects(Result):
     """What ablating each edge changes.
 
     Args:
-        values: `[writer, reader]`, the mean change of the metric; NaN where there is no edge or it was not asked for.
+        values: `[writer, reader]`, the mean change of the metric; NaN where there is no edge or it was not asked for. Finer
+            writers and readers than the graph's nodes follow these.
         each: the same by example, `[batch, writer, reader]`.
         unseen: edges whose ablation changes nothing that the reader's node writes, on these prompts: the writer adds the same in
             both runs, or the reader reads nothing of the difference.
@@ -101,7 +104,8 @@ def edge_effects(
     Args:
         clean: text, texts, tokens, or `Prompts` (in pairs, where no corrupted prompts are given).
         metric: None: what `Prompts` say themselves.
-        edges: which ones; None: all.
+        edges: which ones; None: all of the graph. Pairs may name any component that writes and any that reads: neurons
+            ("0.mlp.17"), a whole attention ("0.attn"), a bias, which changes exactly nothing unless it is ablated by zero.
         ablation: what the edge carries instead: "resample" (the corrupted run's), "mean", "mean over positions" or "zero".
         over: the prompts that means are over; None: the clean ones.
         positions: where the edge is ablated (positions of the reader, of each row's own tokens; roles, too); None: everywhere.
@@ -118,27 +122,29 @@ def edge_effects(
     metric = metric_on(model, metric, clean, functions=downstream == "recomputed")
     tokens, source = as_pair(model, clean, corrupted, ablation)
     check_apart(tokens, source)
-    graph = Graph(model.cfg)
+    asked = _asked(Graph(model.cfg), edges)
     means_of = tokens if over is None else as_pair(model, over, None, "mean")[0]
     base = ablated(model, tokens, source, constant_parts(model, ablation, means_of, tokens.shape[1]))
     now = written(model, tokens)
-    change = base.parts - now.parts
-    size = change.abs().flatten(1).amax(1)
-    same = size <= NOTHING * now.parts.abs().flatten(1).amax(1).clamp(min=1e-9)
+    finer = Finer.of(model, asked.finer, ablation, means_of, tokens.shape[1])
+    adds = parts(model, finer.components, tokens)
+    change = torch.cat([base.parts - now.parts, finer.change(tokens, source, now=adds)])
+    same = _size(change) <= NOTHING * torch.cat([_size(now.parts), _size(adds)]).clamp(min=1e-9)
     change = _at(change, positions, model, clean)
-    wanted = _wanted(graph, edges)
+    wanted = asked.edges
     unseen = wanted & same.cpu()[:, None]
-    each = torch.full((len(tokens), *graph.mask.shape), torch.nan, dtype=torch.float64)
+    each = torch.full((len(tokens), *wanted.shape), torch.nan, dtype=torch.float64)
     each[:, unseen] = 0.0
     what, unit, audits = f"change of {metric.name}", metric.unit, [Audit((), 0, math.nan)]
-    reading = _Reading(model, graph, tokens, now, frozen=downstream == "frozen")
+    reading = _Reading(model, asked, tokens, now, frozen=downstream == "frozen")
     selected = wanted & ~unseen
     if downstream == "frozen" and by_head_alone(model):
         direct = DirectEffects(model, tokens, metric, now, change)
-        for writers, reader, changes in direct.each(selected, progress):
+        of_graph = selected & (torch.arange(len(asked.readers)) < len(asked.graph.readers))
+        for writers, reader, changes in direct.each(of_graph, progress):
             each[:, writers, reader] = changes.mT.double().cpu()
-        audits += _again(reading, metric, selected, change, each, audit)
-        selected = torch.zeros_like(selected)
+        audits += _again(reading, metric, of_graph, change, each, audit)
+        selected &= ~of_graph
     places = selected.nonzero().tolist()
     for first in range(0, len(places), CELLS):
         chunk = places[first : first + CELLS]
@@ -152,7 +158,7 @@ def edge_effects(
     least = NOTHING * float(each.nan_to_num(0).abs().max())
     for writer, reader in (wanted & ~unseen & (each.abs().amax(0) <= least)).nonzero().tolist():
         unseen[writer, reader] = reading.writes_the_same(reader, change[writer])
-    labels = {"writer": graph.writers, "reader": graph.readers}
+    labels = {"writer": asked.writers, "reader": asked.readers}
     values = Labelled(each.mean(0), ("writer", "reader"), labels, f"{what} when one edge is ablated ({ablation})", unit)
     return EdgeEffects(values, each, unseen, max(audits, key=lambda one: one.difference if one.cells else -1.0))
 
@@ -178,7 +184,7 @@ def _again(reading: _Reading, metric: Any, selected: Edges, change: Tensor, each
     off = max(
         float((each[:, writer, reader] - one).abs().max()) / scale for (writer, reader), one in zip(chosen, values, strict=True)
     )
-    names = tuple(f"{reading.graph.writers[writer]} → {reading.graph.readers[reader]}" for writer, reader in chosen)
+    names = tuple(f"{reading.asked.writers[writer]} → {reading.asked.readers[reader]}" for writer, reader in chosen)
     if off > BOUNDS[reading.model.cfg.torch_dtype]:
         raise NotExact(f"the edges {', '.join(names)} differ from whole runs by up to {off:.1e} of the largest effect")
     return [Audit(names, len(each), off)]
@@ -190,29 +196,51 @@ def _at(change: Tensor, positions: Any, model: Transformer, clean: Any) -> Tenso
     return change if chosen is None else change * chosen.to(change)[None, :, :, None]
 
 
-def _wanted(graph: Graph, edges: Edges | Iterable[tuple[str, str]] | None) -> Edges:
+def _size(x: Float[Tensor, "writer batch pos d_model"]) -> Float[Tensor, "writer"]:
+    """The largest entry of each."""
+    return x.abs().amax((1, 2, 3)) if len(x) else x.new_zeros(0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """The edges that were asked for: between nodes of the graph, and between `finer` components, which follow them."""
+
+    graph: Graph
+    writers: tuple[str, ...]
+    readers: tuple[str, ...]
+    edges: Edges
+    finer: Sequence[Component] = ()
+
+
+def _asked(graph: Graph, edges: Edges | Iterable[tuple[str, str]] | None) -> _Asked:
     if edges is None:
-        return graph.mask
+        return _Asked(graph, graph.writers, graph.readers, graph.mask)
     if isinstance(edges, Tensor):
         if edges.shape != graph.mask.shape:
             raise ShapeError(f"edges {tuple(edges.shape)} of another model: this one has {tuple(graph.mask.shape)}")
-        return edges.cpu() & graph.mask
-    wanted = torch.zeros_like(graph.mask)
-    for writer, reader in edges:
-        at = graph.edge(writer, reader)
+        return _Asked(graph, graph.writers, graph.readers, edges.cpu() & graph.mask)
+    pairs = [(parse_writers([writer], graph.cfg)[0], parse_readers([reader], graph.cfg)[0]) for writer, reader in edges]
+    if not pairs:
+        raise ShapeError("an empty list of edges means nothing; leave edges out for all of them")
+    finer = sorted(dict.fromkeys(writer for writer, _ in pairs if str(writer) not in graph.writers), key=written_at)
+    neurons = dict.fromkeys(reader for _, reader in pairs if str(reader) not in graph.readers)
+    writers, readers = (*graph.writers, *map(str, finer)), (*graph.readers, *map(str, neurons))
+    wanted = torch.zeros(len(writers), len(readers), dtype=torch.bool)
+    for writer, reader in pairs:
+        at = writers.index(str(writer)), readers.index(str(reader))
+        if not reaches(graph.cfg, writer, reader):
+            raise UnknownName(f"there is no edge {writer} → {reader}: {reader} reads before {writer} has written")
         if bool(wanted[at]):
             raise ShapeError(f"the edge {writer} → {reader} is given twice; give each once")
         wanted[at] = True
-    if not bool(wanted.any()):
-        raise ShapeError("an empty list of edges means nothing; leave edges out for all of them")
-    return wanted
+    return _Asked(graph, writers, readers, wanted, finer)
 
 
 class _Reading:
     """What the nodes of a run write when one of them reads something else."""
 
-    def __init__(self, model: Transformer, graph: Graph, tokens: Tensor, now: Written, *, frozen: bool):
-        self.model, self.graph, self.tokens, self.now, self.frozen = model, graph, tokens, now, frozen
+    def __init__(self, model: Transformer, asked: _Asked, tokens: Tensor, now: Written, *, frozen: bool):
+        self.model, self.asked, self.tokens, self.now, self.frozen = model, asked, tokens, now, frozen
         self.stream = embedded(model, tokens)[1]
         self._last = now.stream(model.cfg.n_layers)
         self._layer, self._projected = -1, [torch.empty(0)] * 3
@@ -220,7 +248,7 @@ class _Reading:
 
     def edit(self, reader: int, change: Float[Tensor, "batch pos d_model"]) -> Edit:
         """The edit that lets a reader read the run's stream plus a change."""
-        name, cfg = self.graph.readers[reader], self.model.cfg
+        name, cfg = self.asked.readers[reader], self.model.cfg
         at = places_of(change, NOTHING * float(change.abs().max()))
         layer = cfg.n_layers if name == "logits" else int(name.split(".")[0])
         if name.endswith((".k", ".v")):  # seen from every later position, or from all
@@ -231,29 +259,38 @@ class _Reading:
         if name.endswith(".mlp"):
             new = mlp_writes(self.model.blocks[layer], (self.now.stream(layer, mlp=True) + change)[:, at])
             return replace(new).at(f"blocks.{layer}.hook_mlp_out", positions=at)
+        if ".mlp." in name:
+            block, resid = self.model.blocks[layer], self.now.stream(layer, mlp=True)
+            read = block.ln2(resid[:, at]), block.ln2((resid + change)[:, at])
+            return neuron_edit(block, layer, int(name.split(".")[2]), *read, at)
         heads, new = self._seen(layer, name, change)
         return replace(new[:, at]).at(f"blocks.{layer}.attn.hook_z", heads=heads, positions=at)
 
     def writes_the_same(self, reader: int, change: Float[Tensor, "batch pos d_model"]) -> bool:
         """Whether a reader's node writes what it did, up to rounding; of the logits, whether they stay."""
-        graph, name = self.graph, self.graph.readers[reader]
+        graph, name = self.asked.graph, self.asked.readers[reader]
         new = self._adds(reader, change)
         if name == "logits":
             before = self.model.logits_of(self._last)
             new = self.model.logits_of(self._last + new) - before
-        else:
-            before = self.now.parts[graph.writers.index(graph.node_of(name))]
+        else:  # of a neuron beside what its whole MLP writes
+            node = name.rpartition(".")[0] if ".mlp." in name else graph.node_of(name)
+            before = self.now.parts[graph.writers.index(node)]
         return bool(new.abs().max() <= SAME * before.abs().max())
 
     def _adds(self, reader: int, change: Tensor) -> Float[Tensor, "batch pos d_model"]:
         """What the reader's node adds to the stream beyond what it did; of the logits, the change itself."""
-        name = self.graph.readers[reader]
+        name = self.asked.readers[reader]
         if name == "logits":
             return change
         layer = int(name.split(".")[0])
         block = self.model.blocks[layer]
         if name.endswith(".mlp"):
-            return mlp_writes(block, self.now.stream(layer, mlp=True) + change) - self.now.parts[self.graph.mlp(layer)]
+            return mlp_writes(block, self.now.stream(layer, mlp=True) + change) - self.now.parts[self.asked.graph.mlp(layer)]
+        if ".mlp." in name:
+            resid = self.now.stream(layer, mlp=True)
+            post = block.mlp.post_apart(block.ln2(resid), int(name.split(".")[2]), block.ln2(resid + change))
+            return post_norm(block, "ln2_post")(block.mlp.output(post)) - self.now.parts[self.asked.graph.mlp(layer)]
         heads, new = self._seen(layer, name, change)
         changed = self._z.clone()
         changed[:, :, heads] = new

@@ -98,7 +98,10 @@ class Graph:
         for name, names, what in ((writer, self.writers, "writer"), (reader, self.readers, "reader")):
             if name not in names:
                 found = str(components.parse(name, self.cfg))  # or says how labels are written
-                raise UnknownName(f"{found} is no {what} of this graph; there are {', '.join(names[:5])}, … {names[-1]}")
+                raise UnknownName(
+                    f"{found} is no {what} of this graph, whose nodes are embeddings, heads and MLPs; there are "
+                    f"{', '.join(names[:5])}, … {names[-1]}. edge_effects and edge_attribution take finer ones"
+                )
         place = self.writers.index(writer), self.readers.index(reader)
         if not self.mask[place]:
             raise UnknownName(f"there is no edge {writer} → {reader}: {reader} reads before {writer} has written")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.analysis.shared import aligned, as_tokens, real_tokens
-from cutaway.circuits.components import Written, rests, written
+from cutaway.circuits.components import Parts, Written, rests, written
 from cutaway.circuits.graph import Graph
 from cutaway.errors import ConfigError, ShapeError, nearest
 from cutaway.model.key_values import KeyValueCache
@@ -76,11 +76,15 @@ def metric_on(model: Transformer, metric: Any, clean: Any, *, functions: bool = 
     return measure if real is None else among_real(measure, real, tokens)
 
 
-def constant_parts(model: Transformer, ablation: str, over: Tensor, length: int) -> Float[Tensor, "writer pos d_model"] | None:
+def constant_parts(
+    model: Transformer, ablation: str, over: Tensor, length: int, parts: Callable[[Tensor], Parts] | None = None,
+    count: int | None = None,
+) -> Float[Tensor, "writer pos d_model"] | None:  # fmt: skip
     """What edges carry that are ablated by zero or by a mean; None for "resample".
 
     Args:
         over: the prompts that means are over, position by position ("mean") or over all ("mean over positions").
+        parts, count: what the writers add in a run, and how many they are; None: those of the graph.
 
     Raises:
         ShapeError: means position by position, and the prompts that they are over are shorter.
@@ -88,8 +92,10 @@ def constant_parts(model: Transformer, ablation: str, over: Tensor, length: int)
     if ablation == "resample":
         return None
     if ablation == "zero":
-        return model.W_U.new_zeros(1, 1, 1).expand(len(Graph(model.cfg).writers), length, model.cfg.d_model)
-    mean = mean_parts(model, over, by_position=ablation == "mean")
+        count = len(Graph(model.cfg).writers) if count is None else count
+        return model.W_U.new_zeros(1, 1, 1).expand(count, length, model.cfg.d_model)
+    parts = (lambda tokens: written(model, tokens).parts) if parts is None else parts
+    mean = mean_parts(model, over, parts, by_position=ablation == "mean")
     if ablation == "mean over positions":
         return mean.expand(-1, length, -1)
     if mean.shape[1] < length:
@@ -124,14 +130,16 @@ def first_differences(model: Transformer, tokens: Tensor, source: Tensor | None,
     return ((tokens != source).cpu() | wanted.cpu()).int().argmax(1)
 
 
-def mean_parts(model: Transformer, tokens: Tensor, *, by_position: bool, room: int = 16) -> Tensor:
+def mean_parts(
+    model: Transformer, tokens: Tensor, parts: Callable[[Tensor], Parts], *, by_position: bool, room: int = 16
+) -> Tensor:
     """What each writer adds, mean over the prompts' real tokens: `[writer, pos, d_model]`, or `[writer, 1, d_model]` of all."""
     real = real_tokens(model, tokens)[1]
     kept = torch.ones_like(tokens, dtype=torch.bool) if real is None else real
     total: Tensor | None = None
     for rows in batches(len(tokens), room):
-        parts = written(model, tokens[rows]).parts.masked_fill(~kept[rows][..., None], 0).sum(1)
-        total = parts if total is None else total + parts
+        some = parts(tokens[rows]).masked_fill(~kept[rows][..., None], 0).sum(1)
+        total = some if total is None else total + some
     assert total is not None
     return total / kept.sum(0).clamp(min=1)[:, None] if by_position else total.sum(1, keepdim=True) / kept.sum()
 

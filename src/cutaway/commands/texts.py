@@ -120,11 +120,10 @@ def _generated_figure(texts: list[str], runs: dict[str, list[str]]) -> list[tupl
 
 
 def _zeros(network: Any, names: list[str]) -> list[Any]:
-    from cutaway.analysis.ablation import ablated_at
+    from cutaway.analysis.ablation import ablation_of
     from cutaway.model.components import parse_writers
-    from cutaway.runs.edits import zero
 
-    return [ablated_at(zero(), one, None) for one in parse_writers(names, network.cfg)] if names else []
+    return [edit for one in parse_writers(names, network.cfg) for edit in ablation_of(network, one)] if names else []
 
 
 def _continued(request: Request, count: int, sampling: Any, edits: list[Any], *, say: bool) -> list[str]:

@@ -8,7 +8,7 @@
 | `0.bias` | the output bias of attention of layer 0 | |
 | `0.attn` | attention of layer 0: all its heads and the bias | |
 | `0.mlp` | the MLP of layer 0, its bias included | the same |
-| `0.mlp.17` | neuron 17 of it | |
+| `0.mlp.17` | neuron 17 of it | the same, by its own weights |
 | `0.mlp.bias` | the output bias of that MLP | |
 | `bias` | the output biases of attention of all layers | |
 | `logits` | | the final norm and the unembedding |
@@ -46,7 +46,8 @@ FOREIGN = {  # other people's spellings → ours, for the error that suggests it
     r"input": "embed",
 }  # fmt: skip
 WRITES = ("embed", "pos_embed", "head", "attn", "bias", "mlp", "neuron", "mlp bias", "biases")
-READS = ("reads", "mlp", "logits")
+OF_MLP = ("mlp", "neuron")  # those that read what the MLP reads
+READS = ("reads", "mlp", "neuron", "logits")
 
 
 @dataclass(frozen=True, order=True)
@@ -114,7 +115,7 @@ def heads(cfg: HookedTransformerConfig, layers: Iterable[int] | None = None) -> 
 # Order. The stream has a state before attention and one before the MLP of each layer; parallel blocks have only the first.
 
 
-def _written_at(component: Component) -> int:
+def written_at(component: Component) -> int:
     """The first state of the stream that holds what a component writes."""
     if component.layer is None:
         return 0
@@ -125,19 +126,19 @@ def _read_at(cfg: HookedTransformerConfig, reader: Component) -> int:
     """The state of the stream that a reader reads."""
     if reader.layer is None:
         return 2 * cfg.n_layers
-    return 2 * reader.layer + (reader.kind == "mlp" and not cfg.parallel_attn_mlp)
+    return 2 * reader.layer + (reader.kind in OF_MLP and not cfg.parallel_attn_mlp)
 
 
 def reaches(cfg: HookedTransformerConfig, writer: Component, reader: Component) -> bool:
     """Whether a reader reads the stream after a writer has written to it."""
-    return _written_at(writer) <= _read_at(cfg, reader)
+    return written_at(writer) <= _read_at(cfg, reader)
 
 
 def reach_mask(
     cfg: HookedTransformerConfig, writers: Iterable[Component], readers: Iterable[Component]
 ) -> Bool[Tensor, "writer reader"]:
     """`reaches` of every writer and reader."""
-    written, read = [_written_at(one) for one in writers], [_read_at(cfg, one) for one in readers]
+    written, read = [written_at(one) for one in writers], [_read_at(cfg, one) for one in readers]
     return torch.tensor(written)[:, None] <= torch.tensor(read)[None]
 
 
@@ -205,7 +206,7 @@ def norm_after(cfg: HookedTransformerConfig, component: Component) -> str | None
 
 def norm_before(cfg: HookedTransformerConfig, reader: Component) -> str | None:
     """The norm that a reader reads through."""
-    name = FINAL if reader.layer is None else f"{reader.layer}.{'ln2' if reader.kind == 'mlp' else 'ln1'}"
+    name = FINAL if reader.layer is None else f"{reader.layer}.{'ln2' if reader.kind in OF_MLP else 'ln1'}"
     return name if name in norms_of(cfg) else None
 
 
@@ -228,7 +229,7 @@ def stream_site(cfg: HookedTransformerConfig, reader: Component) -> str:
     """The site of the stream that a reader reads, before any norm."""
     if reader.layer is None:
         return f"blocks.{cfg.n_layers - 1}.hook_resid_post" if cfg.n_layers else "hook_embed"
-    return f"blocks.{reader.layer}.{'hook_mlp_in' if reader.kind == 'mlp' else 'hook_resid_pre'}"
+    return f"blocks.{reader.layer}.{'hook_mlp_in' if reader.kind in OF_MLP else 'hook_resid_pre'}"
 
 
 # Labels.

@@ -116,6 +116,18 @@ class MLP(CanBeUsedAsMLP):
         """What the neurons write."""
         return linear(post, self.W_out, self.b_out)
 
+    @property
+    def halves(self) -> tuple[Callable[[Resid], Neurons], ...]:
+        """The projections that a neuron reads the stream by."""
+        return (self.pre,)
+
+    def post_apart(self, x: Resid, neuron: int, apart: Resid) -> Neurons:
+        """`post` where one neuron reads `apart` and all others read `x`; a norm over the neurons sees both."""
+        read = [half(x).clone() for half in self.halves]
+        for own, half in zip(read, self.halves, strict=True):
+            own[..., neuron] = half(apart)[..., neuron]
+        return self.post(*read)
+
     def fold_norm(self) -> None:
         """Replace the norm of the activations by one without weights."""
         self.ln = LayerNormPre(self.cfg, self.cfg.d_mlp)
@@ -144,6 +156,10 @@ class GatedMLP(MLP):
     def forward(self, x: Resid) -> Resid:
         """What the MLP writes, `[batch, pos, d_model]`."""
         return self.output(self.post(self.pre(x), self.pre_linear(x)))
+
+    @property
+    def halves(self) -> tuple[Callable[[Resid], Neurons], ...]:
+        return (self.pre, self.pre_linear)
 
     def pre(self, x: Resid) -> Neurons:
         """What the activation function is given: the gate."""

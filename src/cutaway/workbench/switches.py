@@ -75,6 +75,8 @@ def edge(model: Transformer, switch: EdgeSwitch) -> tuple[Component, Component]:
     writer, reader = parse_writers([switch.writer], model.cfg)[0], parse_readers([switch.reader], model.cfg)[0]
     if writer.kind not in ("embed", "pos_embed", "head", "mlp"):
         raise ConfigError(f"{writer} is no writer that a switch knows; there are embed, pos_embed, heads (0.1) and MLPs (0.mlp)")
+    if reader.kind == "neuron":
+        raise ConfigError(f"{reader} is no reader that a switch knows; there are heads' inputs (0.1.k), MLPs (0.mlp) and logits")
     return writer, reader
 
 
