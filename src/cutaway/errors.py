@@ -59,7 +59,7 @@ class ConfigError(CutawayError, ValueError, AssertionError):
     """A configuration that contradicts itself or asks for something unknown."""
 
 
-class UnknownName(CutawayError, LookupError):
+class UnknownName(CutawayError, LookupError, ValueError):
     """A name that nothing has."""
 
 

@@ -6,6 +6,7 @@ import copy
 import subprocess
 import sys
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from cutaway.compat import utils
 from cutaway.compat.components import CanBeUsedAsMLP, GatedMLP4Bit
 from cutaway.compat.evals import IOIDataset
 from cutaway.config import as_dtype
-from cutaway.errors import ConfigError, ShapeError, TokenError, WeightsMismatch
+from cutaway.errors import ConfigError, ShapeError, TokenError, UnknownName, WeightsMismatch
+from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.attention import Attention
 from cutaway.model.key_values import KeyValueCache, KeyValues
 from cutaway.model.norm import LayerNorm
@@ -34,6 +36,9 @@ MODULES = {
     "transformer_lens.utilities.addmm": "vanilla_addmm batch_addmm",
     "transformer_lens.HookedTransformerConfig": "HookedTransformerConfig",
     "transformer_lens.config.HookedTransformerConfig": "HookedTransformerConfig",
+    "transformer_lens.config.TransformerLensConfig": "TransformerLensConfig",
+    "transformer_lens.cache.key_value_cache": "TransformerLensKeyValueCache",
+    "transformer_lens.cache.key_value_cache_entry": "TransformerLensKeyValueCacheEntry",
     "transformer_lens.HookedRootModule": "HookedRootModule",
     "transformer_lens.SVDInterpreter": "SVDInterpreter VECTOR_TYPES OUTPUT_EMBEDDING",
     "transformer_lens.hook_points": "HookPoint HookedRootModule HookFunction LensHandle NamesFilter Slice SliceInput",
@@ -132,6 +137,7 @@ def test_kept_keys_and_values_may_be_built_by_hand() -> None:
 def test_where_the_dialect_asserts_our_errors_are_assertion_errors_too(error: type[Exception]) -> None:
     assert issubclass(error, AssertionError) and issubclass(error, ValueError)
     assert issubclass(WeightsMismatch, RuntimeError)  # as PyTorch's own
+    assert issubclass(UnknownName, ValueError)  # names of models, subjects and detectors
 
 
 def test_one_row_is_decoded_token_by_token_while_the_aliases_stand() -> None:
@@ -279,6 +285,21 @@ def test_small_behaviours_that_sources_rely_on() -> None:
     model, tokens = network("gpt2"), some_tokens()
     streams = model.run_with_cache(tokens, names_filter=lambda name: "resid" in name)[0]
     assert torch.equal(streams, model(tokens))  # a cache that leaves attention on its path moves no bit
+
+
+def test_a_subclass_may_have_a_tokenizer_and_no_network() -> None:
+    """Tests of tokenizers do so: only what tokens need is set, and `__init__` is never run."""
+    whole = HookedTransformer({"n_layers": 1, "d_model": 8, "n_ctx": 16, "d_head": 4, "attn_only": True}, letters())
+
+    class Tokens(HookedTransformer):
+        def __init__(self, cfg: Any, tokenizer: Any) -> None:
+            self.cfg = cfg
+            self.set_tokenizer(tokenizer)
+
+    bare, texts = Tokens(whole.cfg, letters()), ["abc", "a"]
+    for options in ({}, {"padding_side": "left"}, {"prepend_bos": False}):
+        assert torch.equal(bare.to_tokens(texts, **options), whole.to_tokens(texts, **options))
+    assert bare.to_str_tokens("abc") == whole.to_str_tokens("abc")
 
 
 def test_weights_of_mup_are_drawn_as_the_dialect_draws_them() -> None:

@@ -439,3 +439,20 @@ def test_an_error_in_a_hook_says_which_site_it_was_on() -> None:
 
     with pytest.raises(KeyError, match=r"^'mine'$"):
         model.run_with_hooks("ab", fwd_hooks=[("blocks.1.attn.hook_z", own)])
+
+
+def test_a_point_says_which_functions_are_attached() -> None:
+    """By direction, permanence and level, as `remove_hooks` would pick them."""
+    point = HookPoint()
+    assert not any(point.has_hooks(dir) for dir in ("fwd", "bwd", "both"))
+    point.add_hook(lambda x, hook: None, dir="bwd", level=2)
+    point.add_hook(lambda x, hook: None, is_permanent=True)
+    for dir, including_permanent, level, expected in [
+        ("both", True, None, True), ("fwd", True, None, True), ("fwd", False, None, False), ("bwd", False, None, True),
+        ("both", False, 2, True), ("both", True, 1, False), ("fwd", True, 2, False),
+    ]:  # fmt: skip
+        assert point.has_hooks(dir, including_permanent, level) is expected, (dir, including_permanent, level)
+    point.remove_hooks("both", level=2)
+    assert point.has_hooks() and not point.has_hooks(including_permanent=False)
+    with pytest.raises(ValueError, match="'sideways'"):
+        point.has_hooks("sideways")

@@ -85,7 +85,7 @@ def make_mmlu_data_loader(
     for subject in wanted:
         if subject not in MMLU_SUBJECTS:
             raise UnknownName(
-                f"no subject called {subject!r}{nearest(subject, MMLU_SUBJECTS)}; MMLU_SUBJECTS lists all {len(MMLU_SUBJECTS)}"
+                f"Invalid subject: {subject!r}{nearest(subject, MMLU_SUBJECTS)}; MMLU_SUBJECTS lists all {len(MMLU_SUBJECTS)}"
             )
     examples: list[dict[str, Any]] = []
     for subject in wanted:

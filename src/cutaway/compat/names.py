@@ -23,6 +23,8 @@ UTILS = {"*": "cutaway.compat.utils"}
 COMPONENTS = {"*": "cutaway.compat.components"}
 LOADING = {"*": "cutaway.compat.loading"}
 CONFIGS = {"HookedTransformerConfig": CONFIG, "TransformerLensConfig": CONFIG}
+# Names of TransformerLens 3, where they are not those of 2.
+KEPT_LATER = {"TransformerLensKeyValueCache": KEPT, "TransformerLensKeyValueCacheEntry": KEPT_ENTRY}
 
 _SVD_NAMES = ("OUTPUT_EMBEDDING", "VECTOR_TYPES")
 _PARTS: dict[str, dict[str, str]] = {
@@ -45,9 +47,13 @@ _PARTS: dict[str, dict[str, str]] = {
     },
     "HookedTransformerConfig": {"HookedTransformerConfig": CONFIG},
     "SVDInterpreter": {"SVDInterpreter": SVD, **{name: f"cutaway.compat.svd_interpreter:{name}" for name in _SVD_NAMES}},
+    "cache": {part: f"transformer_lens.cache.{part}" for part in ("key_value_cache", "key_value_cache_entry")},
+    "cache.key_value_cache": KEPT_LATER,
+    "cache.key_value_cache_entry": KEPT_LATER,
     "components": COMPONENTS,
     "config": CONFIGS | {"hooked_transformer_config": "transformer_lens.config.hooked_transformer_config"},
     "config.HookedTransformerConfig": CONFIGS,
+    "config.TransformerLensConfig": CONFIGS,
     "config.hooked_transformer_config": CONFIGS,
     "evals": {"*": "cutaway.compat.evals"},
     "head_detector": {"*": "cutaway.compat.head_detector"},
@@ -114,6 +120,7 @@ _ROOT = {
     "HookedTransformerKeyValueCache": KEPT,
     "HookedTransformerKeyValueCacheEntry": KEPT_ENTRY,
     "SVDInterpreter": SVD,
+    **KEPT_LATER,
     "__version__": "cutaway:__version__",
 }
 _ROOT |= {part: f"transformer_lens.{part}" for part in _PARTS if "." not in part and part not in _ROOT}

@@ -223,6 +223,16 @@ class HookPoint(nn.Module):
                 if including_permanent or not (one.is_permanent or (level is not None and one.context_level != level)):
                     self._drop(one)
 
+    def has_hooks(self, dir: str = "both", including_permanent: bool = True, level: int | None = None) -> bool:
+        """Whether functions are attached to `fwd`, `bwd` or `both`; with `level`, only those of that nested scope count."""
+        if dir not in ("fwd", "bwd", "both"):
+            raise ValueError(f"hooks are looked for on 'fwd', 'bwd' or 'both', not {dir!r}")
+        directions = ("fwd", "bwd") if dir == "both" else (dir,)
+        attached = [one for direction in directions for one in heard(self._listeners(direction))]
+        return any(
+            (including_permanent or not one.is_permanent) and (level is None or one.context_level == level) for one in attached
+        )
+
     def clear_context(self) -> None:
         """Empty `ctx`, where hooks may leave things for each other."""
         HERE.contexts.pop(self, None)

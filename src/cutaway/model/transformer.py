@@ -243,7 +243,8 @@ class Transformer(HookedRootModule, StackedWeights):
     @property
     def device(self) -> torch.device:
         """Where tokens go: the device of the embedding, which may be inside somebody else's module."""
-        return next(self.parameters()).device
+        made = "_modules" in self.__dict__  # a subclass of somebody's may have a tokenizer and no network
+        return next(self.parameters()).device if made else torch.device(str(self.cfg.device))
 
     # Sites: what a network knows about them.
 
@@ -333,7 +334,7 @@ class Transformer(HookedRootModule, StackedWeights):
     @property
     def default_padding_side(self) -> str:
         """Where texts of different lengths are padded, `right` or `left`: what the tokenizer says, which can be set there too."""
-        side: str = getattr(self.tokenizer, "padding_side", self._padding_side)
+        side: str = getattr(getattr(self, "tokenizer", None), "padding_side", vars(self).get("_padding_side", "right"))
         return side
 
     @default_padding_side.setter
