@@ -11,16 +11,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cutaway import HookedTransformer, ablate, across, circuit_for, edits, loading, metrics, patch, report, sweep
+from cutaway import HookedTransformer, ablate, across, circuit_for, edits, loading, many, metrics, patch, report, sweep
 from cutaway.cli import app
 from cutaway.errors import CheckpointError, ConfigError, UnknownModel, WorkerFailed
 from cutaway.executors import Processes
-from cutaway.many import job
+from cutaway.many import job, planning
+from cutaway.model import kernels
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
 from cutaway.report.reporting import joined
 from cutaway.sources import files
 from cutaway.tasks import behaviour
+from tests.architectures import flop_counter
 
 NAME = "attn-only-2l"
 
@@ -122,6 +124,44 @@ def test_reports_are_asked_question_by_question(model: Transformer, tmp_path: Pa
     assert [one["sentence"] for one in whole.numbers()["findings"]][: len(said)] == said
 
 
+def test_a_plan_says_what_is_kept_and_what_the_rest_costs(
+    model: Transformer, pairs: Prompts, checkpoints: list[str], tmp_path: Path
+) -> None:
+    """Answers of a kind that is measured whole cost what it took; the others are on the line through both parts."""
+    twelve = behaviour("induction").tokens_prompts(12, model.cfg.d_vocab, 0)  # type: ignore[attr-defined]
+    asked: dict[str, Any] = {"results": tmp_path / "out", "each": {"z": {"kinds": ["z"]}, "all": {"kinds": ["z", "attn_out"]}}}
+    first = many.plan(patch, {"mine": model, "other": checkpoints[0]}, {"six": pairs, "twelve": twelve}, **asked)
+    assert not (tmp_path / "out").exists() and (first.answers, first.reused, first.measured) == (8, 0, 4)
+    counts = []
+    for prompts in (pairs, twelve):
+        for kinds in (["z"], ["z", "attn_out"]):
+            with torch.enable_grad(), kernels.fixed(), flop_counter() as counter:
+                patch(model, prompts, kinds=kinds)
+            counts.append(counter.get_total_flops())
+    measured = many.plan(patch, {"mine": model, "other": checkpoints[0]}, pairs, results=tmp_path / "out", each=asked["each"])
+    assert measured.operations == 2 * sum(counts[:2])
+    assert first.operations == pytest.approx(2 * sum(counts), rel=0.2) and first.seconds > 0  # prompts differ in length
+    found = across(patch, {"mine": model}, {"six": pairs, "twelve": twelve}, **asked)
+    kept = sum(one.stat().st_size for one in (tmp_path / "out" / job.ANSWERS).iterdir())
+    assert first.bytes == pytest.approx(2 * kept, rel=0.1)
+    before, both = tree(tmp_path / "out"), {"mine": model, "other": checkpoints[0]}
+    rest = many.plan(patch, both, {"six": pairs, "twelve": twelve}, executor="processes:2", **asked)
+    assert rest.seconds > rest.elapsed > rest.seconds / 2 - 1e-9 and "with 2" in rest.summary()
+    assert (rest.answers, rest.reused, rest.workers) == (8, found.computed, 2) and tree(tmp_path / "out") == before
+    assert rest.operations == pytest.approx(first.operations / 2) and "4 of which are kept" in rest.summary()
+    across(patch, checkpoints[0], {"six": pairs, "twelve": twelve}, **asked)
+    nothing = many.plan(patch, [model, checkpoints[0]], {"six": pairs, "twelve": twelve}, **asked)
+    assert (nothing.reused, nothing.measured, nothing.operations, nothing.seconds) == (8, 0, 0, 0)
+
+
+def test_a_plan_takes_all_prompts_where_a_few_are_not_enough(model: Transformer, pairs: Prompts, tmp_path: Path) -> None:
+    with pytest.raises(WorkerFailed, match=r"1 of 1 kinds of questions cannot be answered: .*prompts 0"):
+        many.plan(patch, model, pairs.without_counterparts(), results=tmp_path, kinds=["z"])
+    line = planning.Taken(((4, {"seconds": 3.0}), (8, {"seconds": 5.0})), 1.0)
+    assert [line.at(rows, "seconds") for rows in (4, 8, 10)] == [3.0, 5.0, 6.0]
+    assert planning.Taken(((6, {"seconds": 3.0}),), 1.0).at(6, "seconds") == 3.0
+
+
 def test_a_damaged_answer_is_computed_again(model: Transformer, pairs: Prompts, tmp_path: Path) -> None:
     across(ablate, model, pairs, results=tmp_path, kinds=["zero"])
     before = tree(tmp_path)
@@ -161,6 +201,9 @@ def test_the_command_asks_keeps_and_refuses(tmp_path: Path, checkpoints: list[st
     line = {"clean": "the house of the sailor", "corrupted": "the sailor of the house", "answer": " a", "wrong": " in"}
     file.write_text(json.dumps(line) + "\n", encoding="utf-8")
     runner = CliRunner()
+    planned = runner.invoke(app, [*words, "--pairs", str(file), "--plan", "--json"])
+    counted = json.loads(planned.stdout)
+    assert (counted["answers"], counted["reused"], counted["measured"]) == (2, 0, 1) and counted["operations"] > 0
     first = runner.invoke(app, [*words, "--pairs", str(file), "--json"])
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)

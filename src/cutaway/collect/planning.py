@@ -19,6 +19,7 @@ from cutaway.collect.shards import Receipt, finished
 from cutaway.collect.worker import Reach, activations
 from cutaway.executors import Executor, executor_of
 from cutaway.model.transformer import Transformer
+from cutaway.runs.bars import duration
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class CollectPlan:
             f"about {self.operations:.3g} operations, {self.memory / 2**20:,.0f} MiB of memory in each worker",
         ]
         if self.seconds:
-            share = f"; {_time(self.seconds / self.workers)} with {self.workers}" if self.workers and self.workers > 1 else ""
+            share = f"; {duration(self.seconds / self.workers)} with {self.workers}" if self.workers and self.workers > 1 else ""
             rate = self.operations / self.seconds / 1e9
-            lines.append(f"about {_time(self.seconds)} with one worker, at the {rate:.0f} GFLOP/s of the first chunk{share}")
+            lines.append(f"about {duration(self.seconds)} with one worker, at the {rate:.0f} GFLOP/s of the first chunk{share}")
         return "\n".join(lines)
 
 
@@ -140,10 +141,3 @@ def per_token(model: Transformer, layers: int, options: Options) -> float:
         + 4 * cfg.n_heads * cfg.d_head * options.length / 2
         for program in map(model.program_of, range(layers))
     ))  # fmt: skip
-
-
-def _time(seconds: float) -> str:
-    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"

@@ -34,13 +34,14 @@ def across(
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Of reports: a folder for report.html and report.json of each.")] = None,
     replace: Replace = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost and what is kept; try few prompts.")] = False,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Ask many models about many behaviours; the same command again goes on, and a wider one computes what is new.
 
     A report is asked question by question, so that they are computed side by side.
     """
-    from cutaway.many import across as ask
+    from cutaway import many
     from cutaway.many.job import function_of
     from cutaway.report.questions import QUESTIONS as REPORTED
 
@@ -59,11 +60,16 @@ def across(
         each = {name: {"questions": [name]} for name in questions}
     function = function_of(f"cutaway.{QUESTIONS[question]}")
     named = {name: located(name) for name in models}
+    options |= {
+        "results": results, "executor": executor, "each": each, "count": count, "seed": seed, "rows": rows, "device": device,
+        "threads": threads,
+    }  # fmt: skip
+    if plan:
+        counted = many.plan(function, named, sets, **options)
+        console.echo(json.dumps(counted.to_json(), indent=2) if as_json else counted.summary())
+        return
     with bar("answering", as_json) as progress:
-        found = ask(
-            function, named, sets, results=results, executor=executor, each=each, count=count, seed=seed, rows=rows,
-            device=device, threads=threads, progress=progress, **options,
-        )  # fmt: skip
+        found = many.across(function, named, sets, progress=progress, **options)
     written = [] if question != "report" else _reports(found, out, replace)
     console.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join([found.summary(), *written]))
 

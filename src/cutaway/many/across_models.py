@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cutaway.errors import ConfigError, NotReadable, WorkerFailed
-from cutaway.executors import Executor, executor_of
+from cutaway.executors import Executor, Processes, executor_of
 from cutaway.many.job import AskJob, OneQuestion, answer_of, name_of, takes
 from cutaway.many.keys import described
+from cutaway.many.planning import AcrossPlan, plan_of
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options as checked
 from cutaway.prompts import Prompts
@@ -136,15 +138,61 @@ def across(
         UnknownModel, UnknownTask: nothing has this name.
         NotWritten: the folder or the disk does not take it; what is finished is kept.
     """
-    folder, named = check_folder(results), _labelled(models)
-    if not named or not (sets := _sets(prompts)):
-        raise ConfigError("across needs one model and one set of prompts at least")
-    variants = {label: {**options, **more} for label, more in (each or {"": {}}).items()}
-    drawing = _Drawing(sets, count, seed, rows, takes(question, "behaviour"))
-    run = _Run(folder, executor_of(executor), name_of(question), drawing, variants, (dtype, device, threads), progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    answers = run.of(named)
-    return Across(question.__name__, answers, len(run.questions) - len(run.reused), len(run.reused), str(folder))
+    named, drawing = _labelled(models), _Drawing(_sets(prompts), count, seed, rows, takes(question, "behaviour"))
+    run = _Run(
+        check_folder(results), executor_of(executor), name_of(question), named, drawing, _variants(each, options),
+        (dtype, device, threads), DelayedBar("answering") if progress is None else progress,
+    )  # fmt: skip
+    run.folder.mkdir(parents=True, exist_ok=True)
+    answers = run.answers()
+    return Across(question.__name__, answers, len(run.questions) - len(run.reused), len(run.reused), str(run.folder))
+
+
+@checked(count=1, seed=0, rows=1, threads=1)
+def plan(
+    question: Callable[..., Any],
+    models: Model | Sequence[Model] | Mapping[str, Model],
+    prompts: Any,
+    *,
+    results: Path | str,
+    executor: str | Executor | None = None,
+    each: Mapping[str, Mapping[str, Any]] | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    rows: int | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    threads: int = 1,
+    **options: Any,
+) -> AcrossPlan:
+    """Say what `across` with the same arguments would cost. A few prompts of each kind are asked, and nothing is kept.
+
+    Example: `many.plan(patch, ["pythia-70m@1000", "pythia-70m@143000"], ["ioi"], results="out", kinds=["z"]).summary()`
+
+    Args:
+        question, models, prompts, results, executor, each, count, seed, rows, dtype, device, threads, options: see `across`.
+
+    Raises:
+        CheckpointError, ConfigError, UnknownModel, UnknownTask: as `across` raises them.
+        WorkerFailed: a question cannot be answered.
+    """
+    named, drawing = _labelled(models), _Drawing(_sets(prompts), count, seed, rows, takes(question, "behaviour"))
+    workers = executor_of(executor).workers
+    with TemporaryDirectory() as weights:
+        run = _Run(
+            Path(results), Processes(1), name_of(question), named, drawing, _variants(each, options), (dtype, device, threads),
+            _silent, Path(weights),
+        )  # fmt: skip
+        found = plan_of(run.missing(), workers)
+    return replace(found, answers=len(run.questions), reused=len(run.reused))
+
+
+def _silent(done: float, total: float) -> None:
+    """No bar."""
+
+
+def _variants(each: Mapping[str, Mapping[str, Any]] | None, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {label: {**options, **more} for label, more in (each or {"": {}}).items()}
 
 
 @dataclass
@@ -154,23 +202,28 @@ class _Run:
     folder: Path
     executor: Executor
     function: str
+    models: Mapping[str, Model]
     drawing: _Drawing
     variants: Mapping[str, Mapping[str, Any]]
     how: tuple[str, str, int]  # precision, device, threads
-    progress: Progress | None
+    progress: Progress
+    weights: Path | None = None  # where models that are only in memory are written; None: in the folder
     questions: dict[Place, OneQuestion] = field(default_factory=dict)
     reused: dict[int, Any] = field(default_factory=dict)
     done: int = 0
 
-    def of(self, models: Mapping[str, Model]) -> dict[Place, Any]:
-        """The answers.
+    def __post_init__(self) -> None:
+        if not self.models or not self.drawing.sets:
+            raise ConfigError("across needs one model and one set of prompts at least")
+
+    def answers(self) -> dict[Place, Any]:
+        """What is kept, and what is computed now.
 
         Raises:
             WorkerFailed: some are missing.
         """
-        self.progress = DelayedBar("answering") if self.progress is None else self.progress
         try:
-            aside = self.executor.run(AskJob(str(self.folder.resolve())), self._missing(models), lambda unit, key: self._count())
+            aside = self.executor.run(AskJob(str(self.folder.resolve())), self.missing(), lambda unit, key: self._count())
         finally:
             if self.executor.leader:
                 shutil.rmtree(self.folder / WEIGHTS, ignore_errors=True)
@@ -181,9 +234,9 @@ class _Run:
             )
         return {place: self._answer(one) for place, one in self.questions.items()}
 
-    def _missing(self, models: Mapping[str, Model]) -> Iterator[OneQuestion]:
+    def missing(self) -> Iterator[OneQuestion]:
         """Questions that no answer is kept of; a model is loaded when its turn comes, since its hash is part of each key."""
-        for label, model in models.items():
+        for label, model in self.models.items():
             for place, one in self._questions(label, model):
                 self.questions[place] = one.head
                 answer = answer_of(self.folder, one)
@@ -199,15 +252,17 @@ class _Run:
         source = ModelSource.of(_name(model), dtype=dtype, device=device, threads=threads, options=options)
         network = source.live
         assert network is not None
-        if self.executor.travels and not source.name:
-            source = source.travelling(self.folder / WEIGHTS)
+        shape = [(name, list(x.shape)) for name, x in network.named_parameters()]
+        if self.executor.travels:
+            source = source.travelling(self.weights or self.folder / WEIGHTS)
         words = None if network.tokenizer is None else to_saved(network.tokenizer)
         about = [self.function, source.hash, words, source.dtype, source.device, threads, dict(source.versions)]
-        for called, some, more in self.drawing.of(network):
+        for set_label, called, some, more in self.drawing.of(network):
             for variant, given in self.variants.items():
                 place, whole = (label, called, variant), {**given, **more}
                 key = digest([*about, described(some, "prompts"), described(whole)])
-                yield place, OneQuestion(len(self.questions), _place_text(place), key, self.function, source, some, whole)
+                kind = digest([shape, set_label, variant])
+                yield place, OneQuestion(len(self.questions), _place_text(place), key, kind, self.function, source, some, whole)
 
     def _answer(self, question: OneQuestion) -> Any:
         found = self.reused.get(question.number)
@@ -218,7 +273,6 @@ class _Run:
 
     def _count(self) -> None:
         self.done += 1
-        assert self.progress is not None
         self.progress(float(self.done), float(max(self.done, len(self.questions))))
 
 
@@ -272,17 +326,17 @@ class _Drawing:
     rows: int | None
     named: bool  # whether the function is told of the behaviour
 
-    def of(self, model: Transformer) -> Iterator[tuple[str, Prompts, dict[str, Any]]]:
-        """Sets in a model's tokens, or parts of them, with their labels and what else the function is told of them."""
+    def of(self, model: Transformer) -> Iterator[tuple[str, str, Prompts, dict[str, Any]]]:
+        """Sets in a model's tokens, or parts of them: the set's label, the part's, its prompts, more options."""
         for label, one in self.sets.items():
             behaviour, whole = self._prompts_of(label, one, model)
             more = {"behaviour": behaviour} if self.named and behaviour is not None else {}
             if self.rows is None:
-                yield label, whole, more
+                yield label, label, whole, more
                 continue
             for start in range(0, len(whole), self.rows):
                 end = min(start + self.rows, len(whole))
-                yield f"{label} {start} to {end - 1}", whole[start:end], more
+                yield label, f"{label} {start} to {end - 1}", whole[start:end], more
 
     def _prompts_of(self, label: str, one: Any, model: Transformer) -> tuple[Behaviour | None, Prompts]:
         """Prompts, and their behaviour where they are drawn.

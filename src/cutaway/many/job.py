@@ -26,6 +26,7 @@ class OneQuestion:
     Args:
         number, label: its place among all, and what it is called.
         key: a hash of all that decides the answer.
+        kind: a hash of what decides how long it takes for so many prompts: the model's shape, the set of prompts, options.
         function: `module:name`, one of cutaway's.
         source: the model.
         prompts, options: what the function is called with.
@@ -34,6 +35,7 @@ class OneQuestion:
     number: int
     label: str
     key: str
+    kind: str
     function: str
     source: ModelSource | None = field(repr=False)
     prompts: Any = field(repr=False)
@@ -48,6 +50,17 @@ class OneQuestion:
     def head(self) -> OneQuestion:
         """The same without model, prompts and options."""
         return replace(self, source=None, prompts=None, options={})
+
+    @property
+    def model(self) -> str:
+        """The hash of the model."""
+        assert self.source is not None
+        return self.source.hash
+
+    def of_some(self, rows: int) -> OneQuestion:
+        """The same about so many of the prompts, drawn at random, in their order."""
+        drawn = torch.randperm(len(self.prompts), generator=torch.Generator().manual_seed(0))[:rows]
+        return replace(self, prompts=self.prompts[drawn.sort().values])
 
     def path(self, folder: Path | str) -> Path:
         """Where its answer is kept."""
@@ -97,20 +110,25 @@ class AskJob:
         """See `Job`. A worker keeps the model that it was asked about last."""
         kept: dict[tuple[str, str], Transformer] = {}
 
-        def ask(question: OneQuestion) -> str:
+        def keep(question: OneQuestion) -> str:
             source = question.source
             assert source is not None
             known = source.name, source.hash
             if source.live is None and known not in kept:
                 kept.clear()  # before the next is loaded
                 kept[known] = source.open()
-            model = kept.get(known) if source.live is None else source.live
-            with source.computing(), torch.enable_grad():
-                found = function_of(question.function)(model, question.prompts, **question.options)
-            save_value(found, question.path(self.folder), timeless=True, under=self.folder)
+            model = kept[known] if source.live is None else source.live
+            save_value(ask(question, model), question.path(self.folder), timeless=True, under=self.folder)
             return question.key
 
-        return ask
+        return keep
+
+
+def ask(question: OneQuestion, model: Transformer) -> Any:
+    """The answer, computed as every worker does."""
+    assert question.source is not None
+    with question.source.computing(), torch.enable_grad():
+        return function_of(question.function)(model, question.prompts, **question.options)
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
