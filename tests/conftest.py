@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +30,24 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("the folder of shared data is not beside the repository")
     return folder
+
+
+# Every message of every error that any test raises is a sentence: what is asked in it is taken out first.
+QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|`[^`]*`")
+BROKEN = re.compile(r"\w[?!.,:;]+\s*;\s|\w[?!]\s*[,.:]|\w[,;:]\s*[.,;]\s|;\s*$|\w [,;]\s")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _messages_are_sentences() -> Iterator[None]:
+    from cutaway.errors import CutawayError
+
+    before = CutawayError.__init__
+
+    def checked(self: CutawayError, *args: object) -> None:
+        before(self, *args)
+        said = QUOTED.sub("x", str(args[0])) if args else ""
+        assert not (found := BROKEN.search(said)), f"the message breaks at {found[0]!r}: {args[0]}"
+
+    CutawayError.__init__ = checked  # type: ignore[method-assign]
+    yield
+    CutawayError.__init__ = before  # type: ignore[method-assign]

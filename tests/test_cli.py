@@ -46,7 +46,7 @@ def test_train_resumes_with_the_recipe_it_began_with(tmp_path: Path):
 
 def test_an_unknown_task(tmp_path: Path):
     said = sentence(run("train", "first-uniqe-char", "--out", str(tmp_path / "out")))
-    assert "no task called 'first-uniqe-char'; did you mean 'first-unique-char'?" in said
+    assert "no task called 'first-uniqe-char' (did you mean 'first-unique-char'?)" in said
     assert not (tmp_path / "out").exists()
 
 
@@ -129,7 +129,7 @@ def test_the_package_runs_as_a_module():
     ("words", "said", "unsaid"),
     [
         (["next", "attn-only-2l", "the king"], "a text is given with --text: --text 'the king'", "Traceback"),
-        (["haeds"], "no command called 'haeds'; did you mean 'heads'?", "edges"),
+        (["haeds"], "no command called 'haeds' (did you mean 'heads'?)", "edges"),
         (["next", "--txt", "the king"], "(Possible options: --text)", "--top"),
     ],
 )

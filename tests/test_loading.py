@@ -191,7 +191,7 @@ def test_names_that_nothing_has(monkeypatch: pytest.MonkeyPatch) -> None:
         raise UnknownModel(f"no model called {repo!r}{hub._near(repo)}")
 
     monkeypatch.setattr(hub, "_listing", missing)
-    with pytest.raises(UnknownModel, match="no model called 'gpt2-smol'; did you mean 'gpt2-small'"):
+    with pytest.raises(UnknownModel, match=r"no model called 'gpt2-smol' \(did you mean 'gpt2-small'"):
         HookedTransformer.from_pretrained("gpt2-smol")
     with pytest.raises(CheckpointError, match="there is no folder"):
         HookedTransformer.from_pretrained("nowhere/model.safetensors")

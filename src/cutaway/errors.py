@@ -206,6 +206,6 @@ def near_names(name: str, names: Iterable[str], *, most: int = 3) -> list[str]:
 
 
 def nearest(name: str, names: Iterable[str], *, most: int = 3) -> str:
-    """`; did you mean 'a' or 'b'?`, or nothing where no name is near: to end a sentence with."""
+    """` (did you mean 'a' or 'b'?)`, or nothing where no name is near. In brackets, so that a sentence may go on after it."""
     near = near_names(name, names, most=most)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""

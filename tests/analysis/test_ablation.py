@@ -111,7 +111,7 @@ def test_a_result_says_what_it_found_and_draws_itself() -> None:
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(UnknownName, match="'men'; did you mean 'mean'"):
+    with pytest.raises(UnknownName, match=r"'men' \(did you mean 'mean'"):
         ablate_heads(network("attention only"), some_tokens(), kinds=["men"])
 
 

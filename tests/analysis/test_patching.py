@@ -126,7 +126,7 @@ def test_prompts_of_different_lengths_are_refused() -> None:
         patching.patch(model, CLEAN, longer, metrics.logit_difference(RIGHT, WRONG))
     with pytest.raises(ShapeError, match="of 10 positions and the corrupted tokens of 9"):
         patching.get_act_patch_resid_pre(model, CORRUPTED, model.run_with_cache(longer)[1], metric)
-    with pytest.raises(UnknownName, match="no kind of patch is called 'rezid_pre'; did you mean 'resid_pre'"):
+    with pytest.raises(UnknownName, match=r"no kind of patch is called 'rezid_pre' \(did you mean 'resid_pre'"):
         patching.patch(model, CLEAN, CORRUPTED, metrics.logit_difference(RIGHT, WRONG), kinds=["rezid_pre"])
     with pytest.raises(UnknownName, match="has none of mlp_out to patch; it has resid_pre, attn_out, z"):
         lacking = network("attention only")

@@ -209,9 +209,9 @@ def test_of_a_target_of_several_tokens_the_first_is_taken_where_told() -> None:
 @pytest.mark.parametrize(
     ("meant", "one", "said"),
     [
-        ("corrupted", {"corupted": "b"}, "line 2: the key 'corupted' is not known; did you mean 'corrupted'?"),
-        ("clean", {"claen": "b"}, "line 2: the key 'claen' is not known; did you mean 'clean'?"),
-        ("roles", {"role": {"N": " man"}}, "line 2: the key 'role' is not known; did you mean 'roles'?"),
+        ("corrupted", {"corupted": "b"}, "line 2: the key 'corupted' is not known (did you mean 'corrupted'?)"),
+        ("clean", {"claen": "b"}, "line 2: the key 'claen' is not known (did you mean 'clean'?)"),
+        ("roles", {"role": {"N": " man"}}, "line 2: the key 'role' is not known (did you mean 'roles'?)"),
         ("answer", {"answer": None}, "line 2: a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'; 'answer'"),
     ],
 )  # fmt: skip
@@ -253,7 +253,7 @@ def test_a_page_holds_the_rows_that_were_printed(pairs: Path, tmp_path: Path) ->
 
 
 def test_an_option_that_an_analysis_lacks_is_named_with_the_one_it_has(model: Any) -> None:
-    with pytest.raises(TypeError, match=r"patch\(\) has no option kind=; did you mean 'kinds'\?"):
+    with pytest.raises(TypeError, match=r"patch\(\) has no option kind= \(did you mean 'kinds'\?\)"):
         cutaway.patch(model, "a", "b", kind="z")
     with pytest.raises(TypeError, match=r"did you mean 'positions'"):
         cutaway.lens(model, "a", position=-1)

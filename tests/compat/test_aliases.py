@@ -89,7 +89,7 @@ def test_an_unknown_import_says_what_there_is(code: str, parts: list[str]) -> No
 
 def test_an_unknown_attribute_says_what_there_is() -> None:
     utils = importlib.import_module("transformer_lens.utils")
-    with pytest.raises(AttributeError, match=r"has no 'get_act_nam' in it; did you mean 'get_act_name'"):
+    with pytest.raises(AttributeError, match=r"has no 'get_act_nam' in it \(did you mean 'get_act_name'"):
         _ = utils.get_act_nam
     assert not hasattr(utils, "__wrapped__") and getattr(utils, "nothing", 3) == 3
 

@@ -164,7 +164,7 @@ LINES = {
     "gives values from 0 to 5": Map("x1", ("tokens",), (0, 1, 5), 2),
     "compares one number, and 'tokens'|needs numbers": Bucket("x1", "tokens", (0.5,), 0.1),
     "not every term of its selector says yes or no": Attend("x1", hard(latest()), how="count"),
-    "aggregates by 'copie'; did you mean 'copy'": Attend("x1", hard(offset(1)), how="copie"),
+    "aggregates by 'copie' .did you mean 'copy'": Attend("x1", hard(offset(1)), how="copie"),
     "the temperature 0": Attend("x1", soft(temperature=0.0), how="mean"),
     "selects values": Attend("x1", hard(among("tokens", [7]), latest())),
     "cannot be called 'tokens'": Attend("tokens", hard(offset(1))),

@@ -138,7 +138,7 @@ def test_bad_pairs(tmp_path: Path, change: dict[str, Any], said: str):
     ("words", "said"),
     [
         ([], "say what copier.safetensors should be asked to do: --behaviour NAME (indirect-objects, "),
-        (["--behaviour", "inductoin"], "no behaviour called 'inductoin'; did you mean 'induction'"),
+        (["--behaviour", "inductoin"], "no behaviour called 'inductoin' (did you mean 'induction'"),
         (["--behaviour", "palindromes"], "has a vocabulary of its own, of 33 tokens, and this model has 8"),
         (["--behaviour", "ioi"], "is a behaviour of language: give the model's tokenizer"),
         (
@@ -156,7 +156,7 @@ def test_bad_words(model: Path, tmp_path: Path, words: list[str], said: str):
 
 def test_a_question_that_there_is_not(model: Path, examples: Path, tmp_path: Path):
     words = ["--examples", examples, "--questions", "lense", "--out", tmp_path / "out"]
-    assert "no question called 'lense'; did you mean 'lens'" in sentence(run(model, *words))
+    assert "no question called 'lense' (did you mean 'lens'" in sentence(run(model, *words))
 
 
 def test_words_that_a_vocabulary_lacks(tmp_path: Path):

@@ -422,10 +422,9 @@ def test_a_plan_counts_what_torch_counts(name: str) -> None:
     alone = [edits.function(lambda x: 2 * x).at(("z", layer)) for layer in range(3)]
     for metric in ("difference", "loss"):
         for cells in (joined, packed, alone):
-            task = Sweep(model, TOKENS, None, Cells.of(cells, model.cfg, LENGTH), METRICS[metric])
             planned = plan(model, TOKENS, cells, METRICS[metric], measure=False)
             with torch.no_grad(), flop_counter() as counter:
-                Engine(task).run()
+                sweep(model, TOKENS, cells, METRICS[metric], audit=0)
             assert counter.get_total_flops() == planned.operations
 
 
@@ -479,7 +478,7 @@ def test_progress_ends_at_the_whole() -> None:
     [
         (lambda m: sweep(m, TOKENS, [], METRICS["loss"]), ShapeError, "no edit to sweep over"),
         (lambda m: sweep(m, TOKENS, [[]], METRICS["loss"]), ShapeError, "a cell is an edit or several"),
-        (lambda m: sweep(m, TOKENS, heads(heads=[1]), METRICS["loss"]), ShapeError, "not over 'heads'; did you mean 'head'"),
+        (lambda m: sweep(m, TOKENS, heads(heads=[1]), METRICS["loss"]), ShapeError, "not over 'heads' .did you mean 'head'"),
         (lambda m: sweep(m, TOKENS, residual(edits.zero(), head=[1]), METRICS["loss"]), ShapeError, "over layer, pos, and not"),
         (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], memory=100), ConfigError, "too small for one cell"),
         (lambda m: sweep(m, TOKENS, heads(), METRICS["loss"], skip="some"), ConfigError, "'all' and 'layers'"),

@@ -37,7 +37,7 @@ def test_a_toy_is_found_by_name(shelf: Path) -> None:
 @pytest.mark.parametrize("ask", [toys.find, toys.card])
 def test_an_unknown_toy_names_what_is_near(shelf: Path, ask: object) -> None:
     assert callable(ask)
-    with pytest.raises(UnknownModel, match=r"no bundled model called 'tiny_model'; did you mean 'tiny-model'\?"):
+    with pytest.raises(UnknownModel, match=r"no bundled model called 'tiny_model' \(did you mean 'tiny-model'\?\)"):
         ask("tiny_model")
     with pytest.raises(UnknownModel, match=r"no bundled model called '\.\./secret'; there is tiny-model"):
         ask("../secret")

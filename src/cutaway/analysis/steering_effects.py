@@ -232,7 +232,8 @@ def dose_response(
 
 def _makes(metric: Any) -> bool:
     """Whether this makes a metric, rather than being one."""
-    return metric is not None and not isinstance(metric, metrics.Metric | metrics.InWords | metrics.CustomMetric)
+    made = metrics.Metric | metrics.InWords | metrics.OfNextTokens | metrics.CustomMetric
+    return metric is not None and not isinstance(metric, made)
 
 
 def _encoded(model: Transformer, prompts: Sequence[str] | Prompts, prepend_bos: bool | None) -> tuple[Tensor, Tensor]:

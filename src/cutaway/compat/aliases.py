@@ -167,8 +167,8 @@ def _unknown(fullname: str) -> str:
     there = sorted(one for one in _FINDER.create_module(ModuleSpec(parent, _FINDER)).__dir__())
     reason = ELSEWHERE.get(name)
     lead = f"cutaway answers for {parent}, and has no {name!r} in it"
-    lead += f": {reason}." if reason else nearest(name, there) or "."
+    lead += f": {reason}" if reason else nearest(name, there)
     return (
-        f"{lead} It has {', '.join(there)}. If a published notebook needs {name}, open an issue that names both; "
+        f"{lead}. It has {', '.join(there)}. If a published notebook needs {name}, open an issue that names both; "
         f"cutaway.compat.uninstall() gives back an installed {_root(parent)}"
     )

@@ -342,10 +342,10 @@ def _shape(cfg: HookedTransformerConfig) -> str:
 
 
 def _spelled(label: object) -> str:
-    """`; did you mean '1.mlp'?` for the spellings of others."""
+    """` (did you mean '1.mlp'?)` for the spellings of others."""
     for pattern, ours in FOREIGN.items():
         if isinstance(label, str) and (found := re.fullmatch(pattern, label)):
-            return f"; did you mean {found.expand(ours)!r}?"
+            return f" (did you mean {found.expand(ours)!r}?)"
     return ""
 
 

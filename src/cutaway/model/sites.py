@@ -167,7 +167,7 @@ def _near(full: str, names: Collection[str]) -> str:
         return "; there are none"
     lasts = {name.rpartition(".")[2]: name for name in reversed(list(names))}  # the first of each
     if "." not in full and (near := difflib.get_close_matches(full, lasts, n=1, cutoff=0.75)):
-        return f"; did you mean {lasts[near[0]]!r}?"
+        return f" (did you mean {lasts[near[0]]!r}?)"
     return nearest(full, names) or f"; there are {len(names)}, such as {', '.join(map(repr, list(names)[:3]))}"
 
 

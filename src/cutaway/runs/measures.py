@@ -454,6 +454,58 @@ class Normalised(Metric):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class OfRows(Metric):
+    """Another metric on some of its examples, up to a column: what a sweep measures a group of its rows by.
+
+    Args:
+        rows: their numbers among all.
+        whole: how many examples and positions there are in all.
+        length: how many columns these run.
+    """
+
+    metric: Metric
+    rows: Int[Tensor, "batch"]
+    whole: tuple[int, int]
+    length: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.metric.name
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        return self.metric.unit
+
+    @property
+    def by_position(self) -> bool:  # type: ignore[override]
+        return self.metric.by_position
+
+    @property
+    def compares(self) -> bool:  # type: ignore[override]
+        return self.metric.compares
+
+    @property
+    def jumps(self) -> bool:  # type: ignore[override]
+        return self.metric.jumps
+
+    def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
+        return self.metric.wanted(*self.whole)[self.rows][:, : self.length]
+
+    def columns(self) -> Int[Tensor, "column"] | None:
+        return self.metric.columns()
+
+    def named(self) -> dict[str, Tensor]:
+        return self.metric.named()
+
+    def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
+        rows = self.rows.to(at.examples.device)[at.examples]
+        return self.metric.measure(logits, LogitRows(rows, at.positions), clean)
+
+    def scaled(self, value: Tensor) -> Tensor:
+        return self.metric.scaled(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class CustomMetric(ShortRepr):
     """Any function of whole logits `[batch, pos, d_vocab]`, to one number or one per example.
 

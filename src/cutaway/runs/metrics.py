@@ -30,6 +30,7 @@ from cutaway.runs.measures import (
     Loss,
     Metric,
     Normalised,
+    OfRows,
     PerToken,
     Positions,
     Probability,
@@ -54,6 +55,8 @@ __all__ = [
     "Loss",
     "Metric",
     "Normalised",
+    "OfNextTokens",
+    "OfRows",
     "PerToken",
     "Positions",
     "Probability",
@@ -143,6 +146,35 @@ class InWords(ShortRepr):
         return self.positions
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class OfNextTokens(ShortRepr):
+    """A metric of the next token at each position of whatever runs: `settled` makes it one of that run's tokens."""
+
+    kind: type[Loss] | type[Accuracy]
+    positions: Positions = None
+    by_position: bool = False
+    compares = False
+
+    @property
+    def name(self) -> str:
+        return str(self.kind.name)
+
+    @property
+    def unit(self) -> str:
+        return str(self.kind.unit)
+
+    def of(self, model: Any, prompts: Any) -> Loss | Accuracy:
+        """The metric on some tokens, texts or `Prompts`.
+
+        Raises:
+            ShapeError: nothing is there to run.
+        """
+        if prompts is None:
+            raise ShapeError(f"the {self.name} of next tokens needs the tokens that run: metrics.{self.name}(tokens)")
+        tokens, padding = model.tokens_and_padding(prompts, None, None)
+        return self.kind(_labels(tokens, None, padding), self.positions, self.by_position)
+
+
 def _in_words(given: Any) -> bool:
     return isinstance(given, str) or (isinstance(given, list | tuple) and bool(given) and isinstance(given[0], str))
 
@@ -163,8 +195,10 @@ def settled(metric: Any, model: Any, prompts: Any = None) -> Any:
             )
         contrast = bool(prompts.wrong) and prompts.wrong_answers is not None
         metric = InWords(LogitDifference if contrast else LogProbability)
-    if isinstance(metric, Normalised) and isinstance(metric.metric, InWords):
+    if isinstance(metric, Normalised) and isinstance(metric.metric, InWords | OfNextTokens):
         return replace(metric, metric=settled(metric.metric, model, prompts))
+    if isinstance(metric, OfNextTokens):
+        return metric.of(model, prompts)
     return metric.of(model.tokenizer, prompts) if isinstance(metric, InWords) else metric
 
 
@@ -231,24 +265,33 @@ def rank(
 
 
 def loss(
-    tokens: Tensor, labels: Tensor | None = None, *, mask: Tensor | None = None, positions: Positions = None,
+    tokens: Tensor | None = None, labels: Tensor | None = None, *, mask: Tensor | None = None, positions: Positions = None,
     by_position: bool = False,
-) -> Loss:  # fmt: skip
+) -> Any:  # fmt: skip
     """Cross-entropy (nats) of the next token, or of `labels` at every position (negative: not counted).
 
     Args:
-        tokens: the tokens that run, `[batch, pos]`.
+        tokens: the tokens that run, `[batch, pos]`; None: those of the run that is measured.
         mask: true where a token is not padding; for the next token, both it and the present one must be.
     """
-    return Loss(_labels(tokens, labels, mask), positions, by_position)
+    return _labelled(Loss, tokens, labels, mask, positions, by_position)
 
 
 def accuracy(
-    tokens: Tensor, labels: Tensor | None = None, *, mask: Tensor | None = None, positions: Positions = None,
+    tokens: Tensor | None = None, labels: Tensor | None = None, *, mask: Tensor | None = None, positions: Positions = None,
     by_position: bool = False,
-) -> Accuracy:  # fmt: skip
+) -> Any:  # fmt: skip
     """How often the next token, or the label, has the largest logit. Arguments as in `loss`."""
-    return Accuracy(_labels(tokens, labels, mask), positions, by_position)
+    return _labelled(Accuracy, tokens, labels, mask, positions, by_position)
+
+
+def _labelled(kind: Any, tokens: Any, labels: Any, mask: Any, positions: Positions, by_position: bool) -> Any:
+    if tokens is None and labels is None and mask is None:
+        return OfNextTokens(kind, positions, by_position)
+    if tokens is None and labels is None:
+        raise ShapeError(f"a mask is that of tokens: give both, metrics.{kind.name}(tokens, mask=mask)")
+    tokens = labels if tokens is None else tokens  # labels are read in place of the next tokens, and have their shape
+    return kind(_labels(tokens, labels, mask), positions, by_position)
 
 
 def kl(positions: Positions = -1, *, by_position: bool = False) -> KL:
@@ -280,7 +323,7 @@ def as_metric(metric: Any) -> AnyMetric:
     if isinstance(metric, Metric | CustomMetric):
         return metric
     if getattr(metric, "__module__", None) in (__name__, Metric.__module__) and hasattr(metric, "__name__"):
-        example = {"kl": "", "loss": "tokens", "accuracy": "tokens", "logit_difference": "answers, wrong"}
+        example = {"kl": "", "loss": "", "accuracy": "", "logit_difference": "answers, wrong"}
         made = f"metrics.{metric.__name__}({example.get(metric.__name__, '…')})"
         raise ShapeError(f"{metric.__name__} makes a metric when it is called; give {made} instead")
     if not callable(metric):

@@ -33,7 +33,7 @@ KINDS: dict[str, type] = {
         metrics.KL, metrics.Normalised, metrics.ProbabilityDifference, answer_metrics.AnswerMetric,
     )
 } | {"MetricFunction": metrics.CustomMetric}  # fmt: skip
-NAMES = {kind: name for name, kind in KINDS.items()}
+NAMES = {kind: name for name, kind in KINDS.items()} | {metrics.OfRows: "OfRows"}  # (a part of a sweep: written, never read)
 
 
 class Writer:

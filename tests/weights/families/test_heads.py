@@ -107,7 +107,7 @@ def test_a_class_that_is_not_known_names_the_way_in(tmp_path: Path, field: str |
         HookedTransformer.from_pretrained(place)
     if tensor is None:
         assert apart(place, model, architecture="LlamaForCausalLM") < 5e-5
-    with pytest.raises(ConfigError, match="no class that is known; did you mean 'LlamaForCausalLM'"):
+    with pytest.raises(ConfigError, match=r"no class that is known \(did you mean 'LlamaForCausalLM'"):
         HookedTransformer.from_pretrained(place, architecture="LlamaForCausalLMs")
 
 

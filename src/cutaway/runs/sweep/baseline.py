@@ -133,7 +133,7 @@ def _means(changes: Tensor) -> Tensor:
     return changes.flatten(1).nanmean(1) if changes.ndim > 1 else changes
 
 
-def share(progress: Progress | None, before: int, own: int, whole: int) -> Any:
+def share(progress: Progress | None, before: float | int, own: float | int, whole: float | int) -> Any:
     """Progress of one of several parts, as part of the whole."""
     if progress is None or own == whole:
         return progress

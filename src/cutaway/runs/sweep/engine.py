@@ -89,6 +89,24 @@ class Engine:
         """The cells of some examples, which run when their values are asked for."""
         return BatchRun(self, number)
 
+    def put(self, part: Engine, rows: Tensor, cells: Sequence[int]) -> None:
+        """Take over what another engine computed for some examples, up to a column; other cells change nothing there.
+
+        Args:
+            rows, cells: the numbers of its examples and cells here.
+        """
+        assert part.clean is not None
+        wide = () if part.clean.ndim == 1 else (self.task.length,)
+        if self.values is None or self.clean is None:
+            self.clean = part.clean.new_full((self.task.batch, *wide), torch.nan)
+            self.values = part.clean.new_full((len(self.plan.cells), self.task.batch, *wide), torch.nan)
+        clean, values = (torch.nn.functional.pad(x, (0, wide[0] - x.shape[-1]), value=torch.nan) if wide else x
+                         for x in (part.clean, part.clean if part.values is None else part.values))  # fmt: skip
+        self.clean[rows], self.values[:, rows] = clean, clean
+        if part.values is not None:
+            self.values[torch.tensor(cells, device=rows.device)[:, None], rows] = values
+        self.split += part.split
+
     def settled(self) -> list[Cell]:
         """The cells, with the means that their edits ask for."""
         means, task = self._means(), self.task

@@ -5,6 +5,7 @@ Only matrix products are counted, as 2 operations per multiplication. The audit 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -26,6 +27,7 @@ from cutaway.runs.sweep.cells import Cell, bind, kept_sites
 from cutaway.runs.sweep.clean import beginning
 from cutaway.runs.sweep.folders.by_key import Keyed
 from cutaway.runs.sweep.keeping import RECOMPUTE, Keeping
+from cutaway.runs.sweep.layouts import parts_of
 from cutaway.runs.sweep.measure import KEPT, positions_read
 from cutaway.runs.sweep.options import Sweep, SweepOptions, own_means, task_of
 from cutaway.runs.sweep.regions import Region, Rules, Way
@@ -48,6 +50,7 @@ class Plan:
         rate: operations per second of a matrix product on this machine, measured; 0: not measured.
         baseline: how many random changes run beside the cells.
         reused: how many cells are in the folder of results already, and are only read; they count no operations.
+        parts: of prompts that run in groups of those that look alike, the plan of each, and the numbers of its cells.
     """
 
     cells: int
@@ -63,12 +66,19 @@ class Plan:
     reused: int = 0
     schedule: Schedule | None = field(default=None, repr=False)
     rules: Sequence[Rules] = field(default=(), repr=False)
+    parts: Sequence[tuple[Plan, Sequence[int]]] = field(default=(), repr=False)
 
     def steps(self) -> Iterator[tuple[int, int, Cell, int, str, Region]]:
         """The plan as data: (batch, pass, cell, layer, value, region) of every value that a cell changes and somebody needs.
 
         Cells that run alone have no regions; those of a baseline are not listed.
         """
+        before = [0, *itertools.accumulate(one.batches for one, _ in self.parts)]
+        for start, (part, cells) in zip(before, self.parts, strict=False):
+            for number, turn, cell, layer, name, region in part.steps():
+                yield start + number, turn, replace(cell, number=cells[cell.number]), layer, name, region
+        if self.parts:
+            return
         assert self.schedule is not None
         for number, (rows, rules) in enumerate(zip(self.schedule.batches, self.rules, strict=True)):
             for turn, chunk in enumerate(self.schedule.chunks[number]):
@@ -89,7 +99,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """All numbers."""
-        shown = {name: value for name, value in self.__dict__.items() if name not in ("schedule", "rules")}
+        shown = {name: value for name, value in self.__dict__.items() if name not in ("schedule", "rules", "parts")}
         shown["keeping"] = asdict(self.keeping)
         return {**shown, "saved": self.saved, "seconds": self.seconds}
 
@@ -135,8 +145,11 @@ def plan(
     how = SweepOptions(skip=skip, memory=memory, baseline=baseline, seed=seed)
     task = task_of(model, tokens, edits, metric, mask=mask, options=how)
     speed = rate(model) if measure else 0.0
-    settled = schedule(task)
-    own = plan_of(task, settled, speed, frozenset() if results is None else Keyed(results, task).whole(settled))
+    if results is None and (parts := parts_of(task)):
+        own = _together([(plan_of(one.task, schedule(one.task), speed), one.cells) for one in parts], task)
+    else:
+        settled = schedule(task)
+        own = plan_of(task, settled, speed, frozenset() if results is None else Keyed(results, task).whole(settled))
     if not baseline:
         return own
     beside = _baseline_of(task)
@@ -144,6 +157,22 @@ def plan(
     return replace(
         own, operations=own.operations + more.operations, full_operations=own.full_operations + more.full_operations,
         memory=max(own.memory, more.memory), chunks=own.chunks + more.chunks, baseline=baseline,
+    )  # fmt: skip
+
+
+def _together(parts: list[tuple[Plan, Sequence[int]]], task: Sweep) -> Plan:
+    """The plan of a sweep that runs in groups of its rows."""
+    ways: dict[int, str] = {}
+    for one, cells in parts:
+        ways |= {number: cell.way for number, cell in zip(cells, one.schedule.cells if one.schedule else (), strict=True)}
+    largest = max((one for one, _ in parts), key=lambda one: one.memory)
+    cfg = task.model.cfg
+    whole = task.batch * (forward_cost(task.model, task.length) + task.length * 2 * cfg.d_model * cfg.d_vocab_out)
+    return replace(
+        largest, cells=len(task.cells.edits), ways={way: [*ways.values()].count(way) for way in largest.ways},
+        operations=sum(one.operations for one, _ in parts), full_operations=whole * len(task.cells.edits),
+        batches=sum(one.batches for one, _ in parts), chunks=sum(one.chunks for one, _ in parts),
+        schedule=None, rules=(), parts=parts,
     )  # fmt: skip
 
 
@@ -158,18 +187,27 @@ def plan_of(task: Sweep, settled: Schedule, speed: float, reused: Collection[int
     """The cost of a schedule: the sum of what its steps cost, but for cells (by number) whose values are only read."""
     costs, cells, cfg = _Costs(task, settled), settled.cells, task.model.cfg
     most = max(last - first for first, last in settled.batches)
-    running = max(sum(most * (task.length - cell.start) for cell in chunk) for chunk in settled.chunks[0])
+    running = max((sum(most * (task.length - cell.start) for cell in chunk) for chunk in settled.chunks[0]), default=0)
     largest = max(range(len(settled.batches)), key=lambda number: settled.batches[number][1] - settled.batches[number][0])
     kept = keeping_of(task, settled, largest)
     memory = kept.held + running * bytes_per_token(cfg)
     ways = {way: sum(cell.way == way for cell in cells) for way in ("join", "packed", "alone")}
-    whole = task.batch * (costs.forward(task.length) + task.length * costs.column)
+    whole = task.batch * (forward_cost(task.model, task.length) + task.length * costs.column)
     runs = (cell.number not in reused for _ in settled.batches for cell in cells)
     operations = costs.clean() + sum(compress(costs.cells(), runs)) + (costs.again_read() if kept.how == RECOMPUTE else 0)
     return Plan(
         len(cells), ways, operations, whole * len(cells), memory, len(settled.batches), settled.passes, kept, speed,
         reused=len(reused), schedule=settled, rules=costs.rules,
     )  # fmt: skip
+
+
+def forward_cost(model: Transformer, length: int, start: int = 0, *, keys: int | None = None) -> int:
+    """The layers from one on, for one example; `keys`: how many positions it sees, where that is more than it runs."""
+    total = 0
+    for layer in range(start, model.cfg.n_layers):
+        for step in model.program_of(layer).steps:
+            total += sum(step.cost) * length * ((keys or length) if FROM_KEYS in step.spread else 1)
+    return total
 
 
 class _Costs:
@@ -189,14 +227,6 @@ class _Costs:
             self.again += task.metric.compares and most * width > KEPT
         self.rules = [Rules.of(task.model, task.length, positions_read(self.wanted[slice(*rows)])) for rows in settled.batches]
 
-    def forward(self, length: int, start: int = 0, *, keys: int | None = None) -> int:
-        """The layers from one on, for one example; `keys`: how many positions it sees, where that is more than it runs."""
-        total = 0
-        for layer in range(start, self.cfg.n_layers):
-            for step in self.task.model.program_of(layer).steps:
-                total += sum(step.cost) * length * ((keys or length) if FROM_KEYS in step.spread else 1)
-        return total
-
     def clean(self) -> int:
         """Clean runs, with the logits that the metric reads; and once more, where edits take means of these examples."""
         task, read = self.task, int(self.wanted.sum()) * self.read
@@ -210,8 +240,8 @@ class _Costs:
         """One run of some examples; what they all begin with runs once."""
         task = self.task
         shared = beginning(task.model, *task.rows(first, last), sites) if task.options.skip == "all" else 0
-        rest = (last - first) * self.forward(task.length - shared, keys=task.length)
-        return rest + (self.forward(shared) if shared else 0)
+        rest = (last - first) * forward_cost(task.model, task.length - shared, keys=task.length)
+        return rest + (forward_cost(task.model, shared) if shared else 0)
 
     def again_read(self) -> int:
         """What attention reads of the clean run, computed again in each pass, from the first layer of its cells on."""
@@ -252,7 +282,7 @@ class _Costs:
 
     def _alone(self, cell: Cell, first: int, last: int) -> int:
         task, rows = self.task, last - first
-        layers = rows * self.forward(task.length, min(max(cell.layer, 0), self.cfg.n_layers))
+        layers = rows * forward_cost(task.model, task.length, min(max(cell.layer, 0), self.cfg.n_layers))
         if task.options.skip == "layers" or not isinstance(task.metric, Metric) or cell.layer == self.cfg.n_layers:
             compares = isinstance(task.metric, Metric) and task.metric.compares
             return layers + rows * task.length * self.column * (2 if compares else 1)

@@ -90,7 +90,7 @@ def chunks(cells: Sequence[Cell], batch: int, length: int, room: int) -> list[li
 def keeping_of(task: Sweep, plan: Schedule, number: int) -> Keeping:
     """Where the clean run of a batch is kept."""
     cfg, (first, last) = task.model.cfg, plan.batches[number]
-    running = max((last - first) * sum(task.length - cell.start for cell in chunk) for chunk in plan.chunks[number])
+    running = max((sum(task.length - cell.start for cell in chunk) for chunk in plan.chunks[number]), default=0) * (last - first)
     sites = len(kept_sites(task.model, plan.cells))
     tokens = (last - first) * task.length
     return where_kept(cfg, tokens, sites, running * bytes_per_token(cfg), task.options.memory, task.tokens.device)

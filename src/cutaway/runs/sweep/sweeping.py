@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from cutaway.runs.sweep.folders.by_key import Keyed
 from cutaway.runs.sweep.folders.interrupted import Saved
 from cutaway.runs.sweep.folders.workers import fill
 from cutaway.runs.sweep.gradient import estimate
+from cutaway.runs.sweep.layouts import parts_of
 from cutaway.runs.sweep.options import Progress, Sweep, SweepOptions, options_as_keywords, own_means, task_of
 from cutaway.runs.sweep.result import Audit, SweepResult, check_finite, finished
 
@@ -78,10 +80,8 @@ def sweep(
         engine = Engine(runs)
         found = _screened(task, runs, engine, count, own)
     else:
-        saved = _saved(runs, own)
-        engine = Engine(runs, saved)
+        engine = _exact(runs, own)
         with torch.no_grad():
-            engine.run(None if isinstance(saved, Keyed) else own)  # a filled folder of results has reported its progress
             found = finished(task, engine, audited(task, engine))
     found = replace(found, options=options.written())
     if not baseline:
@@ -89,6 +89,26 @@ def sweep(
     rest = share(progress, count, baseline, count + baseline)
     random_cells, random = run_baseline(runs, engine.cells, rest)
     return _with_baseline(found, replace(random_cells, model=task.model), random)
+
+
+@torch.no_grad()
+def _exact(task: Sweep, progress: Progress | None) -> Engine:
+    """An engine that has computed every cell: group by group of prompts that look alike, or all of them together."""
+    together = task.options.results is not None or task.options.executor is not None
+    parts = [] if together else parts_of(task)
+    if not parts:
+        saved = _saved(task, progress)
+        engine = Engine(task, saved)
+        engine.run(None if isinstance(saved, Keyed) else progress)  # a filled folder of results has reported its progress
+        return engine
+    engine, folder = Engine(task), task.options.resume
+    work, done = [one.task.tokens.numel() * (1 + len(one.cells)) for one in parts], 0
+    for number, part in enumerate(parts):
+        own = Engine(part.task, None if folder is None else Saved(Path(folder) / f"rows-{number}", part.task))
+        own.run(share(progress, done / sum(work), work[number] / sum(work), 1.0))
+        engine.put(own, part.rows, part.cells)
+        done += work[number]
+    return engine
 
 
 def _saved(task: Sweep, progress: Progress | None) -> Saved | Keyed | None:
@@ -126,9 +146,8 @@ def _screened(task: Sweep, runs: Sweep, engine: Engine, top: int, progress: Prog
     effects = effects if effects.ndim == 1 else effects.mean(1)
     chosen = sorted(effects.abs().argsort(descending=True)[:top].tolist())
     some = Cells(tuple(task.cells.edits[number] for number in chosen), ("cell",), (len(chosen),), [list(map(str, chosen))])
-    exact = Engine(replace(runs, cells=some))
+    exact = _exact(replace(runs, cells=some, options=replace(runs.options, resume=None)), progress)
     with torch.no_grad():
-        exact.run(progress)
         engine.split = exact.split
         found = audited(replace(task, cells=some), exact)
     assert exact.values is not None
