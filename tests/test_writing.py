@@ -229,7 +229,7 @@ def test_on_a_full_disk_everything_stays_as_it_was(tmp_path: Path, limit: int) -
 # ------------------------------------------------------------------------------------------------------- one place
 
 # The judge's pipe to its parent is no file; what a sweep puts on disk is read by its own process alone, and goes with it.
-ALLOWED = {"writing.py", "exercises/judge.py", "runs/sweep/keeping.py"}
+ALLOWED = {"writing.py", "exercises/judge.py", "runs/storage.py"}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -160,7 +160,7 @@ def test_chunks_that_fail_and_a_folder_that_vanishes_stop_the_sweep(
     monkeypatch.setattr(BatchRun, "values", values)
     with pytest.raises(WorkerFailed, match="failed three times"):
         run(model, tokens, tmp_path)
-    monkeypatch.setattr("cutaway.runs.sweep.folders.workers.Keyed.keep", _vanishing(tmp_path))
+    monkeypatch.setattr("cutaway.runs.kept_sweeps.workers.Keyed.keep", _vanishing(tmp_path))
     monkeypatch.setattr(BatchRun, "values", lambda self, chunk: torch.zeros(1))
     with pytest.raises(NotWritten, match="has vanished"):
         run(model, tokens, tmp_path)
@@ -169,7 +169,7 @@ def test_chunks_that_fail_and_a_folder_that_vanishes_stop_the_sweep(
 def _vanishing(folder: Path):  # type: ignore[no-untyped-def]
     import shutil
 
-    from cutaway.runs.sweep.folders.by_key import Keyed
+    from cutaway.runs.kept_sweeps.by_key import Keyed
 
     real = Keyed.keep
 

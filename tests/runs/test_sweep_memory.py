@@ -13,7 +13,8 @@ import torch
 from cutaway import HookedTransformerConfig, edits, metrics, plan, sweep
 from cutaway.errors import NotWritten, OutOfMemory
 from cutaway.model.transformer import Transformer
-from cutaway.runs.sweep import engine, keeping
+from cutaway.runs import storage
+from cutaway.runs.sweep import engine
 from cutaway.runs.sweep.clean import run_clean
 
 TOKENS = torch.randint(0, 20, (4, 24), generator=torch.Generator().manual_seed(1))
@@ -42,7 +43,7 @@ def cells(model: Transformer, shared: int = 0) -> list[edits.Edit]:
     return [*found, change.at(("v", 1), positions=7), change.at(("pattern", 2), heads=0), edits.zero().at(("mlp_out", 1))]
 
 
-@pytest.mark.parametrize("how", [keeping.DISK, keeping.RECOMPUTE])
+@pytest.mark.parametrize("how", [storage.DISK, storage.RECOMPUTE])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_clean_run_that_is_kept_elsewhere_has_the_same_bits(name: str, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(**MODELS[name])
@@ -57,15 +58,15 @@ def test_a_clean_run_that_is_kept_elsewhere_has_the_same_bits(name: str, how: st
     monkeypatch.setattr(engine, "run_clean", lambda *given, keep=how, **rest: elsewhere(*given, keep=keep, **rest))
     found = sweep(model, TOKENS, cells(model), metric)
     assert torch.equal(found.values.data, wanted.values.data) and torch.equal(found.clean.data, wanted.clean.data)
-    assert keeping.MEMORY in asked
+    assert storage.MEMORY in asked
 
 
-@pytest.mark.parametrize("how", [keeping.DISK, keeping.RECOMPUTE])
+@pytest.mark.parametrize("how", [storage.DISK, storage.RECOMPUTE])
 def test_a_shared_beginning_goes_elsewhere_too(how: str) -> None:
     model = network()
     tokens = torch.cat([TOKENS[:1].expand(4, -1), TOKENS], 1)
     sites = ["blocks.1.attn.hook_z"]
-    here, there = (run_clean(model, tokens, sites, share=True, keep=keep) for keep in (keeping.MEMORY, how))
+    here, there = (run_clean(model, tokens, sites, share=True, keep=keep) for keep in (storage.MEMORY, how))
     assert len(here.resid) == len(there.resid) == 5
     for layer in range(4):
         assert torch.equal(here.resid[layer], there.resid[layer])
@@ -78,18 +79,18 @@ def test_the_plan_says_where_a_clean_run_is_kept(monkeypatch: pytest.MonkeyPatch
     model = network()
     some, metric = cells(model), metrics.loss(TOKENS)
     counted = plan(model, TOKENS, some, metric, measure=False)
-    assert counted.keeping.how == keeping.MEMORY and "in memory" in counted.summary()
+    assert counted.keeping.how == storage.MEMORY and "in memory" in counted.summary()
     kept = run_clean(model, TOKENS, [])
     whole = sum(x.nbytes for x in kept.resid.values()) + sum(x.nbytes for layer in range(4) for x in kept.read[layer])
     plain = plan(model, TOKENS, some[:8], metric, measure=False).keeping
     assert plain.bytes == plain.held == whole
     least = 300_000
     counted = plan(model, TOKENS, some, metric, measure=False, memory=least)
-    assert counted.keeping.how == keeping.DISK and counted.keeping.held < counted.keeping.bytes / 3
+    assert counted.keeping.how == storage.DISK and counted.keeping.held < counted.keeping.bytes / 3
     assert "temporary folder" in counted.summary() and counted.to_json()["keeping"]["how"] == "disk"
-    monkeypatch.setattr(keeping.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10}))
     again = plan(model, TOKENS, some, metric, measure=False, memory=least)
-    assert again.keeping.how == keeping.RECOMPUTE and again.operations > counted.operations
+    assert again.keeping.how == storage.RECOMPUTE and again.operations > counted.operations
 
 
 def test_a_sweep_in_little_memory_uses_a_folder_and_leaves_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +105,7 @@ def test_a_disk_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*given: Any, **rest: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    store = keeping.OnDisk()
+    store = storage.OnDisk()
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(NotWritten, match="No space left"):
         store["x"] = torch.ones(3)

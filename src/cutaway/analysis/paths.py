@@ -10,6 +10,7 @@ Source: Wang et al. 2022 (https://arxiv.org/abs/2211.00593), Goldowsky-Dill et a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,11 +90,8 @@ class PathResult(Result):
     def top(self, count: int = 10) -> list[tuple[str, str, float]]:
         """The paths that carry most: sender, receiver, mean change."""
         shown = self.averages()
-        flat = shown.data.flatten()
-        order = flat.abs().nan_to_num(-1).argsort(descending=True, stable=True)[:count].tolist()
-        senders, receivers = shown.names("sender"), shown.names("receiver")
-        width = len(receivers)
-        return [(senders[at // width], receivers[at % width], float(flat[at])) for at in order if not flat[at].isnan()]
+        paths = list(itertools.product(shown.names("sender"), shown.names("receiver")))
+        return [(*paths[at], value) for at, value in shown.largest(count)]
 
     def summary(self) -> str:
         unit = f" {self.values.unit}" if self.values.unit else ""

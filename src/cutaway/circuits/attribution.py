@@ -14,6 +14,7 @@ Source: Syed et al. 2023 (https://arxiv.org/abs/2310.10348); integrated gradient
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,10 +97,8 @@ class EdgeScores(Result):
 
 def strongest(values: Labelled, count: int) -> list[tuple[str, str, float]]:
     """Edges as (writer, reader, value), largest first whatever their sign."""
-    flat, names = values.data.flatten(), (values.names("writer"), values.names("reader"))
-    order = flat.abs().nan_to_num(-1).argsort(descending=True, stable=True)[:count].tolist()
-    width = values.data.shape[1]
-    return [(names[0][at // width], names[1][at % width], float(flat[at])) for at in order if not flat[at].isnan()]
+    edges = list(itertools.product(values.names("writer"), values.names("reader")))
+    return [(*edges[at], value) for at, value in values.largest(count)]
 
 
 def largest(scores: Float[Tensor, "*edge"], count: int) -> Bool[Tensor, "*edge"]:

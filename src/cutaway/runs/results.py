@@ -86,6 +86,12 @@ class Labelled:
         """The labels along one axis; its numbers, where it has none."""
         return tuple(self.labels.get(axis, tuple(map(str, range(self.data.shape[self._axis(axis)])))))
 
+    def largest(self, count: int) -> list[tuple[int, float]]:
+        """The entries that are largest whatever their sign: their places among all, flattened, and values; NaN is none."""
+        flat = self.data.flatten()
+        order = flat.abs().nan_to_num(-1).argsort(descending=True, stable=True)[:count].tolist()
+        return [(at, float(flat[at])) for at in order if not flat[at].isnan()]
+
     def sel(self, **which: str | int | Sequence[str | int]) -> Labelled:
         """A part, by labels or numbers: one drops the axis, a list keeps it. `sel(head="1.2", pos=[3, 4])`.
 
@@ -318,12 +324,12 @@ class Means(Result):
 
     def summary(self) -> str:
         """The largest means, with their intervals."""
-        flat, low, high = (one.data.flatten() for one in (self.values, self.low, self.high))
-        order = flat.abs().nan_to_num(-1).argsort(descending=True, stable=True)[:8].tolist()
+        low, high = (one.data.flatten() for one in (self.low, self.high))
         names = _joined([self.values.names(axis) for axis in self.values.axes]) or [""]
         unit = f" {self.values.unit}" if self.values.unit else ""
         lines = [f"{self.values.what}: means over examples, with 95% intervals"]
-        lines += [f"{names[i]}: {float(flat[i]):.3g} [{float(low[i]):.3g}, {float(high[i]):.3g}]{unit}".strip() for i in order]
+        lines += [f"{names[i]}: {value:.3g} [{float(low[i]):.3g}, {float(high[i]):.3g}]{unit}".strip()
+                  for i, value in self.values.largest(8)]  # fmt: skip
         return "\n".join(lines)
 
     def to_frame(self) -> Any:

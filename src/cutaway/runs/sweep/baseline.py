@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cutaway.runs.edits import Change, Edit, Put, Random
 from cutaway.runs.grids import Cells, label_of
+from cutaway.runs.kept_sweeps.interrupted import Saved
 from cutaway.runs.results import Labelled, Means, Result
 from cutaway.runs.sweep.cells import Cell
 from cutaway.runs.sweep.engine import Engine
-from cutaway.runs.sweep.folders.interrupted import Saved
 from cutaway.runs.sweep.gradient import estimate
 from cutaway.runs.sweep.options import Progress, Sweep
 from cutaway.view import Figure, bar_chart

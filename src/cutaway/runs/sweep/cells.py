@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,21 +66,12 @@ class Cell:
             found[local.layer, name] = Region.of_places(examples, rows, places, local.length, heads)
         return found
 
-    def kept(self, program: BlockProgram) -> list[str]:
-        """The values of its first layer that the cell needs of the clean run: where it enters, and what it reads unchanged."""
-        names = {short(bound.site) for bound in self.bounds if bound.layer == self.layer}
+    @property
+    def enters(self) -> tuple[int, frozenset[str], bool]:
+        """The first layer, the values that are edited there, and whether some heads or neurons of them are by themselves."""
+        names = frozenset(short(bound.site) for bound in self.bounds if bound.layer == self.layer)
         one = self.bounds[0]
-        apart = self.way == "join" and (one.heads is not None or one.chosen[-1] is not None or RESULT in names)
-        reached: set[str] = set()
-        kept: set[str] = set()
-        for step in program.steps:
-            if reached & set(step.reads) or names & set(step.passes):
-                kept |= set(step.reads) - reached
-                kept |= set(step.writes) if apart and (step.weights is not None or Z in step.writes) else set()
-                reached |= set(step.writes)
-            kept |= names & set(step.writes) - reached
-            reached |= names & set(step.writes)
-        return sorted(name for name in kept - {FIRST, LAST, *program.writer(Z).reads} if "hook_" in name)
+        return self.layer, names, self.way == "join" and (one.heads is not None or one.chosen[-1] is not None or RESULT in names)
 
 
 def bind(task: Sweep, means: dict[str, Tensor] | None = None) -> list[Cell]:
@@ -93,13 +84,14 @@ def bind(task: Sweep, means: dict[str, Tensor] | None = None) -> list[Cell]:
     alone = task.options.skip == "layers" or any(point.written for point in model.hook_points())
     from_tokens = model.hook_tokens.written  # what is attached there follows each run from its beginning
     known: dict[object, Any] = {}
+    writes = [model.program_of(layer).writes for layer in range(cfg.n_layers)]
     table, out = sites.table(cfg), []
     for number, edits in enumerate(task.cells.edits):
         bounds = tuple(_settled(edit, means).bind(cfg, task.batch, task.length, table) for edit in edits)
         if not alone:
             bounds = tuple(_by_input(bound, cfg, table) for bound in bounds)
         layer = -1 if from_tokens else min(_layer(bound.site, cfg) for bound in bounds)
-        way = "alone" if alone or not _in_blocks(model, bounds) else "join" if len(bounds) == 1 else "packed"
+        way = "alone" if alone or not _in_blocks(writes, bounds) else "join" if len(bounds) == 1 else "packed"
         if way == "join" and short(bounds[0].site) != SCORES:
             bounds[0].same = _unchanged(task, edits[0].change, bounds[0], known)
         causal = cfg.attention_dir == "causal" and way != "alone"
@@ -107,14 +99,17 @@ def bind(task: Sweep, means: dict[str, Tensor] | None = None) -> list[Cell]:
     return out
 
 
-def _in_blocks(model: Transformer, bounds: Sequence[Bound]) -> bool:
-    """Whether all edits are declared, and at values of the blocks' programs (or at pattern, scores, per-head results)."""
+def _in_blocks(writes: Sequence[Collection[str]], bounds: Sequence[Bound]) -> bool:
+    """Whether all edits are declared, and at values of the blocks' programs (or at pattern, scores, per-head results).
+
+    `writes`: the values of each layer's program, looked up once for all cells.
+    """
     for bound in bounds:
         name = short(bound.site)
         if not bound.change.declared or bound.layer is None:
             return False
         between = name in (SCORES, PATTERN) or (name == RESULT and len(bounds) == 1)
-        if not between and name not in model.program_of(bound.layer).writes:
+        if not between and name not in writes[bound.layer]:
             return False
     return True
 
@@ -176,12 +171,26 @@ def is_freeze(bound: Bound) -> bool:
     return isinstance(bound.change, Put) and bound.change.values is None and not bound.change.mean_over
 
 
+def _needed(program: BlockProgram, names: frozenset[str], apart: bool) -> list[str]:
+    """What cells that enter a layer at these values need of the clean run there: these, and what they read unchanged."""
+    reached: set[str] = set()
+    kept: set[str] = set()
+    for step in program.steps:
+        if reached & set(step.reads) or names & set(step.passes):
+            kept |= set(step.reads) - reached
+            kept |= set(step.writes) if apart and (step.weights is not None or Z in step.writes) else set()
+            reached |= set(step.writes)
+        kept |= names & set(step.writes) - reached
+        reached |= names & set(step.writes)
+    return sorted(name for name in kept - {FIRST, LAST, *program.writer(Z).reads} if "hook_" in name)
+
+
 def kept_sites(model: Transformer, cells: Sequence[Cell]) -> list[str]:
     """The sites that the clean run must keep for these cells."""
     names: dict[str, None] = {}
+    for layer, edited, apart in dict.fromkeys(cell.enters for cell in cells if cell.way != "alone"):
+        names |= dict.fromkeys(f"blocks.{layer}.{name}" for name in _needed(model.program_of(layer), edited, apart))
     for cell in cells:
-        if cell.way != "alone":
-            names |= dict.fromkeys(f"blocks.{cell.layer}.{name}" for name in cell.kept(model.program_of(cell.layer)))
         if cell.way != "join":
             for bound in cell.bounds:
                 if isinstance(bound.change, Put) and bound.source is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from cutaway.model.sites import axes
 from cutaway.model.steps import FIRST, LAST, POST, Z
 from cutaway.model.transformer import Transformer
 from cutaway.runs.edits import Bound, Put
-from cutaway.runs.sweep.keeping import DISK, MEMORY, RECOMPUTE, OnDisk, Recomputed
+from cutaway.runs.storage import DISK, MEMORY, RECOMPUTE, OnDisk, Recomputed
 
 WORTH_SHARING = 64  # tokens that running a shared beginning once must save
 
@@ -62,11 +63,16 @@ class Clean:
         """The stream after the last layer."""
         return self.resid[self.model.cfg.n_layers]
 
+    @cached_property
+    def reads(self) -> list[tuple[str, ...]]:
+        """By layer, the values that attention reads (`read` holds them in this order)."""
+        return [self.model.program_of(layer).writer(Z).reads for layer in range(self.model.cfg.n_layers)]
+
     def find(self, layer: int, name: str) -> Tensor | None:
         """A value of a layer, by its name in `steps`: the stream, what attention reads, or a kept site; None: it was not kept."""
         if name in (FIRST, LAST):
             return self.resid[layer + (name == LAST)]
-        reads = self.model.program_of(layer).writer(Z).reads
+        reads = self.reads[layer]
         return self.read[layer][reads.index(name)] if name in reads else self.store.get(f"blocks.{layer}.{name}")
 
     def value(self, layer: int, name: str) -> Tensor:

@@ -25,12 +25,10 @@ from cutaway.runs.sweep.cells import Cell, bind, kept_sites
 from cutaway.runs.sweep.clean import Clean, run_clean
 from cutaway.runs.sweep.entering import Changed
 from cutaway.runs.sweep.execute import run_chunk
-from cutaway.runs.sweep.folders.by_key import Keyed
-from cutaway.runs.sweep.folders.interrupted import Saved
 from cutaway.runs.sweep.measure import Measure, Opaque
 from cutaway.runs.sweep.options import Progress, Sweep, own_means
 from cutaway.runs.sweep.regions import Region, Rules
-from cutaway.runs.sweep.scheduling import CLEAN, keeping_of, schedule
+from cutaway.runs.sweep.scheduling import CLEAN, KnownChunks, keeping_of, schedule
 from cutaway.runs.values import summed_over
 
 SAID = "can't allocate memory"  # in the error of Torch's allocator on a CPU, which has no class of its own
@@ -40,10 +38,10 @@ class Engine:
     """Runs a task. `values` (`[cell, …]`) and `clean` hold what is known so far.
 
     Args:
-        kept: a folder of what is known from earlier, interrupted runs, whose plan is followed.
+        kept: what is known from earlier, interrupted runs, whose schedule is followed.
     """
 
-    def __init__(self, task: Sweep, kept: Saved | Keyed | None = None):
+    def __init__(self, task: Sweep, kept: KnownChunks | None = None):
         self.task, self.kept = task, kept
         self.plan = schedule(task) if kept is None else kept.schedule
         self.cells = self.plan.cells  # with the means of these examples, where edits ask for them, once it has run

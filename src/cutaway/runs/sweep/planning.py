@@ -21,12 +21,12 @@ from cutaway.model.steps import FIRST, FROM_KEYS, LAST, Z
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import options
 from cutaway.runs.grids import Cells, Edits, Grid
+from cutaway.runs.kept_sweeps.by_key import Keyed
 from cutaway.runs.metrics import Metric
+from cutaway.runs.storage import RECOMPUTE, Keeping
 from cutaway.runs.sweep.baseline import random_cells
 from cutaway.runs.sweep.cells import Cell, bind, kept_sites
 from cutaway.runs.sweep.clean import beginning
-from cutaway.runs.sweep.folders.by_key import Keyed
-from cutaway.runs.sweep.keeping import RECOMPUTE, Keeping
 from cutaway.runs.sweep.layouts import parts_of
 from cutaway.runs.sweep.measure import KEPT, positions_read
 from cutaway.runs.sweep.options import Sweep, SweepOptions, own_means, task_of

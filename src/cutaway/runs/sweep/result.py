@@ -116,9 +116,7 @@ class SweepResult(Result):
         shown = self.averages(effects=True)
         names = [" ".join(f"{axis} {one}" for axis, one in zip(shown.axes, place, strict=True) if axis != "cell") or place[0]
                  for place in itertools.product(*(shown.names(axis) for axis in shown.axes))]  # fmt: skip
-        flat = shown.data.flatten()
-        order = flat.abs().argsort(descending=True, stable=True)[:count].tolist()
-        return [(names[index], float(flat[index])) for index in order]
+        return [(names[index], value) for index, value in shown.largest(count)]
 
     def summary(self) -> str:
         unit = f" {self.values.unit}" if self.values.unit else ""
@@ -179,9 +177,8 @@ def check_finite(task: Sweep, values: Tensor, clean: Tensor) -> None:
         wanted = mask if clean.ndim == 2 else mask.any(1)
     if not bool((clean.isfinite() | ~wanted).all()):
         raise NotFinite(f"the {task.metric.name} of the clean run is not a finite number; look at the model and the tokens")
-    bad = ~(values.isfinite() | ~wanted)
-    if bool(bad.any()):
-        found = bad.flatten(1).any(1).nonzero().flatten().tolist() if bad.ndim > 1 else bad.nonzero().flatten().tolist()
+    bad = (~values.isfinite() & wanted).reshape(len(values), -1).any(1)
+    if found := bad.nonzero().flatten().tolist():
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         raise NotFinite(
             f"the {task.metric.name} of the cell '{label_of(task.cells.edits[found[0]])}'{more} is not a finite number; "

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.runs.metrics import Metric
+from cutaway.runs.storage import Keeping, where_kept
 from cutaway.runs.sweep.cells import Cell, bind, kept_sites
-from cutaway.runs.sweep.keeping import Keeping, where_kept
 from cutaway.runs.sweep.options import Sweep
 
 CLEAN = -1  # stands for the clean run among the chunks of a batch
@@ -32,21 +35,19 @@ class Schedule:
     def passes(self) -> int:
         return sum(map(len, self.chunks))
 
-    @property
-    def numbers(self) -> list[list[list[int]]]:
-        """The chunks, with cells by their numbers."""
-        return [[[cell.number for cell in chunk] for chunk in batch] for batch in self.chunks]
 
-    def following(self, batches: list[tuple[int, int]], numbers: list[list[list[int]]]) -> Schedule | None:
-        """The same cells as a plan that was kept has them; None: it does not have each example and each cell once."""
-        rows = [row for first, last in batches if 0 <= first < last for row in (first, last)]
-        whole = len(rows) == 2 * len(batches) == 2 * len(numbers) and rows[1:-1:2] == rows[2::2]
-        every = list(range(len(self.cells)))
-        if not whole or not rows or (rows[0], rows[-1]) != (self.batches[0][0], self.batches[-1][1]):
-            return None
-        if any(sorted(number for chunk in batch for number in chunk) != every for batch in numbers):
-            return None
-        return Schedule(self.cells, batches, [[[self.cells[one] for one in chunk] for chunk in batch] for batch in numbers])
+@runtime_checkable
+class KnownChunks(Protocol):
+    """What is known of a sweep from earlier, interrupted runs (`runs/kept_sweeps/`), and the schedule that it follows."""
+
+    @property
+    def schedule(self) -> Schedule: ...
+
+    def known(self, batch: int, chunk: int) -> Tensor | None:
+        """The values of a chunk, or with `CLEAN` of the clean run; None where they are to be computed."""
+
+    def keep(self, batch: int, chunk: int, values: Tensor) -> None:
+        """Keep the values of a chunk."""
 
 
 def schedule(task: Sweep) -> Schedule:

@@ -21,14 +21,14 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs.bars import DelayedBar
 from cutaway.runs.editing import ManyEdits
 from cutaway.runs.grids import Cells, Grid, label_of
+from cutaway.runs.kept_sweeps.by_key import Keyed
+from cutaway.runs.kept_sweeps.interrupted import Saved
+from cutaway.runs.kept_sweeps.workers import fill
 from cutaway.runs.metrics import Metric
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.sweep.baseline import baseline_of, share
 from cutaway.runs.sweep.baseline import run as run_baseline
 from cutaway.runs.sweep.engine import Engine, plain_values
-from cutaway.runs.sweep.folders.by_key import Keyed
-from cutaway.runs.sweep.folders.interrupted import Saved
-from cutaway.runs.sweep.folders.workers import fill
 from cutaway.runs.sweep.gradient import estimate
 from cutaway.runs.sweep.layouts import parts_of
 from cutaway.runs.sweep.options import Progress, Sweep, SweepOptions, options_as_keywords, own_means, task_of

@@ -6,6 +6,7 @@ end with the same bits. Each chunk carries a digest of its values, its sweep and
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from pathlib import Path
@@ -44,7 +45,8 @@ class Saved:
         if path.exists():
             self._follow(read_plan(path, f"the plan of a sweep, {path},"))
         else:
-            write_json(path, json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": self.schedule.numbers}))
+            numbers = [[[cell.number for cell in chunk] for chunk in batch] for batch in self.schedule.chunks]
+            write_json(path, json.dumps({"mark": self.mark, "batches": self.schedule.batches, "chunks": numbers}))
 
     def _follow(self, kept: KeptPlan) -> None:
         for name, expected in self.mark.items():
@@ -101,10 +103,17 @@ class KeptPlan(msgspec.Struct, omit_defaults=True):
         Raises:
             CheckpointError: the plan does not have every example and every cell once; `name`: what the error calls it.
         """
-        found = fresh.following(self.batches, self.chunks)
-        if found is None:
+        rows = [row for one in self.batches for row in one]
+        adjoin = rows[1:-1:2] == rows[2::2] and all(first < last for first, last in self.batches)
+        ends = (fresh.batches[0][0], fresh.batches[-1][1])
+        every = list(range(len(fresh.cells)))
+        if (
+            not rows or not adjoin or (rows[0], rows[-1]) != ends or len(self.chunks) != len(self.batches)
+            or any(sorted(itertools.chain.from_iterable(batch)) != every for batch in self.chunks)
+        ):  # fmt: skip
             raise CheckpointError(f"{name} is damaged: it lacks cells, or has one twice; remove it, or give another folder")
-        return found
+        cells = [[[fresh.cells[one] for one in chunk] for chunk in batch] for batch in self.chunks]
+        return Schedule(fresh.cells, self.batches, cells)
 
 
 def read_plan(path: Path, name: str) -> KeptPlan:

@@ -9,9 +9,9 @@ from typing import Any
 
 from cutaway.errors import WorkerFailed
 from cutaway.executors import Executor
+from cutaway.runs.kept_sweeps.by_key import Keyed, read_task
 from cutaway.runs.model_source import ModelSource
 from cutaway.runs.sweep.engine import BatchRun, Engine
-from cutaway.runs.sweep.folders.by_key import Keyed, read_task
 from cutaway.runs.sweep.options import Progress
 from cutaway.runs.sweep.scheduling import CLEAN
 

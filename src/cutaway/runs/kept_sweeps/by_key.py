@@ -27,8 +27,8 @@ from cutaway.model.transformer import Transformer
 from cutaway.runs import written
 from cutaway.runs.grids import Cells
 from cutaway.runs.hashes import digest, model_hash
+from cutaway.runs.kept_sweeps.interrupted import KeptPlan, read_plan
 from cutaway.runs.model_source import versions
-from cutaway.runs.sweep.folders.interrupted import KeptPlan, read_plan
 from cutaway.runs.sweep.options import Sweep, SweepOptions
 from cutaway.runs.sweep.scheduling import CLEAN, Schedule, schedule
 from cutaway.writing import write, write_json
