@@ -361,3 +361,11 @@ def test_shapes_in_signatures_are_checked_here() -> None:
         first_unique(torch.tensor([2, 0, 1]), 2)  # lacks the batch axis
     with pytest.raises(jaxtyping.TypeCheckError):
         first_unique(torch.tensor([[2.0, 0.0, 1.0]]), 2)  # not tokens
+
+
+def test_prompts_are_numbered_from_0_everywhere() -> None:
+    """One convention in errors, tables, JSON and figures: a prompt that a report names is the one that an error names."""
+    counted = re.compile(r"\b(?:prompt|example|pair|row|text)s? #?\{[^{}]*\+ ?1")
+    found = [f"{path.name}: {line.strip()}" for path in PACKAGE.rglob("*.py") for line in path.read_text("utf-8").splitlines()
+             if counted.search(line)]  # fmt: skip
+    assert not found, found

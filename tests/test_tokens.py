@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cutaway import tokens as tk
 from cutaway.errors import ContextTooLong, TokenError
+from tests.architectures import network
 
 LETTERS = "abcdefghij"
 
@@ -225,3 +226,14 @@ def test_tokenizers_are_kept_as_json(toy: tk.CharTokenizer) -> None:
         tk.to_saved(object())
     with pytest.raises(TokenError, match="not understood"):
         tk.from_saved({"fast": {"version": "1.0"}})
+
+
+@pytest.mark.parametrize(("kind", "named", "reloads"), [("gpt2", True, False), ("llama", True, True), ("llama", False, False)])
+def test_more_positions_are_advised_only_where_they_can_be_had(kind: str, named: bool, reloads: bool) -> None:
+    """Learned positions are as many as they are, and a model of ours has its own."""
+    model = network(kind)
+    model.cfg.original_architecture = "LlamaForCausalLM" if named else None
+    tokens = torch.zeros(1, model.cfg.n_ctx + 1, dtype=torch.long)
+    with pytest.raises(ContextTooLong, match="shorten the text") as caught:
+        model(tokens)
+    assert ("n_ctx=" in str(caught.value)) == reloads

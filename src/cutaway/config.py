@@ -316,6 +316,12 @@ class HookedTransformerConfig:
         return self.n_key_value_heads or self.n_heads
 
     @property
+    def takes_longer(self) -> bool:
+        """Whether the same weights can be loaded with more positions: a published model whose positions are computed."""
+        computed = self.positional_embedding_type not in ("standard", "shortformer")
+        return computed and self.original_architecture is not None
+
+    @property
     def n_params_total(self) -> int:
         """All parameters: `n_params`, embeddings, positions and unembedding (norms and biases, a thousandth of them, aside)."""
         positions = self.n_ctx if self.positional_embedding_type in ("standard", "shortformer") else 0

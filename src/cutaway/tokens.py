@@ -538,11 +538,16 @@ def check_tokens(tokens: Tensor, d_vocab: int) -> None:
         raise TokenError(f"there is no token {low if low < 0 else high}; the model's vocabulary has {d_vocab}, from 0")
 
 
-def check_length(length: int, n_ctx: int, *, past: int = 0) -> None:
-    """Stop with `ContextTooLong` where `length` more tokens after `past` do not fit into `n_ctx` positions."""
+def check_length(length: int, n_ctx: int, *, past: int = 0, reload: bool = False) -> None:
+    """Stop with `ContextTooLong` where `length` more tokens after `past` do not fit into `n_ctx` positions.
+
+    Args:
+        reload: whether the model can be loaded with more of them (`HookedTransformerConfig.takes_longer`), which is then said.
+    """
     if past + length > n_ctx:
         kept = f"{length} tokens after {past}" if past else f"{length} tokens"
-        raise ContextTooLong(f"{kept} are more than the {n_ctx} positions of the model; shorten the text or load with n_ctx")
+        more = f", or in Python load the model with n_ctx={past + length} or more" if reload else ""
+        raise ContextTooLong(f"{kept} are more than the {n_ctx} positions of the model; shorten the text{more}")
 
 
 # Inside.

@@ -49,7 +49,8 @@ def test_patch_prints_as_many_places_as_asked() -> None:
     ]
     for options, count in (([], 3), (["--top", "5"], 5), (["--all"], 16)):
         said = CliRunner().invoke(app, [*pair, *options])
-        assert said.exit_code == 0 and said.stdout.count("layer ") == count, said.output
+        assert said.exit_code == 0 and said.stdout.partition("largest shares")[2].count("layer ") == count, said.output
+        assert said.stdout.startswith("z, share restored, layer by head\nlayer  ")
 
 
 def test_what_takes_long_is_said_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -507,7 +507,7 @@ def patch(
         direction,
         (words[0][0], words[1][0]),
         (by_example[0], by_example[1]),
-        () if places is not None else _exchanged(position_names(words[0], prompts), position_names(words[1]), len(words[0]) == 1),
+        () if places is not None else _exchanged(position_names(words[0], prompts), words),
     )
 
 
@@ -529,11 +529,13 @@ def _grid(change: Change, kind: str, places: list[str | int] | None, *, heads_th
     return Grid(change, kind, axes, where={"positions": places})
 
 
-def _exchanged(clean: Sequence[str], corrupted: Sequence[str], single: bool) -> tuple[str, ...]:
+def _exchanged(names: Sequence[str], words: tuple[Sequence[Sequence[str]], ...]) -> tuple[str, ...]:
     """A label for each position; of a single pair, with the token that it is exchanged for."""
-    if not single:
-        return tuple(clean)
-    return tuple(one if one == other else f"{one}→{other.split(' ', 1)[1]}" for one, other in zip(clean, corrupted, strict=True))
+    clean, corrupted = words
+    if len(clean) > 1:
+        return tuple(names)
+    every = zip(names, clean[0], corrupted[0], strict=True)
+    return tuple(name if one == other else f"{name}→{other}" for name, one, other in every)
 
 
 def _share(progress: Callable[[float, float], None], number: int, count: int) -> Callable[[float, float], None]:

@@ -189,7 +189,7 @@ def predict(
     tokens, real = tokens_of_text(model, text)
     device = model.W_U.device
     tokens = tokens.to(device)
-    check_length(tokens.shape[1], model.cfg.n_ctx)
+    check_length(tokens.shape[1], model.cfg.n_ctx, reload=model.cfg.takes_longer)
     targets, _ = answers_of(text, targets)
     wanted = target_ids(model, targets, tokens, tokens.shape, vocab, device, caller="predict", real=real)
     real = None if real is None else real.to(device)

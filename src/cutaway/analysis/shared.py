@@ -124,7 +124,7 @@ def real_tokens(model: Transformer, tokens: Any) -> tuple[Int[Tensor, "batch pos
         )
     else:
         ids, mask = model.tokens_and_padding(torch.as_tensor(tokens), None, None)
-    check_length(ids.shape[1], cfg.n_ctx)
+    check_length(ids.shape[1], cfg.n_ctx, reload=cfg.takes_longer)
     real = None if mask is None else mask.bool()
     return ids, None if real is None or bool(real.all()) else real
 

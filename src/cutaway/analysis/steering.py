@@ -239,7 +239,7 @@ def activations(
         else:
             options: dict[str, Any] = {"prepend_bos": bos, "truncate": False, "device": model.W_E.device}
             tokens, mask = text.encode(model.tokenizer, list(some), **options)
-        text.check_length(tokens.shape[1], model.cfg.n_ctx)
+        text.check_length(tokens.shape[1], model.cfg.n_ctx, reload=model.cfg.takes_longer)
         _, store = Transformer.run_with_cache(
             model, tokens, names_filter=names, attention_mask=mask, return_type=None, stop_at_layer=_stop(model, names)
         )
@@ -290,7 +290,7 @@ def activation_addition(
         text.to_tokens(model.tokenizer, prompt, prepend_bos=bos, device=model.W_E.device) for prompt in (positive, negative)
     ]
     longest = max(tokens.shape[1] for tokens in encoded)
-    text.check_length(longest, model.cfg.n_ctx)
+    text.check_length(longest, model.cfg.n_ctx, reload=model.cfg.takes_longer)
     apart = encoded[0].shape != encoded[1].shape
     pad = _space(model) if apart else 0
     name = sites.resolve((site, layer_of(model, layer)), model.sites, model.cfg.n_layers)

@@ -243,7 +243,7 @@ def _encoded(model: Transformer, prompts: Sequence[str] | Prompts, prepend_bos: 
         return tuple(one.to(model.W_E.device) for one in prompts.padded())  # type: ignore[return-value]
     bos = model.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
     found = text.encode(model.tokenizer, list(prompts), prepend_bos=bos, truncate=False, device=model.W_E.device)
-    text.check_length(found[0].shape[1], model.cfg.n_ctx)
+    text.check_length(found[0].shape[1], model.cfg.n_ctx, reload=model.cfg.takes_longer)
     return found
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Words = list[str] | None
 Figures = Sequence[tuple[str, Any]]
 SCREEN = 20  # rows of a table, unless --top or --all say otherwise
+NO_BOS = "no BOS in front: each text's first token is what heads rest on where they do nothing"
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 Texts = Annotated[Words, typer.Option("--text", help="A text to run on; may be repeated.")]
@@ -290,7 +291,18 @@ class Request:
         count, length = len(found), f"{low}" if low == high else f"{low} to {high}"
         source = f" ({self.behaviour}, seed {self.seed})" if self.behaviour else ""
         pairs = " in pairs" if found.corrupted is not None else ""
-        return f"{self.model}: {count} prompt{'s' * (count != 1)} of {length} token{'s' * (length != '1')}{pairs}{source}"
+        what = f"{self.model}: {count} prompt{'s' * (count != 1)} of {length} token{'s' * (length != '1')}{pairs}{source}"
+        return what + (f"; {NO_BOS}" if self.without_bos else "")
+
+    @property
+    def without_bos(self) -> bool:
+        """Whether the prompts of a language model begin with a word: heads rest on that, and means over positions have it."""
+        found, tokenizer = self.__dict__.get("given_prompts"), self.network.tokenizer
+        special = getattr(tokenizer, "all_special_ids", None)  # (vocabularies of tasks have none)
+        if found is None or special is None or not self.network.cfg.n_layers:
+            return False
+        first = found.tokens[range(len(found)), found.mask.long().argmax(1)]
+        return not bool(set(first.tolist()) & set(special))
 
     def about(self) -> dict[str, Any]:
         """The same as numbers, for `--json`."""
@@ -299,7 +311,10 @@ class Request:
         if found is not None:
             lengths = found.lengths.tolist()
             pairs = found.corrupted is not None
-            numbers["prompts"] = {"count": len(found), "shortest": min(lengths), "longest": max(lengths), "pairs": pairs}
+            numbers["prompts"] = {
+                "count": len(found), "shortest": min(lengths), "longest": max(lengths), "pairs": pairs,
+                "bos": not self.without_bos,
+            }  # fmt: skip
         return numbers
 
     def rows(self, rows: Sequence[Any], *, last: bool = False) -> tuple[list[Any], str]:
@@ -327,6 +342,7 @@ class Request:
 
         page_facts = facts(self.network, self.__dict__.get("given_prompts", self.__dict__.get("long_text")))
         page_facts += [("behaviour", f"{self.behaviour}, seed {self.seed}")] if self.behaviour else []
+        page_facts += [("beginning", NO_BOS)] if self.without_bos else []
         page_facts += [] if result is None else measured(result)
         above = _page_text(text if page_text is None else page_text, result)
         page_with(title, page_facts, above, figures).save(self.html, replace=True)

@@ -263,7 +263,7 @@ def predict(
     tokens, _ = tokens_of_text(network, given)
     answers = None if text is None and request.given_prompts.right else tasks.answers(network, tokens)
     found = predict(network, given, targets=answers)
-    several = len(found.tokens) > 1
+    several, wrong = len(found.tokens) > 1, _wrong_answers(network, given, found)
     predictions, most = [*found.rows()], request.top if rows is None else rows
     most = len(predictions) if request.all_rows else 20 if most is None else most
     table: list[list[Any]] = []
@@ -279,6 +279,7 @@ def predict(
                 row["rank"],
                 f"{row['probability']:.3f}",
                 f"{row['loss']:.2f}",
+                *wrong.get((row["example"], row["position"]), ("", "") if wrong else ()),
             ]
         )
     notes = [found.summary().splitlines()[0]]
@@ -292,9 +293,30 @@ def predict(
         head = ["after", "token"] if answers is None else ["position", "answer"]
         which = "window" if found.windows > 1 else "prompt"
         columns = [which, head[0], "token", head[1], "expected", "right", "rank", "probability", "loss"]
+        columns += ["wrong answer", "its rank"] if wrong else []
         printed = _filled(columns, table) + "\n" + printed
     figures = [("Token by token", found.figure()), ("Loss by position", found.curve())]
-    request.show(printed, found.to_json(), figures, f"Predictions of {request.model}", found)
+    numbers = found.to_json()
+    for row in numbers["tokens"]:
+        if (other := wrong.get((row["example"], row["position"]))) is not None:
+            row |= {"wrong": other[0], "wrong_rank": other[1]}
+    request.show(printed, numbers, figures, f"Predictions of {request.model}", found)
+
+
+def _wrong_answers(network: Any, given: Any, found: Any) -> dict[tuple[int, int], tuple[str, int]]:
+    """Example and position → the first wrong answer of prompts that have some, and its rank."""
+    import torch
+
+    from cutaway.analysis.predictions import predict
+
+    targets = torch.full(found.targets.shape, -1)
+    for row, places in enumerate(getattr(given, "wrong", None) or ()):
+        for position, ids in places.items():
+            targets[row, position] = ids[0]
+    if not bool((targets >= 0).any()):
+        return {}
+    other = predict(network, given, targets=targets)
+    return {(row["example"], row["position"]): (repr(row["target"]), row["rank"]) for row in other.rows()}
 
 
 @shared_options(model=False)

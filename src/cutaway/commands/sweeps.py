@@ -12,6 +12,7 @@ import typer
 
 from cutaway.commands import console
 from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, layers_of, positions_of, shared_options
+from cutaway.commands.shaded import grid
 from cutaway.commands.shared import Device, Json, Record, lines, load
 from cutaway.errors import ConfigError, PromptError
 
@@ -214,8 +215,21 @@ def patch(
     }  # fmt: skip
     if baseline:
         numbers["baseline"] = {kind: one.baseline.to_json() for kind, one in found.sweeps.items() if one.baseline is not None}
-    text = found.summary(None if request.all_rows else request.top or 3)
+    text = _patched_text(found, request)
     request.show(text, numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {request.model}", found)
+
+
+def _patched_text(found: Any, request: Request) -> str:
+    """The first kind of patch as a grid (of `--all` each), and the largest shares of all."""
+    grids = []
+    for kind in list(found.sweeps)[: None if request.all_rows else 1]:
+        share = found.normalised(kind)
+        shares = share.data if found.direction == "denoising" else 1 - share.data
+        names = [found.labels(share, axis) for axis in share.axes]
+        done = "restored" if found.direction == "denoising" else "destroyed"
+        title = f"{kind}, share {done}, {share.axes[0]} by {'position' if share.axes[1] == 'pos' else share.axes[1]}"
+        grids.append(f"{title}\n{grid(shares, names[0], names[1], share.axes[0], whole=request.all_rows)}\n")
+    return "\n".join([*grids, found.summary(None if request.all_rows else request.top or 3)])
 
 
 def in_pairs(request: Request) -> Any:

@@ -8,10 +8,10 @@ import typer
 
 from cutaway.commands import console
 from cutaway.commands.prompt_options import Layers, Request, layers_of, shared_options
+from cutaway.commands.shaded import SHADES, shade
 from cutaway.commands.shared import lines, one_token
 from cutaway.errors import ConfigError, PromptError
 
-SHADES = " ░▒▓█"
 DRAWN = 6  # prompts whose likeliest tokens a page draws as bars
 WIDEST = 40  # tokens of an attention pattern that a terminal shows
 
@@ -40,23 +40,55 @@ def next_(
         best = chance.topk(min(k or 10, len(chance)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         top = [[token_name(network, token), value] for token, value in pairs]
-        targets = dict(wanted)
-        if prompts.right:
-            targets |= {token_name(network, ids[0]): ids[0] for ids in prompts.right[number].values() if ids}
-        given = {
-            name: {"probability": float(chance[one]), "rank": int((chance > chance[one]).sum())} for name, one in targets.items()
+        known = _answers_of(network, prompts, number)
+        given: dict[str, dict[str, Any]] = {
+            name: {"probability": float(chance[one]), "rank": int((chance > chance[one]).sum())}
+            for name, one in (wanted | {name: token for name, (token, _) in known.items()}).items()
         }
+        kinds = {name: kind for name, (_, kind) in known.items()}
+        for name, kind in kinds.items():
+            given[name] |= {"kind": kind}
         numbers.append({"text": prompts.texts[number] if prompts.texts else None, "top": top, "words": given})
         likeliest = top if len(chances) == 1 or k is not None else [top[0]]
-        rows += [[number, repr(name), f"{value:.4f}", rank] for rank, (name, value) in enumerate(likeliest)]
+        rows += [[number, repr(name), f"{value:.4f}", rank, kinds.get(name, "")] for rank, (name, value) in enumerate(likeliest)]
         rest = {name: one for name, one in given.items() if name not in dict(likeliest)}
-        rows += [[number, repr(name), f"{one['probability']:.4f}", one["rank"]] for name, one in rest.items()]
+        rows += [
+            [number, repr(name), f"{one['probability']:.4f}", one["rank"], kinds.get(name, "")] for name, one in rest.items()
+        ]
     single = len(chances) == 1
-    shown, more = request.rows([row[single:] for row in rows])
-    text = lines(["prompt", "token", "probability", "rank"][single:], shown) + (f"\n{more}" if more else "")
+    last = 4 + any(row[4] for row in rows)
+    shown, more = request.rows([row[single:last] for row in rows])
+    text = lines(["prompt", "token", "probability", "rank", "which"][single:last], shown) + (f"\n{more}" if more else "")
+    text += "" if single else _answers_text(numbers)
     figures = _next_figures(numbers) if request.html else []
     above = text if single else ""  # of several the table below has all of it
     request.show(text, {"next": numbers}, figures, f"What {request.model} expects", page_text=above)
+
+
+def _answers_of(network: Any, prompts: Any, number: int) -> dict[str, tuple[int, str]]:
+    """Name → token and kind ("answer" or "wrong answer") of what a prompt names."""
+    from cutaway.analysis.shared import token_name
+
+    named = {"answer": prompts.right, "wrong answer": prompts.wrong}
+    return {
+        token_name(network, ids[0]): (ids[0], kind)
+        for kind, rows in named.items() if rows for ids in rows[number].values() if ids
+    }  # fmt: skip
+
+
+def _answers_text(numbers: list[dict[str, Any]]) -> str:
+    """How often the answer is likeliest, and likelier than the wrong one, in a line each."""
+    import statistics
+
+    said = ""
+    each = [{one["kind"]: one["rank"] for one in number["words"].values() if "kind" in one} for number in numbers]
+    for kind in ("answer", "wrong answer"):
+        ranks = [one[kind] for one in each if kind in one]
+        if ranks:
+            first = sum(rank == 0 for rank in ranks)
+            said += f"\nthe {kind} is likeliest in {first} of {len(ranks)}; its median rank is {statistics.median(ranks):g}"
+    both = [one["answer"] < one["wrong answer"] for one in each if len(one) == 2]
+    return said + (f"\nthe answer is likelier than the wrong one in {sum(both)} of {len(both)}" if both else "")
 
 
 def _next_figures(numbers: list[dict[str, Any]]) -> list[tuple[str, Any]]:
@@ -258,13 +290,9 @@ def shaded(pattern: Any, words: list[str], name: str) -> str:
     columns = "".join(f"{at % 100:>2}" if at % 2 == 0 else "  " for at in range(len(words)))
     rows = [f"{name}: each row looks at the columns; {SHADES[1]} from 0.05, {SHADES[-1]} from 0.75", " " * (width + 4) + columns]
     for at, word in enumerate(words):
-        cells = "".join(2 * SHADES[_shade(float(value))] for value in pattern[at])
+        cells = "".join(2 * SHADES[shade(float(value))] for value in pattern[at])
         rows.append(f"{at:>3} {word!r:<{width}}{cells}".rstrip())
     return "\n".join(rows)
-
-
-def _shade(value: float) -> int:
-    return sum(value >= bound for bound in (0.05, 0.25, 0.5, 0.75))
 
 
 def _attention_figures(words: list[str], named: list[tuple[str, Any]]) -> list[tuple[str, Any]]:

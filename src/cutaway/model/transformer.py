@@ -408,7 +408,7 @@ class Transformer(HookedRootModule, StackedWeights):
         """
         self.check_built()
         start = 0 if kept is None else kept.length_for(self)
-        text.check_length(tokens.shape[1], self.cfg.n_ctx, past=start)
+        text.check_length(tokens.shape[1], self.cfg.n_ctx, past=start, reload=self.cfg.takes_longer)
         padding = attention_mask
         if padding is not None and padding.shape != tokens.shape:
             raise ShapeError(f"attention_mask {tuple(padding.shape)} must have the shape of the tokens, {tuple(tokens.shape)}")

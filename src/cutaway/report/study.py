@@ -68,12 +68,12 @@ class Study(ModelAnswers):
         bad = (self.prompts.mask & (tokens >= cfg.d_vocab)).nonzero()
         if len(bad):
             row, at = bad[0].tolist()
-            raise TokenError(f"example {row + 1} has the token {int(tokens[row, at])}; the model's vocabulary has {cfg.d_vocab}")
+            raise TokenError(f"prompt {row} has the token {int(tokens[row, at])}; the model's vocabulary has {cfg.d_vocab}")
         for row, answers in enumerate(self.prompts.right):
             for at, right in answers.items():
                 if any(token >= cfg.d_vocab_out for token in right):
                     raise TokenError(
-                        f"example {row + 1} has the answer {max(right)} at position {at}; the model answers with the "
+                        f"prompt {row} has the answer {max(right)} at position {at}; the model answers with the "
                         f"{cfg.d_vocab_out} tokens from 0"
                     )
 

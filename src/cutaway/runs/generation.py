@@ -114,7 +114,7 @@ def stream(
     Raises:
         ContextTooLong: prompt and new tokens together are more than the model's positions.
     """
-    text.check_length(tokens.shape[1] + max_new_tokens, model.cfg.n_ctx)
+    text.check_length(tokens.shape[1] + max_new_tokens, model.cfg.n_ctx, reload=model.cfg.takes_longer)
     kept = KeyValueCache.init_cache(model.cfg, tokens.device, len(tokens)) if use_past_kv_cache else None
     finished: Bool[Tensor, "batch"] = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
     so_far, new, real = tokens, tokens, attention_mask

@@ -43,9 +43,14 @@ class Given(Behaviour):
         return {"in the prompt": prompts.answered & there, "not in the prompt": prompts.answered & ~there}
 
     def sources(self, prompts: Prompts) -> dict[str, Sources]:
-        """The position mirrored at the prompt's middle, and the tokens that are the answer."""
+        """The position mirrored at the prompt's middle, and the tokens that are the answer.
+
+        Where the mirrored position is the first token, the query's own or the one before it, it has that plainer name alone.
+        """
         at = torch.arange(prompts.tokens.shape[1])
-        found = {"the mirrored position": at[:, None] + at == prompts.lengths[:, None, None] - 1}
+        mirrored = at[:, None] + at == prompts.lengths[:, None, None] - 1
+        plainer = (at == 0) | (at == at[:, None]) | (at == at[:, None] - 1)
+        found = {"the mirrored position": mirrored & ~plainer}
         if self.named and not prompts.several:
             found["the answer"] = (prompts.tokens[:, None, :] == prompts.labels[:, :, None]).tril()
         return found

@@ -84,7 +84,7 @@ def _tokens(model: Transformer, given: Any, chat: bool) -> Int[Tensor, "1 pos"]:
     else:
         message = [{"role": "user", "content": given}] if chat else given
         tokens, _ = model.tokens_and_mask(message, None, None)
-    check_length(tokens.shape[1], model.cfg.n_ctx)
+    check_length(tokens.shape[1], model.cfg.n_ctx, reload=model.cfg.takes_longer)
     return tokens
 
 
@@ -189,7 +189,7 @@ def behaviour_prompts(model: Transformer, name: str, count: int = DRAWN) -> Prom
         raise PromptError(f"{name} has a vocabulary of its own, which this model does not read")
     found = one.prompts(count, seed=0, tokenizer=model.tokenizer)
     check_tokens(found.tokens, model.cfg.d_vocab)
-    check_length(found.tokens.shape[1], model.cfg.n_ctx)
+    check_length(found.tokens.shape[1], model.cfg.n_ctx, reload=model.cfg.takes_longer)
     return found
 
 

@@ -35,7 +35,7 @@ def ask(study: Study) -> list[Finding]:
     order = study.losses.argsort(descending=True)[:WORST].tolist()
     shown = table(COLUMNS, [row_of(study, answer) for answer in order], title="The answers with the highest loss")
     rows = study.places[0][~study.correct].unique().tolist()
-    named = {f"prompt {row + 1}": Value(1.0) for row in rows}
+    named = {f"prompt {row}": Value(1.0) for row in rows}
     kinds = {} if study.above else study.behaviour.mistakes(study.prompts, _predicted(study))
     numbers = {
         "mistakes_by_kind": {name: int(where.sum()) for name, where in kinds.items()},
