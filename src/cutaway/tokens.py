@@ -539,15 +539,10 @@ def check_tokens(tokens: Tensor, d_vocab: int) -> None:
 
 
 def check_length(length: int, n_ctx: int, *, past: int = 0, reload: bool = False) -> None:
-    """Stop with `ContextTooLong` where `length` more tokens after `past` do not fit into `n_ctx` positions.
-
-    Args:
-        reload: whether the model can be loaded with more of them (`HookedTransformerConfig.takes_longer`), which is then said.
-    """
+    """Stop with `ContextTooLong` where `length` more tokens after `past` exceed `n_ctx`; `reload`: the model can have more."""
     if past + length > n_ctx:
-        kept = f"{length} tokens after {past}" if past else f"{length} tokens"
-        more = f", or in Python load the model with n_ctx={past + length} or more" if reload else ""
-        raise ContextTooLong(f"{kept} are more than the {n_ctx} positions of the model; shorten the text{more}")
+        after, more = f" after {past}" * bool(past), f", or in Python load the model with n_ctx={past + length} or more" * reload
+        raise ContextTooLong(f"{length} tokens{after} are more than the {n_ctx} positions of the model; shorten the text{more}")
 
 
 # Inside.
