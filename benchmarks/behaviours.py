@@ -37,11 +37,11 @@ def runner_of(model: HookedTransformer, prompts: Prompts) -> CircuitRunner:
     return CircuitRunner(model, prompts.tokens, prompts.corrupted.tokens, metric_of(prompts))
 
 
-def halves(model: HookedTransformer, prompts: Prompts, scores: EdgeScores, size: int) -> str:
+def halves(model: HookedTransformer, prompts: Prompts, scores: EdgeScores, size: int, sign: int) -> str:
     """Circuits of as many edges from each half of the prompts, and what each recovers on the other."""
     order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(0))
     parts = order[: len(order) // 2], order[len(order) // 2 :]
-    found = [largest(scores.each[part].mean(0), size) for part in parts]
+    found = [largest(scores.each[part].mean(0), size, sign) for part in parts]
     crossed = [runner_of(model, prompts[part]).recovered(edges) for part, edges in zip(parts, reversed(found), strict=True)]
     return f"halves share {jaccard(*found):.0%} of their edges; each recovers {crossed[1]:.2f}, {crossed[0]:.2f} on the other"
 
@@ -56,7 +56,7 @@ def measure(model: HookedTransformer, name: str) -> None:
     runner = runner_of(model, prompts)
     circuit = find_circuit(runner, scores, target=TARGET)
     found = time.process_time() - begun - scored
-    controls = curve(runner, scores.values.data, sizes=[circuit.size], draws=2)
+    controls = curve(runner, scores.values.data, sizes=[circuit.size], sign=circuit.about["sign"], draws=2)
     row = {one: float(controls.values.sel(curve=one).data[0]) for one in ("without", "random", "shuffled")}
     recovered, interval = circuit.about["recovered"], runner.interval(runner.values(circuit.edges))
     print(f"{name}: {PROMPTS} pairs, {runner.metric.name} {controls.clean:.2f}, corrupted {controls.corrupted:.2f}")
@@ -64,7 +64,7 @@ def measure(model: HookedTransformer, name: str) -> None:
           f"({interval[0]:.2f} to {interval[1]:.2f}); without them {row['without']:.2f}, random {row['random']:.2f}, "
           f"shuffled scores {row['shuffled']:.2f}")  # fmt: skip
     print(f"  {stability(circuit, scores, draws=50).summary()}".replace("\n", "\n  "))
-    print(f"  {halves(model, prompts, scores, circuit.size)}")
+    print(f"  {halves(model, prompts, scores, circuit.size, circuit.about['sign'])}")
     value = run(model, prompts.tokens, edits=circuit, metric=runner.metric).value
     assert value is not None and abs(runner.share(value.double()) - recovered) < 0.01
     heads = [node for node in circuit.nodes() if node[-1].isdigit()][:16]

@@ -11,7 +11,7 @@ import torch
 from cutaway import programs
 from cutaway.analysis.paths import path_patch
 from cutaway.circuits import attribution, effects
-from cutaway.circuits.attribution import edge_attribution
+from cutaway.circuits.attribution import edge_attribution, largest
 from cutaway.circuits.circuit import Circuit, jaccard
 from cutaway.circuits.components import written
 from cutaway.circuits.effects import edge_effects
@@ -278,6 +278,37 @@ def test_search_finds_a_circuit_that_recovers_what_is_wanted(method: str) -> Non
     assert runner.recovered(circuit.edges) >= 0.8
     assert circuit.size < 40 and circuit.about["recovered"] >= 0.8
     assert torch.equal(runner.graph.connected(circuit.edges), circuit.edges)
+
+
+@pytest.mark.parametrize("name", ["attention only", "gpt2"])
+@pytest.mark.parametrize("metric", [METRIC, metrics.loss(CLEAN)], ids=["a logit difference", "a loss"])
+def test_the_most_helpful_edges_come_first_in_signed_order(name: str, metric: Any) -> None:
+    model = network(name)
+    runner = CircuitRunner(model, CLEAN, CORRUPTED, metric)
+    scores = edge_attribution(model, CLEAN, CORRUPTED, metric)
+    orders = ("absolute", "signed", "best")
+    sizes = {order: find_circuit(runner, scores, target=0.7, method="greedy", order=order) for order in orders}
+    assert sizes["best"].size <= min(sizes["absolute"].size, sizes["signed"].size)
+    helpful = scores.values.data * (1 if runner.clean.mean() > runner.ablated.mean() else -1)
+    few = largest(scores.values.data, 12, runner.sign)
+    assert float(helpful[few].min()) >= float(helpful[runner.graph.mask & ~few].max()) and int(few.sum()) == 12
+    one = find_circuit(runner, scores, size=12, order="signed")
+    assert torch.equal(one.edges, runner.graph.connected(few)) and one.about["sign"] == runner.sign
+    either = {order: find_circuit(runner, scores, size=12, order=order).about["recovered"] for order in orders}
+    assert either["best"] == max(either.values())
+
+
+def test_curves_and_stability_take_edges_in_the_order_of_the_circuit() -> None:
+    model = network("attention only")
+    runner = CircuitRunner(model, CLEAN, CORRUPTED, METRIC)
+    scores = edge_attribution(model, CLEAN, CORRUPTED, METRIC)
+    circuit = find_circuit(runner, scores, size=9, order="signed")
+    found = faithfulness(model, CLEAN, CORRUPTED, METRIC, scores, sizes=[9], signed=True)
+    assert float(found.values.sel(curve="faithful").data[0]) == pytest.approx(circuit.about["recovered"], abs=1e-6)
+    alike = type(scores)(scores.values, scores.each.mean(0).expand(4, -1, -1), "all prompts alike")
+    sure = stability(circuit, alike, draws=5)
+    assert sure.halves == (1.0,) * len(sure.halves)
+    assert torch.equal(sure.values.data == 1, largest(scores.values.data, circuit.size, runner.sign))
 
 
 def test_edges_on_no_way_to_the_logits_change_nothing() -> None:

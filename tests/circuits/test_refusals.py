@@ -100,6 +100,8 @@ def test_numbers_that_are_none() -> None:
         scores.circuit(-1)
     with pytest.raises(ConfigError, match="-1"):
         find_circuit(runner, scores, size=-1)
+    with pytest.raises(ConfigError, match="order='largest' is not known; there are best, absolute, signed"):
+        find_circuit(runner, scores, order="largest")
     with pytest.raises(ConfigError, match="checks is at least 0, not -1"):
         find_circuit(runner, scores, checks=-1)
     with pytest.raises(ShapeError, match="the size of a circuit is at least 0"):

@@ -101,8 +101,11 @@ def strongest(values: Labelled, count: int) -> list[tuple[str, str, float]]:
     return [(*edges[at], value) for at, value in values.largest(count)]
 
 
-def largest(scores: Float[Tensor, "*edge"], count: int) -> Bool[Tensor, "*edge"]:
-    """As many edges as wanted, those with the largest scores whatever their sign.
+def largest(scores: Float[Tensor, "*edge"], count: int, sign: int = 0) -> Bool[Tensor, "*edge"]:
+    """As many edges as wanted, those with the largest scores.
+
+    Args:
+        sign: 0 whatever their sign; 1 the most positive first, -1 the most negative first.
 
     Raises:
         ConfigError: a negative number.
@@ -110,7 +113,8 @@ def largest(scores: Float[Tensor, "*edge"], count: int) -> Bool[Tensor, "*edge"]
     if count < 0:
         raise ConfigError(f"a circuit of {count} edges: the size must not be negative")
     chosen = torch.zeros(scores.numel(), dtype=torch.bool)
-    chosen[scores.flatten().abs().nan_to_num(-1).cpu().argsort(descending=True, stable=True)[:count]] = True
+    by = (scores * sign if sign else scores.abs()).flatten().nan_to_num(-torch.inf).cpu()
+    chosen[by.argsort(descending=True, stable=True)[:count]] = True
     return chosen.view(scores.shape) & ~scores.isnan().cpu()
 
 

@@ -110,7 +110,7 @@ class CircuitSearch(Result):
 @options(target=(0, 1), size=0, steps=1, checks=0, seed=0)
 def circuit_for(
     model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *, target: float = 0.9, size: int | None = None,
-    method: str = "both", ablation: str = "resample", steps: int = 5, checks: int = 60, seed: int = 0,
+    method: str = "both", order: str = "best", ablation: str = "resample", steps: int = 5, checks: int = 60, seed: int = 0,
     progress: Callable[[float, float], None] | None = None,
 ) -> CircuitSearch:  # fmt: skip
     """Search for the smallest circuit that carries a behaviour.
@@ -119,18 +119,18 @@ def circuit_for(
 
     Args:
         clean, corrupted, metric, steps: as `edge_attribution` takes them.
-        target, size, method, checks: as `find_circuit` takes them.
+        target, size, method, order, checks: as `find_circuit` takes them.
         ablation: what edges outside the circuit carry: "resample", "mean", "mean over positions" or "zero".
         seed: of the random circuits beside it.
 
     Raises:
         ShapeError: prompts that do not align, a metric without a gradient, or nothing to recover.
-        ConfigError: an unknown method or ablation.
+        ConfigError: an unknown method, order or ablation.
     """
     scores = edge_attribution(model, clean, corrupted, metric, steps=steps, ablation=ablation, progress=progress)
     runner = CircuitRunner(model, clean, corrupted, metric, ablation=ablation)
-    found = find_circuit(runner, scores, target=target, size=size, method=method, checks=checks)
-    controls = curve(runner, scores.values.data, sizes=[found.size], seed=seed)
+    found = find_circuit(runner, scores, target=target, size=size, method=method, order=order, checks=checks)
+    controls = curve(runner, scores.values.data, sizes=[found.size], sign=found.about["sign"], seed=seed)
     each, values = runner.values(found.edges), scores.values
     kept = values.data.cpu().masked_fill(~found.edges, torch.nan)
     random, shuffled = (float(controls.values.sel(curve=name).data[0]) for name in ("random", "shuffled"))

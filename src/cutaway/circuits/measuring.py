@@ -121,6 +121,11 @@ class CircuitRunner:
             )
         return (float(values.nanmean()) - none) / (whole - none)
 
+    @property
+    def sign(self) -> int:
+        """1 where the whole model has the larger metric, as of a right answer; -1 where it has the smaller, as a loss."""
+        return 1 if float(self.clean.nanmean()) >= float(self.ablated.nanmean()) else -1
+
     def interval(self, values: Float[Tensor, "batch"]) -> tuple[float, float]:
         """The 95% interval of that share over prompts, both of its parts uncertain (Fieller); NaN where nothing can be said."""
         low, high = interval_of_ratio(values - self.ablated, self.clean - self.ablated).tolist()

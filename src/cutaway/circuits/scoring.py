@@ -99,12 +99,13 @@ def mib_sizes(edges: int) -> list[int]:
 @options(draws=1, seed=0)
 def faithfulness(
     model: Transformer, clean: Any, corrupted: Any, metric: Any, scores: EdgeScores, *, sizes: Sequence[int] | None = None,
-    draws: int = 3, seed: int = 0, ablation: str = "resample", over: Any = None,
+    signed: bool = False, draws: int = 3, seed: int = 0, ablation: str = "resample", over: Any = None,
 ) -> Faithfulness:  # fmt: skip
     """Run the circuits of the largest scores, their complements, and random circuits of the same sizes.
 
     Args:
         sizes: numbers of edges; None: those of MIB's percentages.
+        signed: take the most helpful edges first, not those with the largest scores whatever their sign.
         draws: how many random circuits, and how many shuffled ones, of each size.
         ablation, over: what other edges carry, as `run_circuit` takes them.
 
@@ -112,13 +113,13 @@ def faithfulness(
         ShapeError: the metric is the same with and without all edges, or a size is no number of edges.
     """
     runner = CircuitRunner(model, clean, corrupted, metric, ablation=ablation, over=over)
-    return curve(runner, scores.values.data, sizes=sizes, draws=draws, seed=seed)
+    return curve(runner, scores.values.data, sizes=sizes, sign=runner.sign if signed else 0, draws=draws, seed=seed)
 
 
 def curve(
-    runner: CircuitRunner, scores: Tensor, *, sizes: Sequence[int] | None = None, draws: int = 3, seed: int = 0
+    runner: CircuitRunner, scores: Tensor, *, sizes: Sequence[int] | None = None, sign: int = 0, draws: int = 3, seed: int = 0
 ) -> Faithfulness:
-    """The same, of a runner."""
+    """The same, of a runner, with edges in an order that `largest` knows."""
     there = runner.graph.mask
     every = runner.graph.size
     shares = PERCENTAGES if sizes is None else ()
@@ -129,12 +130,12 @@ def curve(
     rows: list[list[float]] = [[] for _ in CURVES]
     for done, size in enumerate(sizes):
         bar(done, len(sizes))
-        chosen = largest(scores, size)
+        chosen = largest(scores, size, sign)
         rows[0].append(runner.recovered(chosen))
         rows[1].append(runner.recovered(there & ~chosen))
         for row, draw in ((rows[2], random_scores), (rows[3], shuffled_scores)):
             found = [
-                runner.recovered(largest(draw(scores, runner.graph, generator), size))
+                runner.recovered(largest(draw(scores, runner.graph, generator), size, sign))
                 for _ in range(draws if 0 < size < every else 1)
             ]
             row.append(sum(found) / len(found))

@@ -91,7 +91,7 @@ def stability(
     """Repeat the choice of a circuit's edges on prompts drawn again.
 
     Args:
-        circuit: its size is the size of what is chosen.
+        circuit: its size is the size of what is chosen, in the order in which it was.
         scores: those that it was chosen by, with the scores of each example.
         others: scores under other ablations, by their names.
 
@@ -101,24 +101,24 @@ def stability(
     """
     there = circuit.graph.mask
     each = scores.each.cpu()[:, there].double()  # batch, edge
-    count, size = len(each), circuit.size
+    count, size, sign = len(each), circuit.size, int(circuit.about.get("sign", 0))
     if count < 4:
         raise ShapeError(f"{count} examples are too few to draw from again; give at least 4")
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(each.shape[1])
     for _ in range(draws):
         times = torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count).double()
-        chosen += largest(times @ each, size)
+        chosen += largest(times @ each, size, sign)
     halves = []
     for _ in range(halvings):
         order = torch.randperm(count, generator=generator)
-        one, other = (largest(each[part].mean(0), size) for part in (order[: count // 2], order[count // 2 :]))
+        one, other = (largest(each[part].mean(0), size, sign) for part in (order[: count // 2], order[count // 2 :]))
         halves.append(jaccard(one, other))
     low, high = interval_of_mean(each)
     edges = each.shape[1]
     shared = size * size / edges
     ablations = {
-        name: jaccard(largest(other.values.data.cpu()[there], size), largest(each.mean(0), size))
+        name: jaccard(largest(other.values.data.cpu()[there], size, sign), largest(each.mean(0), size, sign))
         for name, other in (others or {}).items()
     }
     labels = {"writer": circuit.graph.writers, "reader": circuit.graph.readers}

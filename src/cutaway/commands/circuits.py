@@ -52,6 +52,7 @@ def circuit_find(
         str, typer.Option(help="What other edges carry: resample, mean, mean over positions, zero.")
     ] = "resample",
     method: Annotated[str, typer.Option(help="greedy, backward, or both.")] = "both",
+    order: Annotated[str, typer.Option(help="Of scores: absolute, signed (the most helpful first), or best of both.")] = "best",
     steps: Annotated[int, typer.Option(min=1, help="Runs that each edge's gradient is a mean over.")] = 5,
     checks: Annotated[int, typer.Option(min=1, help="How many runs removal may take.")] = 60,
     record: Record = None,
@@ -84,8 +85,10 @@ def circuit_find(
         scores = edge_attribution(network, tokens, source, measure, steps=steps, ablation=ablation, progress=progress)
     runner = CircuitRunner(network, tokens, source, measure, ablation=ablation)
     with bar("searching", quiet) as progress:
-        found = find_circuit(runner, scores, target=target, size=size, method=method, checks=checks, progress=progress)
-    controls = curve(runner, scores.values.data, sizes=[found.size], seed=seed)
+        found = find_circuit(
+            runner, scores, target=target, size=size, method=method, order=order, checks=checks, progress=progress
+        )
+    controls = curve(runner, scores.values.data, sizes=[found.size], sign=found.about["sign"], seed=seed)
     others = {}
     for other in AGREE:
         if other != ablation and (other != "resample" or source is not None):

@@ -39,7 +39,7 @@ def ask(study: Study) -> list[Finding]:
         scores = edge_attribution(study.model, tokens, source, metric)
         runner = CircuitRunner(study.model, tokens, source, metric)
         found = find_circuit(runner, scores, target=TARGET, method="greedy")
-        controls = curve(runner, scores.values.data, sizes=[found.size], seed=study.seed)
+        controls = curve(runner, scores.values.data, sizes=[found.size], sign=found.about["sign"], seed=study.seed)
     except (ConfigError, ShapeError) as error:
         return [none("the circuit", str(error))]
     recovered = runner.values(found.edges)
