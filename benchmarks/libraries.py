@@ -6,8 +6,9 @@ with cutaway's sources in front and the aliases installed, so that nothing else 
 * EAP-IG on SmolLM2-135M by plain hooks of the dialect: equal scores, timed in turns by processor time.
 * Uses of SAELens, circuit-tracer and auto-circuit on random weights: equal numbers.
 * The snippets of docs/guides/libraries.md, with the libraries themselves, on our side.
-* With `--suites FOLDER`, a folder of checked-out sources (their packages on PyPI have no tests): each one's own tests on both
-  sides, and which of them fail here that pass there.
+* With `--suites FOLDER`, a folder of sources: each one's own tests on both sides, and which of them fail here that pass there.
+  The libraries' packages on PyPI have no tests; the sdist of TransformerLens 3.0.0 has those of the dialect. Models come from
+  the cache of Hugging Face (`HF_HOME`), offline; `--first FILE` is Python that every process of both sides runs at its start.
 
 The EAP-IG of Hanna et al. (2024), "Have Faith in Faithfulness", is no package on PyPI; this is our own code in its manner.
 """
@@ -286,15 +287,13 @@ def environment() -> Path:
     return python
 
 
-def side_of(name: str, folder: Path) -> dict[str, str]:
+def side_of(name: str, folder: Path, first: str = "") -> dict[str, str]:
     """The variables of a process on that side; ours finds cutaway first, and its aliases are installed at the start."""
-    plain = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
-    if name == "theirs":
-        return plain
-    start = folder / "start"
+    start = folder / f"start-{name}"
     start.mkdir(exist_ok=True)
-    (start / "sitecustomize.py").write_text(ALIASES, encoding="utf-8")
-    return plain | {"PYTHONPATH": os.pathsep.join([str(start), str(SOURCES)])}
+    (start / "sitecustomize.py").write_text(first + (ALIASES if name == "ours" else ""), encoding="utf-8")
+    path = [str(start), str(SOURCES)] if name == "ours" else [str(start)]
+    return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(path)}
 
 
 def try_libraries(folder: Path) -> list[str]:
@@ -344,16 +343,26 @@ def outcomes(report: Path) -> dict[str, str]:
     return found
 
 
-def run_suites(suites: Path, folder: Path, more: list[str]) -> list[str]:
+def linked(suite: Path, folder: Path) -> Path:
+    """A folder with links to what a suite's folder holds, without a TransformerLens and a configuration of pytest of its own."""
+    place = folder / f"linked-{suite.name}"
+    place.mkdir()
+    for entry in suite.iterdir():
+        if entry.name not in ("transformer_lens", "pyproject.toml", "pytest.ini", "setup.cfg", "tox.ini"):
+            (place / entry.name).symlink_to(entry)
+    return place
+
+
+def run_suites(suites: Path, folder: Path, first: str, more: list[str]) -> list[str]:
     """A row of the table for each folder that has tests; those that fail on our side alone are listed."""
     rows = ["| suite | tests | pass there | pass here | fail here alone |", "|---|---|---|---|---|"]
     for suite in sorted(one for one in suites.iterdir() if (one / "tests").is_dir() or list(one.glob("test_*.py"))):
-        sides = {}
+        sides, place = {}, linked(suite, folder)
         for side in ("theirs", "ours"):
             report = folder / f"{suite.name}-{side}.xml"
             command = [str(environment()), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *more]
-            command.append(str(suite / "tests") if (suite / "tests").is_dir() else str(suite))
-            subprocess.run(command, cwd=suite, env=side_of(side, folder), check=False)
+            command += ["--continue-on-collection-errors", "tests" if (place / "tests").exists() else "."]
+            subprocess.run(command, cwd=place, env=side_of(side, folder, first), check=False)
             sides[side] = outcomes(report)
         alone = [one for one, what in sides["theirs"].items() if what == "passed" and sides["ours"].get(one) != "passed"]
         passed = {side: sum(what == "passed" for what in found.values()) for side, found in sides.items()}
@@ -379,6 +388,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="The field's libraries on both sides.")
     parser.add_argument("--suites", type=Path, help="a folder of checked-out sources, each with its tests")
+    parser.add_argument("--first", type=Path, help="Python that each process of both sides runs at its start")
     parser.add_argument("--pytest", nargs="*", default=[], help="more arguments for pytest")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--record", action="store_true", help="write the tables into RESULTS.md")
@@ -394,7 +404,8 @@ def main() -> None:
         tables.append(run_snippets(folder))
         print(tables[-1])
         if options.suites:
-            tables.append("\n".join(run_suites(options.suites.resolve(), folder, options.pytest)))
+            first = options.first.read_text(encoding="utf-8") if options.first else ""
+            tables.append("\n".join(run_suites(options.suites.resolve(), folder, first, options.pytest)))
             print(tables[-1])
         if options.rounds:
             tables.append(table([time_eap_ig(folder, options.rounds)]))

@@ -351,6 +351,22 @@ def test_keys_are_full_short_or_tuples(plain: tuple[HookedTransformer, Tensor, A
     assert cache.stack_activation("scale", 2, "ln2").shape == (2, BATCH, POS, 1)
 
 
+@pytest.mark.parametrize("pos_slice", [None, -1, (1, 3)])
+def test_results_of_a_layer_can_be_read_once_heads_were_stacked(pos_slice: Any) -> None:
+    """Of any layer, whichever positions and layers were stacked, and as the run itself keeps them."""
+    model, tokens = network("split"), torch.arange(BATCH * POS).view(BATCH, POS) % 11
+    _, cache = model.run_with_cache(tokens, names_filter=lambda name: name.endswith(("hook_z", "hook_result")))
+    results = {name: cache[name] for name in cache if name.endswith("hook_result")}
+    little = ActivationCache({name: kept for name, kept in cache.items() if name not in results}, model)
+    assert results and "blocks.1.attn.hook_result" not in little
+    little.stack_head_results(1, pos_slice=pos_slice)
+    for name, result in results.items():
+        assert name in little
+        torch.testing.assert_close(little[name], result)
+    assert "blocks.9.attn.hook_result" not in little and "blocks.1.attn.hook_q" not in little
+    torch.testing.assert_close(little["result", -1], cache["result", -1])
+
+
 def test_unknown_keys_name_the_nearest_and_absent_ones_the_call_that_keeps_them(
     plain: tuple[HookedTransformer, Tensor, ActivationCache],
 ) -> None:

@@ -24,13 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.errors import ShapeError, UnknownName, nearest
+from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
 from cutaway.model.components import LOGITS, Component, heads, norm_before, sites, writers
 from cutaway.model.foreign import part_with
 from cutaway.model.frozen_norms import frozen_norm, norm_module, norms_of
 from cutaway.model.placement import stacked
 from cutaway.model.products import linear_by_head
-from cutaway.model.sites import RESID, axes, get_act_name, site_names
+from cutaway.model.sites import RESID, axes, get_act_name, resolve, site_names
 from cutaway.model.slices import Slice
 from cutaway.numbers_given import whole
 from cutaway.runs.activation_store import ActivationStore, Part, missing
@@ -58,6 +58,16 @@ class ActivationCache(ActivationStore):
         MissingActivation: the run did not keep a site that is needed; says which, and how to keep it.
         UnknownSite: such a network has no such site.
     """
+
+    _stacked_heads = False  # whether results of heads were stacked, so that they may be read by layer
+
+    def __contains__(self, key: object) -> bool:
+        if super().__contains__(key) or not (self._stacked_heads and isinstance(key, str | tuple)):
+            return super().__contains__(key)
+        try:
+            return resolve(key, site_names(self.model.cfg), self.model.cfg.n_layers).endswith("hook_result")
+        except UnknownSite:
+            return False
 
     # The residual stream as it grows.
 
@@ -155,12 +165,20 @@ class ActivationCache(ActivationStore):
 
         The stacks do not need it; it is for `cache["result", layer]`, and as large as it sounds.
         """
-        self._check_weights("compute_head_results")
-        results = [get_act_name("result", l) for l in range(self.model.cfg.n_layers)]
-        absent = [l for l, name in enumerate(results) if name not in self.cache_dict]
-        self._need("compute_head_results", [get_act_name("z", l) for l in absent])
+        self._keep_results("compute_head_results", range(self.model.cfg.n_layers))
+
+    def _keep_results(self, caller: str, layers: Iterable[int]) -> None:
+        absent = [l for l in layers if get_act_name("result", l) not in self.cache_dict]
+        self._need(caller, [get_act_name("z", l) for l in absent])
+        self._check_weights(caller)
         for l in absent:
-            self.cache_dict[results[l]] = linear_by_head(self["z", l], part_with(self.model, l, "attn", "W_O").W_O)
+            self.cache_dict[get_act_name("result", l)] = linear_by_head(self["z", l], part_with(self.model, l, "attn", "W_O").W_O)
+
+    def _made_when_read(self, name: str) -> bool:
+        if not (self._stacked_heads and name.endswith("hook_result")):
+            return False
+        self._keep_results("hook_result", [int(name.split(".")[1])])
+        return True
 
     def stack_head_results(
         self,
@@ -172,12 +190,15 @@ class ActivationCache(ActivationStore):
     ) -> Stack | LabelledStack:
         """What each head of the layers before `layer` adds to the stream, from `hook_result` or else `hook_z`.
 
-        Results of whole layers stay in the cache, as `cache["result", l]`.
+        From then on `cache["result", l]` gives the results of a whole layer, which are computed when they are read.
 
         `incl_remainder` appends what is left of the stream. Labels: `L0H0`, …, `remainder`.
         """
         last, part = self._layer(layer), self._positions(pos_slice)
-        stack, labels = self._heads("stack_head_results", last, part, keep=part.mode == "identity")
+        if part.mode == "identity":  # they are made here in any case
+            self._keep_results("stack_head_results", range(last))
+        stack, labels = self._stack("stack_head_results", heads(self.model.cfg, range(last)), part)
+        self._stacked_heads = True  # the dialect leaves results of all layers behind, and notebooks read them
         return self._finish("stack_head_results", stack, labels, last, part, incl_remainder, apply_ln, return_labels)
 
     # Neurons.
@@ -377,17 +398,6 @@ class ActivationCache(ActivationStore):
         if apply_ln:
             stack = self.apply_ln_to_stack(stack, last, pos_slice=part)
         return (stack, labels) if return_labels else stack
-
-    def _heads(self, caller: str, last: int, part: Slice, keep: bool = False) -> LabelledStack:
-        """What heads of the layers before `last` write, component first."""
-        if keep:  # the dialect leaves results of whole layers behind, and notebooks read them
-            absent = [l for l in range(last) if get_act_name("result", l) not in self.cache_dict]
-            self._need(caller, [get_act_name("z", l) for l in absent])
-            self._check_weights(caller)
-            for l in absent:
-                W_O = part_with(self.model, l, "attn", "W_O").W_O
-                self.cache_dict[get_act_name("result", l)] = linear_by_head(self["z", l], W_O)
-        return self._stack(caller, heads(self.model.cfg, range(last)), part)
 
     def _neurons(self, caller: str, last: int, part: Slice, neurons: Slice) -> LabelledStack:
         """What neurons of the layers before `last` write, component first."""
