@@ -246,7 +246,8 @@ def test_nobody_writes_a_file_another_way(path: Path) -> None:
             "nbformat.write", "np.save", "os.replace", "os.rename",
         )  # fmt: skip
         torch_save = name == "torch.save" and ast.unparse(node.args[1]) != "file"
-        assert not (opened or other or torch_save), f"line {node.lineno}: {ast.unparse(node)[:90]}; use cutaway.writing"
+        kernel = name.startswith("Path('/proc/")  # no file, but a switch of the kernel
+        assert kernel or not (opened or other or torch_save), f"line {node.lineno}: {ast.unparse(node)[:80]}; use cutaway.writing"
 
 
 # ------------------------------------------------------------------------------- what somebody made is not written over

@@ -234,7 +234,7 @@ def head_scores(
         cache = run_for(subject, tokens, sites, "head_scores")
         patterns = [cache.cache_dict[site].detach() for site in sites]
         patterns = patterns if cache.has_batch_dim else [pattern[None] for pattern in patterns]
-        if ids is None and kinds is None:
+        if ids is None and kinds is None:  # nobody asked for kinds that compare tokens, and a cache alone knows none
             conditions = {kind: None for kind in conditions if kind not in OF_TOKENS}
         masks = _masks(conditions, ids, real, patterns[0].shape[-2:])
         scorer = _Scorer(masks, patterns[0].device)
@@ -247,6 +247,7 @@ def head_scores(
         parts, evens = [], []
         for at in watched("reading patterns", range(0, len(ids), batch_size)):
             some, some_real = ids[at : at + batch_size], None if real is None else real[at : at + batch_size]
+            # Patterns are scored as they pass: those of all layers and prompts together may not fit into memory.
             masks = _masks(conditions, some, some_real, (some.shape[1], some.shape[1]))
             scorer = _Scorer(masks, model.device)
             with torch.no_grad(), model.hooks(fwd_hooks=[(site, scorer) for site in sites]):

@@ -472,7 +472,7 @@ def patch(
     with torch.no_grad():
         cache: dict[str, Tensor] = {}
         for tokens in pair:
-            keep = names if tokens is source else []
+            keep = names if tokens is source else []  # the other run's values are the sweep's own clean run's
             logits, store = model.run_with_cache(tokens, names_filter=keep, attention_mask=both.mask)
             each = (metric if both.mask is None else among_real(metric, both.mask.bool(), tokens))(logits).double()
             by_example.append(each if each.ndim == 1 else each.nanmean(1) if each.ndim else each[None])
@@ -483,6 +483,7 @@ def patch(
         raise ShapeError(f"clean and corrupted prompts have the same {metric.name}, {means[0]:g}; there is nothing to recover")
     prompts = clean if isinstance(clean, Prompts) else None
     places = _places(prompts, positions)
+    # Roles are the clean prompts' (the counterparts align with them), whichever of the two is patched.
     run = target if prompts is None else replace(prompts if target is both.clean else prompts.counterparts, roles=prompts.roles)
     grids = {kind: _grid(put_in(cache), kind, places, heads_there=positions is not None) for kind in kinds}
     if say is not None:
@@ -495,6 +496,7 @@ def patch(
             model, run, grids[kind], metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step,
             baseline=baseline, results=results, executor=executor,
         )  # fmt: skip
+    # 0 is what the corrupted prompt gives and 1 what the clean one gives, in both directions.
     first = sweeps[kinds[0]].averages()
     scaled = (first.data - means[1]) / (means[0] - means[1])
     real = None if both.mask is None else both.mask.bool()

@@ -227,6 +227,7 @@ def run_mixed(model: Transformer, tokens: Tensor, circuit: Edges, base: Written,
     now = {number: part - base.parts[number] for number, part in enumerate(parts)}  # now minus base, as far as the run has come
 
     def carried(columns: Tensor | int, done: int) -> Tensor:
+        """What the circuit's edges into these readers add to the ablated run's stream, from the first `done` writers."""
         chosen = wanted[:done, columns]
         rows = [row for row in chosen.reshape(done, -1).any(1).nonzero()[:, 0].tolist() if row in now]
         change = torch.stack([now[row] for row in rows]) if rows else base.parts[:0]
@@ -236,14 +237,17 @@ def run_mixed(model: Transformer, tokens: Tensor, circuit: Edges, base: Written,
         done, heads = graph.before(layer), graph.heads(layer)
         columns = {which: graph.reading(layer, which) for which in READS}
         reached = torch.stack([wanted[:, one].any(0) for one in columns.values()]).any(0)
+        # A head that no edge reaches reads the other run alone, and writes what it wrote there. Where the base is means or
+        # zeros, it is no run: such a head reads means and writes something that nobody has computed yet.
         computed = wanted[heads].any(1) & (reached if base.run else True)
         if bool(computed.any()):
             some = computed.nonzero()[:, 0].tolist()
+            # Beside a norm over all heads, each needs the others, whether the circuit has them or not.
             alone = by_head_alone(model) and isinstance(post_norm(block, "ln1_post"), nn.Identity)
             chosen = some if alone else list(range(model.cfg.n_heads))
             projected = []
             for which, where in columns.items():
-                index = torch.arange(where.start, where.stop)[chosen]
+                index = torch.arange(where.start, where.stop)[chosen]  # one stream for each head and each of its inputs
                 x = base.stream(layer)[:, :, None] + carried(index, done).movedim(0, 2)
                 projected.append(project_by_head(block, which, read_by(block, which, x, stream), chosen))
             z = attended(block, projected, stream, chosen)

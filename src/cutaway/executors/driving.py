@@ -125,7 +125,7 @@ def drive(workers: Workers[Lane, Ticket], count: int, units: Iterable[Any], done
     opened, deaths = 0, 0
     try:
         while True:
-            while len(running) < count:
+            while len(running) < count:  # a worker is opened when there is work for it, and not before
                 unit = again.popleft() if again else next(source, None)
                 if unit is None:
                     break
@@ -140,16 +140,16 @@ def drive(workers: Workers[Lane, Ticket], count: int, units: Iterable[Any], done
                 lane, unit = running.pop(ticket)
                 receipt, error = workers.outcome(ticket)
                 if error is None:
-                    deaths = 0
+                    deaths = 0  # counted in a row: a worker that dies now and then on a bad unit is no reason to stop
                     idle.append(lane)
                     done(unit, receipt)
                     continue
-                if isinstance(error, Died):
+                if isinstance(error, Died):  # its lane is of no more use; after any other error it is as good as before
                     workers.close(lane)
                     deaths += 1
                 else:
                     idle.append(lane)
-                if isinstance(error, FATAL):
+                if isinstance(error, FATAL):  # would meet every other unit, too
                     raise error
                 failed(unit, error, tries, again, aside)
                 if deaths >= STARTS * count:

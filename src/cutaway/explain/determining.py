@@ -74,7 +74,7 @@ def determine(
     rough = {one.name for one in bank if one.numeric and len(columns[one.name].unique()) > BINS}
     by_name = {one.name: one for one in bank}
     names = list(codes)
-    step = max(1, len(target) // SAMPLE)
+    step = max(1, len(target) // SAMPLE)  # sets are tried on a sample, and only those that pass on everything
     grid, answers = torch.stack([codes[name][::step] for name in names]), target[::step]
     short = sorted((name for name in names if name not in rough), key=lambda name: by_name[name].bits)[:PAIRED]
 
@@ -97,12 +97,13 @@ def determine(
         if count == 1:  # two that say nothing alone, as parities do
             tried = grown([(name,) for name in short], short) | tried
         order = sorted(tried, key=lambda one: (tried[one][0], length(one)))
+        # Numbers are tried as coarse codes, so a set with one of them may miss a few items and be exact all the same.
         exact = [one for one in order if tried[one][0] <= ROUGHLY * len(answers) * any(name in rough for name in one)]
         made = [found for one in exact[:BEST] if (found := _made(one, target, by_name, columns, codes, sizes)) is not None]
         best = min([*made, *([best] if best else [])], key=lambda one: one.bits, default=None)
         if best is not None and (best.bits < SHORT or len(best.variables) <= count):
             return best  # a long description by few variables may have a shorter one by one more
-        sets = order[: BEST // (1 + count)]
+        sets = order[: BEST // (1 + count)]  # fewer of the larger ones: each has as many extensions as there are variables
     return best
 
 

@@ -383,12 +383,13 @@ def open_brackets(setting: Setting) -> Iterator[Proposal]:
             for closing in itertools.combinations(rest, count):
                 named = "_".join(map(str, opening))
                 rows = tuple((1.0 if t in opening else -1.0 if t in closing else 0.0,) for t in range(setting.d_vocab))
+                # Attention makes means and no sums: a mean of +1 and −1 over what came before, times how much came, is the depth.
                 share = Attend(f"rise_{named}_{'_'.join(map(str, closing))}", Selector(()), "tokens", "mean", rows)
                 rise = Multiply(f"depth_{share.name}", share.name, place.name)
                 depth = Bucket(f"code_{share.name}", rise.name, tuple(n + 0.5 for n in range(deepest)), 0.5)
                 lines = (share, place, rise, depth)
                 bits = 4 * CHOICE + 2 * count * setting.token_bits
-                if count > 1:
+                if count > 1:  # of one pair of brackets `counts` proposes the same
                     yield Proposal(lines[:-1], bits, numeric=True)
                 chosen = (Term("among", "tokens", values=opening), Term("equal", depth.name, depth.name), LATEST)
                 inner = Attend(f"open_{share.name}", Selector(chosen), "tokens")

@@ -159,7 +159,7 @@ def classes(
     """
     setting, batch = fitted.setting, batch_of(fitted.setting, part)
     depths: dict[str, int] = {}
-    feeding: set[str] = set()
+    feeding: set[str] = set()  # heads that a later head reads: what they found must be in the stream before the last layer
     attended: dict[str, Tensor] = {}
     for one in variables(fitted.tree):
         values(batch, setting, one)
@@ -175,7 +175,7 @@ def classes(
     last = subject.cfg.n_layers - 1
     found = {}
     for layer, head in exchange.nodes:
-        if layer == last:
+        if layer == last:  # nothing reads a last layer's node but the answer, so it holds what that reads
             parts = [part.counted.long(), answer] if head is None else [part.counted.long(), leaf, *read.values()]
         else:
             made = [name for name in attended if depths[name] <= layer + 1]

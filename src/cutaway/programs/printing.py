@@ -256,6 +256,7 @@ def _waves(rows: Iterable[Sequence[float]]) -> list[tuple[str, int]] | None:
 def wave(numbers: Sequence[float]) -> tuple[str, int] | None:
     """The formula of numbers that are a cosine or a sine of 2πkt/p, and p; up to four numbers at the end may be others."""
     for p in range(len(numbers), max(len(numbers) - 5, 4), -1):
+        # A wave's amplitude is √2 times its root mean square: what has another one is no wave, without comparing each number.
         size = math.sqrt(2 * math.fsum(x * x for x in numbers[:p]) / p)
         for k in range(1, (p + 1) // 2):
             for name, function, first in (("cos", math.cos, 0), ("sin", math.sin, 1)):

@@ -210,19 +210,21 @@ def edits_at(
     if not isinstance(edit.positions, Places):
         return [edit]
     places, here = edit.positions, edit.positions.mask(own, prompt_columns)
+    # `place`: of each column, which of its row's own tokens it is; `prompt`: how many of them are the prompt's.
     place, prompt = own.long().cumsum(-1) - 1, own[:, :prompt_columns].sum(-1)
     rows = numbers_of(edit.examples, len(own))
     groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for row in rows:
         columns = [one for one in here[row].nonzero().flatten().tolist() if one >= start]
         tokens = [] if places.tokens is None else [one % int(prompt[row]) if one < 0 else one for one in places.tokens]
+        # Columns ascend and tokens stand as they were given, so values by token must be taken in the columns' order.
         which = tuple(tokens.index(int(place[row, column])) for column in columns) if tokens else ()
         groups.setdefault((tuple(columns), which), []).append(row)
     out = []
     for (columns_, which), some in groups.items():
         if columns_:
             change = some_values(edit.change, site, axes, which, of=len(places.tokens or ()))
-            if change is edit.change and prompt_columns < own.shape[1]:
+            if change is edit.change and prompt_columns < own.shape[1]:  # values of the prompt's columns reach no generated one
                 columns_ = tuple(one for one in columns_ if one < prompt_columns or values_along(change, site, axes) == 1)
                 change = some_values(change, site, axes, columns_, of=prompt_columns)
             every = edit.examples is None and len(groups) == 1

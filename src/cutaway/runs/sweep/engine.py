@@ -64,13 +64,14 @@ class Engine:
                           for chunk in some))  # fmt: skip
         done = 0.0
         for number, (first, last) in enumerate(self.plan.batches):
-            one = self.batch(number)
+            one = self.batch(number)  # its clean run is not made where all of its values are known
             for index, chunk in enumerate([[], *self.plan.chunks[number]], CLEAN):
                 values = None if self.kept is None else self.kept.known(number, index)
                 if values is None:
                     values = one.in_parts(index)
-                    if self.kept is not None:
+                    if self.kept is not None:  # before the next one: a killed sweep loses one chunk at most
                         self.kept.keep(number, index, values)
+                # Values are one number for all examples where the metric is a function of the batch, which then is the only one.
                 if index == CLEAN:
                     rest = (task.batch, *values.shape[1:]) if values.ndim else ()
                     self.clean = _put(self.clean, values, rest, slice(first, last) if values.ndim else ())

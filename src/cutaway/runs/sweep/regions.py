@@ -215,27 +215,32 @@ class Rules:
         return self._layers[key]
 
     def _through(self, layer: int, before: Region | None, entered: Layer) -> Layer:
+        """One layer, step by step: each value's region is what reaches it, cut to what somebody needs of it.
+
+        Args:
+            before: the region of the stream before the layer that earlier layers have changed.
+        """
         reached: Layer = {}
         cuts: dict[int, tuple[Region, Region | None]] = {}  # by identity, so what is cut is kept: another must not get its number
         for step in self.programs[layer].steps:
             touched = not entered.keys().isdisjoint(step.names)
             for at, name in enumerate(step.writes) if reached or touched or before is not None else ():
                 region = before if name == FIRST else self._reach(step, at, reached, entered if touched else {})
-                if name in entered:
+                if name in entered:  # the edit comes on top of what earlier edits have reached
                     region = _union([one for one in (region, entered[name]) if one is not None], self.length)
                     region = self._onward(region) if name == FIRST else region
                 wanted = self.needed(layer, name)
-                if region is not None and wanted is not None:
+                if region is not None and wanted is not None:  # once for each region: identity says what is shared
                     if id(region) not in cuts:
                         cuts[id(region)] = region, region.cut(wanted, self.numbers)
                     region = cuts[id(region)][1]
                 if region is not None:
                     reached[name] = region
-            if touched:
+            if touched:  # scores, pattern and per-head results are passed inside the step, and no step writes them
                 reached |= {name: entered[name] for name in step.passes if name in entered}
             if step.writes == INPUTS and FIRST in reached and self._absorbs(layer, reached[FIRST], entered):
                 reached["absorbed"] = reached[FIRST]
-        if "absorbed" in reached:
+        if "absorbed" in reached:  # then nobody projects keys and values
             for name in (K, V):
                 reached.pop(name, None)
         return reached
