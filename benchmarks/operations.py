@@ -1,4 +1,4 @@
-"""Operations: how many times fewer operations sweeps take than full passes: bundled language toy, one prompt and eight. Nothing is timed.
+"""Operations: how many times fewer sweeps of the bundled language toy take than full passes. Nothing is timed.
 
 Counted by the plan and by Torch (its `FlopCounterMode`), which must agree where the plan's regions are those that are measured.
 `python benchmarks/operations.py` prints the table of RESULTS.md; it is the same on every machine.
