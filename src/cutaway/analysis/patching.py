@@ -483,7 +483,6 @@ def patch(
         raise ShapeError(f"clean and corrupted prompts have the same {metric.name}, {means[0]:g}; there is nothing to recover")
     prompts = clean if isinstance(clean, Prompts) else None
     places = _places(prompts, positions)
-    # Roles are the clean prompts' (the counterparts align with them), whichever of the two is patched.
     run = target if prompts is None else replace(prompts if target is both.clean else prompts.counterparts, roles=prompts.roles)
     grids = {kind: _grid(put_in(cache), kind, places, heads_there=positions is not None) for kind in kinds}
     if say is not None:
@@ -496,8 +495,7 @@ def patch(
             model, run, grids[kind], metric, mask=both.mask, audit=audit, seed=seed, memory=memory, progress=step,
             baseline=baseline, results=results, executor=executor,
         )  # fmt: skip
-    # 0 is what the corrupted prompt gives and 1 what the clean one gives, in both directions.
-    first = sweeps[kinds[0]].averages()
+    first = sweeps[kinds[0]].averages()  # scaled so that the corrupted prompt gives 0 and the clean one 1, in both directions
     scaled = (first.data - means[1]) / (means[0] - means[1])
     real = None if both.mask is None else both.mask.bool()
     words = tuple(words_of(model, one, real) for one in pair)
