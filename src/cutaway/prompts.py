@@ -354,10 +354,9 @@ class Prompts:
             PromptError: a line that is neither (its number is said), or a file without any.
         """
         tokenizer, options["prepend_bos"] = _reader(tokenizer, options.get("prepend_bos"))
-        lines = _lines(Path(path))
-        if not str(path).endswith((".jsonl", ".json", ".ndjson")):
-            return cls.of_texts(tokenizer, [text for _, text in lines], **options)
-        made = [(number, _spelt(path, number, _object(path, number, text))) for number, text in lines]
+        made = objects_of(path)
+        if isinstance(made[0][1], str):
+            return cls.of_texts(tokenizer, [text for _, text in made], **options)
         kinds = {"pair" if "clean" in one else "example" for _, one in made}
         if kinds == {"pair"}:
             return _pairs(path, made, tokenizer, options)
@@ -436,6 +435,18 @@ def word_token(tokenizer: Tokenizer | None, word: str, *, allow_first_token: boo
 
 
 # Files.
+
+
+def objects_of(path: str | Path) -> list[tuple[int, Any]]:
+    """The numbered lines of a file of prompts: objects of JSON lines, whose keys are spelt right, or texts.
+
+    Raises:
+        PromptError: it cannot be read, has no prompt, or a line is broken (its number is said).
+    """
+    lines = _lines(Path(path))
+    if not str(path).endswith((".jsonl", ".json", ".ndjson")):
+        return list(lines)
+    return [(number, _spelt(path, number, _object(path, number, text))) for number, text in lines]
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:

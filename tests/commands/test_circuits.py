@@ -77,7 +77,7 @@ def test_a_size_is_kept_and_json_is_printed(tmp_path: Path) -> None:
         (["--behaviour", "iol"], "no behaviour called 'iol'"),
         (["--pairs", "none.jsonl"], "cannot be read"),
         (["--behaviour", "ioi"], "vocabulary has"),
-        (["--behaviour", "ioi", "--metric", "logit-diff"], "vocabulary has"),
+        (["--behaviour", "ioi", "--metric", "logit-diff"], "--metric 'logit-diff' is not known"),
     ],
 )
 def test_what_cannot_be_found_is_said_in_a_sentence(more: list[str], words: str) -> None:

@@ -122,7 +122,7 @@ def test_a_table_ends_with_the_screen_unless_asked(pairs: Path) -> None:
         (["lens", MODEL, "--text", "a", "--target", " went"], "--allow-first-token (in Python allow_first_token=True)"),
         (["edges", MODEL, "--clean", "a king", "--corrupted", "a king of", "--answer", " a"], "the two need the same number"),
         (["lens", MODEL, "--text", "a king", "--positions", "S2"], "no role 'S2'; there are end"),
-        (["lens", MODEL, "--text", "a", "--pairs", "x"], "lens takes --text or --pairs, not both"),
+        (["lens", MODEL, "--text", "a", "--pairs", __file__], "lens takes --text or --pairs, not both"),
         (["lens", MODEL, "--behaviour", "iol"], "no behaviour called 'iol'"),
         (["ablate", MODEL, "--text", "a king", "--layers", "7"], "names layer 7, and the model has the layers 0 to 1"),
         (["ablate", MODEL, "--text", "a king", "--dtype", "float8"], "--dtype 'float8' is not known"),

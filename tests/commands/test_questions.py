@@ -207,7 +207,7 @@ def test_pages_need_nothing_else(words: list[str], tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["lens", TOY], "lens needs text: give either --text or --file"),
-        (["predict", TOY, "--text", "ab", "--file", "x"], "predict takes --text or --file, not both"),
+        (["predict", TOY, "--text", "ab", "--file", __file__], "predict takes --text or --file, not both"),
         (["predict", TOY, "--file", "nowhere.txt"], "nowhere.txt: No such file"),
         (["heads", TOY, "--random-repeats", "--text", "ab"], "give either a text or --random-repeats"),
         (["heads", TOY, "--length", "99"], "twice that must fit into 20 positions"),

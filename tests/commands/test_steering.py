@@ -118,7 +118,7 @@ def test_line_breaks_in_files(tmp_path: Path) -> None:
         (["--positive", "ab", "--negative", "c", "--method", "pair", "--prompt", "a"], "the prompts differ in length"),
         ([*SETS, "--prompt", "a", "--position", "9"], "'abc' has no position 9; it has 4 tokens"),
         ([*SETS, "--prompt", "a", "--position", "last"], "must be a number or mean"),
-        ([*SETS, "--prompt", "a", "--where", "some"], "positions='some' is not known"),
+        ([*SETS, "--prompt", "a", "--where", "some"], "no part of a generation is called 'some'"),
         ([*SETS, "--prompt", "a", "--tokens", "99"], "more than the"),
         ([*SETS, "--prompt", "a", "--vector", "other"], "give either --vector or"),
         (["--prompt", "a", "--vector", "other"], "made with another model"),

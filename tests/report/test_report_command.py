@@ -112,7 +112,7 @@ PAIR = {"clean": "the king", "corrupted": "the men", "answer": " and", "wrong": 
         ),
         ("--examples", [{"tokens": [0, 1]}], "needs right answers"),
         ("--examples", [{"tokens": [0] * 9, "answers": {"8": 1}}], "up to 9 tokens, and the model's context is 6"),
-        ("--examples", [{"tokens": [0, 50], "answers": {"1": 1}}], "example 1 has the token 50"),
+        ("--examples", [{"tokens": [0, 50], "answers": {"1": 1}}], "prompt 0 has the token 50"),
         ("--pairs", [{"tokens": [0, 1], "answers": {"1": 1}}], "holds examples, not pairs"),
     ],
 )

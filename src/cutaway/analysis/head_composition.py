@@ -92,6 +92,17 @@ class Composition(Result):
         return "\n".join(lines)
 
 
+def checked_modes(modes: str) -> str:
+    """Some of `Q`, `K`, `V`, each once.
+
+    Raises:
+        UnknownName: anything else.
+    """
+    if not modes or set(modes) - set(MODES) or len(set(modes)) < len(modes):
+        raise UnknownName(f"composition goes by Q, K or V (or several, as 'QK'), each once, not {modes!r}")
+    return modes
+
+
 @with_provenance
 @options(draws=2, seed=0)
 def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, seed: int = 0) -> Composition:
@@ -105,8 +116,7 @@ def composition(model: Transformer, modes: str = "QKV", *, draws: int = 256, see
         UnknownName: a mode that is none.
         ShapeError: fewer than two layers, so that nothing composes.
     """
-    if not modes or set(modes) - set(MODES) or len(set(modes)) < len(modes):
-        raise UnknownName(f"composition goes by Q, K or V (or several, as 'QK'), each once, not {modes!r}")
+    checked_modes(modes)
     cfg = model.cfg
     if cfg.n_layers < 2:
         raise ShapeError(f"composition needs two layers, and this network has {cfg.n_layers}")

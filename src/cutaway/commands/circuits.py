@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from cutaway.commands import choices
 from cutaway.commands.prompt_options import Request, shared_options
 from cutaway.commands.questions import circuit as weights
 from cutaway.commands.shared import Record, lines
-from cutaway.commands.sweeps import bar, in_pairs
+from cutaway.commands.sweeps import EDGE_ABLATIONS, bar, check_pairs, in_pairs
 from cutaway.errors import ConfigError, PromptError, nearest
 
 METRICS = ("logit-difference", "log-probability", "probability", "probability-difference")
@@ -36,6 +37,19 @@ def circuit() -> None:
     """Find the circuit of a behaviour (`find`), or show what weights do along a path (`cutaway circuit MODEL PATH`)."""
 
 
+Method = Annotated[
+    str,
+    typer.Option(help="greedy, backward, or both.", callback=choices.among("cutaway.circuits.searching:METHODS", "method")),
+]  # fmt: skip
+Order = Annotated[
+    str,
+    typer.Option(
+        help="Of scores: absolute, signed (the most helpful first), or best of both.",
+        callback=choices.among("cutaway.circuits.searching:ORDERS", "order of scores"),
+    ),
+]  # fmt: skip
+
+
 @shared_options(pairs=True)
 def circuit_find(
     request: Request,
@@ -43,16 +57,17 @@ def circuit_find(
         str | None,
         typer.Option(
             help="logit-difference, log-probability, probability, or probability-difference (of all right answers and all wrong "
-            "ones). By default the logit difference; the last, where several answers are right."
+            "ones). By default the logit difference; the last, where several answers are right.",
+            callback=choices.each(lambda one: _known_metric(one)),
         ),
     ] = None,
     size: Annotated[int | None, typer.Option(min=0, help="How many edges; without, as few as recover TARGET.")] = None,
     target: Annotated[float, typer.Option(help="How much of the difference the circuit has to recover.")] = 0.9,
     ablation: Annotated[
-        str, typer.Option(help="What other edges carry: resample, mean, mean over positions, zero.")
+        str, typer.Option(help="What other edges carry: resample, mean, mean over positions, zero.", callback=EDGE_ABLATIONS)
     ] = "resample",
-    method: Annotated[str, typer.Option(help="greedy, backward, or both.")] = "both",
-    order: Annotated[str, typer.Option(help="Of scores: absolute, signed (the most helpful first), or best of both.")] = "best",
+    method: Method = "both",
+    order: Order = "best",
     steps: Annotated[int, typer.Option(min=1, help="Runs that each edge's gradient is a mean over.")] = 5,
     checks: Annotated[int, typer.Option(min=1, help="How many runs removal may take.")] = 60,
     record: Record = None,
@@ -71,6 +86,8 @@ def circuit_find(
     from cutaway.circuits.stable_edges import stability
 
     folder = None if record is None else recording.check_free(record)
+    if ablation == "resample":
+        check_pairs(request)
     network = request.network
     given = in_pairs(request) if ablation == "resample" else request.given_prompts
     if not given.right:
@@ -120,12 +137,16 @@ def circuit_find(
 group.command("find")(circuit_find)
 
 
+def _known_metric(name: str) -> None:
+    if name not in METRICS:
+        raise ConfigError(f"--metric {name!r} is not known{nearest(name, METRICS)}; there are {', '.join(METRICS)}")
+
+
 def _metric(name: str | None, given: Any) -> Any:
     from cutaway.runs import metrics
 
     name = ("probability-difference" if given.several else METRICS[0]) if name is None else name
-    if name not in METRICS:
-        raise ConfigError(f"--metric {name!r} is not known{nearest(name, METRICS)}; there are {', '.join(METRICS)}")
+    _known_metric(name)
     if name == "probability-difference":
         return metrics.probability_difference(given.answer_sets(), given.answer_sets(wrong=True), given.at)
     if name in ("log-probability", "probability"):

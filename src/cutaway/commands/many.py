@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands import console
+from cutaway.commands import choices, console
 from cutaway.commands.shared import Device, Json, Replace, located
 from cutaway.commands.sweeps import bar
 from cutaway.errors import ConfigError, UnknownName, nearest
@@ -23,13 +23,22 @@ def across(
     question: Annotated[str, typer.Argument(help="What to ask: patch, ablate, heads, edges, circuit or report.")],
     models: Annotated[list[str], typer.Argument(help="Names, files or folders of models; NAME@STEP is a checkpoint.")],
     results: Annotated[Path, typer.Option(help="A folder of answers by what they are: what is there is not computed again.")],
-    behaviour: Annotated[list[str] | None, typer.Option(help="Prompts of a behaviour: ioi, greater-than, …; repeat it.")] = None,
-    pairs: Annotated[list[Path] | None, typer.Option(help="JSON lines of pairs: clean, corrupted, answer, wrong.")] = None,
+    behaviour: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompts of a behaviour: ioi, greater-than, …; repeat it.", callback=choices.behaviour),
+    ] = None,
+    pairs: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON lines of pairs: clean, corrupted, answer, wrong.", callback=choices.prompts_file),
+    ] = None,
     count: Annotated[int, typer.Option(min=2, help="How many prompts of a behaviour.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
     rows: Annotated[int | None, typer.Option(min=1, help="Take prompts in parts of so many, each kept by itself.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="Of the question: NAME=JSON, such as size=20.")] = None,
-    executor: Annotated[str, typer.Option(help="Where to compute: local, processes:N, ray, ray:ADDRESS, or ranks.")] = "local",
+    executor: Annotated[
+        str,
+        typer.Option(help="Where to compute: local, processes:N, ray, ray:ADDRESS, or ranks.", callback=choices.executor),
+    ] = "local",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
     device: Device = "cpu",
     out: Annotated[Path | None, typer.Option(help="Of reports: a folder for report.html and report.json of each.")] = None,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from cutaway.commands import console
+from cutaway.commands import choices, console
 from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Replace, facts, load, one_token, read_file, spaced
 from cutaway.errors import ConfigError, ContextTooLong, TokenError
 
@@ -33,11 +33,17 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 Texts = Annotated[Words, typer.Option("--text", help="A text to run on; may be repeated.")]
 Cleans = Annotated[Words, typer.Option("--clean", "--text", help="A prompt that gives the answer; may be repeated.")]
 Corrupteds = Annotated[Words, typer.Option("--corrupted", help="Its counterpart, of as many tokens; as many as --clean.")]
-File = Annotated[Path | None, typer.Option(help="A file that is one text.", exists=False)]
-PromptsFile = Annotated[Path | None, typer.Option("--prompts", help="A file with a text on each line.")]
-PairsFile = Annotated[Path | None, typer.Option("--pairs", help="JSON lines: clean, corrupted, answer, wrong, roles.")]
+File = Annotated[Path | None, typer.Option(help="A file that is one text.", callback=choices.text_file)]
+PromptsFile = Annotated[
+    Path | None, typer.Option("--prompts", help="A file with a text on each line.", callback=choices.prompts_file)
+]
+PairsFile = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="JSON lines: clean, corrupted, answer, wrong, roles.", callback=choices.prompts_file),
+]
 BehaviourName = Annotated[
-    str | None, typer.Option("--behaviour", help="Prompts of a behaviour: ioi, greater-than, subject-verb, …")
+    str | None,
+    typer.Option("--behaviour", help="Prompts of a behaviour: ioi, greater-than, subject-verb, …", callback=choices.behaviour),
 ]
 Count = Annotated[int, typer.Option(min=1, help="How many prompts of the behaviour.")]
 Seed = Annotated[int, typer.Option(help="Seed of the behaviour's prompts, and of all else that is drawn.")]
@@ -46,11 +52,22 @@ WrongWords = Annotated[Words, typer.Option("--wrong", help="The token that it is
 FirstToken = Annotated[bool, typer.Option("--allow-first-token", help="Of an answer of several tokens take the first.")]
 NoBos = Annotated[bool, typer.Option("--no-bos", help="Put no beginning-of-text token in front.")]
 Messages = Annotated[bool, typer.Option("--messages", help="Each text is a user's message, put into the chat template.")]
-Dtype = Annotated[str | None, typer.Option(help=f"Precision of the weights: {', '.join(DTYPES)}.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help=f"Precision of the weights: {', '.join(DTYPES)}.", callback=choices.each(lambda one: _dtype(one))),
+]
 Top = Annotated[int | None, typer.Option(min=1, help="How many rows to print. By default what fits on a screen.")]
 All = Annotated[bool, typer.Option("--all", help="Print all rows.")]
-Positions = Annotated[str | None, typer.Option("--positions", "--position", help="Roles or numbers: 'end', 'S2', '3,-1'.")]
-Layers = Annotated[str | None, typer.Option("--layers", "--layer", help="Some of the layers: '0-3,7'. By default all.")]
+Positions = Annotated[
+    str | None,
+    typer.Option("--positions", "--position", help="Roles or numbers: 'end', 'S2', '3,-1'.",
+                 callback=choices.each(lambda one: positions_of(one))),
+]  # fmt: skip
+Layers = Annotated[
+    str | None,
+    typer.Option("--layers", "--layer", help="Some of the layers: '0-3,7'. By default all.",
+                 callback=choices.each(lambda one: layers_of(one))),
+]  # fmt: skip
 
 SHARED: dict[str, tuple[Any, Any]] = {
     "file": (File, None),
@@ -77,15 +94,17 @@ LAST: dict[str, tuple[Any, Any]] = {
 
 
 def shared_options(
-    *, pairs: bool = False, model: bool = True, without: Collection[str] = ()
+    *, pairs: bool = False, model: bool = True, text: bool = True, without: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the shared options, and hand it what they say as its first argument.
 
     Args:
         pairs: whether texts come with counterparts (`--clean`, `--corrupted`).
         model: whether the model is the first argument; otherwise the command sets `request.model` itself.
+        text: whether it needs some.
         without: options that the command has no use for.
     """
+    needed = text and "text" not in without
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
@@ -104,7 +123,10 @@ def shared_options(
         @functools.wraps(command)
         def with_request(**given: Any) -> None:
             shared = {name: given.pop(name) for name in taken}
-            command(Request(command.__name__.rstrip("_").replace("_", " "), shared, pairs=pairs), **given)
+            request = Request(command.__name__.rstrip("_").replace("_", " "), shared, pairs=pairs)
+            if needed and "text" in taken:
+                request.check_sources()
+            command(request, **given)
 
         with_request.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         with_request.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -143,8 +165,6 @@ class Request:
 
         if self.dtype is None:
             return load(self.model, self.device, **self.rewrites)
-        if self.dtype not in DTYPES:
-            raise ConfigError(f"--dtype {self.dtype!r} is not known; there are {', '.join(DTYPES)}")
         return load(self.model, self.device, dtype=getattr(torch, self.dtype), **self.rewrites)
 
     @property
@@ -170,7 +190,7 @@ class Request:
     @cached_property
     def long_text(self) -> str | None:
         """The one text of `--text` or `--file`, where nothing else is said about it: it may be longer than the context."""
-        self._one_source()
+        self.check_sources()
         if self.file is not None:
             return read_file(self.file, self.command)
         known = self.answer or self.no_bos or self.messages
@@ -186,7 +206,7 @@ class Request:
         """
         from cutaway.prompts import Prompts
 
-        self._one_source()
+        self.check_sources()
         bos = self.bos
         if self.options.get("pairs") is not None:
             made = Prompts.read(self.options["pairs"], self.network, **self._reading(bos))
@@ -209,7 +229,12 @@ class Request:
                 f"{count} taken as written, without a space in front: {word!r}, which within a text is {other!r}", err=True
             )
 
-    def _one_source(self) -> None:
+    def check_sources(self) -> None:
+        """Make sure that there is one source of texts, which needs no model.
+
+        Raises:
+            TokenError: there is none, or several.
+        """
         names = self.sources
         if not names:
             first = "--clean" if self.pairs else "--text"
@@ -378,21 +403,27 @@ def positions_of(given: str | None) -> list[str | int] | None:
     return found
 
 
-def layers_of(given: str | None, n_layers: int) -> list[int]:
-    """The layers of `--layers`: '0-3,7'.
+def _dtype(given: str) -> None:
+    if given not in DTYPES:
+        raise ConfigError(f"--dtype {given!r} is not known; there are {', '.join(DTYPES)}")
+
+
+def layers_of(given: str | None, n_layers: int | None = None) -> list[int]:
+    """The layers of `--layers`: '0-3,7'; `n_layers`: how many the model has, where it is known.
 
     Raises:
         ConfigError: no numbers, or layers that the model lacks.
     """
     if given is None:
-        return list(range(n_layers))
+        return list(range(n_layers or 0))
     found: list[int] = []
     for part in map(str.strip, given.split(",")):
         first, dash, last = part.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ConfigError(f"--layers {given!r}: write numbers and ranges, such as '0-3,7'")
         found += range(int(first), int(last or first) + 1)
-    outside = [one for one in found if one >= n_layers]
+    outside = [one for one in found if n_layers is not None and one >= n_layers]
     if outside:
-        raise ConfigError(f"--layers {given!r} names layer {outside[0]}, and the model has the layers 0 to {n_layers - 1}")
+        there = f"the layers 0 to {(n_layers or 0) - 1}" if n_layers else "none"
+        raise ConfigError(f"--layers {given!r} names layer {outside[0]}, and the model has {there}")
     return list(dict.fromkeys(found))

@@ -13,13 +13,22 @@ from typing import Annotated, Any
 
 import typer
 
+from cutaway.commands.choices import each
 from cutaway.commands.prompt_options import SCREEN, SHARED, Positions, Request, positions_of, shared_options
 from cutaway.commands.shared import DEFAULT, lines, one_token
 from cutaway.commands.sweeps import bar
 from cutaway.errors import TokenError, UnknownName
 
 
-@shared_options()
+@each
+def known_modes(given: str) -> None:
+    """What `--modes` may say."""
+    from cutaway.analysis.head_composition import checked_modes
+
+    checked_modes(given.upper())
+
+
+@shared_options(text=False)
 def heads(
     request: Request,
     repeats: Annotated[
@@ -350,7 +359,7 @@ def neurons(
     request.show(printed, found.to_json(), figures, f"Features of {request.model}", found)
 
 
-@shared_options(model=False)
+@shared_options(model=False, text=False)
 def circuit(
     request: Request,
     words: Annotated[
@@ -409,7 +418,9 @@ def circuit(
 @shared_options(without=("text", *SHARED))
 def composition(
     request: Request,
-    modes: Annotated[str, typer.Option(help="Some of Q, K, V: what the later head reads the earlier one with.")] = "QKV",
+    modes: Annotated[
+        str, typer.Option(help="Some of Q, K, V: what the later head reads the earlier one with.", callback=known_modes)
+    ] = "QKV",
 ) -> None:
     """Say which heads read what earlier heads write, beside random heads; and which heads copy."""
     from cutaway.analysis import head_composition as room

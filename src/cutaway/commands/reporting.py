@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands import console
+from cutaway.commands import choices, console
 from cutaway.commands.prompt_options import AnswerWords, Dtype, FirstToken, PromptsFile, Request, WrongWords
 from cutaway.commands.shared import REPLACE, Device, Html, Json, Record, Replace, facts
 from cutaway.errors import ConfigError, PromptError
@@ -18,11 +18,16 @@ READ_OUTS = ("most-likely", "above")
 
 def report(
     model: Annotated[str, typer.Argument(help="A model: bundled, of the hub, a folder, a file; or the task first-unique-char.")],
-    behaviour: Annotated[str | None, typer.Option(help="Prompts of a behaviour: ioi, greater-than, induction, …")] = None,
+    behaviour: Annotated[
+        str | None, typer.Option(help="Prompts of a behaviour: ioi, greater-than, induction, …", callback=choices.behaviour)
+    ] = None,
     examples: Annotated[
         Path | None, typer.Option(help='JSON lines: {"tokens" or "text": …, "answers": {position: token or [tokens]}}.')
     ] = None,
-    pairs: Annotated[Path | None, typer.Option(help="JSON lines of pairs: clean, corrupted, answer, wrong, roles.")] = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="JSON lines of pairs: clean, corrupted, answer, wrong, roles.", callback=choices.prompts_file),
+    ] = None,
     prompts: PromptsFile = None,
     answer: AnswerWords = None,
     wrong: WrongWords = None,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cutaway.commands import choices
 from cutaway.commands.prompt_options import SCREEN, Request, layers_of, shared_options
 from cutaway.commands.shared import Record, free_file, lines, one_token
 from cutaway.errors import ConfigError, ShapeError, TokenError
@@ -27,6 +28,44 @@ MANY = 8  # layers, above which controls are run at the best one only, unless --
 METHODS = ("mean", "pca", "probe", "pair")
 
 
+SomeLayers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        "--layer",
+        help="Some: '0-3,7'. By default all, with controls at the best.",
+        callback=choices.each(lambda one: layers_of(one)),
+    ),
+]
+Pattern = Annotated[
+    str | None,
+    typer.Option(help="Count matches of this regular expression in what is generated.", callback=choices.regular_expression),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="mean, pca or probe of sets of prompts; pair: one of each, position by position.",
+        callback=choices.each(lambda one: _known_method(one)),
+    ),
+]
+ReadAt = Annotated[
+    str,
+    typer.Option(
+        "--positions",
+        "--position",
+        help="Which position of the two sets is read: a number, or mean.",
+        callback=choices.each(lambda one: _position(one)),
+    ),
+]
+Where = Annotated[
+    str,
+    typer.Option(
+        help="Which tokens are steered while generating: all, prompt, generated.",
+        callback=choices.among("cutaway.runs.places:PARTS", "part of a generation"),
+    ),
+]
+
+
 @shared_options()
 def steer(
     request: Request,
@@ -35,23 +74,17 @@ def steer(
     ] = None,
     positive: Annotated[Texts, typer.Option(help="A text, or a file with one per line, to steer to; may be repeated.")] = None,
     negative: Annotated[Texts, typer.Option(help="A text or a file to steer away from; may be repeated.")] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option("--layers", "--layer", help="Some: '0-3,7'. By default all, with controls at the best.")
-    ] = None,
+    layers: SomeLayers = None,
     strength: Annotated[list[float] | None, typer.Option(help="Times the vector; may be repeated. By default 0.5, 1, 2.")] = None,
     effect: Annotated[
         str | None, typer.Option(help="A token: its log-probability after each prompt. By default the answers, or the loss.")
     ] = None,
     minus: Annotated[str | None, typer.Option(help="Measure how much larger the logit of --effect is than this token's.")] = None,
-    matches: Annotated[str | None, typer.Option(help="Count matches of this regular expression in what is generated.")] = None,
+    matches: Pattern = None,
     side: Annotated[Texts, typer.Option(help="Other text or a file, on which steering should change little.")] = None,
-    method: Annotated[
-        str, typer.Option(help="mean, pca or probe of sets of prompts; pair: one of each, position by position.")
-    ] = "mean",
-    positions: Annotated[
-        str, typer.Option("--positions", "--position", help="Which position of the two sets is read: a number, or mean.")
-    ] = "-1",
-    where: Annotated[str, typer.Option(help="Which tokens are steered while generating: all, prompt, generated.")] = "all",
+    method: Method = "mean",
+    positions: ReadAt = "-1",
+    where: Where = "all",
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 30,
     temperature: Annotated[float, typer.Option(min=0, help="Of the sampling; 0 takes the likeliest token.")] = 0.7,
     random: Annotated[int, typer.Option(min=0, help="How many random directions of the same norm to compare with.")] = 20,
@@ -73,10 +106,13 @@ def steer(
 
     request.options["text"] = texts_of(text, "--text") if text else None
     others = texts_of(side, "--side") if side else []
-    pattern = _pattern(matches)
+    pattern = re.compile(matches or "(?!)")
     if record is not None:
         for names in ((), ("response", "controls")):
             records.check_free(record, names)
+    request.check_sources()
+    if vector is None:
+        texts_of(positive, "--positive"), texts_of(negative, "--negative")
     network, prompts = request.network, request.given_prompts
     made = _vectors(request, vector, positive, negative, layers, method, positions)
     if not any(one.norm for one in made.values()):
@@ -136,11 +172,9 @@ def texts_of(given: Sequence[str] | None, option: str) -> list[str]:
     return found
 
 
-def _pattern(matches: str | None) -> re.Pattern[str]:
-    try:
-        return re.compile(matches or "(?!)")
-    except re.error as error:
-        raise ConfigError(f"--matches {matches!r} is not a regular expression: {error}") from None
+def _known_method(given: str) -> None:
+    if given not in METHODS:
+        raise ConfigError(f"--method {given!r} is not known; there are {', '.join(METHODS)}")
 
 
 def _vectors(
@@ -162,8 +196,6 @@ def _vectors(
         kept = steering.SteeringVector.load(saved, network)
         return {layer: kept.at(layer) for layer in ([kept.layer] if layers is None else _numbers(network, layers))}
     sets = [texts_of(positive, "--positive"), texts_of(negative, "--negative")]
-    if method not in METHODS:
-        raise ConfigError(f"--method {method!r} is not known; there are {', '.join(METHODS)}")
     sets = [[request.message(text) for text in one] for one in sets] if request.messages else sets
     chosen = _numbers(network, layers)
     if method == "pair":

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands import console
+from cutaway.commands import choices, console
+from cutaway.commands.choices import among
 from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, layers_of, positions_of, shared_options
 from cutaway.commands.shaded import grid
 from cutaway.commands.shared import Device, Json, Record, lines, load
@@ -21,8 +22,14 @@ Baseline = Annotated[int, typer.Option(min=0, help="Also run this many random ch
 Memory = Annotated[float | None, typer.Option(min=0, help="MiB that the sweep may take beside the weights.")]
 Results = Annotated[Path | None, typer.Option(help="A folder of results by what they are: what is there is not computed again.")]
 Executor = Annotated[
-    str | None, typer.Option(help="Where to compute, with --results: local, processes:N, ray, ray:ADDRESS, or ranks (torchrun).")
-]
+    str | None,
+    typer.Option(help="Where to compute, with --results: local, processes:N, ray, ray:ADDRESS, or ranks (torchrun).",
+                 callback=choices.executor),
+]  # fmt: skip
+STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # by layer and position; others by layer and head
+PLANNED = (*STREAMS, "z", "q", "k", "v", "result", "pattern")
+ABLATED = among("cutaway.analysis.ablation:KINDS", "kind of ablation")
+EDGE_ABLATIONS = among("cutaway.circuits.pairs:ABLATIONS", "ablation of edges")
 Step = Callable[[float, float], None]
 
 
@@ -66,11 +73,17 @@ def metric_of(request: Request) -> Any:
 def ablate(
     request: Request,
     kind: Annotated[
-        list[str] | None, typer.Option("--kind", "--kinds", help="zero or mean; may be repeated. By default zero.")
+        list[str] | None,
+        typer.Option("--kind", "--kinds", help="zero or mean; may be repeated. By default zero.", callback=ABLATED),
     ] = None,
     site: Annotated[
         list[str] | None,
-        typer.Option("--site", "--sites", help="z (what a head has seen), q, k, v or pattern; may be repeated. By default z."),
+        typer.Option(
+            "--site",
+            "--sites",
+            help="z (what a head has seen), q, k, v or pattern; may be repeated. By default z.",
+            callback=among("cutaway.analysis.ablation:SITES", "site to ablate"),
+        ),
     ] = None,
     component: Annotated[
         list[str] | None,
@@ -171,9 +184,13 @@ def patch(
         list[str] | None,
         typer.Option("--what", "--kinds", "--kind",
                      help="resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v, pattern; may be repeated. By default the "
-                          "stream, what attention and MLP add to it, and z."),
+                          "stream, what attention and MLP add to it, and z.",
+                     callback=among("cutaway.analysis.patching:GRIDS", "kind of patch")),
     ] = None,
-    direction: Annotated[str, typer.Option(help="denoising (clean into corrupted) or noising.")] = "denoising",
+    direction: Annotated[
+        str, typer.Option(help="denoising (clean into corrupted) or noising.",
+                          callback=among("cutaway.analysis.patching:DIRECTIONS", "direction")),
+    ] = "denoising",
     positions: Positions = None,
     baseline: Baseline = 0,
     memory: Memory = None,
@@ -191,6 +208,7 @@ def patch(
     kinds = what or ["resid_pre", "attn_out", "mlp_out", "z"]
     if record is not None:
         records.check_free(record, kinds)
+    check_pairs(request)
     network, prompts = request.network, in_pairs(request)
     if positions is None and len(prompts.roles) < 2 and len(set(prompts.lengths.tolist())) > 1:
         note = "the prompts differ in length and name no roles, so a position holds another word in each; give 'roles' in the"
@@ -239,11 +257,25 @@ def in_pairs(request: Request) -> Any:
         PromptError: they lack either.
     """
     prompts = request.given_prompts
-    if prompts.corrupted is None:
-        raise PromptError(f"{request.command} needs pairs: give --corrupted for each --clean, --pairs FILE or --behaviour NAME")
-    if not prompts.right:
-        raise PromptError(f"{request.command} needs answers: give --answer (and --wrong), or pairs that have them")
+    _paired(request, prompts.corrupted is not None, bool(prompts.right))
     return prompts
+
+
+def check_pairs(request: Request) -> None:
+    """Make sure that texts of the command line have counterparts and answers, which needs no model.
+
+    Raises:
+        PromptError: they lack either.
+    """
+    if request.sources in (["--clean"], ["--file"], ["--prompts"]):
+        _paired(request, bool(request.options.get("corrupted")), bool(request.answer))
+
+
+def _paired(request: Request, pairs: bool, answers: bool) -> None:
+    if not pairs:
+        raise PromptError(f"{request.command} needs pairs: give --corrupted for each --clean, --pairs FILE or --behaviour NAME")
+    if not answers:
+        raise PromptError(f"{request.command} needs answers: give --answer (and --wrong), or pairs that have them")
 
 
 @shared_options(pairs=True)
@@ -258,6 +290,7 @@ def paths(
     """Let one direct path after another carry the other prompt's activations, and say what that changes."""
     from cutaway.analysis.paths import path_patch
 
+    check_pairs(request)
     network, prompts = request.network, in_pairs(request)
     senders = sender or _components(network.cfg, ["heads"], layers_of(layers, network.cfg.n_layers))
     with bar("patching paths", request.as_json) as progress:
@@ -279,12 +312,16 @@ def edges(
     request: Request,
     exact: Annotated[int, typer.Option(min=0, help="Also ablate this many of the strongest edges exactly.")] = 0,
     steps: Annotated[int, typer.Option(min=1, help="Runs that each edge's gradient is a mean over.")] = 5,
-    ablation: Annotated[str, typer.Option(help="What an ablated edge carries: resample, mean or zero.")] = "resample",
+    ablation: Annotated[
+        str, typer.Option(help="What an ablated edge carries: resample, mean or zero.", callback=EDGE_ABLATIONS)
+    ] = "resample",
 ) -> None:
     """Score every edge by integrated gradients: what its writer adds for its reader alone. `circuit find` searches among them."""
     from cutaway.circuits.attribution import edge_attribution
     from cutaway.circuits.effects import edge_effects
 
+    if ablation == "resample":
+        check_pairs(request)
     network, prompts = request.network, in_pairs(request) if ablation == "resample" else request.given_prompts
     metric = metric_of(request)
     with bar("scoring edges", request.as_json) as progress:
@@ -311,7 +348,13 @@ def edges(
 @shared_options()
 def plan(
     request: Request,
-    what: Annotated[str, typer.Option(help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern.")] = "z",
+    what: Annotated[
+        str,
+        typer.Option(
+            help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern.",
+            callback=among("cutaway.commands.sweeps:PLANNED", "site to plan for"),
+        ),
+    ] = "z",
     by_position: Annotated[bool, typer.Option("--by-position", help="Heads at every position by itself.")] = False,
     baseline: Baseline = 0,
     memory: Memory = None,
@@ -327,13 +370,12 @@ def plan(
     from cutaway.runs.grids import Grid
     from cutaway.runs.sweep.planning import plan as count
 
-    network, prompts = request.network, request.given_prompts
     if bool(request.answer) and not request.wrong:
         raise ConfigError("give both --answer and --wrong, or neither, for the loss of the text")
+    network, prompts = request.network, request.given_prompts
     tokens, real = real_tokens(network, prompts)
     metric = metric_of(request) or metrics.loss(tokens, mask=real)
-    streams = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-    axes = ("layer", "pos") if what in streams else ("layer", "pos", "head") if by_position else ("layer", "head")
+    axes = ("layer", "pos") if what in STREAMS else ("layer", "pos", "head") if by_position else ("layer", "head")
     cells = Grid(zero(), what, axes)
     found = count(network, prompts, cells, metric, memory=in_bytes(memory), baseline=baseline, seed=request.seed, results=results)
     request.show(found.summary(), found.to_json(), [], f"A plan for {request.model}")

@@ -80,8 +80,8 @@ def sweep(
         engine = Engine(runs)
         found = _screened(task, runs, engine, count, own)
     else:
-        engine = _exact(runs, own)
         with torch.no_grad():
+            engine = _exact(runs, own)
             found = finished(task, engine, audited(task, engine))
     found = replace(found, options=options.written())
     if not baseline:
@@ -91,7 +91,6 @@ def sweep(
     return _with_baseline(found, replace(random_cells, model=task.model), random)
 
 
-@torch.no_grad()
 def _exact(task: Sweep, progress: Progress | None) -> Engine:
     """An engine that has computed every cell: group by group of prompts that look alike, or all of them together."""
     together = task.options.results is not None or task.options.executor is not None
@@ -146,8 +145,8 @@ def _screened(task: Sweep, runs: Sweep, engine: Engine, top: int, progress: Prog
     effects = effects if effects.ndim == 1 else effects.mean(1)
     chosen = sorted(effects.abs().argsort(descending=True)[:top].tolist())
     some = Cells(tuple(task.cells.edits[number] for number in chosen), ("cell",), (len(chosen),), [list(map(str, chosen))])
-    exact = _exact(replace(runs, cells=some, options=replace(runs.options, resume=None)), progress)
     with torch.no_grad():
+        exact = _exact(replace(runs, cells=some, options=replace(runs.options, resume=None)), progress)
         engine.split = exact.split
         found = audited(replace(task, cells=some), exact)
     assert exact.values is not None

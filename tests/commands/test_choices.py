@@ -1,0 +1,104 @@
+"""What needs no model is refused before one is loaded: every option of every command that takes words of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cutaway import loading
+from cutaway.cli import app
+
+NONSENSE = "no-such-word"
+FREE = {  # words of a user, and names that only a model has
+    "--text", "--clean", "--corrupted", "--answer", "--wrong", "--word", "--target", "--minus", "--effect", "--positive",
+    "--negative", "--side", "--device", "--component", "--head", "--sender", "--receiver", "--zero", "--of", "--vector",
+    "--positions", "--matches", "--html", "--record", "--save", "--out", "--results", "--examples", "--test", "--checkpoint",
+    "--questions", "--file",
+}  # fmt: skip
+NEEDED = {  # what else a command needs before it looks at its options
+    "neurons": ["m", "0.mlp.1", "--text", "a"],
+    "circuit weights": ["m", "ov 0.1"],
+    "steer": ["m", "--text", "a", "--positive", "a", "--negative", "b"],
+    "across": ["patch", "m", "--results", "no-such-folder", "--behaviour", "ioi"],
+    "explain": ["m", "--out", "no-such-folder"],
+}
+ASKED = ["heads", "attribute", "lens", "predict", "neurons", "composition", "ablate", "patch", "paths", "edges", "plan", "next",
+         "generate", "attention", "circuit weights", "circuit find", "steer", "across", "report", "explain"]  # fmt: skip
+
+
+def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, one in group.commands.items():
+        whole = f"{before} {name}".strip()
+        if hasattr(one, "commands"):
+            yield from commands(one, whole)
+        else:
+            yield whole, one
+
+
+def cases() -> Iterator[tuple[str, str]]:
+    found = dict(commands(typer.main.get_command(app)))
+    for command in ASKED:
+        for option in found[command].params:
+            if option.opts[0].startswith("--") and not option.is_flag and not set(option.opts) & FREE:
+                yield command, option.opts[0]
+
+
+@pytest.fixture(autouse=True)
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(loading, "from_pretrained", loaded)
+
+
+@pytest.mark.parametrize(("command", "option"), list(cases()))
+def test_a_word_that_an_option_does_not_know_is_refused_first(command: str, option: str, tmp_path: Path) -> None:
+    words = [*command.split(), *NEEDED.get(command, ["m", "--text", "a"] if command != "composition" else ["m"])]
+    if command in ("report",):
+        words = ["report", "m", "--out", str(tmp_path / "out")]
+    if option in ("--prompts", "--pairs", "--behaviour"):
+        words = [one for one in words if one not in ("--text", "a")]
+    done = CliRunner().invoke(app, [*words, option, NONSENSE])
+    assert done.exit_code == 2, f"{done.output} {done.exception!r}"
+    said = re.sub(r"[\s│]", "", done.output).lower()
+    assert NONSENSE in said or f"invalidvaluefor'{option}'" in said, done.output
+
+
+def test_there_are_such_options() -> None:
+    assert {("patch", "--what"), ("heads", "--behaviour"), ("ablate", "--kind"), ("circuit find", "--metric")} <= set(cases())
+    assert len(list(cases())) > 80
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ablate", "m", "--text", "a", "--layers", "0-x"], "write numbers and ranges"),
+        (["steer", "m", "--text", "a", "--positive", "a", "--negative", "b", "--matches", "("], "not a regular expression"),
+        (["steer", "m", "--text", "a", "--positive", "a"], "--negative is missing"),
+        (["steer", "m", "--positive", "a", "--negative", "b"], "steer needs text"),
+        (["attribute", "m", "--text", "a", "--positions", "3,"], "has an empty part"),
+        (["lens", "m"], "lens needs text"),
+        (["lens", "m", "--text", "a", "--behaviour", "ioi"], "not both"),
+        (["patch", "m", "--text", "a"], "needs pairs"),
+        (["patch", "m", "--text", "a", "--corrupted", "b"], "needs answers"),
+        (["paths", "m", "--text", "a", "--corrupted", "b"], "needs answers"),
+        (["plan", "m", "--text", "a", "--answer", "b"], "both --answer and --wrong"),
+        (["composition", "m", "--modes", "QX"], "composition goes by Q, K or V"),
+    ],
+)
+def test_what_needs_no_model_is_refused_first(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and said in done.output, f"{done.output} {done.exception!r}"
+
+
+def test_a_broken_line_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"clean": "a", "corrupted": "b", "answer": "c"}\n{"clean": \n')
+    done = CliRunner().invoke(app, ["patch", "m", "--pairs", str(file)])
+    assert done.exit_code == 2 and "line 2 is not JSON" in done.output
