@@ -22,7 +22,7 @@ from cutaway.prompts import Prompts
 from cutaway.report.reporting import joined
 from cutaway.sources import files
 from cutaway.tasks import behaviour
-from tests.architectures import flop_counter
+from tests.architectures import flop_counter, network, some_tokens
 
 NAME = "attn-only-2l"
 
@@ -135,9 +135,9 @@ def test_a_plan_says_what_is_kept_and_what_the_rest_costs(
     counts = []
     for prompts in (pairs, twelve):
         for kinds in (["z"], ["z", "attn_out"]):
-            with torch.enable_grad(), kernels.fixed(), flop_counter() as counter:
+            with torch.enable_grad(), kernels.fixed(), planning.Operations() as counted:
                 patch(model, prompts, kinds=kinds)
-            counts.append(counter.get_total_flops())
+            counts.append(counted.count)
     measured = many.plan(patch, {"mine": model, "other": checkpoints[0]}, pairs, results=tmp_path / "out", each=asked["each"])
     assert measured.operations == 2 * sum(counts[:2])
     assert first.operations == pytest.approx(2 * sum(counts), rel=0.2) and first.seconds > 0  # prompts differ in length
@@ -152,6 +152,19 @@ def test_a_plan_says_what_is_kept_and_what_the_rest_costs(
     across(patch, checkpoints[0], {"six": pairs, "twelve": twelve}, **asked)
     nothing = many.plan(patch, [model, checkpoints[0]], {"six": pairs, "twelve": twelve}, **asked)
     assert (nothing.reused, nothing.measured, nothing.operations, nothing.seconds) == (8, 0, 0, 0)
+
+
+def test_operations_are_those_of_torch() -> None:
+    small = network("llama")
+    for grad in (False, True):
+        found: list[int] = []
+        for counter in (flop_counter(), planning.Operations()):
+            with torch.set_grad_enabled(grad), kernels.fixed(), counter:
+                logits = small(some_tokens())
+                if grad:
+                    logits.sum().backward()
+            found.append(counter.count if isinstance(counter, planning.Operations) else counter.get_total_flops())
+        assert found[0] == found[1] > 0
 
 
 def test_a_plan_takes_all_prompts_where_a_few_are_not_enough(model: Transformer, pairs: Prompts, tmp_path: Path) -> None:
