@@ -143,8 +143,9 @@ def test_what_the_configuration_is_told(folder: Path) -> None:
     ours = HookedTransformer.from_pretrained(folder, default_prepend_bos=False, default_padding_side="left", device="cpu")
     assert ours.cfg.default_prepend_bos is False and ours.default_padding_side == "left"
     assert HookedTransformer.from_pretrained(folder, torch_dtype=torch.float64, device="cpu").cfg.dtype == torch.float64
-    with pytest.raises(TypeError, match="from_pretrained does not know low_cpu, tokeniser"):
-        HookedTransformer.from_pretrained(folder, low_cpu=1, tokeniser=2)
+    for given, near in {"tokeniser": "tokenizer", "fold_layernorm": "fold_ln", "revison": "revision"}.items():
+        with pytest.raises(TypeError, match=rf"from_pretrained does not know bits8, {given} \(did you mean '{near}'\?\)$"):
+            HookedTransformer.from_pretrained(folder, **{"bits8": 1, given: 2})
 
 
 def test_weights_are_placed_over_several_devices() -> None:

@@ -84,6 +84,9 @@ def test_words_are_answers_where_they_are_one_token():
     assert word_token(LETTERS, "gh") == 9
     with pytest.raises(PromptError, match="2 answers for 1 prompts"):
         Prompts.of_texts(LETTERS, ["a"], answers=["b", "c"])
+    with pytest.raises(PromptError, match=r"1 answers for 2 prompts; give one for each, or 'b' for all, which is no list$"):
+        Prompts.of_texts(LETTERS, ["a", "c"], answers=["b"])
+    assert Prompts.of_texts(LETTERS, ["a", "c"], answers="b").answers.tolist() == [1, 1]
 
 
 def written(folder: Path, *lines: Any, name: str = "x.jsonl") -> Path:

@@ -8,6 +8,7 @@ first, when there is most room.
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.config import DTYPES, HookedTransformerConfig, as_dtype
-from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture, WeightsMismatch
+from cutaway.errors import CheckpointError, ConfigError, UnsupportedArchitecture, WeightsMismatch, nearest
 from cutaway.model import eight_bits, placement
 from cutaway.model.dialect_attention import DialectAttention
 from cutaway.model.streaming import StreamedBlocks
@@ -223,7 +224,9 @@ def _handed_through(options: dict[str, Any], revision: str | None) -> tuple[hub.
     given = {field.name: options.pop(field.name) for field in fields(hub.Access) if field.name in options}
     idle = {name: options.pop(name) for name in TRANSFORMERS_ONLY if name in options}
     if options:
-        raise TypeError(f"from_pretrained does not know {', '.join(options)}")
+        access = [field.name for field in fields(hub.Access)]
+        known = [*inspect.signature(from_pretrained).parameters, *access, *TRANSFORMERS_ONLY]
+        raise TypeError(f"from_pretrained does not know {', '.join(name + nearest(name, known) for name in options)}")
     return hub.Access(**given).of(revision), {"without_effect": idle} if idle else {}
 
 

@@ -376,7 +376,8 @@ def _reader(tokenizer: Any, prepend_bos: bool | None) -> tuple[Any, bool]:
 def _for_each(words: Any, count: int, what: str) -> list[Any]:
     chosen = [words] * count if isinstance(words, str | int) else list(words)
     if len(chosen) != count:
-        raise PromptError(f"{len(chosen)} {what} for {count} prompts; give one for each, or one for all")
+        for_all = f"{chosen[0]!r} for all, which is no list" if len(chosen) == 1 else "one for all"
+        raise PromptError(f"{len(chosen)} {what} for {count} prompts; give one for each, or {for_all}")
     return chosen
 
 

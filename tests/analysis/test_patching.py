@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import pytest
@@ -128,6 +129,11 @@ def test_prompts_of_different_lengths_are_refused() -> None:
         patching.get_act_patch_resid_pre(model, CORRUPTED, model.run_with_cache(longer)[1], metric)
     with pytest.raises(UnknownName, match=r"no kind of patch is called 'rezid_pre' \(did you mean 'resid_pre'"):
         patching.patch(model, CLEAN, CORRUPTED, metrics.logit_difference(RIGHT, WRONG), kinds=["rezid_pre"])
+    found = patching.patch(model, CLEAN, CORRUPTED, metrics.logit_difference(RIGHT, WRONG), kinds=["resid_pre", "z"])
+    for read in (found.normalised, found.intervals, found.figure):
+        for kind, near in {"zz": " (did you mean 'z'?)", "mlp_out": "", "resid_pe": " (did you mean 'resid_pre'?)"}.items():
+            with pytest.raises(UnknownName, match=re.escape(f"is called {kind!r}{near}; there are resid_pre, z")):
+                read(kind)
     with pytest.raises(UnknownName, match="has none of mlp_out to patch; it has resid_pre, attn_out, z"):
         lacking = network("attention only")
         patching.patch(lacking, CLEAN, CORRUPTED, metrics.logit_difference(RIGHT, WRONG), kinds=["mlp_out"])

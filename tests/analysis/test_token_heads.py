@@ -73,6 +73,8 @@ def test_thresholds_decide(above: float) -> None:
         assert found.duplicate[head] == [
             t for t, v in zip(values.names("token"), values.data[row].tolist(), strict=True) if v > above
         ]
+    with pytest.raises(UnknownName, match=r"no kind of detector is called 'duplicates' \(did you mean 'duplicate'\?\)"):
+        found.of("duplicates")
     none = duplicate_detectors(model, above=2.0, below=-1.0)
     assert none.summary().endswith("anti-duplicate detectors (below -1): none")
     circuits = full_circuits(model, none, responsible_heads(model))

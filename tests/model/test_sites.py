@@ -176,6 +176,17 @@ def test_a_name_is_found_or_the_nearest_ones_are_named() -> None:
             resolve("blocks.9.hook_resid_pre", [f"blocks.{layer}.hook_resid_pre" for layer in layers])
 
 
+@pytest.mark.parametrize("site", ["mlp_out0", ("mlp_out", 0), ("post", 1), "mlp_in1", ("resid_mid", 0), "scale1ln2"])
+def test_a_network_without_mlps_says_so(site: str | tuple[str, int]) -> None:
+    cfg = config(**CONFIGS["attn-only"])
+    with pytest.raises(UnknownSite, match=r"there are no sites of MLPs here: an attention-only model has none$"):
+        resolve(site, site_names(cfg))
+    with pytest.raises(UnknownSite, match="no sites of MLPs here"):
+        Transformer(cfg).add_hook(resolve(site, site_names(config())), lambda x, hook: x)
+    with pytest.raises(UnknownSite, match=r"there are 2 layers, 0 and 1$"):
+        resolve("mlp_out7", site_names(config()))
+
+
 def test_a_hook_on_a_layer_that_is_not_there_says_which_layers_are() -> None:
     with pytest.raises(UnknownSite, match=r"'blocks.7.hook_resid_pre'; there are 2 layers, 0 and 1; model.hook_dict lists all"):
         Transformer(config()).add_hook("blocks.7.hook_resid_pre", lambda x, hook: x)

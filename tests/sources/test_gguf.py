@@ -160,6 +160,16 @@ def test_a_model_in_parts_is_the_whole(llama: Path) -> None:
 # Bad input.
 
 
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [("absent/tiny.gguf", "there is no folder .*absent$"), ("tinny.gguf", r"called 'tinny.gguf' .*did you mean 'tiny.gguf'"),
+     ("tiny-00001-of-00002.gguf", "no file called 'tiny-00001-of-00002.gguf'")],
+)  # fmt: skip
+def test_a_wrong_path_is_no_part_that_is_missing(path: str, words: str, llama: Path) -> None:
+    with pytest.raises(CheckpointError, match=words):
+        HookedTransformer.from_pretrained(llama.parent / path)
+
+
 def test_an_architecture_that_is_not_known_says_which_are(tmp_path: Path) -> None:
     from gguf import GGUFWriter
 

@@ -156,6 +156,15 @@ def word_tokenizer() -> CharTokenizer:
     return CharTokenizer(["#", *sorted(listed - {"#"})], bos_token="#", pad_token="#")
 
 
+@pytest.mark.parametrize("kind", [*ALGORITHMIC, *LANGUAGE], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_prompts_are_refused(kind: Any, count: int):
+    draws = [kind().prompts] + ([kind().tokens_prompts] if hasattr(kind, "tokens_prompts") else [])
+    for draw in draws:
+        with pytest.raises(PromptError, match=f"asked for {count} prompts; at least one is needed"):
+            draw(count, **({"d_vocab": 50} if draw.__name__ == "tokens_prompts" else {"tokenizer": word_tokenizer()}))
+
+
 @of_language
 def test_texts_say_the_words_at_the_positions_of_their_roles(kind: Any):
     check_language(kind(), word_tokenizer())

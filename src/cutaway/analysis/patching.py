@@ -22,7 +22,7 @@ from torch import Tensor
 from cutaway.analysis.shared import Where, aligned, as_tokens, plain_metric, position_names, words_of
 from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
 from cutaway.executors import Executor
-from cutaway.model.sites import get_act_name, table
+from cutaway.model.sites import get_act_name, table, why_absent
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import one_of, options, some_of
 from cutaway.prompts import Prompts
@@ -173,7 +173,7 @@ def _edit(setter: Setter, change: Change, store: Mapping[str, Tensor], name: str
             raise ShapeError(f"{getattr(setter, '__name__', 'the setter')} takes {len(places) + 1} indices, not {len(row)}")
         return change.at(site, **dict(zip(places, row[1:], strict=True)))
     if site not in table(model.cfg):
-        raise UnknownSite(f"no site called {site!r}{nearest(site, model.sites)}")
+        raise UnknownSite(f"no site called {site!r}{why_absent(site, model.sites) or nearest(site, model.sites)}")
 
     def call(x: Tensor) -> Tensor:
         return setter(x, list(row), store[site])
@@ -346,20 +346,27 @@ class PatchingResult(Result):
         return max((one.audit for one in self.sweeps.values()), key=lambda audit: audit.difference)
 
     def normalised(self, kind: str) -> Labelled:
-        """Means over examples of one kind of patch, 0 = corrupted and 1 = clean."""
-        found = self.sweeps[kind].averages()
+        """Means over examples of one kind of patch, 0 = corrupted and 1 = clean.
+
+        Raises:
+            UnknownName: nothing of that kind was patched here; `intervals` and `figure` too.
+        """
+        found = self._sweep_of(kind).averages()
         span = self.clean - self.corrupted
         return Labelled((found.data - self.corrupted) / span, found.axes, found.labels, f"recovered by {kind}")
 
     def intervals(self, kind: str) -> tuple[Labelled, Labelled]:
         """Lower and upper 95% bounds of `normalised`, over pairs of prompts: both parts of the ratio are uncertain (Fieller)."""
-        found, cells = self.sweeps[kind], self.sweeps[kind].averages()
+        found, cells = self._sweep_of(kind), self._sweep_of(kind).averages()
         each = found.values.data.cpu().double()
         each = (each.nanmean(-1) if found.clean.data.ndim == 2 else each).movedim(-1, 0)
         clean, corrupted = (one.to(each.device).reshape(-1, *[1] * (each.ndim - 1)) for one in self.by_example)
         bounds = interval_of_ratio(each - corrupted, (clean - corrupted).expand_as(each))
         low, high = (Labelled(part, cells.axes, cells.labels, f"recovered by {kind}") for part in bounds)
         return low, high
+
+    def _sweep_of(self, kind: str) -> SweepResult:
+        return self.sweeps[one_of(kind, tuple(self.sweeps), "kind that was patched here")]
 
     def figure(self, kind: str | None = None) -> Figure:
         """Layer × position or layer × head, for one kind of patch."""

@@ -20,7 +20,7 @@ from cutaway.analysis.shared import ARROW, head_names, vocabulary
 from cutaway.analysis.weight_circuits import WeightCircuit, circuit_by_row, label_ids, path_circuit, qk_circuit
 from cutaway.errors import ShapeError
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import EVERY, index, options
+from cutaway.numbers_given import EVERY, index, one_of, options
 from cutaway.runs.provenance import with_provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure, Panel, heat_map, small_multiples
@@ -37,9 +37,13 @@ class DuplicateDetectors(Result):
     below: float
 
     def of(self, kind: str) -> HeadTokens:
-        """Head → tokens that it is a detector of; kinds are `duplicate` and `anti_duplicate`."""
-        chosen = {"duplicate": self.values.data > self.above, "anti_duplicate": self.values.data < self.below}[kind]
-        return _listed(self.values, chosen)
+        """Head → tokens that it is a detector of; kinds are `duplicate` and `anti_duplicate`.
+
+        Raises:
+            UnknownName: it is no such kind.
+        """
+        chosen = {"duplicate": self.values.data > self.above, "anti_duplicate": self.values.data < self.below}
+        return _listed(self.values, chosen[one_of(kind, tuple(chosen), "kind of detector")])
 
     @property
     def duplicate(self) -> HeadTokens:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from cutaway.errors import HookDidNotFire, HookNeverFired, ShapeError, SharedHookPoint, UnknownSite, nearest
 from cutaway.model.hook_points import HookPoint, NamedHook, NamesFilter, called, check_signature
 from cutaway.model.listeners import HERE, HookFunction, KeepActivation, Listener, Scope, memory_of, take
-from cutaway.model.sites import layers_there
+from cutaway.model.sites import why_absent
 from cutaway.model.slices import Slice, SliceInput
 
 NOT_COPIED = ("_here", "_waiting", "_watched")
@@ -172,7 +172,7 @@ class HookedRootModule(nn.Module):
             one = self.also_called[name]
             raise UnknownSite(f"{name!r} is the hook point {one!r}, which stands at both places; use that name")
         if name not in self.hook_dict:
-            hint = layers_there(name, self.hook_dict) or nearest(name, self.hook_dict)
+            hint = why_absent(name, self.hook_dict) or nearest(name, self.hook_dict)
             raise UnknownSite(f"no site called {name!r}{hint}; model.hook_dict lists all {len(self.hook_dict)}")
         return self.hook_dict[name]
 

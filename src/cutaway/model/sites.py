@@ -145,11 +145,21 @@ def resolve(name: str | tuple[Any, ...], names: Collection[str], n_layers: int |
     if per_layer:
         raise UnknownSite(f"no site called {name!r} outside the blocks; give a layer, as in {per_layer[0]!r}")
     called = f"{name!r}" if full == name else f"{name!r} ({full!r})"
-    raise UnknownSite(f"no site called {called}{layers_there(full, names) or _near(full, names)}")
+    raise UnknownSite(f"no site called {called}{why_absent(full, names) or _near(full, names)}")
 
 
-def layers_there(full: str, names: Collection[str]) -> str:
-    """The end of a sentence about a site of a layer that there is not: which layers there are. Of any other name, nothing."""
+MLP_SITE = re.compile(r"blocks\.\d+\.(mlp|ln2|ln2_post|hook_mlp_in|hook_mlp_out|hook_resid_mid)(\.|$)")
+
+
+def why_absent(full: str, names: Collection[str]) -> str:
+    """Hint for an error about a missing site, e.g. '; there are 2 layers, 0 and 1', or that there are no MLPs; else empty."""
+    if MLP_SITE.match(full) and names and not any(map(MLP_SITE.match, names)):
+        return "; there are no sites of MLPs here: an attention-only model has none"
+    return _layers_there(full, names)
+
+
+def _layers_there(full: str, names: Collection[str]) -> str:
+    """Which layers there are, where the site is of another; else empty."""
     requested = re.match(r"blocks\.(-?\d+)\.", full)
     found = sorted({int(block[1]) for block in map(re.compile(r"blocks\.(\d+)\.").match, names) if block})
     if requested is None or not found or int(requested[1]) in found:

@@ -98,6 +98,17 @@ class InWords(ShortRepr):
     allow_first_token: bool = False
     compares = False
 
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Refuses: nothing says which tokens and positions are meant.
+
+        Raises:
+            TokenError: always.
+        """
+        raise TokenError(
+            f"the {self.name} of words, roles or the prompts' own answers needs a tokenizer and prompts, which logits lack; "
+            "call metric.of(model.tokenizer, prompts)(logits), or give token ids in place of words"
+        )
+
     @property
     def name(self) -> str:
         return str(self.kind.name)
@@ -154,6 +165,17 @@ class OfNextTokens(ShortRepr):
     positions: Positions = None
     by_position: bool = False
     compares = False
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Refuses: logits do not say which tokens come next.
+
+        Raises:
+            TokenError: always.
+        """
+        raise TokenError(
+            f"the {self.name} of next tokens needs the tokens that run, and logits have none; "
+            f"call metric.of(model, tokens)(logits), or metrics.{self.kind.name}(tokens)(logits)"
+        )
 
     @property
     def name(self) -> str:

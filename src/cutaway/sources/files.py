@@ -71,7 +71,7 @@ def read(path: str | os.PathLike[str], cfg: HookedTransformerConfig | None = Non
         CheckpointError: the file is missing, damaged, would run code, or is no state dict.
     """
     file = Path(path).expanduser()
-    _must_exist(file)
+    must_exist(file)
     if _is_safetensors(file):
         return _read_safetensors(file, cfg)
     tensors = wrapped.plain_state_dict(load_state_dict(file))
@@ -276,7 +276,12 @@ def load_state_dict(file: Path) -> dict[str, Tensor]:
 # Both.
 
 
-def _must_exist(file: Path) -> None:
+def must_exist(file: Path) -> None:
+    """A file that the caller names is there.
+
+    Raises:
+        CheckpointError: it is a folder, or missing; says what there is.
+    """
     if file.is_dir():
         raise CheckpointError(f"{file} is a folder; name a file in it{_files_in(file)}")
     if file.is_file():

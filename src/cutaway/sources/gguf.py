@@ -18,6 +18,7 @@ from torch import Tensor
 from cutaway.errors import CheckpointError, UnsupportedArchitecture, WeightsMismatch
 from cutaway.sources import tokenizers
 from cutaway.sources.checkpoint import LazyTensors
+from cutaway.sources.files import must_exist
 from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.sources.gguf_file import MAGIC, SUFFIX, GGUFHeader, TensorInfo, quantisations, read_header, read_rows
 from cutaway.sources.gguf_tables import ARCHITECTURES, NEUTRAL, TWO_NORMS, Architecture, Config, Restore
@@ -47,9 +48,10 @@ def read(file: Path, *, tokenizer: Any = None, with_tokenizer: bool = True, name
 
     Raises:
         UnsupportedArchitecture: its architecture, or a setting of it, is not understood; says which are.
-        CheckpointError: it is damaged, or quantised in a way that cannot be undone.
+        CheckpointError: it is missing or damaged, or quantised in a way that cannot be undone.
         PackageNeeded: the package `gguf` is not installed.
     """
+    must_exist(file)
     header = read_header(file)
     architecture, prefix = _architecture(header, file)
     config = _config(header, architecture, prefix, file)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cutaway.axes import Tokens
 from cutaway.config import HookedTransformerConfig
+from cutaway.errors import PromptError
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import UNCOUNTED, Answers, Prompts
 from cutaway.tasks.recipes import MODELS, RECIPES
@@ -102,7 +103,12 @@ class Algorithmic(Behaviour):
         raise TypeError(f"{type(self).__name__} has no counterparts")  # subclasses do
 
     def prompts(self, count: int, seed: int = 0, tokenizer: Any = None) -> Prompts:
-        """`count` sequences with every answer that counts, and the minimal pair of each."""
+        """`count` sequences with every answer that counts, and the minimal pair of each.
+
+        Raises:
+            PromptError: `count` is less than 1.
+        """
+        check_count(count)
         generator = torch.Generator().manual_seed(seed)
         tokens = self.draw(count, generator)
         return self.known(tokens, self.known(self.corrupt(tokens, generator)))
@@ -155,6 +161,16 @@ class Algorithmic(Behaviour):
         with torch.no_grad():
             wrong = (torch.cat([model(part).argmax(-1) for part in tokens.split(250)]) != labels) & (labels != UNCOUNTED)
         return [f"On 2,000 fresh sequences, all answers of {float((~wrong.any(1)).float().mean()):.4f} of them are right."]
+
+
+def check_count(count: int) -> None:
+    """There is at least one prompt to draw.
+
+    Raises:
+        PromptError: there is none.
+    """
+    if count < 1:
+        raise PromptError(f"asked for {count} prompts; at least one is needed")
 
 
 def _by_position(labels: Tokens) -> tuple[dict[int, tuple[int, ...]], ...]:

@@ -11,6 +11,7 @@ import torch
 
 from cutaway.errors import PromptError
 from cutaway.prompts import Prompts
+from cutaway.tasks.behaviour import check_count
 from cutaway.tasks.language import FilledTemplate, Language, number, pick, single
 
 WORDS = tuple(f" {word}" for word in (
@@ -44,8 +45,9 @@ class Induction(Language):
         """The same in random tokens of a vocabulary, for models without a tokenizer; `first` goes in front of each row.
 
         Raises:
-            PromptError: the vocabulary is too small.
+            PromptError: the vocabulary is too small, or `count` is less than 1.
         """
+        check_count(count)
         if d_vocab < self.length + 2:
             raise PromptError(f"{self.length + 2} different tokens are needed, and the vocabulary has {d_vocab}")
         generator = torch.Generator().manual_seed(seed)

@@ -17,7 +17,7 @@ import torch
 from cutaway.axes import Tokens
 from cutaway.errors import PromptError, TokenError
 from cutaway.prompts import Prompts
-from cutaway.tasks.behaviour import Behaviour, Sources, Where
+from cutaway.tasks.behaviour import Behaviour, Sources, Where, check_count
 from cutaway.tokens import to_tokens
 
 SLOT = re.compile(r"\{(\w+)\}")
@@ -51,8 +51,7 @@ class Language(Behaviour):
         """`count` texts with answers, roles and counterparts."""
         if tokenizer is None:
             raise PromptError(f"{self.name} is a behaviour of language: give the model's tokenizer")
-        if count < 1:
-            raise PromptError(f"asked for {count} prompts; at least one is needed")
+        check_count(count)
         generator = torch.Generator().manual_seed(seed)
         samples = [self.one(tokenizer, generator) for _ in range(count)]
         clean = [_laid_out(tokenizer, one.template, one.words) for one in samples]
