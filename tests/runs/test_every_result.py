@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,10 @@ def test_it_is_short_and_shown_in_a_notebook(result: Result) -> None:
 def test_it_is_a_frame_and_json(result: Result) -> None:
     frame = result.to_frame()
     assert len(frame) and {"value", "loss"} & set(frame.columns)  # predictions have a column for each quantity
+    for axis in {"component", "head", "writer", "reader"} & set(frame.columns):
+        layer = frame["layer" if axis in ("component", "head") else f"{axis}_layer"]
+        dotted = {str(label): number for label, number in zip(frame[axis], layer, strict=True) if re.match(r"\d+\.", str(label))}
+        assert all(label.startswith(f"{number}.") for label, number in dotted.items())
     assert json.loads(json.dumps(result.to_json(), allow_nan=False))
 
 

@@ -87,7 +87,8 @@ def test_groups_must_fit() -> None:
 def test_frames_and_dictionaries_hold_every_number() -> None:
     found = values(2, 2)
     frame = found.to_frame()
-    assert list(frame.columns) == ["head", "batch", "pos", "value"]
+    assert list(frame.columns) == ["head", "layer", "head_index", "batch", "pos", "value"]
+    assert frame["layer"].tolist() == [0] * 8 and frame["head_index"].tolist() == [0] * 4 + [1] * 4
     assert np.array_equal(frame["value"].to_numpy(), found.data.flatten().numpy())
     assert frame.loc[4, "head"] == "0.1"
     assert found.mean("batch").as_dict(2) == {"0.0": [1.0, 2.0], "0.1": [5.0, 6.0]}

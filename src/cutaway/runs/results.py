@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 SHARES = ("", "share", "probability")  # units of numbers that may be 0 for no and 1 for yes
 
 
+COMPONENTS = {"component": "", "head": "", "writer": "writer_", "reader": "reader_"}  # axes of components → before their columns
+
+
 @dataclass(frozen=True, eq=False)
 class Labelled:
     """An array whose axes have names, and what it means.
@@ -172,14 +175,24 @@ class Labelled:
         return nested if isinstance(nested, dict) else {self.what: nested}
 
     def to_frame(self) -> Any:
-        """A pandas frame with one row per number: a column for each axis, and `value`."""
+        """A pandas frame with one row per number: a column for each axis, and `value`.
+
+        Components ("0.3", "0.mlp") also get columns for their layer and the index of their head: `layer` and `head_index`, or, of
+        the ends of edges, `writer_layer` and so on; empty where there is none.
+        """
         import pandas as pd
 
         index = pd.MultiIndex.from_product(
             [self.labels.get(axis, range(size)) for axis, size in zip(self.axes, self.shape, strict=True)] or [range(1)],
             names=list(self.axes) or ["index"],
         )
-        return pd.Series(self.data.cpu().numpy().reshape(-1), index=index, name="value").reset_index()
+        frame = pd.Series(self.data.cpu().numpy().reshape(-1), index=index, name="value").reset_index()
+        for axis, before in COMPONENTS.items():
+            if axis in self.labels and f"{before}layer" not in self.axes:
+                parts = frame[axis].str.extract(r"^(\d+)\.(\d+)?")
+                for number, name in enumerate(("layer", "head_index")):
+                    frame.insert(frame.columns.get_loc(axis) + 1 + number, f"{before}{name}", parts[number].astype("Int64"))
+        return frame
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain lists and strings; NaN becomes None."""

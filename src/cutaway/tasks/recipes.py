@@ -39,6 +39,6 @@ RECIPES = {
     "sorted-list": Recipe(epochs=15, steps=400, batch_size=256, lr=1e-3, weight_decay=0.005),
     "sum-of-two": Recipe(epochs=20, steps=400, batch_size=256, lr=2e-3, weight_decay=0.01),
     "cumulative-sum": Recipe(epochs=6, steps=400, batch_size=256, lr=3e-3, weight_decay=0.01),
-    "modular-addition": Recipe(epochs=40, steps=100, batch_size=6384, lr=1e-3, weight_decay=1.0, warmup=10),
+    "modular-addition": Recipe(epochs=12, steps=100, batch_size=6384, lr=1e-3, weight_decay=1.0, warmup=10),
     "balanced-brackets": Recipe(epochs=16, steps=300, batch_size=256, lr=1e-3, weight_decay=0.01),
 }
