@@ -119,7 +119,9 @@ class HookedTransformer(Transformer):
         move_to_device: bool = True,
         truncate: bool = True,
     ) -> Int[Tensor, "batch pos"]:
-        """Text or texts as tokens, with a BOS token in front unless told otherwise or the text begins with one.
+        """Text or texts as tokens, with a BOS token in front where `prepend_bos`, or by default `cfg.default_prepend_bos`, says so.
+
+        A text that begins with one gets no second.
 
         A list of messages (`{"role": …, "content": …}`) is rendered by the tokenizer's chat template.
         """

@@ -124,6 +124,7 @@ def test_a_table_ends_with_the_screen_unless_asked(pairs: Path) -> None:
         (["lens", MODEL, "--text", "a king", "--positions", "S2"], "no role 'S2'; there are end"),
         (["lens", MODEL, "--text", "a", "--pairs", __file__], "lens takes --text or --pairs, not both"),
         (["lens", MODEL, "--behaviour", "iol"], "no behaviour called 'iol'"),
+        (["lens", MODEL, "--behaviour", "induction", "--messages"], "a behaviour's prompts are no messages"),
         (["ablate", MODEL, "--text", "a king", "--layers", "7"], "names layer 7, and the model has the layers 0 to 1"),
         (["ablate", MODEL, "--text", "a king", "--dtype", "float8"], "--dtype 'float8' is not known"),
         (["generate", MODEL, "--text", "a king", "--messages"], "--messages needs a model with a chat template"),
@@ -134,6 +135,16 @@ def test_what_cannot_be_asked_is_one_sentence(words: list[str], said: str) -> No
     result = run(*words)
     assert result.exit_code == 2 and said in result.stderr, result.output
     assert result.stderr.count("\n") == 1
+
+
+def test_induction_is_asked_of_a_vocabulary_that_lacks_its_words(model: Any) -> None:
+    """With BOS in front, and without where that is asked for."""
+    with_bos, without = (
+        json.loads(asked("heads", "--behaviour", "induction", "--count", "3", "--json", *more).stdout)["prompts"]
+        for more in ([], ["--no-bos"])
+    )
+    assert with_bos["bos"] and not without["bos"]
+    assert (with_bos["shortest"], with_bos["longest"]) == (without["shortest"] + 1, without["longest"] + 1)
 
 
 def test_a_broken_line_is_numbered(pairs: Path) -> None:

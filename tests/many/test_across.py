@@ -232,5 +232,9 @@ def test_the_command_asks_keeps_and_refuses(tmp_path: Path, checkpoints: list[st
     ):
         refused = runner.invoke(app, [*words, *more])
         assert refused.exit_code == 2 and said in refused.stderr and refused.stderr.count("\n") == 1, refused.output
+    for model in (NAME, "no-such-model-anywhere/x"):  # before one is looked for
+        asked = ["across", "patch", model, "--results", str(tmp_path), "--pairs", str(file), "--option", "kindz=1"]
+        option = runner.invoke(app, asked)
+        assert option.exit_code == 2 and "patch has no option kindz= (did you mean 'kinds'?)" in option.stderr
     wrong = runner.invoke(app, ["across", "pach", NAME, "--results", str(tmp_path), "--pairs", str(file)])
     assert wrong.exit_code == 2 and "did you mean 'patch'" in wrong.stderr

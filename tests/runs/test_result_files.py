@@ -62,6 +62,23 @@ def test_a_result_comes_back_from_its_file(results: dict[str, Result], name: str
         assert again.figure().text == found.figure().text
 
 
+@pytest.mark.parametrize("name", ["attribute", "sweep"])
+def test_a_file_in_which_a_bit_has_changed_is_refused(results: dict[str, Result], name: str, tmp_path: Path) -> None:
+    """Wherever it is: in a number, a label, a name."""
+    path = results[name].save(tmp_path / "x.cutaway")
+    data = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    for at in torch.randint(8, len(data), (150,), generator=generator).tolist():
+        changed = bytearray(data)
+        changed[at] ^= 1 << int(torch.randint(8, (), generator=generator))
+        path.write_bytes(bytes(changed))
+        try:
+            found = cutaway.load(path)
+        except NotReadable:
+            continue
+        assert found.to_json() == results[name].to_json(), at  # a blank between two words of the header
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_result_is_short_in_a_terminal_and_drawn_in_a_notebook(results: dict[str, Result], name: str) -> None:
     found = results[name]

@@ -287,10 +287,16 @@ class Request:
         return str(self.network.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
     def behaviour_prompts(self) -> Prompts:
-        """The prompts of the behaviour."""
-        from cutaway.tasks.behaviours import behaviour
+        """The prompts of the behaviour.
 
-        return behaviour(self.behaviour).prompts(self.count, self.seed, self.network.tokenizer)
+        Raises:
+            ConfigError: they should be messages; they are texts already.
+        """
+        from cutaway.tasks.given import of_behaviour
+
+        if self.messages:
+            raise ConfigError("--messages is for texts of --text, --file or --prompts; a behaviour's prompts are no messages")
+        return of_behaviour(self.behaviour, self.network, self.count, self.seed, prepend_bos=not self.no_bos)[1]
 
     def _fitting(self, made: Prompts) -> Prompts:
         """Prompts that fit the context: a text without answers is cut to it, and what is left unread is said on stderr."""

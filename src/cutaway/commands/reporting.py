@@ -127,7 +127,7 @@ def _given(
                 f"say what {Path(model).name} should be asked to do: --behaviour NAME ({', '.join(behaviour_names())}), "
                 "--examples FILE, --pairs FILE or --prompts FILE with --answer"
             )
-        chosen, prompts = given.of_behaviour(name, network, size, seed)
+        chosen, prompts = given.of_behaviour(name, network, size, seed, prepend_bos=not request.no_bos)
         return network, {"prompts": prompts, "behaviour": chosen, "vocab": chosen.vocabulary or None, "size": size, "seed": seed}
     if request.prompts_file is not None and not request.answer:
         raise PromptError("texts of --prompts need answers: give --answer WORD, one for all or one for each (and --wrong)")

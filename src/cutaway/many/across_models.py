@@ -11,7 +11,7 @@ from typing import Any
 
 from cutaway.errors import ConfigError, NotReadable, WorkerFailed
 from cutaway.executors import Executor, Processes, executor_of
-from cutaway.many.job import AskJob, OneQuestion, answer_of, name_of, takes
+from cutaway.many.job import AskJob, OneQuestion, answer_of, check_options, name_of, takes
 from cutaway.many.keys import described
 from cutaway.many.planning import AcrossPlan, plan_of
 from cutaway.model.transformer import Transformer
@@ -140,7 +140,7 @@ def across(
     """
     named, drawing = _labelled(models), _Drawing(_sets(prompts), count, seed, rows, takes(question, "behaviour"))
     run = _Run(
-        check_folder(results), executor_of(executor), name_of(question), named, drawing, _variants(each, options),
+        check_folder(results), executor_of(executor), name_of(question), named, drawing, _variants(question, each, options),
         (dtype, device, threads), DelayedBar("answering") if progress is None else progress,
     )  # fmt: skip
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -180,8 +180,8 @@ def plan(
     workers = executor_of(executor).workers
     with TemporaryDirectory() as weights:
         run = _Run(
-            Path(results), Processes(1), name_of(question), named, drawing, _variants(each, options), (dtype, device, threads),
-            _silent, Path(weights),
+            Path(results), Processes(1), name_of(question), named, drawing, _variants(question, each, options),
+            (dtype, device, threads), _silent, Path(weights),
         )  # fmt: skip
         found = plan_of(run.missing(), workers)
     return replace(found, answers=len(run.questions), reused=len(run.reused))
@@ -191,8 +191,12 @@ def _silent(done: float, total: float) -> None:
     """No bar."""
 
 
-def _variants(each: Mapping[str, Mapping[str, Any]] | None, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    return {label: {**options, **more} for label, more in (each or {"": {}}).items()}
+def _variants(
+    question: Callable[..., Any], each: Mapping[str, Mapping[str, Any]] | None, options: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    found = {label: {**options, **more} for label, more in (each or {"": {}}).items()}
+    check_options(question, {name for one in found.values() for name in one})
+    return found
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from cutaway.errors import ConfigError, NotReadable
+from cutaway.errors import ConfigError, NotReadable, nearest
 from cutaway.model.transformer import Transformer
 from cutaway.runs.model_source import ModelSource
 from cutaway.runs.result_files import load_value, save_value
@@ -129,6 +129,18 @@ def ask(question: OneQuestion, model: Transformer) -> Any:
     assert question.source is not None
     with question.source.computing(), torch.enable_grad():
         return function_of(question.function)(model, question.prompts, **question.options)
+
+
+def check_options(function: Callable[..., Any], options: Iterable[str]) -> None:
+    """Make sure that a function has these options, before any model is loaded.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    known = [name for name, one in inspect.signature(function).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    for name in options:
+        if name not in inspect.signature(function).parameters:
+            raise ConfigError(f"{function.__name__} has no option {name}={nearest(name, known)}; there are {', '.join(known)}")
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cutaway import reading
 from cutaway.errors import CheckpointError, NotReadable
+from cutaway.runs.hashes import digest
 from cutaway.runs.provenance import Provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure
@@ -60,6 +61,7 @@ def save_value(value: Any, path: str | Path, *, timeless: bool = False, under: s
     if getattr(value, "provenance", None) is not None:
         encoded["provenance"] = value.provenance.to_json() | ({"when": ""} if timeless else {})
     encoded["format"] = FORMAT  # inside, since the order of several metadata is left to chance
+    encoded["digest"] = _digest(encoded, tensors)
     meta = {"result": json.dumps(encoded, ensure_ascii=True, allow_nan=True)}
     if not tensors:
         tensors["nothing"] = torch.zeros(1)
@@ -98,6 +100,9 @@ def load_value(path: str | Path) -> Any:
     known = meta.get("format", encoded.get("format") if isinstance(encoded, dict) else None)
     if known != FORMAT:
         raise NotReadable(f"{path} is no saved result: its format is {known!r}, not {FORMAT!r}")
+    written = encoded.pop("digest", None)  # (files of 0.1 have none)
+    if written is not None and written != _digest(encoded, tensors):
+        raise NotReadable(f"{path} is damaged: it does not hold what was written")
     try:
         found = _decoded(encoded, tensors)
     except (KeyError, TypeError, AttributeError, ImportError, ValueError) as error:
@@ -107,6 +112,11 @@ def load_value(path: str | Path) -> Any:
     if (provenance := encoded.get("provenance")) is not None:
         object.__setattr__(found, "provenance", Provenance.from_json(provenance))
     return found
+
+
+def _digest(encoded: Any, tensors: dict[str, Tensor]) -> str:
+    """A hash of all that a file holds."""
+    return digest([json.dumps(encoded, allow_nan=True), *(tensors[name] for name in sorted(tensors) if name != "nothing")])
 
 
 # To plain values and tensors, and back.

@@ -20,6 +20,7 @@ from cutaway.prompts import Prompts
 from cutaway.tasks.behaviour import Algorithmic, Behaviour, Sources, Where
 from cutaway.tasks.behaviours import behaviour
 from cutaway.tasks.induction import Induction
+from cutaway.tasks.language import Language
 
 VOCABULARY = "vocabulary.json"
 LARGE = 20_000_000  # parameters from which on fewer prompts are drawn
@@ -64,8 +65,10 @@ class Given(Behaviour):
         return {"a token of the prompt": wrong & there, "another token": wrong & ~there}
 
 
-def of_behaviour(name: str, model: Any, size: int | None = None, seed: int = 0) -> tuple[Behaviour, Prompts]:
-    """A behaviour by its name, and prompts of it in the model's tokens.
+def of_behaviour(
+    name: str, model: Any, size: int | None = None, seed: int = 0, *, prepend_bos: bool = True
+) -> tuple[Behaviour, Prompts]:
+    """A behaviour by its name, and prompts of it in the model's tokens; induction in any tokens where its words are not there.
 
     Raises:
         UnknownTask: there is no such behaviour.
@@ -77,8 +80,11 @@ def of_behaviour(name: str, model: Any, size: int | None = None, seed: int = 0) 
         raise PromptError(
             f"{chosen.name} has a vocabulary of its own, of {len(chosen.vocabulary)} tokens, and this model has {cfg.d_vocab:,}"
         )
-    if isinstance(chosen, Induction) and model.tokenizer is None:
-        return chosen, chosen.tokens_prompts(count, cfg.d_vocab, seed)
+    if isinstance(chosen, Induction) and not chosen.has_words(model.tokenizer):
+        first = getattr(model.tokenizer, "bos_token_id", None) if prepend_bos else None
+        return chosen, chosen.tokens_prompts(count, cfg.d_vocab, seed, first=first)
+    if isinstance(chosen, Language):
+        return chosen, chosen.prompts(count, seed, model.tokenizer, prepend_bos=prepend_bos)
     return chosen, chosen.prompts(count, seed, model.tokenizer)
 
 

@@ -12,7 +12,7 @@ import torch
 from cutaway.errors import PromptError
 from cutaway.prompts import Prompts
 from cutaway.tasks.behaviour import check_count
-from cutaway.tasks.language import FilledTemplate, Language, number, pick, single
+from cutaway.tasks.language import FilledTemplate, Language, is_single, number, pick, single
 
 WORDS = tuple(f" {word}" for word in (
     "apple", "river", "stone", "music", "green", "window", "paper", "summer", "bread", "horse", "light", "table", "cloud",
@@ -40,6 +40,10 @@ class Induction(Language):
         words |= dict(zip(repeated, listed, strict=False)) | {"Repeated": listed[again]}
         template = "".join(f"{{{slot}}}" for slot in [*slots, *repeated, "Repeated"])
         return FilledTemplate(template, words, {**words, "Answer": other}, (listed[again + 1],), (other,))
+
+    def has_words(self, tokenizer: Any) -> bool:
+        """Whether enough of the words are single tokens of this vocabulary."""
+        return tokenizer is not None and sum(is_single(tokenizer, word) for word in WORDS) > self.length
 
     def tokens_prompts(self, count: int, d_vocab: int, seed: int = 0, *, first: int | None = None) -> Prompts:
         """The same in random tokens of a vocabulary, for models without a tokenizer; `first` goes in front of each row.

@@ -47,15 +47,15 @@ class Language(Behaviour):
         """
         raise TypeError(f"{type(self).__name__} draws nothing")  # subclasses do
 
-    def prompts(self, count: int, seed: int = 0, tokenizer: Any = None) -> Prompts:
-        """`count` texts with answers, roles and counterparts."""
+    def prompts(self, count: int, seed: int = 0, tokenizer: Any = None, *, prepend_bos: bool = True) -> Prompts:
+        """`count` texts with answers, roles and counterparts; each begins with BOS, whatever the model's own texts do."""
         if tokenizer is None:
             raise PromptError(f"{self.name} is a behaviour of language: give the model's tokenizer")
         check_count(count)
         generator = torch.Generator().manual_seed(seed)
         samples = [self.one(tokenizer, generator) for _ in range(count)]
-        clean = [_laid_out(tokenizer, one.template, one.words) for one in samples]
-        other = [_laid_out(tokenizer, one.template, one.corrupted) for one in samples]
+        clean = [_laid_out(tokenizer, one.template, one.words, prepend_bos) for one in samples]
+        other = [_laid_out(tokenizer, one.template, one.corrupted, prepend_bos) for one in samples]
         roles = [role for role in clean[0][2] if all(role in places for _, _, places in clean)]
         ids = [tuple(_ids(tokenizer, words) for words in (one.right, one.wrong)) for one in samples]
 
@@ -101,7 +101,9 @@ def _is_one_of(answers: Sequence[Mapping[int, tuple[int, ...]]], predicted: Toke
     return found
 
 
-def _laid_out(tokenizer: Any, template: str, words: Mapping[str, str]) -> tuple[str, list[int], dict[str, int]]:
+def _laid_out(
+    tokenizer: Any, template: str, words: Mapping[str, str], prepend_bos: bool
+) -> tuple[str, list[int], dict[str, int]]:
     """A filled template: its text, its tokens, and the position of each role."""
     text, starts, end = "", {}, 0
     for slot in SLOT.finditer(template):
@@ -111,8 +113,11 @@ def _laid_out(tokenizer: Any, template: str, words: Mapping[str, str]) -> tuple[
         text += words[slot[1]]
         end = slot.end()
     text += template[end:]
-    row = to_tokens(tokenizer, text)[0].tolist()
-    places = {role: len(to_tokens(tokenizer, text[:start])[0]) for role, start in starts.items()}
+    row = to_tokens(tokenizer, text, prepend_bos=prepend_bos)[0].tolist()
+    places = {
+        role: len(to_tokens(tokenizer, text[:start], prepend_bos=prepend_bos)[0]) if start else int(prepend_bos)
+        for role, start in starts.items()
+    }
     for role, place in places.items():
         expected = _ids(tokenizer, (words[role],))[0]
         if place >= len(row) or row[place] != expected:
