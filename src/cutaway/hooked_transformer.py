@@ -119,7 +119,7 @@ class HookedTransformer(Transformer):
         move_to_device: bool = True,
         truncate: bool = True,
     ) -> Int[Tensor, "batch pos"]:
-        """Text or texts as tokens, with a BOS token in front where `prepend_bos`, or by default `cfg.default_prepend_bos`, says so.
+        """Text or texts as tokens, with a BOS token in front where `prepend_bos` says so, by default `cfg.default_prepend_bos`.
 
         A text that begins with one gets no second.
 
