@@ -41,13 +41,11 @@ BROKEN = re.compile(r"\w[?!.,:;]+\s*;\s|\w[?!]\s*[,.:]|\w[,;:]\s*[.,;]\s|;\s*$|\
 def _messages_are_sentences() -> Iterator[None]:
     from cutaway.errors import CutawayError
 
-    before = CutawayError.__init__
-
-    def checked(self: CutawayError, *args: object) -> None:
-        before(self, *args)
+    def checked(self: CutawayError, *args: object, **named: object) -> None:
+        super(CutawayError, self).__init__(*args, **named)
         said = QUOTED.sub("x", str(args[0])) if args else ""
         assert not (found := BROKEN.search(said)), f"the message breaks at {found[0]!r}: {args[0]}"
 
     CutawayError.__init__ = checked  # type: ignore[method-assign]
     yield
-    CutawayError.__init__ = before  # type: ignore[method-assign]
+    del CutawayError.__init__

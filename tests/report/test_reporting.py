@@ -146,8 +146,8 @@ def test_what_is_done_is_handed_on_after_each_question():
     [
         (Prompts.of_rows([[0, 1]]), PromptError, "needs right answers"),
         (Prompts.of_rows([[0] * 7], right=({6: (1,)},)), ContextTooLong, "up to 7 tokens, and the model's context is 6"),
-        (Prompts.of_rows([[0], [9]], right=({0: (1,)},) * 2), TokenError, "example 2 has the token 9; .* has 8"),
-        (Prompts.of_rows([[0], [1]], right=({0: (1,)}, {0: (8,)})), TokenError, "example 2 has the answer 8 at position 0"),
+        (Prompts.of_rows([[0], [9]], right=({0: (1,)},) * 2), TokenError, "prompt 1 has the token 9; .* has 8"),
+        (Prompts.of_rows([[0], [1]], right=({0: (1,)}, {0: (8,)})), TokenError, "prompt 1 has the answer 8 at position 0"),
     ],
 )
 def test_prompts_that_the_model_cannot_read(prompts: Prompts, error: type[Exception], said: str):

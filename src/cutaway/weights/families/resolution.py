@@ -63,7 +63,7 @@ def _reason(error: BaseException) -> str:
     """The last line says why; the ones before it say where."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # (else in quotes)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].rstrip(".")[:300] if lines else type(error).__name__
+    return lines[-1][:300].rstrip(" .,;:!?") if lines else type(error).__name__
 
 
 @contextmanager
