@@ -87,6 +87,7 @@ def main() -> None:
         print(f"no page about a real model: {error}")
         return
     with torch.no_grad():
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         print(page(model).save(given.out, replace=True))
 
 

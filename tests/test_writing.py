@@ -15,11 +15,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
-from cutaway import writing
+from cutaway import HookedTransformer, view, writing
+from cutaway.analysis.heads import head_scores
 from cutaway.cli import app
 from cutaway.errors import AlreadyThere, CheckpointError, CutawayError, NotWritten
 
@@ -283,6 +286,18 @@ def test_a_file_that_exists_is_replaced_only_where_told(tmp_path: Path) -> None:
         writing.check_new(link)
     assert writing.check_new(tmp_path) == tmp_path, "a folder is no file that would be lost"
     assert writing.check_new("/dev/null") == Path("/dev/null")
+
+
+def test_a_folder_that_is_missing_is_not_made_by_a_save(tmp_path: Path) -> None:
+    figure = view.heat_map(np.zeros((2, 2)))
+    result = head_scores(HookedTransformer.from_pretrained("attn-only-2l"), torch.tensor([[1, 2, 3, 1, 2, 3]]))
+    for name in ("x.html", "x.png", "x.svg"):
+        with pytest.raises(NotWritten, match=f"cannot write .*{name}: there is no folder .*absent; make it, or choose another"):
+            figure.save(tmp_path / "absent" / name)
+    with pytest.raises(NotWritten, match=r"there is no folder .*absent"):
+        result.save(tmp_path / "absent" / "x.cutaway", replace=True)
+    assert not os.listdir(tmp_path)
+    assert figure.save(tmp_path / "x.html").is_file()
 
 
 def outputs(command: Any) -> list[str]:

@@ -86,7 +86,23 @@ def write_json(path: PathLike, text: str) -> Path:
 
 
 def check_new(path: PathLike, *, replace: bool = False, option: str = "replace=True") -> Path:
-    """Make sure that a file of results does not exist yet, or may be replaced. Every `.save` and every command asks this.
+    """Make sure that a file of results does not exist yet, or may be replaced, and that its folder is there: a folder that is
+    misspelt is not made. Every `.save` of one file and every command asks this.
+
+    Args:
+        option: how the caller is told to replace it.
+
+    Raises:
+        NotWritten: there is no such folder.
+        AlreadyThere: it exists, and `replace` is off.
+    """
+    if not (folder := Path(path).expanduser().parent).exists():
+        raise NotWritten(f"cannot write {os.fspath(path)}: there is no folder {folder}; make it, or choose another place")
+    return check_absent(path, replace=replace, option=option)
+
+
+def check_absent(path: PathLike, *, replace: bool = False, option: str = "replace=True") -> Path:
+    """The same for a file in a folder that is made where it is missing, as reports make theirs.
 
     Args:
         option: how the caller is told to replace it.

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from cutaway import loading
 from cutaway.cli import app
+from cutaway.commands import choices
 
 NONSENSE = "no-such-word"
 FREE = {  # words of a user, and names that only a model has
@@ -95,6 +96,30 @@ def test_there_are_such_options() -> None:
 def test_what_needs_no_model_is_refused_first(words: list[str], said: str) -> None:
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2 and said in done.output, f"{done.output} {done.exception!r}"
+
+
+# Options of texts and tokens, in which a comma may stand, and of numbers; layers read their commas themselves.
+TEXTS = {"text", "corrupted", "answer", "wrong", "word", "token", "positive", "negative", "side", "layers", "strength"}
+
+
+def test_every_repeatable_option_of_names_takes_commas() -> None:
+    found = {
+        f"{name} {option.opts[0]}"
+        for name, command in commands(typer.main.get_command(app))
+        for option in command.params
+        if option.param_type_name == "option" and option.multiple and option.name not in TEXTS and not name.startswith("across")
+    }
+    assert {"patch --what", "ablate --site", "paths --sender", "report --questions", "collect --sites"} <= found
+    for words in found:
+        done = CliRunner().invoke(app, [*words.split(), "z, "])
+        assert done.exit_code == 2 and "'z, ' has an empty part; write names" in done.output, f"{words}: {done.output}"
+
+
+def test_commas_and_repetition_mean_the_same() -> None:
+    read = choices.names()
+    assert read(["z,q", " k"]) == read(["z", "q", "k"]) == ["z", "q", "k"] and read(None) is None
+    misspelt = CliRunner().invoke(app, ["patch", "m", "--kinds", "resid_pre,zz"])
+    assert misspelt.exit_code == 2 and "no kind of patch is called 'zz' (did you mean 'z'?)" in misspelt.output
 
 
 def test_a_broken_line_is_named_before_a_model_is_loaded(tmp_path: Path) -> None:

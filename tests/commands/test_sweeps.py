@@ -53,6 +53,13 @@ def test_patch_prints_as_many_places_as_asked() -> None:
         assert said.stdout.startswith("z, share restored, layer by head\nlayer  ")
 
 
+def test_names_may_be_separated_by_commas() -> None:
+    pair = ["patch", "--text", "The king is dead", "--corrupted", "The queen is dead", "--answer", ".", "--wrong", ","]
+    kinds = (["--kinds", "resid_pre,z"], ["--kinds", "resid_pre", "--kind", "z"])
+    one, other = (CliRunner().invoke(app, [*pair, *given]) for given in kinds)
+    assert one.exit_code == 0 and one.stdout == other.stdout and "  resid_pre: " in one.stdout and "  z: " in one.stdout
+
+
 def test_what_takes_long_is_said_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["attn-only-2l", "--text", "The king of my man", "--corrupted", "The lord of my man", "--answer", " king"]
     assert "cells, at least" not in CliRunner().invoke(app, ["patch", *words]).stderr

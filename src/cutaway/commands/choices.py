@@ -24,12 +24,39 @@ def each(check: Callable[[str], Any]) -> Callback:
     return look
 
 
+def names(check: Callable[[str], Any] = str) -> Callback:
+    """A callback of a repeatable option whose values are names: commas separate some too, so that `z,q` is `z` and `q`.
+
+    Raises:
+        ConfigError: (when the option is read) there is nothing between two commas.
+    """
+
+    def split(given: Any) -> Any:
+        found = [one.strip() for listed in given or () for one in listed.split(",")]
+        if not all(found):
+            raise ConfigError(f"{','.join(given)!r} has an empty part; write names with one comma between them")
+        for one in found:
+            check(one)
+        return found or given
+
+    return split
+
+
 def among(place: str, what: str) -> Callback:
-    """Words that are known: those of a constant, `module:NAME`, whose module is imported only where the option is given.
+    """A word that is known: of a constant, `module:NAME`, whose module is imported only where the option is given.
 
     Args:
-        what: what they are, in the singular: "kind of patch".
+        what: what it is, in the singular: "kind of patch".
     """
+    return each(_known(place, what))
+
+
+def some_among(place: str, what: str) -> Callback:
+    """The same for `names`."""
+    return names(_known(place, what))
+
+
+def _known(place: str, what: str) -> Callable[[str], None]:
     module, _, name = place.partition(":")
 
     def check(word: str) -> None:
@@ -37,7 +64,7 @@ def among(place: str, what: str) -> Callback:
 
         one_of(word, tuple(getattr(importlib.import_module(module), name)), what)
 
-    return each(check)
+    return check
 
 
 @each

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands import console
+from cutaway.commands import choices, console
 from cutaway.commands.shared import Device, Json, located
 from cutaway.commands.sweeps import bar, in_bytes
 
@@ -22,7 +22,9 @@ def collect(
     model: Annotated[str, typer.Argument(help="A bundled model, a name of the Hugging Face hub, a folder or a file.")],
     corpus: Annotated[Path, typer.Argument(help="A file of text, JSON lines or parquet, or a folder of them or of datasets.")],
     out: Annotated[str, typer.Option(help="The folder of the collection, or an address of fsspec, which all workers see.")],
-    sites: Annotated[list[str], typer.Option(help="Sites, such as resid_post5; several by commas, or repeated.")],
+    sites: Annotated[
+        list[str], typer.Option(help="Sites, such as resid_post5; several by commas, or repeated.", callback=choices.names())
+    ],
     packing: Annotated[str, typer.Option(help="documents (each in rows of its own) or packed (joined by EOS).")] = "documents",
     length: Annotated[int, typer.Option(min=1, help="Tokens of a row at most.")] = 128,
     positions: Annotated[str, typer.Option(help="all, last (of each document), or tokens (those of --token).")] = "all",
@@ -52,18 +54,17 @@ def collect(
     from cutaway.collect.planning import plan as count
 
     read = Corpus(corpus, column=column, lines=lines, skip_broken=skip_broken)
-    names = [name.strip() for listed in sites for name in listed.split(",") if name.strip()]
     options: dict[str, Any] = {
         "packing": packing, "length": length, "positions": "tokens" if token else positions, "tokens": token or (),
         "dtype": dtype, "compute": compute, "prepend_bos": bos, "chunk": chunk, "batch": batch, "executor": executor,
         "threads": threads, "stream": in_bytes(stream), "weight_bits": weight_bits, "device": device,
     }  # fmt: skip
     if plan:
-        counted = count(located(model), read, names, out, **options)
+        counted = count(located(model), read, sites, out, **options)
         console.echo(json.dumps(counted.to_json(), indent=2) if as_json else counted.summary())
         return
     with bar("collecting", as_json) as progress:
-        found = run(located(model), read, names, out, progress=progress, **options)
+        found = run(located(model), read, sites, out, progress=progress, **options)
     console.echo(json.dumps(found.to_json(), indent=2) if as_json else found.summary())
     if found.set_aside:
         raise typer.Exit(INCOMPLETE)

@@ -33,7 +33,8 @@ def report(
     wrong: WrongWords = None,
     allow_first_token: FirstToken = False,
     questions: Annotated[
-        list[str] | None, typer.Option(help="Ask only this, such as ablation; may be repeated. A wrong name lists them.")
+        list[str] | None,
+        typer.Option(help="Ask only this, such as ablation; more by commas. A wrong one lists them.", callback=choices.names()),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Of the task first-unique-char: weights, .pt or .safetensors. By default bundled ones.")

@@ -27,8 +27,8 @@ def _page_file(context: Any, path: Path | None) -> Path | None:
     """A file that a page can be written to: asked before anything is computed.
 
     Raises:
-        ConfigError: another ending, a folder, no folder around it.
-        NotWritten: its folder or the disk takes no file; `AlreadyThere`, where it exists and --replace is not given.
+        ConfigError: another ending, a folder.
+        NotWritten: no folder around it, or the folder or disk takes no file; `AlreadyThere`, where it exists without --replace.
     """
     if path is None:
         return None
@@ -38,8 +38,6 @@ def _page_file(context: Any, path: Path | None) -> Path | None:
         raise ConfigError(f"--html writes an HTML page, not {path.suffix}; call it {path.with_suffix('.html').name!r}")
     if path.is_dir():
         raise ConfigError(f"--html {path} is a folder; give the name of a file in it, such as {str(path / 'page.html')!r}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--html {path}: there is no folder {path.parent}")
     return free_file(context, path)
 
 

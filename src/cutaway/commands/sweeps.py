@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import choices, console
-from cutaway.commands.choices import among
+from cutaway.commands.choices import among, names, some_among
 from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, layers_of, positions_of, shared_options
 from cutaway.commands.shaded import grid
 from cutaway.commands.shared import Device, Json, Record, lines, load
@@ -28,7 +28,7 @@ Executor = Annotated[
 ]  # fmt: skip
 STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # by layer and position; others by layer and head
 PLANNED = (*STREAMS, "z", "q", "k", "v", "result", "pattern")
-ABLATED = among("cutaway.analysis.ablation:KINDS", "kind of ablation")
+ABLATED = some_among("cutaway.analysis.ablation:KINDS", "kind of ablation")
 EDGE_ABLATIONS = among("cutaway.circuits.pairs:ABLATIONS", "ablation of edges")
 Step = Callable[[float, float], None]
 
@@ -74,20 +74,23 @@ def ablate(
     request: Request,
     kind: Annotated[
         list[str] | None,
-        typer.Option("--kind", "--kinds", help="zero or mean; may be repeated. By default zero.", callback=ABLATED),
+        typer.Option("--kind", "--kinds", help="zero or mean, or both by a comma. By default zero.", callback=ABLATED),
     ] = None,
     site: Annotated[
         list[str] | None,
         typer.Option(
             "--site",
             "--sites",
-            help="z (what a head has seen), q, k, v or pattern; may be repeated. By default z.",
-            callback=among("cutaway.analysis.ablation:SITES", "site to ablate"),
+            help="z (what a head has seen), q, k, v or pattern; several by commas. By default z.",
+            callback=some_among("cutaway.analysis.ablation:SITES", "site to ablate"),
         ),
     ] = None,
     component: Annotated[
         list[str] | None,
-        typer.Option(help="In place of all heads: mlps, attentions, heads, or labels, 0.mlp, 0.mlp.17, 1.3; may be repeated."),
+        typer.Option(
+            help="In place of all heads: mlps, attentions, heads, or labels, 0.mlp, 0.mlp.17, 1.3; several by commas.",
+            callback=names(),
+        ),
     ] = None,
     layers: Layers = None,
     positions: Positions = None,
@@ -173,8 +176,7 @@ def _components(cfg: Any, given: list[str], layers: list[int]) -> list[str]:
         "attentions": [f"{layer}.attn" for layer in layers],
         "heads": [f"{layer}.{head}" for layer in layers for head in range(cfg.n_heads)],
     }
-    parts = [part.strip() for one in given for part in one.split(",")]
-    return list(dict.fromkeys(label for part in parts for label in sorts.get(part, [part])))
+    return list(dict.fromkeys(label for one in given for label in sorts.get(one, [one])))
 
 
 @shared_options(pairs=True)
@@ -183,9 +185,9 @@ def patch(
     what: Annotated[
         list[str] | None,
         typer.Option("--what", "--kinds", "--kind",
-                     help="resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v, pattern; may be repeated. By default the "
+                     help="resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v, pattern; several by commas. By default the "
                           "stream, what attention and MLP add to it, and z.",
-                     callback=among("cutaway.analysis.patching:GRIDS", "kind of patch")),
+                     callback=some_among("cutaway.analysis.patching:GRIDS", "kind of patch")),
     ] = None,
     direction: Annotated[
         str, typer.Option(help="denoising (clean into corrupted) or noising.",
@@ -281,8 +283,12 @@ def _paired(request: Request, pairs: bool, answers: bool) -> None:
 @shared_options(pairs=True)
 def paths(
     request: Request,
-    sender: Annotated[list[str] | None, typer.Option(help="0.3, 0.mlp, embed …; may be repeated. By default every head.")] = None,
-    receiver: Annotated[list[str] | None, typer.Option(help="1.4.k, 1.mlp, logits; may be repeated. By default logits.")] = None,
+    sender: Annotated[
+        list[str] | None, typer.Option(help="0.3, 0.mlp, embed …; several by commas. By default every head.", callback=names())
+    ] = None,
+    receiver: Annotated[
+        list[str] | None, typer.Option(help="1.4.k, 1.mlp, logits; several by commas. By default logits.", callback=names())
+    ] = None,
     layers: Layers = None,
     positions: Positions = None,
     memory: Memory = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands import console
+from cutaway.commands import choices, console
 from cutaway.commands.prompt_options import Layers, Request, layers_of, shared_options
 from cutaway.commands.shaded import SHADES, shade
 from cutaway.commands.shared import lines, one_token
@@ -120,7 +120,10 @@ def generate(
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 40,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token.")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample among this many likeliest tokens.")] = None,
-    zero: Annotated[list[str] | None, typer.Option(help="Without these: 0.3, 0.attn, 0.mlp, 0.mlp.17; may be repeated.")] = None,
+    zero: Annotated[
+        list[str] | None,
+        typer.Option(help="Without these: 0.3, 0.attn, 0.mlp, 0.mlp.17; several by commas.", callback=choices.names()),
+    ] = None,
 ) -> None:
     """Continue each text; with --zero without some heads, MLPs or neurons, beside what the whole model says.
 
@@ -195,7 +198,10 @@ def _until(row: list[int], stops: list[int]) -> list[int]:
 @shared_options()
 def attention(
     request: Request,
-    head: Annotated[list[str] | None, typer.Option(help="layer.head, such as 3.1; may be repeated. By default --layers.")] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(help="layer.head, such as 3.1; several by commas. By default --layers.", callback=choices.names()),
+    ] = None,
     layers: Layers = None,
 ) -> None:
     """Draw attention patterns: shaded blocks in the terminal, and with --html a page where every head can be looked at.
@@ -232,7 +238,7 @@ def _heads(network: Any, names: list[str] | None, layers: str | None) -> list[tu
     from cutaway.model.components import parse_head
 
     if names:
-        return [parse_head(part.strip(), network.cfg) for one in names for part in one.split(",")]
+        return [parse_head(one, network.cfg) for one in names]
     return [(layer, number) for layer in layers_of(layers, network.cfg.n_layers) for number in range(network.cfg.n_heads)]
 
 

@@ -15,7 +15,7 @@ from cutaway.programs import as_python, line_as_python, to_dict
 from cutaway.programs.language import Attend, Line, reads
 from cutaway.view import Code, Section, bar_chart, page
 from cutaway.view.pages import Fact, Facts
-from cutaway.writing import check_folder, check_new, write, write_json
+from cutaway.writing import check_absent, check_folder, write, write_json
 
 PROGRAM, NUMBERS, PAGE = "program.py", "explanation.json", "explanation.html"
 MEANINGS = {
@@ -127,7 +127,7 @@ def check_free(folder: str | Path, *, replace: bool = False, option: str = "repl
     """
     folder = check_folder(folder)
     for name in (PROGRAM, NUMBERS, PAGE):
-        check_new(folder / name, replace=replace, option=option)
+        check_absent(folder / name, replace=replace, option=option)
     return folder
 
 

@@ -25,7 +25,7 @@ from cutaway.runs.hashes import model_hash
 from cutaway.tasks.behaviour import Behaviour
 from cutaway.tasks.given import FEW, LARGE, MANY
 from cutaway.view.pages import Fact
-from cutaway.writing import check_folder, check_new, write, write_json
+from cutaway.writing import check_absent, check_folder, write, write_json
 
 HTML, JSON = "report.html", "report.json"
 TOKENS = 24_000  # of all prompts that are run, about
@@ -123,7 +123,7 @@ def check_free(folder: str | Path, *, replace: bool = False, option: str = "repl
     """
     folder = check_folder(folder)
     for name in (HTML, JSON):
-        check_new(folder / name, replace=replace, option=option)
+        check_absent(folder / name, replace=replace, option=option)
     return folder
 
 
