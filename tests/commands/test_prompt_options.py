@@ -179,6 +179,7 @@ def test_a_page_says_what_it_shows(pairs: Path, tmp_path: Path, model: Any) -> N
     for said in ("2 prompts of", PAIR["corrupted"], "&#x27; king&#x27;", "run again in full"):
         assert said in facts
     assert page.index("</dl>") < page.index("largest shares of that difference") < page.index("text/cutaway")
+    assert page.count("largest shares of that difference") == 1  # the printed text has it, too
 
 
 def test_a_file_that_is_there_is_replaced_only_where_asked(pairs: Path, tmp_path: Path) -> None:

@@ -390,8 +390,9 @@ def _page_text(text: str, result: Any) -> Sequence[Any]:
     summary = "" if result is None else result.summary()
     if summary and text.startswith(summary.splitlines()[0]):
         return [text]
-    short = bool(summary) and summary.count("\n") < SCREEN  # a longer one is a table itself
-    return [summary, Code(text)] if short else [Code(text)]
+    if not summary or summary.count("\n") >= SCREEN:  # a table itself
+        return [Code(text)]
+    return [summary, Code(text.replace(summary, "").strip("\n"))]
 
 
 # Options with one meaning everywhere.
