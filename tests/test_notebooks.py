@@ -70,6 +70,7 @@ def test_it_stops_at_the_first_error_or_keeps_going(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["notebook", str(path)])
     assert said.exit_code == 2 and "cell 2: it needs the package no_such_package, which is not installed" in said.stderr
     assert "[1/6]" in said.stdout and "[3/6]" not in said.stdout
+    (tmp_path / "deep").mkdir()
     ran = notebooks.run(path, tmp_path / "deep" / "out.ipynb", keep_going=True, timeout=3)
     problems = {cell.number: cell.problem or "" for cell in ran.failed}
     assert list(problems) == [2, 3, 4, 5] and ran.out == tmp_path / "deep" / "out.ipynb"
