@@ -138,17 +138,15 @@ def across(
         UnknownModel, UnknownTask: nothing has this name.
         NotWritten: the folder or the disk does not take it; what is finished is kept.
     """
-    named, drawing = _labelled(models), _Drawing(_sets(prompts), count, seed, rows, takes(question, "behaviour"))
-    run = _Run(
-        check_folder(results), executor_of(executor), name_of(question), named, drawing, _variants(question, each, options),
-        (dtype, device, threads), DelayedBar("answering") if progress is None else progress,
+    run = _asked(
+        question, models, prompts, results, executor_of(executor), each=each, count=count, seed=seed, rows=rows, dtype=dtype,
+        device=device, threads=threads, progress=progress, **options,
     )  # fmt: skip
     run.folder.mkdir(parents=True, exist_ok=True)
     answers = run.answers()
     return Across(question.__name__, answers, len(run.questions) - len(run.reused), len(run.reused), str(run.folder))
 
 
-@checked(count=1, seed=0, rows=1, threads=1)
 def plan(
     question: Callable[..., Any],
     models: Model | Sequence[Model] | Mapping[str, Model],
@@ -156,33 +154,22 @@ def plan(
     *,
     results: Path | str,
     executor: str | Executor | None = None,
-    each: Mapping[str, Mapping[str, Any]] | None = None,
-    count: int | None = None,
-    seed: int = 0,
-    rows: int | None = None,
-    dtype: str = "float32",
-    device: str = "cpu",
-    threads: int = 1,
-    **options: Any,
+    **asked: Any,
 ) -> AcrossPlan:
     """Say what `across` with the same arguments would cost. A few prompts of each kind are asked, and nothing is kept.
 
     Example: `many.plan(patch, ["pythia-70m@1000", "pythia-70m@143000"], ["ioi"], results="out", kinds=["z"]).summary()`
 
     Args:
-        question, models, prompts, results, executor, each, count, seed, rows, dtype, device, threads, options: see `across`.
+        question, models, prompts, results, executor, asked: as `across` takes them.
 
     Raises:
         CheckpointError, ConfigError, UnknownModel, UnknownTask: as `across` raises them.
         WorkerFailed: a question cannot be answered.
     """
-    named, drawing = _labelled(models), _Drawing(_sets(prompts), count, seed, rows, takes(question, "behaviour"))
     workers = executor_of(executor).workers
     with TemporaryDirectory() as weights:
-        run = _Run(
-            Path(results), Processes(1), name_of(question), named, drawing, _variants(question, each, options),
-            (dtype, device, threads), _silent, Path(weights),
-        )  # fmt: skip
+        run = _asked(question, models, prompts, results, Processes(1), progress=_silent, weights=Path(weights), **asked)
         found = plan_of(run.missing(), workers)
     return replace(found, answers=len(run.questions), reused=len(run.reused))
 
@@ -191,12 +178,20 @@ def _silent(done: float, total: float) -> None:
     """No bar."""
 
 
-def _variants(
-    question: Callable[..., Any], each: Mapping[str, Mapping[str, Any]] | None, options: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    found = {label: {**options, **more} for label, more in (each or {"": {}}).items()}
-    check_options(question, {name for one in found.values() for name in one})
-    return found
+@checked(count=1, seed=0, rows=1, threads=1)
+def _asked(
+    question: Callable[..., Any], models: Any, prompts: Any, results: Path | str, executor: Executor, *,
+    each: Mapping[str, Mapping[str, Any]] | None = None, count: int | None = None, seed: int = 0, rows: int | None = None,
+    dtype: str = "float32", device: str = "cpu", threads: int = 1, progress: Progress | None = None,
+    weights: Path | None = None, **options: Any,
+) -> _Run:  # fmt: skip
+    """What a call asks; nothing is loaded yet."""
+    folder, function, named = check_folder(results), name_of(question), _labelled(models)
+    drawing = _Drawing(_sets(prompts), count, seed, rows, takes(question, "behaviour"))
+    variants = {label: {**options, **more} for label, more in (each or {"": {}}).items()}
+    check_options(question, {name for one in variants.values() for name in one})
+    bar = DelayedBar("answering") if progress is None else progress
+    return _Run(folder, executor, function, named, drawing, variants, (dtype, device, threads), bar, weights)
 
 
 @dataclass

@@ -409,21 +409,18 @@ class KL(Metric):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Normalised(Metric):
-    """Another metric on a scale where the corrupted run is 0 and the clean run is 1."""
+class OfAnother(Metric):
+    """What measures by another metric: as that one does, where nothing else is said."""
 
     metric: Metric
-    clean: float
-    corrupted: float
-
-    def __post_init__(self) -> None:
-        check_options(vars(self), clean=EVERY, corrupted=EVERY)
-        if self.clean == self.corrupted:
-            raise ShapeError(f"clean and corrupted runs have the same {self.metric.name}, {self.clean:g}; there is no scale")
 
     @property
     def name(self) -> str:  # type: ignore[override]
-        return f"{self.metric.name}, 0 = corrupted and 1 = clean"
+        return self.metric.name
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        return self.metric.unit
 
     @property
     def by_position(self) -> bool:  # type: ignore[override]
@@ -450,11 +447,32 @@ class Normalised(Metric):
         return self.metric.measure(logits, at, clean)
 
     def scaled(self, value: Tensor) -> Tensor:
+        return self.metric.scaled(value)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Normalised(OfAnother):
+    """Another metric on a scale where the corrupted run is 0 and the clean run is 1."""
+
+    clean: float
+    corrupted: float
+    unit = ""
+
+    def __post_init__(self) -> None:
+        check_options(vars(self), clean=EVERY, corrupted=EVERY)
+        if self.clean == self.corrupted:
+            raise ShapeError(f"clean and corrupted runs have the same {self.metric.name}, {self.clean:g}; there is no scale")
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"{self.metric.name}, 0 = corrupted and 1 = clean"
+
+    def scaled(self, value: Tensor) -> Tensor:
         return (self.metric.scaled(value) - self.corrupted) / (self.clean - self.corrupted)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OfRows(Metric):
+class OfRows(OfAnother):
     """Another metric on some of its examples, up to a column: what a sweep measures a group of its rows by.
 
     Args:
@@ -463,46 +481,16 @@ class OfRows(Metric):
         length: how many columns these run.
     """
 
-    metric: Metric
     rows: Int[Tensor, "batch"]
     whole: tuple[int, int]
     length: int
 
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return self.metric.name
-
-    @property
-    def unit(self) -> str:  # type: ignore[override]
-        return self.metric.unit
-
-    @property
-    def by_position(self) -> bool:  # type: ignore[override]
-        return self.metric.by_position
-
-    @property
-    def compares(self) -> bool:  # type: ignore[override]
-        return self.metric.compares
-
-    @property
-    def jumps(self) -> bool:  # type: ignore[override]
-        return self.metric.jumps
-
     def wanted(self, batch: int, length: int) -> Bool[Tensor, "batch pos"]:
         return self.metric.wanted(*self.whole)[self.rows][:, : self.length]
-
-    def columns(self) -> Int[Tensor, "column"] | None:
-        return self.metric.columns()
-
-    def named(self) -> dict[str, Tensor]:
-        return self.metric.named()
 
     def measure(self, logits: Float[Tensor, "token column"], at: LogitRows, clean: Tensor | None = None) -> PerToken:
         rows = self.rows.to(at.examples.device)[at.examples]
         return self.metric.measure(logits, LogitRows(rows, at.positions), clean)
-
-    def scaled(self, value: Tensor) -> Tensor:
-        return self.metric.scaled(value)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

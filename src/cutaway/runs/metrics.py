@@ -80,7 +80,23 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InWords(ShortRepr):
+class Unsettled(ShortRepr):
+    """A metric of a kind that `settled` makes one of a model's tokens."""
+
+    kind: type[Metric]
+    compares = False
+
+    @property
+    def name(self) -> str:
+        return str(self.kind.name)
+
+    @property
+    def unit(self) -> str:
+        return str(self.kind.unit)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InWords(Unsettled):
     """A metric whose answers are words, or whose positions are a role: `settled` makes it a metric of one model's tokens.
 
     Args:
@@ -96,7 +112,6 @@ class InWords(ShortRepr):
     positions: Positions | str = None
     by_position: bool = False
     allow_first_token: bool = False
-    compares = False
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Refuses: nothing says which tokens and positions are meant.
@@ -108,14 +123,6 @@ class InWords(ShortRepr):
             f"the {self.name} of words, roles or the prompts' own answers needs a tokenizer and prompts, which logits lack; "
             "call metric.of(model.tokenizer, prompts)(logits), or give token ids in place of words"
         )
-
-    @property
-    def name(self) -> str:
-        return str(self.kind.name)
-
-    @property
-    def unit(self) -> str:
-        return str(self.kind.unit)
 
     def of(self, tokenizer: Any, prompts: Any = None) -> Answers:
         """The metric in a vocabulary, on some prompts.
@@ -158,13 +165,12 @@ class InWords(ShortRepr):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OfNextTokens(ShortRepr):
+class OfNextTokens(Unsettled):
     """A metric of the next token at each position of whatever runs: `settled` makes it one of that run's tokens."""
 
     kind: type[Loss] | type[Accuracy]
     positions: Positions = None
     by_position: bool = False
-    compares = False
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Refuses: logits do not say which tokens come next.
@@ -176,14 +182,6 @@ class OfNextTokens(ShortRepr):
             f"the {self.name} of next tokens needs the tokens that run, and logits have none; "
             f"call metric.of(model, tokens)(logits), or metrics.{self.kind.name}(tokens)(logits)"
         )
-
-    @property
-    def name(self) -> str:
-        return str(self.kind.name)
-
-    @property
-    def unit(self) -> str:
-        return str(self.kind.unit)
 
     def of(self, model: Any, prompts: Any) -> Loss | Accuracy:
         """The metric on some tokens, texts or `Prompts`.
