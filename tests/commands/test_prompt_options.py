@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from typer.testing import CliRunner
 
 import cutaway
 from cutaway.cli import app
-from cutaway.commands.prompt_options import SCREEN, layers_of, positions_of
+from cutaway.commands import prompt_options
+from cutaway.commands.prompt_options import LAST, SCREEN, SHARED, Request, layers_of, positions_of
 from cutaway.errors import ConfigError
 from cutaway.prompts import Prompts
 from cutaway.runs.hashes import model_hash
@@ -145,6 +148,21 @@ def test_induction_is_asked_of_a_vocabulary_that_lacks_its_words(model: Any) -> 
     )
     assert with_bos["bos"] and not without["bos"]
     assert (with_bos["shortest"], with_bos["longest"]) == (without["shortest"] + 1, without["longest"] + 1)
+
+
+def test_commands_ask_for_options_that_there_are() -> None:
+    """An option that a command has no use for is None, so a name that nothing has would be found only where it is used."""
+    known = {*dir(Request), *(one.name for one in fields(Request)), *SHARED, *LAST, "text", "corrupted"}
+    for path in Path(prompt_options.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "request":
+                assert node.attr in known, f"{path.name}, line {node.lineno}: request.{node.attr}"
+
+
+def test_a_behaviour_is_explained(tmp_path: Path) -> None:
+    name = "first-unique-char"
+    found = run("explain", name, "--behaviour", name, "--count", "40", "--out", str(tmp_path / "out"))
+    assert found.exit_code == 0 and (tmp_path / "out" / "program.py").exists(), found.output
 
 
 def test_a_broken_line_is_numbered(pairs: Path) -> None:

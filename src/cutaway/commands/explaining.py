@@ -50,7 +50,7 @@ def explain(
     request.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
     network, seed = request.network, request.seed
     request.options["count"] = count
-    given = request.drawn() if examples is None else Prompts.read(examples, network.tokenizer)
+    given = request.behaviour_prompts() if examples is None else Prompts.read(examples, network.tokenizer)
     unseen = None if test is None else Prompts.read(test, network.tokenizer)
     if enumerate_all:
         unseen = enumerated(given)

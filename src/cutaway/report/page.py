@@ -58,9 +58,11 @@ def html(
     if left:
         intro.append(f"Unfinished: {', '.join(left)} were not asked.")
     firsts = (next((one for one in found if one.claims and not one.silent), None) for found in findings.values())
-    claims = [sentence(one) for one in firsts if one is not None]
+    claims = [one for one in firsts if one is not None]
     if claims:
-        sections.insert(0, Section("In short", [claims]))
+        shown = [one for found in findings.values() for one in found if not one.silent]
+        in_short = dict.fromkeys(map(sentence, [shown[0], *claims]))  # how well it does comes first, whatever it is
+        sections.insert(0, Section("In short", [list(in_short)]))
     return whole(title(about), sections, intro=intro, subtitle=subtitle(about)).html()
 
 

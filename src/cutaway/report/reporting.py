@@ -28,6 +28,7 @@ from cutaway.view.pages import Fact
 from cutaway.writing import check_absent, check_folder, write, write_json
 
 HTML, JSON = "report.html", "report.json"
+TELLING = 20  # prompts: fewer hardly tell a model that does a behaviour from one that does not
 TOKENS = 24_000  # of all prompts that are run, about
 Watch = Callable[[str, float, float], None]
 """Told which question is being asked, how many forward passes are done, and of how many; the last is the plan's."""
@@ -217,9 +218,10 @@ def make(
     if not bool(study.logits.isfinite().all()):
         raise NotFinite(f"{name} gives logits that are no finite numbers; train or load it again")
     if study.at_chance and not anyway:
+        rest = "so few prompts cannot tell, ask about more" if len(study.prompts) < TELLING else "there is nothing to explain"
         raise PromptError(
             f"{name} does not do this, on {study.on}: its accuracy is {value_text(study.accuracy, 'share')}, and always the same "
-            f"answer gives {value_text(study.chance, 'share')}; there is nothing to explain "
+            f"answer gives {value_text(study.chance, 'share')}; {rest} "
             "(--anyway shows the values and claims nothing)"
         )
     findings: dict[str, Sequence[Finding]] = {}

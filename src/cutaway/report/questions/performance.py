@@ -20,9 +20,8 @@ def ask(study: Study) -> list[Finding]:
     """Accuracy, preference over wrong answers, classes, positions."""
     chance = study.chance
     constant = "always the same answer"
-    shared = study.telling is not None  # one answer is right everywhere, so that these baselines tell nothing
-    right = {"all": study.accuracy}
-    found = [Finding("share", "the share of right answers", right, "share", chance, constant, study.on, silent=shared)]
+    shared = study.telling is not None  # one answer is right everywhere, so that a fixed order of answers tells nothing
+    found = [Finding("share", "the share of right answers", {"all": study.accuracy}, "share", chance, constant, study.on)]
     if study.telling is not None:
         what = "how often an answer is likelier where it is right than where it is wrong"
         found.append(Finding("share", what, {"all": study.telling}, "share", Value(0.5), "any fixed answer", study.on))
