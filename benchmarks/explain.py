@@ -13,6 +13,7 @@ import copy
 import itertools
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,15 @@ def examples(program: Any, count: int, seed: int, longest: int = 10) -> Prompts:
     return Prompts.of_rows(rows, right=right)
 
 
-def equivalent(one: Any, other: Any, longest: int = 6) -> bool:
-    """Whether two programs answer alike on every input up to a length."""
-    letters = range(1, len(one.vocabulary))
-    rows = ([0, *tail] for length in range(longest) for tail in itertools.product(letters, repeat=length))
-    return all(programs.predict(one, row) == programs.predict(other, row) for row in rows)
+def short_rows(program: Any, longest: int = 6) -> Iterator[list[int]]:
+    """Every input of a program up to a length."""
+    letters = range(1, len(program.vocabulary))
+    return ([0, *tail] for length in range(longest) for tail in itertools.product(letters, repeat=length))
+
+
+def equivalent(one: Any, other: Any) -> bool:
+    """Whether two programs answer alike on every short input."""
+    return all(programs.predict(one, row) == programs.predict(other, row) for row in short_rows(one))
 
 
 def come_back(count: int, norm: str | None) -> tuple[int, float]:

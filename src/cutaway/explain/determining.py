@@ -27,6 +27,7 @@ PAIRED = 160  # short variables of which every pair is tried
 SHORT = 100.0  # bits
 SAMPLE = 1000  # items on which sets are compared
 BINS = 64  # of a number, while sets are compared
+DENSE = 4  # cells for each item, at most, for counting in an array rather than by sorting
 ROUGHLY = 0.1  # of the items may be wrong within bins
 
 
@@ -84,7 +85,7 @@ def determine(
     def grown(sets: list[tuple[str, ...]], by: list[str]) -> dict[tuple[str, ...], tuple[int, int]]:
         rows, tried = grid[[names.index(name) for name in by]], {}
         for one in sets:
-            joint = torch.unique(grid[[names.index(name) for name in one]].T, dim=0, return_inverse=True)[1] if one else None
+            joint = _numbered(grid, [names.index(name) for name in one])
             for name, wrong in zip(by, _missed(rows, joint, answers), strict=True):
                 if name not in one:
                     tried[tuple(sorted((*one, name)))] = wrong
@@ -107,19 +108,37 @@ def determine(
     return best
 
 
+def _numbered(grid: Int[Tensor, "variable item"], rows: list[int]) -> Int[Tensor, "item"] | None:
+    """The joint values of some variables, numbered; None of no variable."""
+    joint: Tensor | None = None
+    for row in rows:
+        both = grid[row] if joint is None else joint * (int(grid[row].max()) + 1) + grid[row]
+        joint = torch.unique(both, return_inverse=True)[1]
+    return joint
+
+
 def _missed(grid: Tensor, joint: Tensor | None, target: Tensor) -> list[tuple[int, int]]:
     """For each variable, `[variable, item]`: how many items are not the most frequent target of their joint value with it, and
     how many joint values there are."""
     variables, items = grid.shape
     joint = torch.zeros_like(target) if joint is None else joint
-    cell = (torch.arange(variables)[:, None] * (int(joint.max()) + 1) + joint) * (int(grid.max()) + 1) + grid
-    width = int(target.max()) + 1
-    pairs, counts = torch.unique(cell * width + target, return_counts=True)  # sorted: one cell's targets stand together
-    cells, inverse = torch.unique_consecutive(torch.div(pairs, width, rounding_mode="floor"), return_inverse=True)
-    best = torch.zeros_like(cells).scatter_reduce(0, inverse, counts, "amax")
-    of = torch.div(cells, (int(joint.max()) + 1) * (int(grid.max()) + 1), rounding_mode="floor")
-    wrong = items - torch.zeros(variables, dtype=torch.long).index_add(0, of, best)
-    return list(zip(wrong.tolist(), of.bincount(minlength=variables).tolist(), strict=True))
+    widths, others, width = grid.amax(1) + 1, int(joint.max()) + 1, int(target.max()) + 1
+    starts = widths.cumsum(0) - widths
+    cell = (starts[:, None] + grid) * others + joint
+    of_variable = torch.arange(variables).repeat_interleave(widths)  # of each value of a variable
+    size = len(of_variable) * others
+    if size * width <= DENSE * grid.numel():
+        counts = (cell * width + target).flatten().bincount(minlength=size * width).view(size, width)
+        best = counts.amax(1)
+        there, of = (best > 0).long(), of_variable.repeat_interleave(others)
+    else:
+        pairs, count = torch.unique(cell * width + target, return_counts=True)  # sorted: one cell's targets stand together
+        cells, inverse = torch.unique_consecutive(torch.div(pairs, width, rounding_mode="floor"), return_inverse=True)
+        best = torch.zeros_like(cells).scatter_reduce(0, inverse, count, "amax")
+        there, of = torch.ones_like(cells), of_variable[torch.div(cells, others, rounding_mode="floor")]
+    nothing = torch.zeros(variables, dtype=torch.long)
+    wrong, values = items - nothing.index_add(0, of, best), nothing.index_add(0, of, there)
+    return list(zip(wrong.tolist(), values.tolist(), strict=True))
 
 
 def coarse(numbers: Float[Tensor, "item"]) -> Int[Tensor, "item"]:

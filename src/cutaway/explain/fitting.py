@@ -160,7 +160,10 @@ def tree_answers(fitted: Fit, part: InputSet) -> Int[Tensor, "item"]:
     batch = batch_of(fitted.setting, part)
     used = {one.name: one for one in variables(fitted.tree)}
     columns = {name: values(batch, fitted.setting, one)[part.counted] for name, one in used.items()}
-    return answers(fitted.tree, columns, int(part.counted.sum()))
+    found = answers(fitted.tree, columns, int(part.counted.sum()))
+    if fitted.program.read_out.kind == "above":
+        return found
+    return found.where(found < fitted.setting.d_answers, 0)  # a token that is no answer gets no logit; of equal ones the first is it
 
 
 def variables(tree: Tree) -> list[Proposal]:
