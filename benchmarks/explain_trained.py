@@ -1,4 +1,4 @@
-"""Random programs by the networks that learn them: each is trained on the program's data, explained, and compared with the program.
+"""Random programs by networks that learn them: each is trained on the program's data, explained, and compared with the program.
 
     python benchmarks/explain_trained.py MODELS [--first 0] [--programs 100] [--only train|explain] [--seconds 60]
 
@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from explain import equivalent, examples, short_rows
 from torch import Tensor
 
 from cutaway import HookedTransformer, HookedTransformerConfig, programs
@@ -29,6 +28,7 @@ from cutaway.explain.fitting import fit
 from cutaway.explain.subject import Subject
 from cutaway.programs.placing import place
 from cutaway.prompts import Prompts
+from explain import equivalent, examples, short_rows
 
 LONGEST, ROWS, BATCH, STEPS = 10, 8192, 256, 4000
 ENOUGH = 0.99  # of the answers on held-out inputs, for a network to have learned its program

@@ -14,6 +14,7 @@ from torch import Tensor
 from cutaway.errors import ExplainError
 from cutaway.explain.fitting import ANSWER, Fit, batch_of, fit, kinds_of, tree_answers, values, variables
 from cutaway.explain.mechanisms import Proposal, Setting
+from cutaway.explain.parts import Parts, parts_of
 from cutaway.explain.ranging import Far, enumerated, far_inputs, is_whole, short_inputs
 from cutaway.explain.spectrum import Spectrum
 from cutaway.explain.subject import InputSet, Subject
@@ -27,6 +28,7 @@ from cutaway.prompts import Prompts, join
 FITTED, SUBSTITUTED = 800, 300  # sequences
 DRAWS = 400
 ENOUGH = LEAST + 0.02  # of S, for a way of exchanging to be the last that is tried
+MATTERS_ALONE = 0.05  # of the loss that exchanging all nodes at random costs
 Progress = Callable[[str], None]
 
 
@@ -41,6 +43,7 @@ class Explanation:
         scrubbing: how activations were exchanged: which nodes together, and whether among places with the same token.
         alone: where that does not keep the answers, S of each node of the graph exchanged by itself; else nothing.
         far: how program and model agree on longer and rarer inputs.
+        parts: positions that are an exception, and heads by token.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Explanation:
     alone: dict[Node, float]
     verdict: Verdict
     far: Far | None
+    parts: Parts
 
     @property
     def program(self) -> Program:
@@ -102,9 +106,10 @@ def explain(
     progress("other inputs")
     far = far_inputs(fitted, subject, examples, seed)
     verdict = verdict_of(
-        fitted, subject, known, unseen, graph, scrubbed, controls, seed, _notes(unseen, way, scrubbed, alone, far)
-    )
-    return Explanation(name, fitted, graph, scrubbed, str(way), alone, verdict, far)
+        fitted, subject, known, unseen, graph, scrubbed, controls, seed, weakest(graph, alone),
+        _notes(unseen, way, scrubbed, alone, far),
+    )  # fmt: skip
+    return Explanation(name, fitted, graph, scrubbed, str(way), alone, verdict, far, parts_of(fitted, exchange))
 
 
 def with_short(subject: Subject, known: InputSet) -> InputSet:
@@ -168,9 +173,16 @@ def held_alone(
     return {node: scrub(fitted, subject, part, (node,), exchange, own=way.own, early=way.early).recovered() for node in nodes}
 
 
+def weakest(graph: NodeSet, alone: dict[Node, float]) -> tuple[str, float] | None:
+    """The node that keeps least when it is exchanged by itself, of those that matter by themselves."""
+    least = MATTERS_ALONE * float((graph.destroyed - graph.clean).mean())
+    kept = {name_of(node): share for node, share in alone.items() if graph.effects[node] >= least}
+    return min(kept.items(), key=lambda one: one[1], default=None)
+
+
 def verdict_of(
     fitted: Fit, subject: Subject, known: InputSet, unseen: InputSet, graph: NodeSet, scrubbed: Scrubbed,
-    controls: dict[str, float], seed: int, notes: tuple[str, ...],
+    controls: dict[str, float], seed: int, weak: tuple[str, float] | None, notes: tuple[str, ...],
 ) -> Verdict:  # fmt: skip
     """The three scores with intervals over sequences, and what they allow to be said."""
     generator = torch.Generator().manual_seed(seed + 1)
@@ -198,7 +210,8 @@ def verdict_of(
     )
     shares = torch.tensor([min(graph.share(one), 1.0) for one in several], dtype=torch.float64)
     inside = interval(min(graph.share(), 1.0), shares, size, whole=whole)
-    return judge(match, recovered, inside, controls, fitted.bits, float(subject.bits), subject.accuracy(known), notes=notes)
+    accuracy = subject.accuracy(known)
+    return judge(match, recovered, inside, controls, fitted.bits, float(subject.bits), accuracy, weakest=weak, notes=notes)
 
 
 # Controls.

@@ -163,7 +163,7 @@ def tree_answers(fitted: Fit, part: InputSet) -> Int[Tensor, "item"]:
     found = answers(fitted.tree, columns, int(part.counted.sum()))
     if fitted.program.read_out.kind == "above":
         return found
-    return found.where(found < fitted.setting.d_answers, 0)  # a token that is no answer gets no logit; of equal ones the first is it
+    return found.where(found < fitted.setting.d_answers, 0)  # a token that is no answer has no logit: a draw
 
 
 def variables(tree: Tree) -> list[Proposal]:

@@ -63,6 +63,7 @@ def numbers(explanation: Explanation) -> dict[str, Any]:
         "graph": {"inside": list(map(name_of, graph.inside)), "effects": {name_of(node): e for node, e in graph.effects.items()}},
         "tested": {name_of(node): share for node, share in explanation.scrubbed.tested.items()},
         "beyond": None if far is None else dataclasses.asdict(far),
+        "parts": dataclasses.asdict(explanation.parts),
         "spectrum": None if spectrum is None else dataclasses.asdict(spectrum),
         "program": to_dict(explanation.program),
     }  # fmt: skip
@@ -76,7 +77,7 @@ def summary(explanation: Explanation) -> str:
     lines += [f"  {letter}  {score}  {MEANINGS[letter]}" for letter, score in (("M", v.match), ("S", v.scrubbed), ("C", v.graph))]
     lines.append("  controls: " + ", ".join(f"{name} {value:.2f}" for name, value in v.controls.items()))
     lines.append(f"  the program takes {v.bits:.0f} bits, {v.bits / v.of_bits:.2%} of the parameters'")
-    lines += [f"  {note}" for note in v.notes]
+    lines += [f"  {note}" for note in (*v.notes, *explanation.parts.sentences())]
     if explanation.spectrum is not None:
         lines.append(f"  {explanation.spectrum.sentence()}")
     return "\n".join(lines)
@@ -104,6 +105,8 @@ def html(explanation: Explanation, facts: Sequence[Fact] = ()) -> str:
             ],
         ),
     ]
+    if said := explanation.parts.sentences():
+        sections.append(Section("What single nodes do", [said]))
     if explanation.spectrum is not None:
         s = explanation.spectrum
         what = "frequency" if s.cyclic else "representation"

@@ -107,15 +107,18 @@ class Exchange:
 
     def loss(self, logits: Float[Tensor, "batch pos token"]) -> Float[Tensor, "batch"]:
         """The mean loss of the model's own answers in each sequence."""
-        counted, answers = self.part.counted, self.part.answers
-        if self.subject.several:
-            sets = torch.zeros(len(self.subject.sets), logits.shape[-1])
-            for number, tokens in enumerate(self.subject.sets):
-                sets[number, list(tokens)] = 1.0
-            each = F.binary_cross_entropy_with_logits(logits, sets[answers], reduction="none").mean(-1)
-        else:
-            each = F.cross_entropy(logits.transpose(1, 2), answers, reduction="none")
-        return (each * counted).sum(1) / counted.sum(1).clamp(min=1)
+        counted = self.part.counted
+        return (self.loss_at(logits) * counted).sum(1) / counted.sum(1).clamp(min=1)
+
+    def loss_at(self, logits: Float[Tensor, "batch pos token"]) -> Float[Tensor, "batch pos"]:
+        """The loss of the model's own answer at every position."""
+        answers = self.part.answers
+        if not self.subject.several:
+            return F.cross_entropy(logits.transpose(1, 2), answers, reduction="none")
+        sets = torch.zeros(len(self.subject.sets), logits.shape[-1])
+        for number, tokens in enumerate(self.subject.sets):
+            sets[number, list(tokens)] = 1.0
+        return F.binary_cross_entropy_with_logits(logits, sets[answers], reduction="none").mean(-1)
 
     def shuffled(self) -> Int[Tensor, "place"]:
         """A random partner for every place that holds a token; others stay."""

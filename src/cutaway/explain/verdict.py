@@ -5,8 +5,10 @@
 * C: which share of the exact effect lies inside the graph of nodes that the program stands for.
 
 *Explained* only if the lower end of the smallest score's 95% interval is at least 0.95, M at least 0.99, every control at
-most 0.2, the description at most 5% of the parameters' bits, and the model does its task. A false story is worse than ten
-refusals, so everything else is *partly explained* or *not explained*, with the reason.
+most 0.2, the description at most 5% of the parameters' bits, and the model does its task. Where S is below 0.97, each node that
+matters by itself is exchanged alone and has to keep half of its effect: a last layer that holds what the program says can hide an
+earlier one that does not. A false story is worse than ten refusals, so everything else is *partly explained* or *not explained*,
+with the reason.
 """
 
 from __future__ import annotations
@@ -97,9 +99,9 @@ class Verdict:
 
 def judge(
     match: Score, scrubbed: Score, graph: Score, controls: dict[str, float], bits: float, of_bits: float, accuracy: float, *,
-    notes: tuple[str, ...] = (),
+    weakest: tuple[str, float] | None = None, notes: tuple[str, ...] = (),
 ) -> Verdict:  # fmt: skip
-    """The verdict that these numbers allow."""
+    """The verdict that these numbers allow; `weakest` is a node with the S that it has when it is exchanged by itself."""
     reasons = []
     if accuracy < LEAST_ACCURACY:
         reasons.append(f"the model does not do its task: {accuracy:.1%} of its answers are those of the examples")
@@ -109,6 +111,8 @@ def judge(
     smallest = min(names, key=lambda name: names[name].low)
     if names[smallest].low < LEAST:
         reasons.append(f"the lower end of {smallest} is {names[smallest].low:.3f}, and {LEAST} is needed")
+    if weakest is not None and weakest[1] < HALF:
+        reasons.append(f"{weakest[0]}, exchanged by itself, keeps {weakest[1]:.2f}: it holds more than the program says")
     for name, value in controls.items():
         if value > MOST_CONTROL:
             reasons.append(f"the control '{name}' reaches {value:.2f}, and at most {MOST_CONTROL} is allowed")
