@@ -14,7 +14,7 @@ from torch import Tensor
 from cutaway.errors import ExplainError
 from cutaway.explain.fitting import ANSWER, Fit, batch_of, fit, kinds_of, tree_answers, values, variables
 from cutaway.explain.mechanisms import Proposal, Setting
-from cutaway.explain.parts import Parts, parts_of
+from cutaway.explain.parts import NodeRoles, parts_of
 from cutaway.explain.ranging import Far, enumerated, far_inputs, is_whole, short_inputs
 from cutaway.explain.spectrum import Spectrum
 from cutaway.explain.subject import InputSet, Subject
@@ -54,7 +54,7 @@ class Explanation:
     alone: dict[Node, float]
     verdict: Verdict
     far: Far | None
-    parts: Parts
+    parts: NodeRoles
 
     @property
     def program(self) -> Program:

@@ -1,4 +1,4 @@
-"""What the nodes of an explained network do, beside the program: positions that are an exception, and heads by token.
+"""Roles of nodes beside the program: positions that are an exception, and heads by token.
 
 A layer before the last that writes an answer past the later ones does so directly, to the logits: its output is exchanged in the
 last residual stream alone, at every position. Where that matters at few positions only, they are exceptions that the program's
@@ -53,7 +53,7 @@ class Exceptional:
 
 
 @dataclass(frozen=True)
-class Parts:
+class NodeRoles:
     """What nodes do, each list by head: tokens whose repeats it detects, that it detects anything but, that it answers."""
 
     exceptional: tuple[Exceptional, ...] = ()
@@ -75,19 +75,19 @@ def _listed(tokens_of: TokensOf) -> str:
     return "; ".join(f"{head}: {' '.join(tokens)}" for head, tokens in tokens_of.items() if tokens)
 
 
-def parts_of(fitted: Fit, exchange: Exchange) -> Parts:
+def parts_of(fitted: Fit, exchange: Exchange) -> NodeRoles:
     """The exceptional positions, and the heads by token where the program finds repeated tokens."""
     found = tuple(exceptional(exchange))
     cfg, prompts = exchange.subject.cfg, exchange.part.prompts
     repeats = any(line.name == "repeated" for line in fitted.program.live)
     if not (repeats and readable(cfg) and bool(prompts.mask.all())):
-        return Parts(found)
+        return NodeRoles(found)
     model, tokens = exchange.subject.model, list(fitted.setting.content)
     with torch.no_grad():
         scales = norm_scales(model, prompts.tokens)
         marks = duplicate_detectors(model, scales=scales, tokens=tokens)
         answers = responsible_heads(model, scales=scales, tokens=tokens)
-    return Parts(found, marks.duplicate, marks.anti_duplicate, answers.tokens_of)
+    return NodeRoles(found, marks.duplicate, marks.anti_duplicate, answers.tokens_of)
 
 
 def exceptional(exchange: Exchange) -> list[Exceptional]:
