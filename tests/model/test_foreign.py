@@ -169,6 +169,28 @@ class WrappedBlock(nn.Module):
         return self.old(resid, shortformer_pos_embed=shortformer_pos_embed, **given)
 
 
+class Cloning(Around):
+    """What libraries of edges put around a hook point: it hands a copy on while nothing is patched."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.old(x.clone())
+
+
+@every
+def test_with_the_dialects_flags_a_small_run_has_the_same_bits_through_copies(name: str) -> None:
+    flags = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in", "ungroup_grouped_query_attention")
+    model = network(name, **dict.fromkeys(flags, True))
+    tokens = some_tokens()
+    plain = model(tokens)
+    for block in model.blocks:
+        for point in ("hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in", "attn.hook_result", "hook_mlp_out"):
+            owner, last = (block.attn, "hook_result") if "." in point else (block, point)
+            if hasattr(owner, last):
+                setattr(owner, last, Cloning(getattr(owner, last)))
+    model.setup()
+    assert torch.equal(model(tokens), plain)
+
+
 @every
 def test_wrapped_parts_run_as_they_are(name: str) -> None:
     plain, model, tokens = network(name), network(name), some_tokens()

@@ -43,6 +43,17 @@ def test_hooks_that_change_nothing_change_nothing(name: str) -> None:
 
 
 @every
+@pytest.mark.parametrize("length", [1, 9, 20])
+def test_a_cached_run_has_the_bits_of_a_plain_one(name: str, length: int) -> None:
+    model = network(name)
+    tokens = some_tokens(length=length)
+    plain, (cached, cache) = model(tokens), model.run_with_cache(tokens)
+    assert torch.equal(plain, cached)
+    for site in ("blocks.1.attn.hook_z", "blocks.1.hook_resid_post"):
+        assert torch.equal(cache[site], model.run_with_cache(tokens, names_filter=[site])[1][site])
+
+
+@every
 def test_every_site_that_feeds_the_logits_can_change_them(name: str) -> None:
     model, tokens = network(name), some_tokens()
     before = model(tokens)

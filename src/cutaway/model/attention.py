@@ -1,6 +1,6 @@
 """Attention: queries, keys, values, pattern, result; each a site, each computed only if needed.
 
-Nobody listening to scores or pattern means the fused kernel. Per-head results are built for listeners
+Nobody writing into scores or pattern means the fused kernel. Per-head results are built for listeners
 only; the stream runs through them where somebody may write.
 
 `W_Q`, `W_K`, `W_V` have the dialect's shape `[head, d_model, d_head]` and lie in memory as
@@ -32,6 +32,7 @@ Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_mod
 KeyInput = Float[Tensor, "batch key d_model"] | Float[Tensor, "batch key kv d_model"]
 
 PACKED = 2**16  # up to this many weights, one joint product for queries, keys and values pays for joining them
+FEW = 2**16  # up to this many numbers by head, computing heads apart costs next to nothing
 
 
 class Attention(DialectAttention, nn.Module):
@@ -121,6 +122,9 @@ class Attention(DialectAttention, nn.Module):
             k, v = kept.append(k, v)
         visible = self._visible(q, k, stream)
         if touch is None and self._fusible(additive_attention_mask):
+            if listening(self.hook_attn_scores) or listening(self.hook_pattern):  # a cache changes no bit of z
+                with torch.no_grad():
+                    self._pattern(q, k, visible, None, stream)
             plain = stream.padding is None and self._own_mask is None and self._all_in_window(k)
             return self._fused(q, k, v, visible, causal_only=plain)
         return self.mixed(self._pattern(q, k, visible, additive_attention_mask, stream, touch), v)
@@ -171,15 +175,20 @@ class Attention(DialectAttention, nn.Module):
 
     def _project(self, query_input: Input, key_input: KeyInput, value_input: KeyInput) -> tuple[Tensor, ...]:
         weights = self._weights()
+        apart = self._apart(self.cfg.use_split_qkv_input or self.cfg.use_attn_in, *query_input.shape[:2])
         same = query_input is key_input and key_input is value_input and query_input.ndim == 3
-        if same and sum(W.numel() for W, _ in weights) <= PACKED:
+        if same and not apart and sum(W.numel() for W, _ in weights) <= PACKED:
             flat = torch.cat([_flat(W) for W, _ in weights], dim=1)
             bias = torch.cat([b.flatten() for _, b in weights])
             sizes = [W.shape[0] * W.shape[2] for W, _ in weights]
             joint = linear(query_input, flat, bias).split(sizes, dim=-1)
             return tuple(part.unflatten(-1, (-1, self.cfg.d_head)) for part in joint)
         inputs = (query_input, key_input, value_input)
-        return tuple(project(x, W, b) for x, (W, b) in zip(inputs, weights, strict=True))
+        return tuple(project(x, W, b, apart=apart) for x, (W, b) in zip(inputs, weights, strict=True))
+
+    def _apart(self, flag: bool, batch: int, pos: int) -> bool:
+        """Whether a flag of the dialect has heads computed apart, for the bits of a run in which hooks write; in small runs."""
+        return flag and batch * pos * self.cfg.n_heads * self.cfg.d_model <= FEW
 
     def normed(self, x: Heads, norm: nn.Module) -> Heads:
         """Queries or keys after their norm."""
@@ -193,11 +202,11 @@ class Attention(DialectAttention, nn.Module):
     # From queries and keys to what each head has seen.
 
     def _fusible(self, additive_attention_mask: Tensor | None) -> bool:
-        """Whether nobody needs scores or pattern, and the fused kernel can compute this attention."""
+        """Whether nobody changes scores or pattern, and the fused kernel can compute this attention."""
         cfg = self.cfg
         return not (
-            listening(self.hook_attn_scores)
-            or listening(self.hook_pattern)
+            written(self.hook_attn_scores)
+            or written(self.hook_pattern)
             or cfg.attn_scores_soft_cap > 0
             or cfg.positional_embedding_type == "alibi"
             or additive_attention_mask is not None
@@ -245,9 +254,10 @@ class Attention(DialectAttention, nn.Module):
 
     def output(self, z: Heads) -> Float[Tensor, "batch pos d_model"]:
         """What the heads write, summed, plus the output bias."""
-        if listening(self.hook_result):
+        apart = self._apart(self.cfg.use_attn_result, *z.shape[:2])
+        if apart or listening(self.hook_result):
             result = self.hook_result(self.results(z))
-            if written(self.hook_result):
+            if apart or written(self.hook_result):
                 return result.sum(-2) + self.b_O
         return linear(z.flatten(-2), self.W_O.flatten(0, 1), self.b_O)
 
@@ -301,10 +311,12 @@ class GroupedQueryAttention(Attention):
         return (self.W_Q, self.b_Q), (self._W_K, self._b_K), (self._W_V, self._b_V)
 
 
-def project(x: Input, W: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"]) -> Heads:
-    """`x @ W + b` for each head, from an input that all heads share or that has one entry per head."""
-    if x.ndim == 3:
+def project(x: Input, W: Float[Tensor, "head d_model d_head"], b: Float[Tensor, "head d_head"], *, apart: bool = False) -> Heads:
+    """`x @ W + b` for each head, from an input that has one entry per head or that they share (multiplied `apart` if need be)."""
+    if x.ndim == 3 and not apart:
         return linear(x, _flat(W), b.flatten()).unflatten(-1, b.shape)
+    if x.ndim == 3:
+        x = x.unsqueeze(-2).expand(*x.shape[:-1], len(W), x.shape[-1])
     if x.shape[2] != len(W):
         raise ShapeError(f"an input split by head needs {len(W)} of them here, not {x.shape[2]}: {tuple(x.shape)}")
     return linear_by_head(x, W) + b
