@@ -33,6 +33,7 @@ from cutaway.sources.foreign import ForeignCheckpoint
 from cutaway.weights import canonical, families, old_layout, processing
 
 Network = TypeVar("Network", bound=Transformer)
+Look = Callable[[HookedTransformerConfig, Any], None]
 
 
 class NotFiniteWeights(UserWarning):
@@ -46,32 +47,15 @@ TURNS = ("<|im_start|>",)
 
 
 def from_pretrained(
-    kind: type[Network],
-    model_name: str | PathLike[str],
-    fold_ln: bool = True,
-    center_writing_weights: bool = True,
-    center_unembed: bool = True,
-    refactor_factored_attn_matrices: bool = False,
-    checkpoint_index: int | None = None,
-    checkpoint_value: int | None = None,
-    checkpoint_label: int | None = None,
-    hf_model: Any = None,
-    device: torch.device | str | None = None,
-    n_devices: int = 1,
-    tokenizer: Any = None,
-    move_to_device: bool = True,
-    fold_value_biases: bool = True,
-    default_prepend_bos: bool | None = None,
-    default_padding_side: str | None = None,
-    dtype: torch.dtype | str = "float32",
-    first_n_layers: int | None = None,
-    n_ctx: int | None = None,
-    architecture: str | None = None,
-    device_map: Any = None,
-    stream: int | None = None,
-    weight_bits: int | None = None,
-    **hf_kwargs: Any,
-) -> Network:
+    kind: type[Network], model_name: str | PathLike[str], fold_ln: bool = True, center_writing_weights: bool = True,
+    center_unembed: bool = True, refactor_factored_attn_matrices: bool = False, checkpoint_index: int | None = None,
+    checkpoint_value: int | None = None, checkpoint_label: int | None = None, hf_model: Any = None,
+    device: torch.device | str | None = None, n_devices: int = 1, tokenizer: Any = None, move_to_device: bool = True,
+    fold_value_biases: bool = True, default_prepend_bos: bool | None = None, default_padding_side: str | None = None,
+    dtype: torch.dtype | str = "float32", first_n_layers: int | None = None, n_ctx: int | None = None,
+    architecture: str | None = None, device_map: Any = None, stream: int | None = None, weight_bits: int | None = None,
+    look: Look | None = None, **hf_kwargs: Any,
+) -> Network:  # fmt: skip
     """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
 
     Its `provenance` says where the weights came from, which fields of their config were ignored, since `transformers`
@@ -91,6 +75,7 @@ def from_pretrained(
         stream: bytes that weights may take in memory; blocks beyond them are read when they run. For weights as published.
         weight_bits: 8: keep the matrices of blocks as whole numbers with a scale for each output, a quarter of float32. For
             weights as published; how far log-probabilities are off is measured, and is `provenance["weight_bits"]`.
+        look: called with the configuration and the tokenizer before any weight is read; what it raises ends the loading.
         hf_kwargs: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` as `transformers` has them;
             `torch_dtype` instead of `dtype`; `attn_implementation` is noted and has no effect.
 
@@ -122,12 +107,15 @@ def from_pretrained(
     }  # fmt: skip
     rewritten = any(rewrites.values()) and not checkpoint.processed
     _check_stream(stream, weight_bits, plainly=not (n_devices > 1 or where or rewritten))
+    words = _tokenizer(tokenizer, checkpoint)
+    if look:
+        look(cfg, words)
     weights: Mapping[str, Tensor] = checkpoint.tensors
     with progress(cfg) as shown, skipped_in_silence() as skipped:
         if rewritten:
             weights, cfg = processing.process(_read_once(weights, cfg.torch_dtype, shown), cfg, **rewrites)
         model = build(
-            kind, cfg, weights, tokenizer=_tokenizer(tokenizer, checkpoint), default_padding_side=default_padding_side,
+            kind, cfg, weights, tokenizer=words, default_padding_side=default_padding_side,
             shown=shown, owned=weights is not checkpoint.tensors, where=where, stream=stream, weight_bits=weight_bits,
         )  # fmt: skip
     model.provenance = provenance | ({"skipped_rewrites": skipped} if skipped else {})
@@ -308,7 +296,7 @@ def understand(
     if claim.strange is not None:
         if ignored:  # code that is not known may read them
             raise claim.refuse(f"its config has fields that no class of the family reads: {', '.join(sorted(ignored))}")
-        provenance = {**provenance, "taken_for": taken_for(claim.strange, config)}
+        provenance = {**provenance, "taken_for": claim.note}
     cfg.model_name = source.name.rsplit("/", 1)[-1]
     if source.tokenizer is not None:
         published = source.provenance.get("repository")  # rather than the folder of the cache
@@ -316,15 +304,6 @@ def understand(
         if getattr(source.tokenizer, "bos_token", None) in TURNS:
             cfg.default_prepend_bos = False
     return Checkpoint(cfg, tensors, source.tokenizer, False, provenance)
-
-
-def taken_for(unknown: str, config: Mapping[str, Any]) -> str:
-    """The note on a model of a class that is not known."""
-    own = config["architectures"][0]
-    return (
-        f"its class {unknown} is not known; every tensor and every field of its config is one of {own}, so it is taken to "
-        "compute what that does"
-    )
 
 
 def pretrained_tokenizer(name: str) -> Any:

@@ -280,8 +280,8 @@ def test_paths_that_are_none_are_refused(text: str, error: type[Exception], said
 
 def test_arrows_are_read_and_written() -> None:
     model = network("gpt2")
-    assert str(parse("embed->0.1 > 1.2->logits", model)) == "embed → 0.1 → 1.2 → logits"
-    assert str(parse("pos → 0.*", model)) == "pos → 0.0+0.1+0.2+0.3"
+    assert str(parse("embed->0.1 > 1.2->logits", model.cfg)) == "embed → 0.1 → 1.2 → logits"
+    assert str(parse("pos → 0.*", model.cfg)) == "pos → 0.0+0.1+0.2+0.3"
 
 
 def test_what_weights_cannot_say_is_refused() -> None:

@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 from cutaway import loading
 from cutaway.cli import app
 from cutaway.commands import choices
+from cutaway.commands.prompt_options import TOKENS
 
 NONSENSE = "no-such-word"
+FROM_PRETRAINED = loading.from_pretrained
 FREE = {  # words of a user, and names that only a model has
     "--text", "--clean", "--corrupted", "--answer", "--wrong", "--word", "--target", "--minus", "--effect", "--positive",
-    "--negative", "--side", "--device", "--component", "--head", "--sender", "--receiver", "--zero", "--of", "--vector",
+    "--negative", "--side", "--device", "--vector", "--token", "--column",
     "--positions", "--matches", "--html", "--record", "--save", "--out", "--results", "--examples", "--test", "--checkpoint",
     "--questions", "--file",
 }  # fmt: skip
@@ -28,9 +30,11 @@ NEEDED = {  # what else a command needs before it looks at its options
     "steer": ["m", "--text", "a", "--positive", "a", "--negative", "b"],
     "across": ["patch", "m", "--results", "no-such-folder", "--behaviour", "ioi"],
     "explain": ["m", "--out", "no-such-folder"],
+    "collect": ["m", __file__, "--out", "no-such-folder", "--sites", "z0"],
 }
 ASKED = ["heads", "attribute", "lens", "predict", "neurons", "composition", "ablate", "patch", "paths", "edges", "plan", "next",
-         "generate", "attention", "circuit weights", "circuit find", "steer", "across", "report", "explain"]  # fmt: skip
+         "generate", "attention", "circuit weights", "circuit find", "steer", "across", "report", "explain",
+         "collect"]  # fmt: skip
 
 
 def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
@@ -99,7 +103,8 @@ def test_what_needs_no_model_is_refused_first(words: list[str], said: str) -> No
 
 
 # Options of texts and tokens, in which a comma may stand, and of numbers; layers read their commas themselves.
-TEXTS = {"text", "corrupted", "answer", "wrong", "word", "token", "positive", "negative", "side", "layers", "strength"}
+TEXTS = {"text", "corrupted", "answer", "wrong", "word", "token", "positive", "negative", "side", "layers", "strength", "pairs",
+         "option"}  # fmt: skip
 
 
 def test_every_repeatable_option_of_names_takes_commas() -> None:
@@ -107,7 +112,7 @@ def test_every_repeatable_option_of_names_takes_commas() -> None:
         f"{name} {option.opts[0]}"
         for name, command in commands(typer.main.get_command(app))
         for option in command.params
-        if option.param_type_name == "option" and option.multiple and option.name not in TEXTS and not name.startswith("across")
+        if option.param_type_name == "option" and option.multiple and option.name not in TEXTS
     }
     assert {"patch --what", "ablate --site", "paths --sender", "report --questions", "collect --sites"} <= found
     for words in found:
@@ -127,3 +132,62 @@ def test_a_broken_line_is_named_before_a_model_is_loaded(tmp_path: Path) -> None
     file.write_text('{"clean": "a", "corrupted": "b", "answer": "c"}\n{"clean": \n')
     done = CliRunner().invoke(app, ["patch", "m", "--pairs", str(file)])
     assert done.exit_code == 2 and "line 2 is not JSON" in done.output
+
+
+TEXT, PAIR = ["--text", "the cat"], ["--clean", "the cat", "--corrupted", "the dog", "--answer", " the"]
+LACKING = {  # what option names → what bundled toy has not, in the command that it belongs to
+    "layers": [["ablate", "attn-only-2l", *TEXT, "--layers", "2"], ["attention", "attn-only-2l", *TEXT, "--layers", "0-7"],
+               ["paths", "attn-only-2l", *PAIR, "--layers", "9"],
+               ["steer", "attn-only-2l", *TEXT, "--positive", "a", "--negative", "b", "--layers", "5"]],
+    "component": [["ablate", "attn-only-2l", *TEXT, "--component", one] for one in ("0.mlp", "7.1", "mlps")],
+    "zero": [["generate", "attn-only-2l", *TEXT, "--zero", "2.0"]],
+    "sender": [["paths", "attn-only-2l", *PAIR, "--sender", "0.99"]],
+    "receiver": [["paths", "attn-only-2l", *PAIR, "--receiver", "1.99.k"]],
+    "head": [["attention", "attn-only-2l", *TEXT, "--head", "0.99"], ["circuit", "attn-only-2l", "ov", "4.1"]],
+    "of": [["lens", "attn-only-2l", *TEXT, "--of", "mlp_out"], ["lens", "attn-only-2l", *TEXT, "--of", "0.1,8.1"]],
+    "features": [["neurons", "attn-only-2l", "0.mlp.1", *TEXT]],
+    "path": [["circuit", "attn-only-2l", "embed -> 3.1 -> logits"]],
+    "target": [["lens", "attn-only-2l", *TEXT, "--target", " antidisestablishment"]],
+    "minus": [["attribute", "attn-only-2l", *TEXT, "--minus", " antidisestablishment"]],
+    "word": [["next", "attn-only-2l", *TEXT, "--word", " antidisestablishment"]],
+    "effect": [["steer", "attn-only-2l", *TEXT, "--positive", "a", "--negative", "b", "--effect", " antidisestablishment"]],
+    "answer": [["predict", "attn-only-2l", *TEXT, "--answer", " antidisestablishment"]],
+    "sites": [["collect", "attn-only-2l", __file__, "--out", "no-such-folder", "--sites", "resid_post2"]],
+}  # fmt: skip
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(loading, "from_pretrained", FROM_PRETRAINED)
+    monkeypatch.setattr(loading, "build", read)
+    monkeypatch.setattr(loading.processing, "process", read)
+
+
+@pytest.mark.usefixtures("no_weights")
+@pytest.mark.parametrize("words", [one for several in LACKING.values() for one in several], ids=" ".join)
+def test_what_a_model_lacks_is_refused_before_its_weights_are_read(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("a text")
+    done = CliRunner().invoke(app, [str(tmp_path / "corpus.txt") if one == __file__ else one for one in words])
+    assert done.exit_code == 2 and done.stderr.startswith("cutaway: "), f"{done.output} {done.exception!r}"
+
+
+def test_every_check_of_a_model_has_a_case() -> None:
+    assert {*choices.WITHIN, *TOKENS} <= LACKING.keys()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sites", "resid_pst3"], "no site called 'resid_pst3' (did you mean 'resid_post'?)"),
+        (["--sites", "resid_post"], "give a layer, as in 'resid_post0'"),
+        (["--sites", "z0", "--column", "story"], "is plain text, which has no columns; leave --column out"),
+        (["--sites", "z0", "--token", "a", "--positions", "last"], "give one of them"),
+    ],
+)
+def test_collect_refuses_what_would_be_ignored(words: list[str], said: str, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("a text")
+    done = CliRunner().invoke(app, ["collect", "m", str(tmp_path / "corpus.txt"), "--out", str(tmp_path / "out"), *words])
+    assert done.exit_code == 2 and said in done.stderr, f"{done.output} {done.exception!r}"

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import cutaway
 from cutaway.cli import app
 from cutaway.commands import prompt_options
-from cutaway.commands.prompt_options import LAST, SCREEN, SHARED, Request, layers_of, positions_of
+from cutaway.commands.choices import layers_of
+from cutaway.commands.prompt_options import LAST, SCREEN, SHARED, Request, positions_of
 from cutaway.errors import ConfigError
 from cutaway.prompts import Prompts
 from cutaway.runs.hashes import model_hash

@@ -7,7 +7,7 @@ import torch
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownSite
-from cutaway.model.sites import axes, enabled, get_act_name, resolve, site_names, split_name
+from cutaway.model.sites import axes, enabled, get_act_name, resolve, site_names, spelled, split_name
 from cutaway.model.transformer import Transformer
 
 
@@ -77,7 +77,7 @@ def test_every_site_has_one_name_and_axes_and_a_short_name_that_leads_back(kind:
     names = site_names(cfg)
     assert len(set(names)) == len(names)
     for name in names:
-        assert get_act_name(*split_name(name)) == name
+        assert get_act_name(*split_name(name)) == name == spelled(name)
         assert resolve(name, names) == name
         assert resolve(split_name(name), names) == name
         assert axes(name, cfg)[0] == "batch"

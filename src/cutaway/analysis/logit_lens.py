@@ -34,6 +34,7 @@ from cutaway.analysis.shared import (
     token_name,
     words_of,
 )
+from cutaway.config import HookedTransformerConfig
 from cutaway.errors import UnknownName
 from cutaway.model.components import Component, parse_writers, sites, writers
 from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
@@ -153,7 +154,7 @@ def lens(
     """
     model = network(subject)
     streams = _streams(model, middle) if of == "resid" else {}
-    parts = [] if of == "resid" else _components(model, of)
+    parts = [] if of == "resid" else components_of(model.cfg, of)
     rows = list(streams) or list(map(str, parts))
     own_scale, normed = of == "resid", bool(norms_of(model.cfg))
     needed = [*streams.values(), *sites(model.cfg, parts), _final_site(model)]
@@ -207,7 +208,7 @@ def lens_at(
         targets: as `lens` takes them.
     """
     streams = list(_streams(model, False).values()) if of == "resid" else []
-    parts = [] if of == "resid" else _components(model, of)
+    parts = [] if of == "resid" else components_of(model.cfg, of)
     scale = ["ln_final.hook_scale"] if parts and norms_of(model.cfg) else []
     names = list(dict.fromkeys([*streams, *sites(model.cfg, parts), _final_site(model), *scale]))
     cache = run_for(model, prompts, names, "lens_at")
@@ -290,16 +291,16 @@ def _streams(model: Transformer, middle: bool) -> dict[str, str]:
     return rows | {"final": _final_site(model)}
 
 
-def _components(model: Transformer, of: str | Sequence[str]) -> list[Component]:
+def components_of(cfg: HookedTransformerConfig, of: str | Sequence[str]) -> list[Component]:
     """The components that `of` names: a kind of them, or labels."""
     kinds = {"attn_out": "attn", "mlp_out": "mlp", "heads": "head"}
     if isinstance(of, str) and of in kinds:
-        whole = [one for one in writers(model.cfg, by_head=of == "heads") if one.kind == kinds[of]]
+        whole = [one for one in writers(cfg, by_head=of == "heads") if one.kind == kinds[of]]
         if not whole:
             raise UnknownName(f"this network has no {of} to look at one by one")
         return whole
     try:
-        return parse_writers([of] if isinstance(of, str) else of, model.cfg)
+        return parse_writers([of] if isinstance(of, str) else of, cfg)
     except UnknownName as error:
         raise UnknownName(f"lens takes {', '.join(STREAMS)}, or labels of components. {error}") from None
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from cutaway.analysis.largest import ORDERS, STEP, largest_entries
 from cutaway.analysis.scales import NormScales, divisor
 from cutaway.analysis.shared import ARROW, Subject, kept, network, run_for, vocabulary
+from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError, UnknownName
 from cutaway.model.components import parse_head
 from cutaway.model.factored_matrix import FactoredMatrix
@@ -55,7 +56,7 @@ class Path:
         return ARROW.join([self.source, *steps] + ([] if self.end == "resid" else [self.end]))
 
 
-def parse(text: str | Path, model: Transformer) -> Path:
+def parse(text: str | Path, cfg: HookedTransformerConfig) -> Path:
     """The path that a text means, checked against a network.
 
     Raises:
@@ -64,6 +65,21 @@ def parse(text: str | Path, model: Transformer) -> Path:
     """
     if isinstance(text, Path):
         return text
+    path = spelled(text, cfg.n_heads)
+    _check(path, cfg)
+    return path
+
+
+def spelled(text: str, n_heads: int = 1) -> Path:
+    """The path that a text means in a network that has it.
+
+    Args:
+        n_heads: how many heads `*` stands for.
+
+    Raises:
+        UnknownName: a step that is none.
+        ShapeError: a step that adds heads of several layers.
+    """
     parts = [part.strip() for part in re.split(r"→|->|>", text)]
     source, *rest = parts
     if not source or any(not part for part in rest):
@@ -82,15 +98,13 @@ def parse(text: str | Path, model: Transformer) -> Path:
         layers = {int(layer) for layer, _ in pairs}
         if len(layers) > 1:
             raise ShapeError(f"{part!r} adds heads of different layers; a step adds heads of one layer only")
-        heads = range(model.cfg.n_heads) if pairs[0][1] == "*" else [int(head) for _, head in pairs]
+        heads = range(n_heads) if pairs[0][1] == "*" else [int(head) for _, head in pairs]
         steps.append((layers.pop(), tuple(heads)))
-    path = Path(source, tuple(steps), end)
-    _check(path, model)
-    return path
+    return Path(source, tuple(steps), end)
 
 
-def _check(path: Path, model: Transformer) -> None:
-    cfg, before = model.cfg, -1
+def _check(path: Path, cfg: HookedTransformerConfig) -> None:
+    before = -1
     passed = [*path.steps]
     if path.end not in ENDS:
         last, head, _ = path.end.split(".")
@@ -414,7 +428,7 @@ def path_circuit(
     Raises:
         UnknownName, ShapeError: the path is none, or not one of this network.
     """
-    route = parse(route, model)
+    route = parse(route, model.cfg)
     if vectors is None:
         start, rows, splits = source(model, route.source, vocab=vocab)
     else:

@@ -17,6 +17,7 @@ from cutaway.collect.folders import CARD, PLAN, Folder, Place, place_of
 from cutaway.collect.options import Options, sites_for
 from cutaway.collect.shards import INDEX, TEXTS, Receipt, finished, part_name, texts_of
 from cutaway.collect.worker import CollectJob
+from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CollectionError, ConfigError, ContextTooLong
 from cutaway.executors import Executor, SetAside, executor_of
 from cutaway.model.transformer import Transformer
@@ -157,26 +158,29 @@ def settle(
     length: int, positions: str, tokens: Sequence[int | str], dtype: str, compute: str, prepend_bos: bool | None, chunk: int,
     batch: int, threads: int, stream: int | None, weight_bits: int | None, device: str,
 ) -> Settled:  # fmt: skip
-    """Check what is asked, before anything is computed; see `collect`."""
+    """Check what is asked, before a weight is read; see `collect`."""
     arrows()
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(Path(corpus))
     given = (("weight_bits", weight_bits),) if weight_bits else ()
-    source = ModelSource.of(model, dtype=compute, device=device, threads=threads, stream=stream, options=given)
-    network = source.live
-    assert network is not None
-    rounding = str(network.provenance.get("weight_bits", ""))
-    if weight_bits and not rounding:
+    if weight_bits and isinstance(model, Transformer) and not model.provenance.get("weight_bits"):
         raise ConfigError(
             "weight_bits= is for a model by name; load this one with from_pretrained_no_processing(…, weight_bits=8)"
         )
-    if network.tokenizer is None:
-        raise ConfigError("this model has no tokenizer, and a corpus is text; give one with model.set_tokenizer")
-    if length > network.cfg.n_ctx:
-        raise ContextTooLong(f"length={length}, and the model has {network.cfg.n_ctx} positions")
-    bos = network.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-    ids = tuple(sorted({one if isinstance(one, int) else word_token(network.tokenizer, one) for one in tokens}))
-    names = sites_for(network, sites)
-    options = Options(names, packing, length, positions, ids, dtype, bos, chunk, batch)
+    wanted: list[Options] = []
+
+    def look(cfg: HookedTransformerConfig, tokenizer: Any) -> None:
+        if tokenizer is None:
+            raise ConfigError("this model has no tokenizer, and a corpus is text; give one with model.set_tokenizer")
+        if length > cfg.n_ctx:
+            raise ContextTooLong(f"length={length}, and the model has {cfg.n_ctx} positions")
+        bos = cfg.default_prepend_bos if prepend_bos is None else prepend_bos
+        ids = tuple(sorted({one if isinstance(one, int) else word_token(tokenizer, one) for one in tokens}))
+        wanted.append(Options(sites_for(cfg, sites), packing, length, positions, ids, dtype, bos, chunk, batch))
+
+    source = ModelSource.of(model, dtype=compute, device=device, threads=threads, stream=stream, options=given, look=look)
+    network, options = source.live, wanted[0]
+    assert network is not None
+    rounding = str(network.provenance.get("weight_bits", ""))
     plan = {
         "format": FORMAT,
         "model": {"name": str(source.name or network.cfg.model_name), "hash": source.hash, "dtype": source.dtype}

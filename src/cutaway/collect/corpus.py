@@ -17,7 +17,8 @@ from cutaway.reading import DEEPEST
 from cutaway.writing import SURROGATES
 
 JSON_LINES = (".jsonl", ".ndjson")
-SUFFIXES = (".txt", *JSON_LINES, ".parquet", ".arrow")
+TABLES = (*JSON_LINES, ".parquet", ".arrow")  # files whose rows have a column of text
+SUFFIXES = (".txt", *TABLES)
 DATASET = "state.json"  # what `datasets.Dataset.save_to_disk` puts beside its files
 SPLITS = "dataset_dict.json"
 LARGEST_LINE = 2**28  # characters
@@ -43,16 +44,16 @@ class Corpus:
 
     Args:
         path: a file, or a folder of files, which are read in the order of their names.
-        column: the column, or the field of a JSON object, that holds the text.
+        column: the column, or the field of a JSON object, that holds the text; by default "text".
         lines: whether each line of a text file is a document, rather than the file.
         skip_broken: leave broken lines out, and count them, rather than stop.
 
     Raises:
-        CollectionError: there is no such file, or nothing in the folder is text.
+        CollectionError: there is no such file, or nothing in the folder is text; `column` or `lines` where no file has any.
     """
 
     path: Path
-    column: str = "text"
+    column: str | None = None
     lines: bool = False
     skip_broken: bool = False
     broken: list[str] = field(default_factory=list)
@@ -60,6 +61,16 @@ class Corpus:
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
         self.files = _files(self.path)
+        plain = [file.suffix.lower() not in TABLES for file in self.files]
+        if self.column is not None and all(plain):
+            raise CollectionError(f"column={self.column!r}: {self.path} is plain text, which has no columns; leave --column out")
+        if self.lines and not any(plain):
+            raise CollectionError(f"lines=True is for plain text, and each row of {self.path} is a document; leave --lines out")
+
+    @property
+    def text_column(self) -> str:
+        """The column, or the field of a JSON object, that holds the text."""
+        return "text" if self.column is None else self.column
 
     @property
     def size(self) -> int:
@@ -97,7 +108,7 @@ class Corpus:
         if isinstance(text, _Broken):
             return text.why
         if not isinstance(text, str):
-            return f"no text in {self.column!r}"
+            return f"no text in {self.text_column!r}"
         lone = SURROGATES.search(text)
         return f"it is not UTF-8 text: it holds {lone[0]!r} at {lone.start()}" if lone else None
 
@@ -124,17 +135,17 @@ class Corpus:
             return _Broken(f"it is not JSON ({str(error)[:80]})")
         if isinstance(found, str):
             return found
-        if not isinstance(found, dict) or self.column not in found:
+        if not isinstance(found, dict) or self.text_column not in found:
             names = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
-            return _Broken(f"it has no field {self.column!r}; there is {names[:80] or 'nothing'}")
-        return found[self.column]
+            return _Broken(f"it has no field {self.text_column!r}; there is {names[:80] or 'nothing'}")
+        return found[self.text_column]
 
     def _parquet(self, file: Path) -> Iterator[tuple[str, Any]]:
         parquet, arrow = arrows()
         try:
             opened = parquet.ParquetFile(file)
             self._check_column(file, opened.schema_arrow.names)
-            yield from self._column(file, (batch.column(0) for batch in opened.iter_batches(1024, columns=[self.column])))
+            yield from self._column(file, (batch.column(0) for batch in opened.iter_batches(1024, columns=[self.text_column])))
         except arrow.lib.ArrowException as error:
             raise CollectionError(f"{file} is cut short or damaged: {str(error)[:100]}") from error
 
@@ -143,13 +154,14 @@ class Corpus:
         try:
             with arrow.memory_map(str(file)) as source, arrow.ipc.open_stream(source) as reader:
                 self._check_column(file, reader.schema.names)
-                yield from self._column(file, (batch.column(self.column) for batch in reader))
+                yield from self._column(file, (batch.column(self.text_column) for batch in reader))
         except arrow.lib.ArrowException as error:
             raise CollectionError(f"{file} is cut short or damaged: {str(error)[:100]}") from error
 
     def _check_column(self, file: Path, names: list[str]) -> None:
-        if self.column not in names:
-            raise CollectionError(f"{file} has no column {self.column!r}; there are {', '.join(names)}: name one with --column")
+        if self.text_column not in names:
+            there = ", ".join(names)
+            raise CollectionError(f"{file} has no column {self.text_column!r}; there are {there}: name one with --column")
 
     def _column(self, file: Path, batches: Iterator[Any]) -> Iterator[tuple[str, Any]]:
         for number, text in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):

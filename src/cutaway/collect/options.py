@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError, ShapeError, UnknownName, nearest
 from cutaway.model.sites import resolve, table
-from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import at_least
 
 PACKINGS = ("documents", "packed")
@@ -58,17 +58,17 @@ class Options:
         return asdict(self)
 
 
-def sites_for(model: Transformer, requested: Sequence[str | tuple[Any, ...]]) -> tuple[str, ...]:
+def sites_for(cfg: HookedTransformerConfig, requested: Sequence[str | tuple[Any, ...]]) -> tuple[str, ...]:
     """The full names of sites that can be stored, in the order of the forward pass.
 
     Raises:
         UnknownSite: the network has no such site; says near names.
         ShapeError: a site has no row for each position: attention patterns and scores.
     """
-    known = table(model.cfg)
+    known = table(cfg)
     if not requested:
         raise ConfigError("no sites are named; give some, such as 'resid_post5' or 'blocks.5.hook_resid_post'")
-    names = {resolve(one, known, model.cfg.n_layers) for one in requested}
+    names = {resolve(one, known, cfg.n_layers) for one in requested}
     for name in names:
         if "src" in known[name]:
             raise ShapeError(f"{name} has a row for each pair of positions, and a collection one for each position")

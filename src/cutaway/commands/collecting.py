@@ -11,11 +11,14 @@ import typer
 from cutaway.commands import choices, console
 from cutaway.commands.shared import Device, Json, located
 from cutaway.commands.sweeps import bar, in_bytes
+from cutaway.errors import ConfigError
 
 INCOMPLETE = 1  # the exit code where chunks were set aside, or a cluster fails its check
 Executor = Annotated[
-    str, typer.Option(help="Where to compute: local, processes:N, ray, ray:ADDRESS, or ranks (under torchrun or srun).")
-]
+    str,
+    typer.Option(help="Where to compute: local, processes:N, ray, ray:ADDRESS, or ranks (under torchrun or srun).",
+                 callback=choices.executor),
+]  # fmt: skip
 
 
 def collect(
@@ -23,17 +26,35 @@ def collect(
     corpus: Annotated[Path, typer.Argument(help="A file of text, JSON lines or parquet, or a folder of them or of datasets.")],
     out: Annotated[str, typer.Option(help="The folder of the collection, or an address of fsspec, which all workers see.")],
     sites: Annotated[
-        list[str], typer.Option(help="Sites, such as resid_post5; several by commas, or repeated.", callback=choices.names())
+        list[str],
+        typer.Option(help="Sites, such as resid_post5; several by commas, or repeated.", callback=choices.names(choices.site)),
     ],
-    packing: Annotated[str, typer.Option(help="documents (each in rows of its own) or packed (joined by EOS).")] = "documents",
+    packing: Annotated[
+        str,
+        typer.Option(help="documents (each in rows of its own) or packed (joined by EOS).",
+                     callback=choices.among("cutaway.collect.options:PACKINGS", "packing")),
+    ] = "documents",
     length: Annotated[int, typer.Option(min=1, help="Tokens of a row at most.")] = 128,
-    positions: Annotated[str, typer.Option(help="all, last (of each document), or tokens (those of --token).")] = "all",
+    positions: Annotated[
+        str,
+        typer.Option(help="all, last (of each document), or tokens (those of --token).",
+                     callback=choices.among("cutaway.collect.options:POSITIONS", "positions")),
+    ] = "all",
     token: Annotated[list[str] | None, typer.Option(help="Store positions where this token stands; may be repeated.")] = None,
-    dtype: Annotated[str, typer.Option(help="How activations are stored: float32, bfloat16, float16 or int8.")] = "float32",
-    compute: Annotated[str, typer.Option(help="The precision of the network.")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option(help="How activations are stored: float32, bfloat16, float16 or int8.",
+                     callback=choices.among("cutaway.collect.options:DTYPES", "precision of activations")),
+    ] = "float32",
+    compute: Annotated[
+        str,
+        typer.Option(help="The precision of the network.", callback=choices.among("cutaway.config:DTYPES", "precision")),
+    ] = "float32",
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help="Whether rows begin with BOS.")] = None,
     lines: Annotated[bool, typer.Option("--lines", help="Each line of a text file is a document.")] = False,
-    column: Annotated[str, typer.Option(help="The column, or the field of a JSON line, that holds the text.")] = "text",
+    column: Annotated[
+        str | None, typer.Option(help="The column, or the field of a JSON line, that holds the text. By default text.")
+    ] = None,
     skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Leave broken lines out, and count them.")] = False,
     chunk: Annotated[int, typer.Option(min=16, help="Characters of a chunk, which becomes one shard, at most.")] = 2**17,
     batch: Annotated[int, typer.Option(min=1, help="Tokens that run together at most.")] = 2**11,
@@ -53,6 +74,8 @@ def collect(
     from cutaway.collect.corpus import Corpus
     from cutaway.collect.planning import plan as count
 
+    if token and positions == "last":
+        raise ConfigError("--token stores the positions of tokens, and --positions last those of others; give one of them")
     read = Corpus(corpus, column=column, lines=lines, skip_broken=skip_broken)
     options: dict[str, Any] = {
         "packing": packing, "length": length, "positions": "tokens" if token else positions, "tokens": token or (),

@@ -25,7 +25,10 @@ def across(
     results: Annotated[Path, typer.Option(help="A folder of answers by what they are: what is there is not computed again.")],
     behaviour: Annotated[
         list[str] | None,
-        typer.Option(help="Prompts of a behaviour: ioi, greater-than, …; repeat it.", callback=choices.behaviour),
+        typer.Option(
+            help="Prompts of a behaviour: ioi, greater-than, …; several by commas, or repeated.",
+            callback=choices.names(choices.known_behaviour),
+        ),
     ] = None,
     pairs: Annotated[
         list[Path] | None,

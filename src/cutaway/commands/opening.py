@@ -13,7 +13,7 @@ Out = Annotated[Path, typer.Option(help="Folder for records; nothing is written 
 
 
 def open_model(
-    model: shared.Model = shared.DEFAULT,
+    model: shared.Model = None,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="The first port that is tried. By default 8420.")] = None,
     out: Out = Path("out") / "workbench",
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open a browser, or only print the address.")] = True,
@@ -30,7 +30,7 @@ def open_model(
     check_folder(out)
     serving.leave_a_core()
     network = shared.load(model, device)
-    made, port_taken = serving.prepare(network, model, folder=out, port=port)
+    made, port_taken = serving.prepare(network, model or shared.DEFAULT, folder=out, port=port)
     if port_taken:
         console.echo(f"port {port or serving.PORT} is in use; this is another one", err=True)
     if not browser or not serving.show(made.address):

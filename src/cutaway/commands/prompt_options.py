@@ -18,7 +18,20 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from cutaway.commands import choices, console
-from cutaway.commands.shared import DEFAULT, Device, Html, Json, Model, Replace, facts, load, one_token, read_file, spaced
+from cutaway.commands.shared import (
+    DEFAULT,
+    Device,
+    Html,
+    Json,
+    Model,
+    Replace,
+    facts,
+    load,
+    one_token,
+    read_file,
+    spaced,
+    token_of,
+)
 from cutaway.errors import ConfigError, ContextTooLong, TokenError
 
 if TYPE_CHECKING:
@@ -28,6 +41,7 @@ Words = list[str] | None
 Figures = Sequence[tuple[str, Any]]
 SCREEN = 20  # rows of a table, unless --top or --all say otherwise
 NO_BOS = "no BOS in front: each text's first token is what heads rest on where they do nothing"
+TOKENS = ("target", "minus", "word", "effect")  # options that name one token of the model
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 Texts = Annotated[Words, typer.Option("--text", help="A text to run on; may be repeated.")]
@@ -66,7 +80,7 @@ Positions = Annotated[
 Layers = Annotated[
     str | None,
     typer.Option("--layers", "--layer", help="Some of the layers: '0-3,7'. By default all.",
-                 callback=choices.each(lambda one: layers_of(one))),
+                 callback=choices.each(choices.layers_of)),
 ]  # fmt: skip
 
 SHARED: dict[str, tuple[Any, Any]] = {
@@ -109,7 +123,7 @@ def shared_options(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         hints = get_type_hints(command, include_extras=True)
         own = [one.replace(annotation=hints[name]) for name, one in list(inspect.signature(command).parameters.items())[1:]]
-        first = {"model": (Model, DEFAULT)} if model else {}
+        first = {"model": (Model, None)} if model else {}
         texts = {"text": (Cleans, None), "corrupted": (Corrupteds, None)} if pairs else {"text": (Texts, None)}
         own_names = {*without, *(one.name for one in own)}
         taken = {name: pair for name, pair in {**first, **texts, **SHARED, **LAST}.items() if name not in own_names}
@@ -123,7 +137,7 @@ def shared_options(
         @functools.wraps(command)
         def with_request(**given: Any) -> None:
             shared = {name: given.pop(name) for name in taken}
-            request = Request(command.__name__.rstrip("_").replace("_", " "), shared, pairs=pairs)
+            request = Request(command.__name__.rstrip("_").replace("_", " "), shared, pairs=pairs, own=given.copy())
             if needed and "text" in taken:
                 request.check_sources()
             command(request, **given)
@@ -144,11 +158,12 @@ class Request:
     options: dict[str, Any]
     pairs: bool = False
     rewrites: dict[str, bool] = field(default_factory=dict)  # of weights, where they are not the usual ones
+    own: dict[str, Any] = field(default_factory=dict)  # what the command's own options say
 
     @property
     def model(self) -> str:
         """The name of the model."""
-        return str(self.options["model"])
+        return str(self.options["model"] or DEFAULT)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -163,9 +178,27 @@ class Request:
         """The model, loaded."""
         import torch
 
-        if self.dtype is None:
-            return load(self.model, self.device, **self.rewrites)
-        return load(self.model, self.device, dtype=getattr(torch, self.dtype), **self.rewrites)
+        options: dict[str, Any] = {"look": self._look, **self.rewrites}
+        if self.dtype is not None:
+            options["dtype"] = getattr(torch, self.dtype)
+        return load(self.options["model"], self.device, **options)
+
+    def _look(self, cfg: Any, tokenizer: Any) -> None:
+        """Make sure, before weights are read, that the model has what options name: layers, heads, tokens.
+
+        Raises:
+            CutawayError: it has not.
+        """
+        for name, value in self.own.items():
+            if value is not None and name in choices.WITHIN:
+                choices.WITHIN[name](value, cfg, tokenizer)
+        words = [(name, self.own.get(name)) for name in TOKENS]
+        if self.sources in (["--clean"], ["--text"], ["--file"], ["--prompts"]):
+            words += [(name, self.options.get(name)) for name in ("answer", "wrong")]
+        for name, given in words:
+            listed = [given] if isinstance(given, str) else given
+            for word in listed if isinstance(listed, list) else []:  # the target of `circuit find` is a number
+                token_of(tokenizer, word, f"--{name}", first=bool(self.allow_first_token))
 
     @property
     def bos(self) -> bool | None:
@@ -413,24 +446,3 @@ def positions_of(given: str | None) -> list[str | int] | None:
 def _dtype(given: str) -> None:
     if given not in DTYPES:
         raise ConfigError(f"--dtype {given!r} is not known; there are {', '.join(DTYPES)}")
-
-
-def layers_of(given: str | None, n_layers: int | None = None) -> list[int]:
-    """The layers of `--layers`: '0-3,7'; `n_layers`: how many the model has, where it is known.
-
-    Raises:
-        ConfigError: no numbers, or layers that the model lacks.
-    """
-    if given is None:
-        return list(range(n_layers or 0))
-    found: list[int] = []
-    for part in map(str.strip, given.split(",")):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ConfigError(f"--layers {given!r}: write numbers and ranges, such as '0-3,7'")
-        found += range(int(first), int(last or first) + 1)
-    outside = [one for one in found if n_layers is not None and one >= n_layers]
-    if outside:
-        there = f"the layers 0 to {(n_layers or 0) - 1}" if n_layers else "none"
-        raise ConfigError(f"--layers {given!r} names layer {outside[0]}, and the model has {there}")
-    return list(dict.fromkeys(found))

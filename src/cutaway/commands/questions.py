@@ -13,11 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from cutaway.commands.choices import each
+from cutaway.commands import choices
+from cutaway.commands.choices import each, lens_rows
 from cutaway.commands.prompt_options import SCREEN, SHARED, Positions, Request, positions_of, shared_options
-from cutaway.commands.shared import DEFAULT, lines, one_token
+from cutaway.commands.shared import lines, one_token
 from cutaway.commands.sweeps import bar
 from cutaway.errors import TokenError, UnknownName
+from cutaway.numbers_given import one_of
 
 
 @each
@@ -178,7 +180,9 @@ def attribute(
 @shared_options()
 def lens(
     request: Request,
-    of: Annotated[str, typer.Option(help="resid, attn_out, mlp_out, heads, or names of components: '0.1,1.attn'.")] = "resid",
+    of: Annotated[
+        str, typer.Option(help="resid, attn_out, mlp_out, heads, or names of components: '0.1,1.attn'.", callback=lens_rows)
+    ] = "resid",
     target: Annotated[str | None, typer.Option(help="The token whose probability and rank are shown.")] = None,
     positions: Positions = None,
 ) -> None:
@@ -340,11 +344,14 @@ def neurons(
     from cutaway.analysis.neurons import max_activating_texts
 
     named = not re.match(r"\d+\.", words[0])
-    model, features = (words[0], words[1:]) if named else (DEFAULT, words)
+    model, features = (words[0], words[1:]) if named else (None, words)
     request.options["model"] = model
     if not features:
         after = f"neurons needs at least one feature after {request.model!r}"
         raise UnknownName(f"{after}, such as 0.mlp.17 (a neuron) or 0.1 (a head)")
+    for one in features:
+        choices.writer(one)
+    request.own["features"] = features
     network = request.network
     texts = request.long_text if request.long_text is not None else request.given_prompts
     found = max_activating_texts(network, features, texts, k=k)
@@ -375,20 +382,26 @@ def circuit(
     from cutaway.model.frozen_norms import norms_of
 
     starts = re.match(r"(embed|pos|qk|ov)\b", words[0])
-    model, path = (DEFAULT, " ".join(words)) if starts else (words[0], " ".join(words[1:]))
+    model, path = (None, " ".join(words)) if starts else (words[0], " ".join(words[1:]))
     request.options["model"] = model
     if not path:
         raise UnknownName(f"circuit needs a path after {request.model!r}, such as 'embed -> 0.1 -> logits', 'qk 0.1' or 'ov 0.1'")
+    kind, _, head = path.strip().partition(" ")
+    if kind in ("qk", "ov") and not head.strip():
+        raise UnknownName(f"{kind} needs a head: layer.head, such as '{kind} 0.1'")
+    if kind in ("qk", "ov"):
+        choices.head(head.strip())
+        request.own["head"] = [head.strip()]
+    else:
+        one_of(weight_circuits.spelled(path).source, weight_circuits.SOURCES, "start of a path")
+        request.own["path"] = path
     network = request.network
     measured = bool(request.sources)
     top = request.top or 15
     scales = None
     if measured and norms_of(network.cfg):
         scales = norm_scales(network, request.given_prompts)
-    kind, _, head = path.strip().partition(" ")
     if kind in ("qk", "ov"):
-        if not head.strip():
-            raise UnknownName(f"{kind} needs a head: layer.head, such as '{kind} 0.1'")
         made = weight_circuits.qk_circuit if kind == "qk" else weight_circuits.ov_circuit
         found = made(network, head.strip(), scales=scales)
     else:

@@ -16,7 +16,10 @@ from cutaway.errors import ConfigError, TokenError
 from cutaway.writing import check_new, check_writable
 
 DEFAULT = "attn-only-2l"
-Model = Annotated[str, typer.Argument(help="A bundled model, a name of the Hugging Face hub, a folder or a file.")]
+Model = Annotated[
+    str | None,
+    typer.Argument(help="A bundled model, a name of the Hugging Face hub, a folder or a file.", show_default=DEFAULT),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")]
 
 
@@ -59,11 +62,17 @@ Record = Annotated[Path | None, typer.Option(help="Write a record to this folder
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 …")]
 
 
-def load(name: str, device: str, **options: Any) -> Any:
-    """The network of that name, its weights rewritten as usual. A folder may also be one that `cutaway train` wrote."""
+def load(given: str | None, device: str, **options: Any) -> Any:
+    """The network of that name, its weights rewritten as usual. A folder may also be one that `cutaway train` wrote.
+
+    Without a name it is a small bundled one, which is said before anything is computed with it.
+    """
     from cutaway import loading
     from cutaway.model.transformer import Transformer
 
+    if given is None:
+        console.echo(f"no model is named, so this is about {DEFAULT}, a small bundled one", err=True)
+    name = given or DEFAULT
     network = loading.from_pretrained(Transformer, located(name), device=device, **options)
     if "taken_for" in network.provenance:
         console.echo(f"{name}: {network.provenance['taken_for']}", err=True)
@@ -94,6 +103,19 @@ def read_file(file: Path, what: str) -> str:
 
 
 def one_token(network: Any, word: str, option: str, *, first: bool = False) -> int:
+    """The token that an option names, as `token_of`; says on stderr that a space in front may be missing."""
+    from cutaway.tokens import to_tokens
+
+    token = token_of(network.tokenizer, word, option, first=first)
+    single = len(to_tokens(network.tokenizer, word, prepend_bos=False)[0]) == 1
+    if single and (other := spaced(network, word)) is not None:
+        console.echo(
+            f"{option}: {word!r} is taken as it stands, without a space in front; within a text it is {other!r}", err=True
+        )
+    return token
+
+
+def token_of(tokenizer: Any, word: str, option: str, *, first: bool = False) -> int:
     """The token that an option names; with `first` (`--allow-first-token`) the first of several.
 
     Raises:
@@ -101,22 +123,16 @@ def one_token(network: Any, word: str, option: str, *, first: bool = False) -> i
     """
     from cutaway.tokens import to_str_tokens, to_tokens
 
-    ids = to_tokens(network.tokenizer, word, prepend_bos=False)[0]
-    if len(ids) == 1:
-        if (other := spaced(network, word)) is not None:
-            console.echo(
-                f"{option}: {word!r} is taken as it stands, without a space in front; within a text it is {other!r}", err=True
-            )
-        return int(ids[0])
-    if len(ids) and first:
+    ids = to_tokens(tokenizer, word, prepend_bos=False)[0]
+    if len(ids) == 1 or (len(ids) and first):
         return int(ids[0])
     if not len(ids):
         raise TokenError(f"{option} is empty; give one token")
-    parts = to_str_tokens(network.tokenizer, ids)
+    parts = to_str_tokens(tokenizer, ids)
     hint = "with its leading space where it has one"
     other = f" {word}"
     try:
-        if len(to_tokens(network.tokenizer, other, prepend_bos=False)[0]) == 1:
+        if len(to_tokens(tokenizer, other, prepend_bos=False)[0]) == 1:
             hint = f"such as {other!r}, with a space in front"
     except TokenError:  # the vocabulary has no space
         hint = f"such as {parts[0]!r}"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cutaway.commands import choices
-from cutaway.commands.prompt_options import SCREEN, Request, layers_of, shared_options
+from cutaway.commands.choices import layers_of
+from cutaway.commands.prompt_options import SCREEN, Request, shared_options
 from cutaway.commands.shared import Record, free_file, lines, one_token
 from cutaway.errors import ConfigError, ShapeError, TokenError
 
@@ -34,7 +35,7 @@ SomeLayers = Annotated[
         "--layers",
         "--layer",
         help="Some: '0-3,7'. By default all, with controls at the best.",
-        callback=choices.each(lambda one: layers_of(one)),
+        callback=choices.each(layers_of),
     ),
 ]
 Pattern = Annotated[

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import choices, console
-from cutaway.commands.choices import among, names, some_among
-from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, layers_of, positions_of, shared_options
+from cutaway.commands.choices import SORTS, among, layers_of, names, some_among
+from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, positions_of, shared_options
 from cutaway.commands.shaded import grid
 from cutaway.commands.shared import Device, Json, Record, lines, load
 from cutaway.errors import ConfigError, PromptError
@@ -89,7 +89,7 @@ def ablate(
         list[str] | None,
         typer.Option(
             help="In place of all heads: mlps, attentions, heads, or labels, 0.mlp, 0.mlp.17, 1.3; several by commas.",
-            callback=names(),
+            callback=names(choices.ablated),
         ),
     ] = None,
     layers: Layers = None,
@@ -171,11 +171,9 @@ def _head_rows(found: Any, kinds: list[str], sites: list[str]) -> tuple[list[lis
 
 def _components(cfg: Any, given: list[str], layers: list[int]) -> list[str]:
     """The labels that `--component` names: all of a sort, in some layers, or labels."""
-    sorts = {
-        "mlps": [f"{layer}.mlp" for layer in layers],
-        "attentions": [f"{layer}.attn" for layer in layers],
-        "heads": [f"{layer}.{head}" for layer in layers for head in range(cfg.n_heads)],
-    }
+    mlps, attentions = ([f"{layer}.{part}" for layer in layers] for part in ("mlp", "attn"))
+    heads = [f"{layer}.{head}" for layer in layers for head in range(cfg.n_heads)]
+    sorts = dict(zip(SORTS, (mlps, attentions, heads), strict=True))
     return list(dict.fromkeys(label for one in given for label in sorts.get(one, [one])))
 
 
@@ -284,10 +282,12 @@ def _paired(request: Request, pairs: bool, answers: bool) -> None:
 def paths(
     request: Request,
     sender: Annotated[
-        list[str] | None, typer.Option(help="0.3, 0.mlp, embed …; several by commas. By default every head.", callback=names())
+        list[str] | None,
+        typer.Option(help="0.3, 0.mlp, embed …; several by commas. By default every head.", callback=names(choices.writer)),
     ] = None,
     receiver: Annotated[
-        list[str] | None, typer.Option(help="1.4.k, 1.mlp, logits; several by commas. By default logits.", callback=names())
+        list[str] | None,
+        typer.Option(help="1.4.k, 1.mlp, logits; several by commas. By default logits.", callback=names(choices.reader)),
     ] = None,
     layers: Layers = None,
     positions: Positions = None,

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import choices, console
-from cutaway.commands.prompt_options import Layers, Request, layers_of, shared_options
+from cutaway.commands.choices import layers_of
+from cutaway.commands.prompt_options import Layers, Request, shared_options
 from cutaway.commands.shaded import SHADES, shade
 from cutaway.commands.shared import lines, one_token
 from cutaway.errors import ConfigError, PromptError
@@ -122,7 +123,9 @@ def generate(
     top_k: Annotated[int | None, typer.Option(min=1, help="Sample among this many likeliest tokens.")] = None,
     zero: Annotated[
         list[str] | None,
-        typer.Option(help="Without these: 0.3, 0.attn, 0.mlp, 0.mlp.17; several by commas.", callback=choices.names()),
+        typer.Option(
+            help="Without these: 0.3, 0.attn, 0.mlp, 0.mlp.17; several by commas.", callback=choices.names(choices.writer)
+        ),
     ] = None,
 ) -> None:
     """Continue each text; with --zero without some heads, MLPs or neurons, beside what the whole model says.
@@ -200,7 +203,9 @@ def attention(
     request: Request,
     head: Annotated[
         list[str] | None,
-        typer.Option(help="layer.head, such as 3.1; several by commas. By default --layers.", callback=choices.names()),
+        typer.Option(
+            help="layer.head, such as 3.1; several by commas. By default --layers.", callback=choices.names(choices.head)
+        ),
     ] = None,
     layers: Layers = None,
 ) -> None:

@@ -235,18 +235,28 @@ def stream_site(cfg: HookedTransformerConfig, reader: Component) -> str:
 # Labels.
 
 
+def spelled(label: Any, cfg: HookedTransformerConfig | None = None) -> Component:
+    """The component that a label means in a network that has it.
+
+    Args:
+        cfg: of the network, where it is known: the error suggests only what it has.
+
+    Raises:
+        UnknownName: it is no label; says how labels are written.
+    """
+    found = LABEL.fullmatch(label) if isinstance(label, str) else None
+    if found is None:
+        raise UnknownName(f"no component is called {label!r}{_near_spelling(label)}; write {_spellings(cfg)}")
+    return _component(found)
+
+
 def parse(label: Any, cfg: HookedTransformerConfig) -> Component:
     """The component that a label (or a component) means.
 
     Raises:
         UnknownName: it is no label, or this network has no such component; says how labels are written.
     """
-    if isinstance(label, Component):
-        label = str(label)
-    found = LABEL.fullmatch(label) if isinstance(label, str) else None
-    if found is None:
-        raise UnknownName(f"no component is called {label!r}{_spelled(label)}; write {_spellings(cfg)}")
-    made = _component(found)
+    made = label if isinstance(label, Component) else spelled(label, cfg)
     if why := _lacking(made, cfg):
         raise UnknownName(f"no component {label!r} in this network: {why}")
     return made
@@ -259,12 +269,7 @@ def parse_writers(labels: Iterable[str | Component], cfg: HookedTransformerConfi
         UnknownName: a label is none, or of a component that only reads.
         ShapeError: one comes twice, or there are none.
     """
-    found = _each_once(labels, cfg)
-    for one in found:
-        if not one.writes:
-            other = "" if one == LOGITS else f"; the head itself is '{one.layer}.{one.index}'"
-            raise UnknownName(f"{str(one)!r} reads from the residual stream and writes nothing to it{other}")
-    return found
+    return [check_writer(one) for one in _each_once(labels, cfg)]
 
 
 def parse_readers(labels: Iterable[str | Component], cfg: HookedTransformerConfig) -> list[Component]:
@@ -274,12 +279,31 @@ def parse_readers(labels: Iterable[str | Component], cfg: HookedTransformerConfi
         UnknownName: a label is none, or of a component that only writes.
         ShapeError: one comes twice, or there are none.
     """
-    found = _each_once(labels, cfg)
-    for one in found:
-        if one.kind not in READS:
-            which = f"; a head reads with '{one}.q', '{one}.k' or '{one}.v'" if one.kind == "head" else ""
-            raise UnknownName(f"{str(one)!r} writes to the residual stream and reads nothing by that name{which}")
-    return found
+    return [check_reader(one) for one in _each_once(labels, cfg)]
+
+
+def check_writer(one: Component) -> Component:
+    """The component, which writes to the stream.
+
+    Raises:
+        UnknownName: it only reads.
+    """
+    if not one.writes:
+        other = "" if one == LOGITS else f"; the head itself is '{one.layer}.{one.index}'"
+        raise UnknownName(f"{str(one)!r} reads from the residual stream and writes nothing to it{other}")
+    return one
+
+
+def check_reader(one: Component) -> Component:
+    """The component, which reads from the stream.
+
+    Raises:
+        UnknownName: it only writes.
+    """
+    if one.kind not in READS:
+        which = f"; a head reads with '{one}.q', '{one}.k' or '{one}.v'" if one.kind == "head" else ""
+        raise UnknownName(f"{str(one)!r} writes to the residual stream and reads nothing by that name{which}")
+    return one
 
 
 def _each_once(labels: Iterable[str | Component], cfg: HookedTransformerConfig) -> list[Component]:
@@ -302,9 +326,19 @@ def parse_head(label: str | Component, cfg: HookedTransformerConfig) -> tuple[in
         found = parse(label, cfg)
     except UnknownName as error:
         raise UnknownName(f"{label!r} is no head: {error}") from None
-    if found.kind != "head" or found.layer is None or found.index is None:
-        raise UnknownName(f"{label!r} is no head; write layer.head, as in '0.1' ({_shape(cfg)})")
-    return found.layer, found.index
+    return check_head(found, cfg)
+
+
+def check_head(one: Component, cfg: HookedTransformerConfig | None = None) -> tuple[int, int]:
+    """Layer and index of a component, which is a head.
+
+    Raises:
+        UnknownName: it is none.
+    """
+    if one.kind != "head" or one.layer is None or one.index is None:
+        there = "" if cfg is None else f" ({_shape(cfg)})"
+        raise UnknownName(f"{str(one)!r} is no head; write layer.head, as in '0.1'{there}")
+    return one.layer, one.index
 
 
 def _component(found: re.Match[str]) -> Component:
@@ -341,7 +375,7 @@ def _shape(cfg: HookedTransformerConfig) -> str:
     return f"{cfg.n_layers} layer{'s' * (cfg.n_layers != 1)} of {cfg.n_heads} head{'s' * (cfg.n_heads != 1)}"
 
 
-def _spelled(label: object) -> str:
+def _near_spelling(label: object) -> str:
     """` (did you mean '1.mlp'?)` for the spellings of others."""
     for pattern, ours in FOREIGN.items():
         if isinstance(label, str) and (found := re.fullmatch(pattern, label)):
@@ -349,6 +383,6 @@ def _spelled(label: object) -> str:
     return ""
 
 
-def _spellings(cfg: HookedTransformerConfig) -> str:
-    mlps = "" if cfg.attn_only else ", an MLP as '0.mlp', a neuron as '0.mlp.17'"
+def _spellings(cfg: HookedTransformerConfig | None) -> str:
+    mlps = "" if cfg is not None and cfg.attn_only else ", an MLP as '0.mlp', a neuron as '0.mlp.17'"
     return f"a head as '0.3', its keys as '0.3.k'{mlps}, an attention layer as '0.attn', or 'embed', 'bias', 'logits'"

@@ -44,6 +44,10 @@ ALIASES = {
     "attn": "pattern", "attn_logits": "attn_scores", "query": "q", "key": "k", "value": "v",
     "mlp_pre": "pre", "mlp_mid": "mid", "mlp_post": "post",
 }  # fmt: skip
+OUTSIDE = frozenset(("tokens", "embed", "pos_embed"))
+OF_BLOCK = frozenset(
+    ("resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "q_input", "k_input", "v_input")
+)
 LAYER_TYPES = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
 SHORT = re.compile(r"([a-z_]*[a-z])(\d+)(.*)")  # pattern3, scale4ln1
 
@@ -104,6 +108,23 @@ def get_act_name(name: str, layer: SupportsIndex | str | None = None, layer_type
     if layer_type:
         parts.append(layer_type)
     return ".".join([*parts, f"hook_{name}"])
+
+
+def spelled(name: str) -> str:
+    """The full name of a site that some network has, from a full or a short one.
+
+    Raises:
+        UnknownSite: no network has a site of that name; says the nearest, or that it lacks a layer.
+    """
+    full = get_act_name(name)
+    short = full.rpartition(".")[2].removeprefix("hook_")
+    known = OUTSIDE | OF_BLOCK | OF_ATTN | OF_MLP | OF_NORM
+    if short not in known:
+        near = nearest(short, sorted(known))
+        raise UnknownSite(f"no site called {name!r}{near}; write a short name and a layer, as 'resid_post5'")
+    if not full.startswith("blocks.") and short not in OUTSIDE | OF_NORM:
+        raise UnknownSite(f"no site called {name!r} outside the blocks; give a layer, as in {short + '0'!r}")
+    return full
 
 
 def split_name(full: str) -> tuple[str, int | None, str | None]:

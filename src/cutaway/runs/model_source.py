@@ -65,14 +65,20 @@ class ModelSource:
     @classmethod
     def of(
         cls, model: Transformer | str | Path, *, dtype: str = "float32", device: str = "cpu", threads: int = 1,
-        stream: int | None = None, options: tuple[tuple[str, Any], ...] = (),
+        stream: int | None = None, options: tuple[tuple[str, Any], ...] = (), look: loading.Look | None = None,
     ) -> ModelSource:  # fmt: skip
-        """The source of a model in memory, or of one by name, which is loaded to learn its hash."""
+        """The source of a model in memory, or of one by name, which is loaded to learn its hash.
+
+        Args:
+            look: called with the configuration and the tokenizer, of a model by name before its weights are read.
+        """
         name = "" if isinstance(model, Transformer) else str(model)
         if isinstance(model, Transformer) and model.found_by is not None:  # streamed or packed: workers do the same
             name, stream, options = model.found_by
         if not isinstance(model, Transformer):
-            model = load(name, dtype, device, stream, options)
+            model = load(name, dtype, device, stream, options, look)
+        elif look is not None:
+            look(model.cfg, model.tokenizer)
         dtype = str(model.cfg.torch_dtype).removeprefix("torch.")
         where = device if name and device in placement.PLANS else str(model.cfg.device)
         known = tuple(versions().items())
@@ -126,8 +132,9 @@ class ModelSource:
 
 
 def load(
-    name: str, dtype: str, device: str, stream: int | None = None, options: Iterable[tuple[str, Any]] = ()
+    name: str, dtype: str, device: str, stream: int | None = None, options: Iterable[tuple[str, Any]] = (),
+    look: loading.Look | None = None,
 ) -> Transformer:  # fmt: skip
     """A model by name, its weights as published unless `options` say more; with `stream`, with few of them in memory at once."""
     given = {**AS_PUBLISHED, **dict(options), **({"device_map": device} if device in placement.PLANS else {"device": device})}
-    return loading.from_pretrained(Transformer, name, dtype=as_dtype(dtype), stream=stream, **given)
+    return loading.from_pretrained(Transformer, name, dtype=as_dtype(dtype), stream=stream, look=look, **given)

@@ -115,8 +115,13 @@ def _saved(task: Sweep, progress: Progress | None) -> Saved | Keyed | None:
     resume, results, executor = task.options.resume, task.options.results, task.options.executor
     if results is None and executor is None:
         return None if resume is None else Saved(resume, task)
-    if resume is not None or results is None:
-        raise ConfigError("executor= needs results=, a folder that all workers see, and neither goes with resume=")
+    if resume is not None:
+        given = "results=" if executor is None else "executor="
+        raise ConfigError(
+            f"{given} does not go with resume=: an interrupted sweep goes on from what results= holds; leave out resume="
+        )
+    if results is None:
+        raise ConfigError("executor= needs results=, a folder that all workers see")
     kept = Keyed(results, task)
     fill(kept, executor_of(executor), progress)
     return kept

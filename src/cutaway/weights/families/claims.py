@@ -28,6 +28,15 @@ class Claim:
         """The refusal, with the reason why the family's own class was not taken."""
         return UnsupportedArchitecture(f"{self.refusal}; it was not taken for one by itself: {why}")
 
+    @property
+    def note(self) -> str:
+        """Of a class that is not known: what it is taken for."""
+        own = self.config["architectures"][0]
+        return (
+            f"its class {self.strange} is not known; every tensor and every field of its config is one of {own}, so it is taken "
+            "to compute what that does"
+        )
+
 
 def settled(config: Mapping[str, Any], families: Mapping[str, Family], *, name: str, architecture: str | None = None) -> Claim:
     """The config, with the class that `architecture` names instead of its own, or its family's where its own is not known.
