@@ -68,16 +68,15 @@ class Step:
     cost: tuple[int, ...] = (0,)
 
     names: frozenset[str] = frozenset()  # all that it writes or passes
+    read_by: tuple[tuple[tuple[str, Spread], ...], ...] = ()  # for each value that it writes, what it depends on, and how
 
     def __post_init__(self) -> None:
         if not self.spread:
             object.__setattr__(self, "spread", (TOKENWISE,) * len(self.reads))
         object.__setattr__(self, "names", frozenset((*self.writes, *self.passes)))
-
-    def read_by(self, at: int) -> tuple[tuple[str, Spread], ...]:
-        """What one of the values that it writes depends on, and how: its own of as many, or all that the step reads."""
         every = tuple(zip(self.reads, self.spread, strict=True))
-        return every[at : at + 1] if len(self.reads) == len(self.writes) else every
+        own = len(self.reads) == len(self.writes)
+        object.__setattr__(self, "read_by", tuple((one,) for one in every) if own else (every,) * len(self.writes))
 
 
 class BlockProgram:

@@ -116,7 +116,10 @@ class Region:
         """The part at these positions; None where nothing is left."""
         if self.count == 1:
             return self if self.first in numbers else None
-        kept = needed[needed >= self.first] if self.to_end else self.places[torch.isin(self.places, needed)]
+        if self.to_end and numbers and self.first <= int(needed[0]):
+            kept = needed
+        else:
+            kept = needed[needed >= self.first] if self.to_end else self.places[torch.isin(self.places, needed)]
         count = int(kept.shape[0])
         if count == self.count or not count:
             return self if count else None
@@ -163,7 +166,7 @@ class Rules:
         needed: dict[str, Tensor | None] = {LAST: self.read_at}
         for step in reversed(self.programs[-1].steps if self.read_at is not None else ()):
             for at, name in enumerate(step.writes):
-                for read, spread in step.read_by(at):
+                for read, spread in step.read_by[at]:
                     wanted = None if spread is FROM_KEYS else needed.get(name)
                     needed[read] = wanted if read not in needed or needed[read] is not None else None
         return needed
@@ -248,7 +251,7 @@ class Rules:
     def _reach(self, step: Step, at: int, reached: Layer, entered: Layer) -> Region | None:
         """The region of one value that a step writes."""
         found = []
-        for read, spread in step.read_by(at):
+        for read, spread in step.read_by[at]:
             region = reached.get(read)
             if region is not None and region.heads is not None:
                 region = replace(region, heads=_heads(step, read, region.heads, self.cfg))
@@ -313,7 +316,7 @@ class Rules:
                 result = regions[RESULT]
                 total += cost * result.tokens * len(result.heads or range(self.cfg.n_heads)) // self.cfg.n_heads
                 total += cost * region.tokens * (name == HEADS_WRITE)
-            elif any(read in regions for read, _ in step.read_by(at)):  # otherwise it was put there
+            elif any(read in regions for read, _ in step.read_by[at]):  # otherwise it was put there
                 total += self._share(step, regions, cost) * region.tokens
         return total
 
