@@ -1,4 +1,5 @@
-"""Answers of a model to prompts: which are right, how far they lead, and what a constant or a fixed order of answers would reach.
+"""Answers of a model to prompts: which are right, how far they lead, what a constant or a fixed order of answers would reach; and
+what their tokens are called.
 
 Answers are numbered in the order of their places (example by example, position by position); `[answer]` is that axis.
 """
@@ -7,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
+from cutaway.errors import ContextTooLong, PromptError, TokenError
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
 from cutaway.runs.answer_metrics import sets_of
 from cutaway.runs.estimates import Value, ratio
 
 ROOM = 2**24  # logits at a time
+TABLE, SHOWN = 1000, 64  # tokens of a vocabulary, and of its content, for tables by token
 
 
 class ModelAnswers:
@@ -29,7 +33,32 @@ class ModelAnswers:
 
     model: Transformer
     prompts: Prompts
+    vocab: Sequence[str] | None
     above: bool
+
+    def check(self) -> None:
+        """Make sure that the model can run on these prompts, and answer them.
+
+        Raises:
+            PromptError: they have no answers.
+            ContextTooLong, TokenError: they do not fit the model.
+        """
+        cfg, tokens = self.model.cfg, self.prompts.tokens
+        if not self.prompts.right or not bool(self.prompts.answered.any()):
+            raise PromptError("a report needs right answers; give them in the examples ('answers') or pairs ('answer')")
+        if tokens.shape[1] > cfg.n_ctx:
+            raise ContextTooLong(f"the prompts have up to {tokens.shape[1]} tokens, and the model's context is {cfg.n_ctx}")
+        bad = (self.prompts.mask & (tokens >= cfg.d_vocab)).nonzero()
+        if len(bad):
+            row, at = bad[0].tolist()
+            raise TokenError(f"prompt {row} has the token {int(tokens[row, at])}; the model's vocabulary has {cfg.d_vocab}")
+        for row, answers in enumerate(self.prompts.right):
+            for at, right in answers.items():
+                if any(token >= cfg.d_vocab_out for token in right):
+                    raise TokenError(
+                        f"prompt {row} has the answer {max(right)} at position {at}; the model answers with the "
+                        f"{cfg.d_vocab_out} tokens from 0"
+                    )
 
     @property
     def logits(self) -> Float[Tensor, "answer d_vocab"]:
@@ -160,6 +189,78 @@ class ModelAnswers:
         if self.above:
             return binary_cross_entropy_with_logits(self.logits, self.right.float(), reduction="none").mean(1)
         return self.logits.logsumexp(1) - self.logits.masked_fill(~self.right, -torch.inf).logsumexp(1)
+
+    # Tokens, and what they are called.
+
+    @cached_property
+    def varied(self) -> Bool[Tensor, "batch pos"]:
+        """Positions at which prompts differ."""
+        tokens, mask = self.prompts.tokens, self.prompts.mask
+        several = torch.tensor([len(tokens[:, at][mask[:, at]].unique()) > 1 for at in range(tokens.shape[1])])
+        return several.expand_as(mask)
+
+    @property
+    def content(self) -> list[int]:
+        """Tokens that prompts vary in: the longest run of numbers among those that vary."""
+        used = self.prompts.tokens[self.varied & self.prompts.mask].unique().tolist()
+        runs: list[list[int]] = [[]]
+        for token in used:
+            if runs[-1] and token != runs[-1][-1] + 1:
+                runs.append([])
+            runs[-1].append(token)
+        return max(runs, key=len)
+
+    @cached_property
+    def single(self) -> bool:
+        """Whether each answer is one token, of a vocabulary small enough for tables by token."""
+        return not self.prompts.several and not self.above and self.model.cfg.d_vocab_out <= TABLE
+
+    @property
+    def by_token(self) -> bool:
+        """Whether there is so little content that tables by token can be read."""
+        return self.model.cfg.d_vocab <= TABLE and len(self.content) <= SHOWN
+
+    @cached_property
+    def words(self) -> list[str]:
+        """What all tokens are called; numbered where a name stands for two."""
+        names = [self.word(token) for token in range(self.model.cfg.d_vocab)]
+        return names if len(set(names)) == len(names) else [f"{name} ({token})" for token, name in enumerate(names)]
+
+    @property
+    def answer_words(self) -> list[str]:
+        """What answers are called."""
+        cfg = self.model.cfg
+        return self.words if cfg.d_vocab_out == cfg.d_vocab else [str(one) for one in range(cfg.d_vocab_out)]
+
+    @cached_property
+    def occurrences(self) -> Int[Tensor, "batch pos token"]:
+        """How often each token has occurred up to each position."""
+        return one_hot(self.prompts.tokens, self.model.cfg.d_vocab).cumsum(1)
+
+    def word(self, token: int) -> str:
+        """What a token is called."""
+        if self.vocab is not None:
+            return self.vocab[token] if token < len(self.vocab) else str(token)
+        decode: Any = getattr(self.model.tokenizer, "decode", None)
+        return str(token) if decode is None else str(decode([token]))
+
+    def answer_word(self, token: int) -> str:
+        """What an answer is called: tokens, or classes by their numbers."""
+        return self.word(token) if self.model.cfg.d_vocab_out == self.model.cfg.d_vocab else str(token)
+
+    def answers_text(self, tokens: Sequence[int]) -> str:
+        """Answers as one text."""
+        return self.joined(tokens) if self.model.cfg.d_vocab_out == self.model.cfg.d_vocab else " ".join(map(str, tokens))
+
+    def text(self, row: int) -> str:
+        """A prompt in words."""
+        return self.joined(self.prompts.tokens[row, : int(self.prompts.lengths[row])].tolist())
+
+    def joined(self, tokens: Sequence[int]) -> str:
+        """Tokens as one text; with spaces where words have none of their own."""
+        letters = self.vocab is not None and all(len(word) == 1 for word in self.vocab)
+        between = "" if letters or (self.vocab is None and self.model.tokenizer is not None) else " "
+        return between.join(map(self.word, tokens))
 
 
 def _shares(sets: Bool[Tensor, "answer d_vocab"]) -> Float[Tensor, "answer d_vocab"]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from cutaway.analysis.ablation import ablate_heads
+from cutaway.analysis.answer_numbers import ablations
 from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs import edits
 from cutaway.runs.estimates import Value, means, spread
 from cutaway.runs.sweep import sweep
 
-DRAWS, MOST_HEADS = 12, 16
+DRAWS = 12
 
 
 def cells(study: Study) -> dict[str, edits.Edit]:
@@ -48,24 +46,5 @@ def ask(study: Study) -> list[Finding]:
     what, unit = f"the rise of the {study.loss.name} without a component", study.loss.unit
     note = " (the largest exactly, the others estimated from gradients)" if study.large else ""
     against = "random changes of the same size"
-    return [Finding("largest", what + note, values, unit, random, against, study.on, numbers=_numbers(study))]
-
-
-def _numbers(study: Study) -> dict[str, Any]:
-    """The rise of the loss without a head's output, queries, keys or values, or a layer's: by zero and by mean, by position.
-
-    Of small networks whose prompts have one length and one right token for each answer.
-    """
-    cfg, prompts = study.model.cfg, study.prompts
-    if study.large or not study.single or len(study.heads) > MOST_HEADS or not bool(prompts.mask.all()):
-        return {}
-    found = ablate_heads(study.model, prompts.tokens, prompts.labels, audit=1, seed=study.seed)
-    tree: dict[str, Any] = {"heads": {}, "heads_by_position": {}, "layers": {}, "layers_by_position": {}, "qkv": {}}
-    for how in found.values.names("kind"):
-        single = found.values.sel(kind=how, site="z").mean("batch")
-        whole = found.layers.sel(kind=how, site="z").mean("batch")
-        tree["heads"][how], tree["layers"][how] = found.increases(how), found.layer_increases(how)
-        tree["heads_by_position"][how] = {head: single.sel(head=head).data for head in study.heads}
-        tree["layers_by_position"][how] = {str(layer): whole.sel(layer=layer).data for layer in range(cfg.n_layers)}
-        tree["qkv"][how] = {which: found.increases(how, which) for which in "qkv"}
-    return {"ablations": tree}
+    numbers = {} if study.large else ablations(study, study.seed)
+    return [Finding("largest", what + note, values, unit, random, against, study.on, numbers=numbers)]

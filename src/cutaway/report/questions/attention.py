@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
+from cutaway.analysis import answer_numbers
 from cutaway.analysis.heads import KINDS, kind_mask
 from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs.estimates import Value, ratio, ratios
-from cutaway.runs.results import mean_of
 from cutaway.tasks.behaviour import Sources
 from cutaway.view import attention_patterns
 
@@ -57,7 +56,7 @@ def ask(study: Study) -> list[Finding]:
                             for layer in range(study.model.cfg.n_layers)])  # fmt: skip
         values = ratios(study.heads, attended.sum(-1), counted.sum(1))
         what = f"attention to {name}"
-        by_token = {"attention": {name: _by_token(study, attended, counted)}} if study.by_token else {}
+        by_token = {"attention": {name: answer_numbers.attention(study, attended, counted)}} if study.by_token else {}
         numbers = {**by_token, "even_attention": even.value}
         one = Finding("largest", what, values, "share", even, "even attention", study.on, margin=LEAST, numbers=numbers)
         found.append(one if one.claims else replace(one, silent=True))
@@ -67,14 +66,6 @@ def ask(study: Study) -> list[Finding]:
     if found and not study.large:
         found[0] = _with_patterns(study, found[0])
     return found
-
-
-def _by_token(study: Study, attended: Tensor, counted: Tensor) -> dict[str, dict[str, float]]:
-    """Head → token that looks → its attention to a source."""
-    masks = {study.words[token]: counted & (study.prompts.tokens == token) for token in study.content}
-    known = {word: mask for word, mask in masks.items() if bool(mask.any())}
-    return {head: {word: mean_of(each, mask) for word, mask in known.items()}
-            for head, each in zip(study.heads, attended, strict=True)}  # fmt: skip
 
 
 def _with_patterns(study: Study, finding: Finding) -> Finding:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from cutaway.analysis import answer_numbers
 from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs.estimates import Value
-from cutaway.runs.results import mean_of
 from cutaway.view import table
 
 SHOWN = 6
@@ -35,22 +33,4 @@ def ask(study: Study) -> list[Finding]:
     shown = table(COLUMNS, [row_of(study, answer) for answer in last], title="The last answer of some prompts")
     good = {study.text(int(rows[answer])): Value(1.0) for answer in last if bool(study.correct[answer])}
     return [Finding("count", "prompts shown whose answer is right", good, total=len(last), figures=[shown], silent=True,
-                    numbers=_numbers(study) if study.single else {})]  # fmt: skip
-
-
-def _numbers(study: Study) -> dict[str, Any]:
-    """Some prompts with what is right and what is said; logits at the last position by how often a token has occurred."""
-    prompts, texts = study.prompts, []
-    for row in range(min(SHOWN - 1, len(prompts))):
-        there = study.places[0] == row
-        right, given = (one[there].argmax(1).tolist() for one in (study.right.int(), study.logits))
-        texts.append({"tokens": study.text(row), "answers": study.answers_text(right), "given": study.answers_text(given)})
-    found: dict[str, Any] = {"examples": texts}
-    last = study.places[1] == prompts.lengths[study.places[0]] - 1
-    if study.model.cfg.d_vocab == study.model.cfg.d_vocab_out and bool(last.any()):
-        rows, content = study.places[0][last], study.content
-        times = study.occurrences[rows, prompts.lengths[rows] - 1][:, content]
-        logits = study.logits[last][:, content]
-        kinds = {"repeated": times > 1, "once": times == 1, "absent": times == 0}
-        found["last_logits"] = {name: mean_of(logits, where) for name, where in kinds.items()}
-    return found
+                    numbers=answer_numbers.examples(study, SHOWN - 1) if study.single else {})]  # fmt: skip

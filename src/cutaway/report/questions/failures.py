@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cutaway.analysis import answer_numbers
 from cutaway.analysis.hill_climbing import hill_climb, in_common
 from cutaway.axes import Tokens
 from cutaway.prompts import UNCOUNTED
@@ -39,7 +38,7 @@ def ask(study: Study) -> list[Finding]:
     kinds = {} if study.above else study.behaviour.mistakes(study.prompts, _predicted(study))
     numbers = {
         "mistakes_by_kind": {name: int(where.sum()) for name, where in kinds.items()},
-        "worst": [_row(study, answer, kinds) for answer in study.losses.argsort(descending=True)[:WORST].tolist()],
+        "worst": [answer_numbers.answer(study, answer, kinds) for answer in order],
         "loss_in_mistakes": float(study.losses[~study.correct].sum() / study.losses.sum()),
     }
     what = "prompts that the model answers wrongly"
@@ -75,12 +74,12 @@ def search(study: Study, behaviour: Algorithmic) -> Finding:
     order = found.final.argsort(descending=True).tolist()
     worst = _grid(after, after.losses, -1.0).argmax(1)
     failed = _grid(after, ~after.correct) & (torch.arange(start.shape[1]) == worst[:, None])
-    number = _grid(after, torch.arange(len(after.correct)))
+    hardest = _grid(after, torch.arange(len(after.correct)))[torch.arange(CHAINS), worst].tolist()
     kinds = behaviour.mistakes(after.prompts, _predicted(after))
     numbers = {
         "chains": CHAINS, "wrong_at_start": begin, "wrong_at_end": int(failed.any(1).sum()), "looked_at": found.looked_at,
         "highest_loss": float(found.final.max()), "median_changes": float(found.changes.float().median()),
-        "sequences": [{**_row(after, int(number[row, worst[row]]), kinds), "changed": int(found.changes[row])} for row in order],
+        "sequences": [{**answer_numbers.answer(after, hardest[row], kinds), "changed": int(found.changes[row])} for row in order],
         "in_common": {
             "features": in_common(behaviour.measures(after.prompts), behaviour.measures(study.prompts), failed,
                                   _grid(study, ~study.correct)),
@@ -90,7 +89,7 @@ def search(study: Study, behaviour: Algorithmic) -> Finding:
     }  # fmt: skip
     named = dict.fromkeys(after.text(row) for row in order if bool(failed[row].any()))
     what = f"sequences that a search by small changes made the model get wrong (at its start {begin})"
-    shown = table(COLUMNS, [row_of(after, int(number[row, worst[row]])) for row in order[:WORST]], title="The hardest found")
+    shown = table(COLUMNS, [row_of(after, hardest[row]) for row in order[:WORST]], title="The hardest found")
     return Finding("count", what, dict.fromkeys(named, Value(1.0)), total=CHAINS, baseline=Value(float(begin)),
                    against="at the start", figures=[shown, found.figure()], numbers={"adversarial": numbers})  # fmt: skip
 
@@ -104,15 +103,3 @@ def _grid(study: Study, values: Tensor, fill: float = 0) -> Tensor:
 
 def _predicted(study: Study) -> Tokens:
     return _grid(study, study.logits.argmax(1))
-
-
-def _row(study: Study, answer: int, kinds: Mapping[str, Tensor]) -> dict[str, Any]:
-    """One answer as plain data: the prompt up to it, what is right, what is said, what kind of mistake that is."""
-    row, at = (int(one[answer]) for one in study.places)
-    right, given = (int(one[answer].int().argmax()) if one.dtype == torch.bool else int(one[answer].argmax())
-                   for one in (study.right, study.logits))  # fmt: skip
-    return {
-        "tokens": study.joined(study.prompts.tokens[row, : at + 1].tolist()), "position": at, "answer": study.answer_word(right),
-        "given": study.answer_word(given), "probability": float((-study.losses[answer]).exp()),
-        "kind": next((name for name, where in kinds.items() if bool(where[row, at])), ""),
-    }  # fmt: skip

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from cutaway.report.findings import Finding
 from cutaway.report.study import Study
@@ -14,6 +13,7 @@ from cutaway.runs import edits
 from cutaway.runs.answer_metrics import AnswerMetric
 from cutaway.runs.estimates import Value
 from cutaway.runs.intervals import interval_of_ratio
+from cutaway.runs.places import Places, at_roles
 from cutaway.runs.sweep import sweep
 from cutaway.view import heat_map
 
@@ -38,15 +38,7 @@ def some(study: Study) -> Study:
     """The study of the pairs that are patched: those whose answers differ somewhere."""
     prompts = study.prompts
     rows = [row for row in range(len(prompts)) if not prompts.wrong or prompts.wrong[row]]
-    return Study(
-        study.model,
-        prompts[rows[: 16 if study.large else PAIRS]],
-        study.behaviour,
-        study.vocab,
-        study.above,
-        study.seed,
-        study.sweeps,
-    )
+    return replace(study, prompts=prompts[rows[: 16 if study.large else PAIRS]])
 
 
 def metric(study: Study) -> AnswerMetric:
@@ -55,23 +47,14 @@ def metric(study: Study) -> AnswerMetric:
     return AnswerMetric.of(study.prompts, read, study.model.cfg.d_vocab_out)
 
 
-def columns(study: Study) -> dict[str, Tensor]:
+def columns(study: Study) -> dict[str, Places]:
     """Name → its position in each prompt: roles where there are some, else positions where pairs differ or answers are."""
     if len(study.prompts.roles) > 1:
-        return dict(study.prompts.roles)
+        return {role: at_roles(study.prompts, role) for role in study.prompts.roles}
     differs = (study.prompts.tokens != study.corrupted.tokens).any(0) | study.prompts.answered.any(0)
     chosen = differs.nonzero().flatten().tolist()
     chosen = chosen if len(chosen) <= PLACES else chosen[:: -(-len(chosen) // PLACES)]
-    return {str(at): torch.full((len(study.prompts),), at) for at in chosen}
-
-
-def at_places(change: edits.Change, site: tuple[str, int], places: Tensor, lengths: Tensor) -> list[edits.Edit]:
-    """Edits of one place that stands at its own position in each prompt; prompts too short for it go without."""
-    there = places < lengths
-    return [
-        change.at(site, positions=at, examples=(there & (places == at)).nonzero().flatten().tolist())
-        for at in places[there].unique().tolist()
-    ]
+    return {str(at): Places((at,), strict=False) for at in chosen}  # prompts too short for it go without
 
 
 def ask(study: Study) -> list[Finding]:
@@ -84,13 +67,13 @@ def ask(study: Study) -> list[Finding]:
     change = edits.patch(dict(clean.cache_dict))
     places = columns(small)
     layers = range(cfg.n_layers)
-    stream = [at_places(change, ("resid_pre", l), at, prompts.lengths) for at in places.values() for l in layers]
-    heads = [[change.at(("z", l), heads=h)] for l in layers for h in range(cfg.n_heads)]
+    stream = [change.at(("resid_pre", l), positions=at) for at in places.values() for l in layers]
+    heads = [change.at(("z", l), heads=h) for l in layers for h in range(cfg.n_heads)]
     reference = sweep(study.model, prompts.tokens, [edits.zero().at(("z", 0), heads=0)], measured, mask=small.mask, audit=0)
     whole = reference.clean.data
     target = small.corrupted.tokens
 
-    def recovered(cells: list[list[edits.Edit]], name: str, **how: object) -> list[Value]:
+    def recovered(cells: list[edits.Edit], name: str, **how: object) -> list[Value]:
         done = sweep(study.model, target, cells, measured, mask=small.mask, seed=study.seed, **how)
         study.sweeps[name] = done
         above, below = (done.values.data - done.clean.data).double(), (whole - done.clean.data).double()
@@ -105,7 +88,7 @@ def ask(study: Study) -> list[Finding]:
         Value(0.0), "nothing restored", on, two_sided=True)]  # fmt: skip
 
 
-def _streams(places: Mapping[str, Tensor], values: list[Value], layers: int, on: str) -> list[Finding]:
+def _streams(places: Iterable[str], values: list[Value], layers: int, on: str) -> list[Finding]:
     """A trend along layers for each place that ever carries something, and a map of them all."""
     rows = {name: values[n * layers : (n + 1) * layers] for n, name in enumerate(places)}
     grid = torch.tensor([[value.value for value in row] for row in rows.values()])

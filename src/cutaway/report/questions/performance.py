@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import torch
-from torch import Tensor
-
+from cutaway.analysis import answer_numbers
 from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs.estimates import Value
-from cutaway.runs.results import mean_of
 
 MOST_POSITIONS = 40
 
@@ -50,23 +44,6 @@ def ask(study: Study) -> list[Finding]:
         shown = positions if len(positions) <= MOST_POSITIONS else positions[:: -(-len(positions) // MOST_POSITIONS)]
         by_position = {str(one): study.over(study.correct, at == one) for one in shown}
         found.append(Finding("trend", "accuracy by position", by_position, "share", chance, constant, axis="position"))
-    loss = study.losses
-    whole = {"all": study.over(loss, shares=False)}
-    found.append(Finding("share", f"the {study.loss.name}", whole, "nats", silent=True, numbers=_numbers(study, loss, named)))
+    whole, numbers = {"all": study.over(study.losses, shares=False)}, answer_numbers.performance(study, named)
+    found.append(Finding("share", f"the {study.loss.name}", whole, "nats", silent=True, numbers=numbers))
     return found
-
-
-def _numbers(study: Study, loss: Tensor, classes: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Loss, accuracy and the right answers' probability: over all, by position, by class."""
-    (rows, at), right, probability = study.places, study.correct.float(), (-loss).exp()
-    wrong = torch.zeros(len(study.prompts)).index_add(0, rows, 1 - right)
-    series = {"loss": loss, "accuracy": right, "mean_correct_probability": probability}
-    return {
-        "loss": mean_of(loss), "accuracy": mean_of(right), "mean_correct_probability": mean_of(probability),
-        "min_correct_probability": float(probability.min()), "mistakes": int(wrong.sum()), "positions": len(right),
-        "sequences_without_mistake": mean_of((wrong == 0).float()),
-        "by_position": {name: [mean_of(each, at == one) for one in range(study.prompts.tokens.shape[1])]
-                        for name, each in series.items()},
-        "by_kind": {name: {"positions": int(where.sum()), **{of: mean_of(each, where) for of, each in series.items()}}
-                    for name, where in classes.items()},
-    }  # fmt: skip
