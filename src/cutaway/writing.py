@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -134,17 +134,23 @@ def check_writable(path: PathLike) -> Path:
     return Path(path)
 
 
-def check_folder(path: PathLike) -> Path:
+def check_folder(path: PathLike, names: Iterable[str] = (), *, replace: bool = False, option: str = "replace=True") -> Path:
     """Make sure that files can be written into this folder, which need not exist yet. Nothing is left behind.
+
+    Args:
+        names: of the files, none of which may exist yet unless it may be replaced; `option` as in `check_absent`.
 
     Raises:
         NotWritten: a file has its name or that of a folder above, it does not take files, or the disk is full.
+        AlreadyThere: one of the files exists, and `replace` is off.
     """
     folder = Path(path).expanduser()
     try:
         _try_folder(folder)
     except OSError as error:
         raise _refused(path, error) from error
+    for name in names:
+        check_absent(folder / name, replace=replace, option=option)
     return folder
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cutaway.report.findings import KINDS, Finding, none, without_claims
-from cutaway.report.sentences import GRAMMAR, number, sentence, value_text
-from cutaway.runs.estimates import Value, mean, means, ratio, spread
+from cutaway.report.sentences import GRAMMAR, sentence
+from cutaway.runs.estimates import Value, mean, means, number_text, ratio, spread
 
 
 def test_every_kind_has_a_sentence():
@@ -105,5 +105,5 @@ def test_without_a_baseline_nothing_is_claimed():
 
 
 def test_numbers():
-    assert [number(x, "") for x in (1234.0, 0.0005, -2.5, math.nan)] == ["1,234", "0.0005", "−2.5", "no value"]
-    assert value_text(Value(0.5), "share") == "50.0%"
+    assert [number_text(x, "") for x in (1234.0, 0.0005, -2.5, math.nan)] == ["1,234", "0.0005", "−2.5", "no value"]
+    assert Value(0.5).text("share") == "50.0%"

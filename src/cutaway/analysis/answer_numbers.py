@@ -1,4 +1,4 @@
-"""Plain numbers of a model's answers, as trees by position, class, token and head, where one mean would say too little.
+"""Plain numbers of a model's answers, as trees by position, class, token and head.
 
 Tables by token are for small vocabularies (`ModelAnswers.by_token`), tables by answer for single right ones (`.single`).
 """

@@ -1,5 +1,4 @@
-"""Answers of a model to prompts: which are right, how far they lead, what a constant or a fixed order of answers would reach; and
-what their tokens are called.
+"""Answers of a model to prompts: which are right, how far they lead, what constants reach, and what their tokens are called.
 
 Answers are numbered in the order of their places (example by example, position by position); `[answer]` is that axis.
 """

@@ -40,13 +40,13 @@ def explain(
     from cutaway import explain as room
     from cutaway.explain.ranging import enumerated
     from cutaway.prompts import Prompts
-    from cutaway.writing import write
+    from cutaway.writing import check_folder, write
 
     if read_out is not None and read_out not in READ_OUTS:
         raise ExplainError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")
     if (examples is None) == (request.behaviour is None):
         raise ExplainError("explain needs examples: give either --examples FILE or --behaviour NAME")
-    room.check_free(out, replace=request.replace, option=REPLACE)
+    check_folder(out, room.FILES, replace=request.replace, option=REPLACE)
     request.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
     network, seed = request.network, request.seed
     request.options["count"] = count

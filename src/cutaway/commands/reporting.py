@@ -65,9 +65,9 @@ def report(
     from cutaway import records
     from cutaway.commands import report_progress as progress
     from cutaway.report import first_report, reporting
-    from cutaway.writing import write
+    from cutaway.writing import check_folder, write
 
-    folder = reporting.check_free(out or Path("out") / Path(model).name, replace=replace, option=REPLACE)
+    folder = check_folder(out or Path("out") / Path(model).name, reporting.FILES, replace=replace, option=REPLACE)
     made: Any
     if (answer or wrong) and prompts is None:
         raise ConfigError("--answer and --wrong belong to the texts of --prompts FILE; other prompts have answers of their own")

@@ -9,7 +9,7 @@ print(explanation.verdict.verdict, explanation.program)
 from __future__ import annotations
 
 from cutaway.explain.explaining import Explanation, explain
-from cutaway.explain.pages import check_free, html, numbers, save, summary
+from cutaway.explain.pages import FILES, html, numbers, save, summary
 from cutaway.explain.verdict import Verdict
 
-__all__ = ["Explanation", "Verdict", "check_free", "explain", "html", "numbers", "save", "summary"]
+__all__ = ["FILES", "Explanation", "Verdict", "explain", "html", "numbers", "save", "summary"]

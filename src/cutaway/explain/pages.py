@@ -15,9 +15,9 @@ from cutaway.programs import as_python, line_as_python, to_dict
 from cutaway.programs.language import Attend, Line, reads
 from cutaway.view import Code, Section, bar_chart, page
 from cutaway.view.pages import Fact, Facts
-from cutaway.writing import check_absent, check_folder, write, write_json
+from cutaway.writing import check_folder, write, write_json
 
-PROGRAM, NUMBERS, PAGE = "program.py", "explanation.json", "explanation.html"
+PROGRAM, NUMBERS, PAGE = FILES = "program.py", "explanation.json", "explanation.html"
 MEANINGS = {
     "M": "program and model agree on unseen inputs, corrected for chance",
     "S": "loss kept when activations are exchanged among inputs that the program calls equal",
@@ -121,19 +121,6 @@ def _nodes_text(nodes: list[str]) -> str:
     return f"held by {', '.join(nodes)}" if nodes else "made of the embedding and what later nodes read"
 
 
-def check_free(folder: str | Path, *, replace: bool = False, option: str = "replace=True") -> Path:
-    """Make sure that an explanation can be written into a folder: to be asked before anything is computed.
-
-    Raises:
-        NotWritten: the folder takes none.
-        AlreadyThere: one is there, and `replace` is off.
-    """
-    folder = check_folder(folder)
-    for name in (PROGRAM, NUMBERS, PAGE):
-        check_absent(folder / name, replace=replace, option=option)
-    return folder
-
-
 def save(explanation: Explanation, folder: str | Path, facts: Sequence[Fact] = (), *, replace: bool = False) -> list[Path]:
     """Write the three files.
 
@@ -141,7 +128,7 @@ def save(explanation: Explanation, folder: str | Path, facts: Sequence[Fact] = (
         NotWritten: the folder takes none.
         AlreadyThere: one of them exists, and `replace` is off.
     """
-    folder = check_free(folder, replace=replace)
+    folder = check_folder(folder, FILES, replace=replace)
     text = json.dumps(numbers(explanation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     return [
         write(folder / PROGRAM, as_python(explanation.program)),

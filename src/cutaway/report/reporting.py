@@ -19,17 +19,16 @@ from cutaway.prompts import Prompts
 from cutaway.report import page
 from cutaway.report.findings import Finding, none, without_claims
 from cutaway.report.questions import QUESTIONS
-from cutaway.report.sentences import sentence, value_text
+from cutaway.report.sentences import sentence
 from cutaway.report.study import Study
 from cutaway.runs.hashes import model_hash
 from cutaway.tasks.behaviour import Behaviour
-from cutaway.tasks.given import FEW, LARGE, MANY
+from cutaway.tasks.given import fitted
 from cutaway.view.pages import Fact
-from cutaway.writing import check_absent, check_folder, write, write_json
+from cutaway.writing import check_folder, write, write_json
 
-HTML, JSON = "report.html", "report.json"
+HTML, JSON = FILES = "report.html", "report.json"
 TELLING = 20  # prompts: fewer hardly tell a model that does a behaviour from one that does not
-TOKENS = 24_000  # of all prompts that are run, about
 Watch = Callable[[str, float, float], None]
 """Told which question is being asked, how many forward passes are done, and of how many; the last is the plan's."""
 
@@ -110,40 +109,15 @@ class Report:
             NotWritten: the folder or the disk does not take them.
             AlreadyThere: one of them exists, and `replace` is off.
         """
-        folder = check_free(folder, replace=replace)
+        folder = check_folder(folder, FILES, replace=replace)
         html, numbers = self.html(facts), self.json()  # both before either is written
         return write(folder / HTML, html), write_json(folder / JSON, numbers)
-
-
-def check_free(folder: str | Path, *, replace: bool = False, option: str = "replace=True") -> Path:
-    """Make sure that a report can be written into a folder: to be asked before anything is computed.
-
-    Raises:
-        NotWritten: the folder or the disk does not take it.
-        AlreadyThere: a report is there, and `replace` is off.
-    """
-    folder = check_folder(folder)
-    for name in (HTML, JSON):
-        check_absent(folder / name, replace=replace, option=option)
-    return folder
 
 
 def joined(parts: Sequence[Report]) -> Report:
     """One report of several that asked the same model and prompts different questions, in the usual order."""
     found = {name: one for part in parts for name, one in part.findings.items()}
     return Report(parts[0].about, {name: found[name] for name in QUESTIONS if name in found})
-
-
-def fitted(prompts: Prompts, model: Any, size: int | None, seed: int) -> Prompts:
-    """As many of the prompts as a report runs, drawn at random where there are more."""
-    large = sum(one.numel() for one in model.parameters()) > LARGE
-    most = size or min(FEW if large else MANY, max(24, TOKENS // prompts.tokens.shape[1]))
-    if len(prompts) <= most:
-        return prompts
-    import torch
-
-    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))[:most]
-    return prompts[sorted(order.tolist())]
 
 
 def chosen(names: Sequence[str] | None) -> list[str]:
@@ -220,8 +194,8 @@ def make(
     if study.at_chance and not anyway:
         rest = "so few prompts cannot tell, ask about more" if len(study.prompts) < TELLING else "there is nothing to explain"
         raise PromptError(
-            f"{name} does not do this, on {study.on}: its accuracy is {value_text(study.accuracy, 'share')}, and always the same "
-            f"answer gives {value_text(study.chance, 'share')}; {rest} "
+            f"{name} does not do this, on {study.on}: its accuracy is {study.accuracy.text('share')}, and always the same "
+            f"answer gives {study.chance.text('share')}; {rest} "
             "(--anyway shows the values and claims nothing)"
         )
     findings: dict[str, Sequence[Finding]] = {}

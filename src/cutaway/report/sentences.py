@@ -10,27 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from cutaway.report.findings import Finding
-from cutaway.runs.estimates import Value
+from cutaway.runs.estimates import Value, number_text
 
 MOST = 3  # labels that a sentence names
-
-
-def number(value: float, unit: str) -> str:
-    """A number with its unit."""
-    if not math.isfinite(value):
-        return "no value"
-    if unit == "share":
-        return f"{100 * value:.1f}%".replace("-", "−")
-    text = f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.3g}"
-    return f"{text} {unit}".strip().replace("-", "−")
-
-
-def value_text(value: Value, unit: str) -> str:
-    """A number and its interval: `62.0% [58.1%, 65.7%]`."""
-    if not (math.isfinite(value.low) and math.isfinite(value.high)):
-        return number(value.value, unit)
-    low, high = (number(bound, unit if unit == "share" else "") for bound in (value.low, value.high))
-    return f"{number(value.value, unit)} [{low}, {high}]"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -53,11 +35,11 @@ def _base(finding: Finding, label: str) -> str:
     base = finding.baseline_of(label)
     if base is None or not math.isfinite(base.value):
         return ""
-    return f"{finding.against} {value_text(base, finding.unit)}"
+    return f"{finding.against} {base.text(finding.unit)}"
 
 
 def _measured(finding: Finding, label: str) -> str:
-    return f"{named(label)} ({value_text(finding.values[label], finding.unit)})"
+    return f"{named(label)} ({finding.values[label].text(finding.unit)})"
 
 
 def _no_baseline(finding: Finding, text: str) -> str:
@@ -82,7 +64,7 @@ def largest(finding: Finding) -> str:
 
 
 def _beyond(finding: Finding) -> str:
-    return f"{number(finding.margin, finding.unit)} or more " if finding.margin else ""
+    return f"{number_text(finding.margin, finding.unit)} or more " if finding.margin else ""
 
 
 def _not_above(finding: Finding, label: str) -> str:
@@ -98,7 +80,7 @@ def share(finding: Finding) -> str:
     for label in finding.values:
         base, whose = _base(finding, label), "" if len(finding.values) == 1 else f" for {named(label)}"
         inside = "" if finding.stands_out(label) or not base else _not_above(finding, label)
-        parts.append(f"{value_text(finding.values[label], finding.unit)}{whose}" + (f" ({base}{inside})" if base else ""))
+        parts.append(f"{finding.values[label].text(finding.unit)}{whose}" + (f" ({base}{inside})" if base else ""))
     text = f"{capital(finding.what)} is {listed(parts)}"
     return f"{text}." if finding.baseline is not None else _no_baseline(finding, text)
 
@@ -115,7 +97,7 @@ def comparison(finding: Finding) -> str:
     if not (math.isfinite(known[high].low) and math.isfinite(known[low].high)):  # of a number that is no mean over prompts
         end = ""
     base = _base(finding, high)
-    most, least = (f"{value_text(known[label], finding.unit)} for {named(label)}" for label in (high, low))
+    most, least = (f"{known[label].text(finding.unit)} for {named(label)}" for label in (high, low))
     ends = f"is {most}, against {least}"
     if len(known) > 2:
         ends = f"ranges from {least} to {most}, the lowest and the highest of {len(known)}"
@@ -146,7 +128,7 @@ def count(finding: Finding) -> str:
     if base is None:
         return f"{text}."
     inside = "" if len(names) > (base.high if math.isfinite(base.high) else base.value) else ", which is not told apart from it"
-    return f"{text}; {finding.against} {value_text(base, '')}{inside}."
+    return f"{text}; {finding.against} {base.text('')}{inside}."
 
 
 def none(finding: Finding) -> str:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from cutaway.runs.intervals import interval_of_mean
+from cutaway.runs.intervals import interval_of_mean, interval_of_ratio
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,26 @@ class Value:
         """Whether it lies below a limit, its interval included."""
         return math.isfinite(self.value) and (self.high if math.isfinite(self.high) else self.value) < limit
 
+    def text(self, unit: str) -> str:
+        """The number and its interval: `62.0% [58.1%, 65.7%]`."""
+        if not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return number_text(self.value, unit)
+        low, high = (number_text(bound, unit if unit == "share" else "") for bound in (self.low, self.high))
+        return f"{number_text(self.value, unit)} [{low}, {high}]"
+
     def to_json(self) -> list[float | None]:
         """The number and its bounds."""
         return [x if math.isfinite(x) else None for x in (self.value, self.low, self.high)]
+
+
+def number_text(value: float, unit: str) -> str:
+    """A number with its unit; a "share" in percent."""
+    if not math.isfinite(value):
+        return "no value"
+    if unit == "share":
+        return f"{100 * value:.1f}%".replace("-", "−")
+    text = f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 1 else f"{value:.3g}"
+    return f"{text} {unit}".strip().replace("-", "−")
 
 
 def mean(each: Float[Tensor, "example"], *, shares: bool | None = None) -> Value:
@@ -64,6 +81,13 @@ def ratios(labels: Iterable[str], sums: Float[Tensor, "label example"], counts: 
     low, high = interval_of_mean(sums.double().T, counts.double()[:, None].expand(-1, len(sums)))
     bounds = zip(whole.tolist(), low.tolist(), high.tolist(), strict=True)
     return {label: Value(*one) for label, one in zip(labels, bounds, strict=True)}
+
+
+def shares(labels: Iterable[str], parts: Float[Tensor, "label example"], whole: Float[Tensor, "example"]) -> dict[str, Value]:
+    """What share of a difference each row is; both parts of the ratio are uncertain (Fieller)."""
+    low, high = interval_of_ratio(parts.T, whole[:, None].expand_as(parts.T))
+    found = zip((parts.mean(1) / whole.mean()).tolist(), low.tolist(), high.tolist(), strict=True)
+    return {label: Value(*one) for label, one in zip(labels, found, strict=True)}
 
 
 def means(labels: Iterable[str], rows: Float[Tensor, "label example"], *, shares: bool | None = None) -> dict[str, Value]:

@@ -25,6 +25,7 @@ from cutaway.tasks.language import Language
 VOCABULARY = "vocabulary.json"
 LARGE = 20_000_000  # parameters from which on fewer prompts are drawn
 FEW, MANY = 48, 300  # prompts for large models and for small ones
+TOKENS = 24_000  # of all prompts that are run, about
 
 
 class Given(Behaviour):
@@ -121,3 +122,13 @@ def vocabulary(*folders: Path) -> Sequence[str] | None:
             if isinstance(found, list) and all(isinstance(word, str) for word in found):
                 return found
     return None
+
+
+def fitted(prompts: Prompts, model: Any, size: int | None, seed: int) -> Prompts:
+    """As many of the prompts as a report runs of a model, drawn at random where there are more."""
+    large = sum(one.numel() for one in model.parameters()) > LARGE
+    most = size or min(FEW if large else MANY, max(24, TOKENS // prompts.tokens.shape[1]))
+    if len(prompts) <= most:
+        return prompts
+    order = torch.randperm(len(prompts), generator=torch.Generator().manual_seed(seed))[:most]
+    return prompts[sorted(order.tolist())]

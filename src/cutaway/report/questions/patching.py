@@ -11,8 +11,7 @@ from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs import edits
 from cutaway.runs.answer_metrics import AnswerMetric
-from cutaway.runs.estimates import Value
-from cutaway.runs.intervals import interval_of_ratio
+from cutaway.runs.estimates import Value, shares
 from cutaway.runs.places import Places, at_roles
 from cutaway.runs.sweep import sweep
 from cutaway.view import heat_map
@@ -73,18 +72,16 @@ def ask(study: Study) -> list[Finding]:
     whole = reference.clean.data
     target = small.corrupted.tokens
 
-    def recovered(cells: list[edits.Edit], name: str, **how: object) -> list[Value]:
+    def recovered(labels: Iterable[str], cells: list[edits.Edit], name: str, **how: object) -> dict[str, Value]:
         done = sweep(study.model, target, cells, measured, mask=small.mask, seed=study.seed, **how)
         study.sweeps[name] = done
-        above, below = (done.values.data - done.clean.data).double(), (whole - done.clean.data).double()
-        low, high = interval_of_ratio(above.T, below[:, None].expand_as(above.T))
-        return [Value(*one) for one in zip((above.mean(1) / below.mean()).tolist(), low.tolist(), high.tolist(), strict=True)]
+        return shares(labels, (done.values.data - done.clean.data).double(), (whole - done.clean.data).double())
 
-    by_place = recovered(stream, "patched stream")
-    by_head = recovered(heads, "patched heads", **({"method": "screen", "top": 16} if study.large else {}))
+    by_place = list(recovered(map(str, range(len(stream))), stream, "patched stream").values())
+    by_head = recovered(small.heads, heads, "patched heads", **({"method": "screen", "top": 16} if study.large else {}))
     on = f"{len(prompts):,} pairs"
     return [*_streams(places, by_place, len(layers), on), Finding(
-        "largest", "the share of the difference that one head restores", dict(zip(small.heads, by_head, strict=True)), "share",
+        "largest", "the share of the difference that one head restores", by_head, "share",
         Value(0.0), "nothing restored", on, two_sided=True)]  # fmt: skip
 
 

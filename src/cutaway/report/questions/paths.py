@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from jaxtyping import Float
-from torch import Tensor
-
 from cutaway.analysis.paths import path_patch
 from cutaway.report.findings import Finding
 from cutaway.report.questions import patching
 from cutaway.report.study import Study
-from cutaway.runs.answer_metrics import AnswerMetric
 from cutaway.runs.editing import run
-from cutaway.runs.estimates import Value
-from cutaway.runs.intervals import interval_of_ratio
+from cutaway.runs.estimates import Value, shares
 
 
 def lacks(study: Study) -> str:
@@ -33,19 +28,9 @@ def ask(study: Study) -> list[Finding]:
     small = patching.some(study)
     metric = patching.metric(small)
     found = path_patch(study.model, small.prompts.tokens, small.corrupted.tokens, metric, seed=study.seed)
-    corrupted = corrupted_value(study, small, metric)
+    corrupted = run(study.model, small.corrupted.tokens, metric=metric, mask=small.mask).value
+    assert corrupted is not None
     lost = -found.values.sel(receiver="logits").data.double()
-    span = (found.clean.data.double() - corrupted)[:, None].expand_as(lost.T)
-    low, high = interval_of_ratio(lost.T, span)
-    names = found.values.names("sender")
-    means, bounds = (lost.mean(1) / span.mean()).tolist(), zip(low.tolist(), high.tolist(), strict=True)
-    values = {name: Value(one, *two) for name, one, two in zip(names, means, bounds, strict=True)}
+    values = shares(found.values.names("sender"), lost, found.clean.data.double() - corrupted.double())
     what, on = "the share of the difference that a head's direct path to the logits carries", f"{len(small.prompts):,} pairs"
     return [Finding("largest", what, values, "share", Value(0.0), "nothing carried", on, two_sided=True)]
-
-
-def corrupted_value(study: Study, small: Study, metric: AnswerMetric) -> Float[Tensor, "batch"]:
-    """The metric of the corrupted run, by example."""
-    value = run(study.model, small.corrupted.tokens, metric=metric, mask=small.mask).value
-    assert value is not None
-    return value.double()
