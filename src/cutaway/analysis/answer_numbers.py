@@ -5,7 +5,8 @@ Tables by token are for small vocabularies (`ModelAnswers.by_token`), tables by 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from cutaway.analysis import attribution
 from cutaway.analysis.ablation import ablate_heads
 from cutaway.analysis.answers import ModelAnswers
 from cutaway.analysis.class_attribution import by_class
+from cutaway.analysis.hill_climbing import HillClimb
 from cutaway.analysis.shared import head_names
 from cutaway.analysis.token_roles import Classes, Masks, TokenRoles
 from cutaway.runs.activation_cache import ActivationCache
@@ -50,6 +52,27 @@ def answer(of: ModelAnswers, number: int, kinds: Mapping[str, Bool[Tensor, "batc
         "tokens": of.joined(of.prompts.tokens[row, : at + 1].tolist()), "position": at, "answer": right, "given": given,
         "probability": float((-of.losses[number]).exp()),
         "kind": next((name for name, where in kinds.items() if bool(where[row, at])), ""),
+    }  # fmt: skip
+
+
+def hard_inputs(
+    found: HillClimb, of: ModelAnswers, failed: Bool[Tensor, "chain pos"], hardest: Sequence[int], kinds: Classes
+) -> dict[str, Any]:
+    """What a search for hard inputs came to: how many chains ended in a mistake, which inputs, and what those have in common.
+
+    Args:
+        of: the answers to the inputs that chains ended with; `hardest` is the number of the worst one of each.
+        failed: where that answer is wrong.
+    """
+    order = found.final.argsort(descending=True).tolist()
+    return {
+        "chains": len(found.tokens), "wrong_at_end": int(failed.any(1).sum()), "looked_at": found.looked_at,
+        "highest_loss": float(found.final.max()), "median_changes": float(found.changes.float().median()),
+        "sequences": [{**answer(of, hardest[row], kinds), "changed": int(found.changes[row])} for row in order],
+        "in_common": {
+            "kinds": {name: mean_of(where[failed].float()) if bool(failed.any()) else 0.0 for name, where in kinds.items()},
+            "answers": dict(Counter(of.answer_word(token) for token in of.prompts.labels[failed].tolist())),
+        },
     }  # fmt: skip
 
 

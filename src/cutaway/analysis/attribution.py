@@ -296,6 +296,24 @@ def attribute_all_tokens(
 # Parts of the above.
 
 
+@torch.no_grad()
+def added_to(
+    cache: ActivationCache, places: tuple[Int[Tensor, "answer"], Int[Tensor, "answer"]], weights: Float[Tensor, "answer d_vocab"]
+) -> tuple[list[str], Float[Tensor, "component answer"]]:
+    """What each component adds to a weighted sum of logits at some places (a lead), biases left out; and what they are called.
+
+    Args:
+        places: example and position of each.
+    """
+    model, resid, (rows, at) = cache.model, _final_resid(cache), places
+    directions = resid.new_zeros(resid.shape)
+    directions[rows, at] = weights.to(resid) @ model.W_U.T.to(resid)
+    scale = cache["ln_final.hook_scale"] if norms_of(model.cfg) else None
+    parts = [one for one in gathered(writers(model.cfg)) if one != BIASES]
+    added = along(model, KeptSites(cache), parts, frozen_norm(model, FINAL, scale).transposed(directions))
+    return list(map(str, parts)), added[:, rows, at]
+
+
 def _called(model: Transformer, targets: Any, vocab: Sequence[str] | None) -> str:
     """Targets in words."""
     if targets is None:

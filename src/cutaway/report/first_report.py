@@ -38,7 +38,7 @@ class FirstReport(reporting.Report):
 
 @options(size=2, seed=0)  # (of one sequence, the mean over sequences is that sequence)
 def make(
-    checkpoint: str | Path | None = None, *, size: int = 1000, seed: int = 42, watch: reporting.Watch = reporting.silent
+    checkpoint: str | Path | None = None, *, size: int = 1000, seed: int = 42, watch: reporting.Watch = lambda *_: None
 ) -> FirstReport:
     """The report on a model of first unique characters; one that learned nothing gets one too, which claims nothing.
 

@@ -33,10 +33,6 @@ Watch = Callable[[str, float, float], None]
 """Told which question is being asked, how many forward passes are done, and of how many; the last is the plan's."""
 
 
-def silent(doing: str, done: float, of: float) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class ReportPlan:
     """What a report will take: forward passes by question, seconds of one, bytes of what is kept."""
@@ -158,7 +154,7 @@ def make(
     size: int | None = None,
     seed: int = 0,
     anyway: bool = False,
-    watch: Watch = silent,
+    watch: Watch = lambda *_: None,
     say: Callable[[str], None] = lambda _: None,
     each: Callable[[Report], None] = lambda _: None,
 ) -> Report:

@@ -17,13 +17,11 @@ from cutaway.analysis import attribution, token_roles
 from cutaway.analysis.answers import SHOWN, ModelAnswers
 from cutaway.analysis.shared import head_names
 from cutaway.analysis.token_roles import TokenRoles
-from cutaway.model.components import BIASES, gathered, writers
-from cutaway.model.frozen_norms import FINAL, frozen_norm, norms_of
+from cutaway.model.frozen_norms import norms_of
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
 from cutaway.runs.activation_cache import ActivationCache
 from cutaway.runs.answer_metrics import AnswerMetric
-from cutaway.runs.decompose import along
 from cutaway.runs.estimates import Value
 from cutaway.runs.sweep import SweepResult
 from cutaway.tasks.behaviour import Behaviour
@@ -125,11 +123,6 @@ class Study(ModelAnswers):
     def heads(self) -> list[str]:
         return head_names(self.model.cfg)
 
-    @property
-    def last_heads(self) -> list[str]:
-        """The heads of the last layer."""
-        return self.heads[-self.model.cfg.n_heads :]
-
     @cached_property
     def content(self) -> list[int]:
         """Tokens that prompts vary in: as the behaviour says, else as is seen."""
@@ -141,19 +134,6 @@ class Study(ModelAnswers):
         fits = token_roles.readable(self.model.cfg) and self.single and len(self.content) <= SHOWN
         same_length = bool(self.prompts.mask.all())
         return TokenRoles(self.cache, self.prompts.tokens, self.content, self.words) if fits and same_length else None
-
-    @torch.no_grad()
-    def attributed(self, order: Tensor | None = None) -> tuple[list[str], Float[Tensor, "component answer"]]:
-        """What each component adds to the lead of right answers, at each answer; with `order`, to another answer's lead."""
-        contrast = self.contrast if order is None else self.contrast[order]
-        directions = self.cache[self.streams[-1]].new_zeros(*self.prompts.tokens.shape, self.model.cfg.d_model)
-        directions[self.places] = contrast.to(directions) @ self.model.W_U.T.to(directions)
-        scale = self.cache["ln_final.hook_scale"] if norms_of(self.model.cfg) else None
-        back = frozen_norm(self.model, FINAL, scale).transposed(directions)
-        parts = [one for one in gathered(writers(self.model.cfg)) if one != BIASES]
-        added = along(self.model, attribution.KeptSites(self.cache), parts, back)
-        rows, at = self.places
-        return list(map(str, parts)), added[:, rows, at]
 
     @property
     def on(self) -> str:

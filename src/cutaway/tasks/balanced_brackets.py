@@ -97,32 +97,18 @@ class BalancedBrackets(Algorithmic):
 
     def classes(self, prompts: Prompts) -> dict[str, Where]:
         counts, below = (failed[:, None] for failed in self.failures(prompts.tokens))
-        kinds = {
-            "balanced": ~counts & ~below,
-            "counts differ": counts & ~below,
-            "closed too early": ~counts & below,
-            "both": counts & below,
-        }
-        return {name: prompts.answered & where for name, where in kinds.items()}
+        kinds = {"balanced": ~counts & ~below, "counts differ": counts & ~below, "closed too early": ~counts & below}
+        return {name: prompts.answered & where for name, where in {**kinds, "both": counts & below}.items()}
 
     def sources(self, prompts: Prompts) -> dict[str, Sources]:
-        tokens, count = prompts.tokens, len(prompts)
-        named = {
-            "open brackets": tokens == OPEN,
-            "closed brackets": tokens == CLOSE,
-            "START": tokens == START,
-            "END": tokens == END,
-        }
-        return {name: where[:, None, :].expand(count, self.length, -1) for name, where in named.items()}
+        named = {"open brackets": OPEN, "closed brackets": CLOSE, "START": START, "END": END}
+        return {name: (prompts.tokens == one)[:, None, :].expand(-1, self.length, -1) for name, one in named.items()}
 
     def features(self, prompts: Prompts) -> dict[str, Tokens]:
-        bracket = (prompts.tokens == OPEN) | (prompts.tokens == CLOSE)
+        elsewhere = (prompts.tokens != OPEN) & (prompts.tokens != CLOSE)
         depth = self.heights(prompts.tokens)
-        outside = torch.tensor(UNCOUNTED)
-        return {
-            "depth": depth.clamp(-8, 8).where(bracket, outside),
-            "below zero here": (depth < 0).long().where(bracket, outside),
-        }
+        known = {"depth": depth.clamp(-8, 8), "below zero here": (depth < 0).long()}
+        return {name: values.masked_fill(elsewhere, UNCOUNTED) for name, values in known.items()}
 
     def mistakes(self, prompts: Prompts, predicted: Tokens) -> dict[str, Where]:
         wrong = prompts.answered & (predicted != prompts.labels)

@@ -16,7 +16,7 @@ from cutaway.model.transformer import Transformer
 from cutaway.prompts import UNCOUNTED, Prompts
 from cutaway.tasks.behaviour import Algorithmic, Sources, Where, equal_tokens, replaced_once
 from cutaway.tasks.first_unique_dataset import LETTERS, NULL, FirstUniqueChar, first_unique, letters_of
-from cutaway.tasks.task import Examples, loss_of
+from cutaway.tasks.task import loss_of
 from cutaway.tokens import CharTokenizer
 
 
@@ -144,10 +144,6 @@ class FirstUniqueCharTask(Algorithmic):
             "pairs of letters": self.known(torch.tensor([pairs])),
             "five letters in pairs": self.known(torch.tensor(some)[:, : self.seq_len]),
         }
-
-    def validation(self) -> Examples:
-        """Two thousand examples of a fixed seed that training draws are independent of."""
-        return Examples(*self.dataset(size=2000, seed=2_000_042)[:])
 
     def tokenizer(self) -> CharTokenizer:
         """One token per character; text gets the null character in front."""

@@ -76,9 +76,7 @@ class SumOfTwo(Algorithmic):
     def classes(self, prompts: Prompts) -> dict[str, Where]:
         a, b = self.parts(prompts.tokens)
         carry = self._in_place(prompts.tokens, self.sum_of(a, b)[1])
-        nines = self._in_place(
-            prompts.tokens, torch.cat([(a + b)[:, 1:] == 9, torch.zeros(len(a), 1, dtype=torch.bool)], 1).long()
-        )
+        nines = self._in_place(prompts.tokens, torch.cat([(a + b)[:, 1:] == 9, column(len(a), 0) > 0], 1).long())
         return {
             "no carry comes in": carry == 0,
             "a carry comes in": (carry == 1) & (nines == 0),
@@ -86,23 +84,16 @@ class SumOfTwo(Algorithmic):
         }
 
     def sources(self, prompts: Prompts) -> dict[str, Sources]:
-        found = {
-            name: torch.zeros(self.length, self.length, dtype=torch.bool) for name in ("its digits", "the digits to their right")
-        }
-        for digit in range(self.num_digits):
-            at = self.length - self.num_digits - 1 + digit
-            for name, right in (("its digits", 0), ("the digits to their right", 1)):
-                if digit + right < self.num_digits:
-                    found[name][at, [digit + right, self.num_digits + 1 + digit + right]] = True
-        return {name: where.expand(len(prompts), -1, -1) for name, where in found.items()}
+        at, n = torch.arange(self.length), self.num_digits
+        digit = (at - 2 * n - 1)[:, None]  # of the sum, that a position predicts
+        place = (at % (n + 1)).masked_fill((at == n) | (at > 2 * n), -1)  # of a digit in its number
+        named = {"its digits": place == digit, "the digits to their right": place == digit + 1}
+        return {name: (where & (digit >= 0)).expand(len(prompts), -1, -1) for name, where in named.items()}
 
     def features(self, prompts: Prompts) -> dict[str, Tokens]:
         a, b = self.parts(prompts.tokens)
-        carry = self.sum_of(a, b)[1]
-        return {
-            "carry": self._in_place(prompts.tokens, carry),
-            "sum of its digits": self._in_place(prompts.tokens, a + b),
-        }
+        known = {"carry": self.sum_of(a, b)[1], "sum of its digits": a + b}
+        return {name: self._in_place(prompts.tokens, values) for name, values in known.items()}
 
     def mistakes(self, prompts: Prompts, predicted: Tokens) -> dict[str, Where]:
         wrong = prompts.answered & (predicted != prompts.labels)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from cutaway.analysis.answer_numbers import attributions
+from cutaway.analysis.attribution import added_to
 from cutaway.analysis.token_roles import FEW
 from cutaway.report.findings import Finding
 from cutaway.report.study import Study
@@ -23,8 +24,9 @@ def lacks(study: Study) -> str:
 
 def ask(study: Study) -> list[Finding]:
     """Components against the same directions dealt to other prompts; the main ones by class and by answer."""
-    names, added = study.attributed()
-    _, dealt = study.attributed(cycle(added.shape[1], study.seed))  # no prompt keeps its own answers
+    names, added = added_to(study.cache, study.places, study.contrast)
+    order = cycle(added.shape[1], study.seed)  # no prompt keeps its own answers
+    _, dealt = added_to(study.cache, study.places, study.contrast[order])
     values = {name: study.over(row, shares=False) for name, row in zip(names, added, strict=True)}
     base = {name: study.over(row, shares=False) for name, row in zip(names, dealt, strict=True)}
     versus = "the wrong ones" if bool(study.paired.all()) else "the others"

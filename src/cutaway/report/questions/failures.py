@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -16,7 +14,6 @@ from cutaway.report.findings import Finding
 from cutaway.report.questions.examples import COLUMNS, row_of
 from cutaway.report.study import Study
 from cutaway.runs.estimates import Value
-from cutaway.runs.results import mean_of
 from cutaway.tasks.behaviour import Algorithmic
 from cutaway.view import table
 
@@ -76,17 +73,10 @@ def search(study: Study, behaviour: Algorithmic) -> Finding:
     failed = _grid(after, ~after.correct) & (torch.arange(start.shape[1]) == worst[:, None])
     hardest = _grid(after, torch.arange(len(after.correct)))[torch.arange(CHAINS), worst].tolist()
     kinds = behaviour.mistakes(after.prompts, _predicted(after))
-    numbers = {
-        "chains": CHAINS, "wrong_at_start": begin, "wrong_at_end": int(failed.any(1).sum()), "looked_at": found.looked_at,
-        "highest_loss": float(found.final.max()), "median_changes": float(found.changes.float().median()),
-        "sequences": [{**answer_numbers.answer(after, hardest[row], kinds), "changed": int(found.changes[row])} for row in order],
-        "in_common": {
-            "features": in_common(behaviour.measures(after.prompts), behaviour.measures(study.prompts), failed,
-                                  _grid(study, ~study.correct)),
-            "kinds": {name: mean_of(where[failed].float()) if bool(failed.any()) else 0.0 for name, where in kinds.items()},
-            "answers": dict(Counter(study.answer_word(token) for token in after.prompts.labels[failed].tolist())),
-        },
-    }  # fmt: skip
+    numbers = {"wrong_at_start": begin, **answer_numbers.hard_inputs(found, after, failed, hardest, kinds)}
+    numbers["in_common"]["features"] = in_common(
+        behaviour.measures(after.prompts), behaviour.measures(study.prompts), failed, _grid(study, ~study.correct)
+    )
     named = dict.fromkeys(after.text(row) for row in order if bool(failed[row].any()))
     what = f"sequences that a search by small changes made the model get wrong (at its start {begin})"
     shown = table(COLUMNS, [row_of(after, hardest[row]) for row in order[:WORST]], title="The hardest found")

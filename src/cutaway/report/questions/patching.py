@@ -11,6 +11,7 @@ from cutaway.report.findings import Finding
 from cutaway.report.study import Study
 from cutaway.runs import edits
 from cutaway.runs.answer_metrics import AnswerMetric
+from cutaway.runs.editing import run
 from cutaway.runs.estimates import Value, shares
 from cutaway.runs.places import Places, at_roles
 from cutaway.runs.sweep import sweep
@@ -58,22 +59,17 @@ def columns(study: Study) -> dict[str, Places]:
 
 def ask(study: Study) -> list[Finding]:
     """What the clean stream restores in the corrupted run, by place and layer; the same for heads at all positions."""
-    small = some(study)
-    cfg, prompts = study.model.cfg, small.prompts
-    measured = metric(small)
-    names = [f"blocks.{l}.{site}" for l in range(cfg.n_layers) for site in ("hook_resid_pre", "attn.hook_z")]
-    clean = small.run(prompts, names)
+    small, layers = some(study), range(study.model.cfg.n_layers)
+    prompts, measured, places = small.prompts, metric(small), columns(small)
+    clean = small.run(prompts, [f"blocks.{l}.{site}" for l in layers for site in ("hook_resid_pre", "attn.hook_z")])
     change = edits.patch(dict(clean.cache_dict))
-    places = columns(small)
-    layers = range(cfg.n_layers)
     stream = [change.at(("resid_pre", l), positions=at) for at in places.values() for l in layers]
-    heads = [change.at(("z", l), heads=h) for l in layers for h in range(cfg.n_heads)]
-    reference = sweep(study.model, prompts.tokens, [edits.zero().at(("z", 0), heads=0)], measured, mask=small.mask, audit=0)
-    whole = reference.clean.data
-    target = small.corrupted.tokens
+    heads = [change.at(("z", l), heads=h) for l in layers for h in range(study.model.cfg.n_heads)]
+    whole = run(study.model, prompts.tokens, metric=measured, mask=small.mask).value
+    assert whole is not None
 
     def recovered(labels: Iterable[str], cells: list[edits.Edit], name: str, **how: object) -> dict[str, Value]:
-        done = sweep(study.model, target, cells, measured, mask=small.mask, seed=study.seed, **how)
+        done = sweep(study.model, small.corrupted.tokens, cells, measured, mask=small.mask, seed=study.seed, **how)
         study.sweeps[name] = done
         return shares(labels, (done.values.data - done.clean.data).double(), (whole - done.clean.data).double())
 
@@ -98,12 +94,9 @@ def _streams(places: Iterable[str], values: list[Value], layers: int, on: str) -
         what = "the share of the difference that the stream at a position restores"
         return [Finding("largest", what, only, "share", Value(0.0), "nothing restored", on, two_sided=True)]
     order = sorted(rows, key=lambda name: -max(abs(value.value) for value in rows[name]))[:6]
-    found = [
+    return [
         Finding("trend", f"the share of the difference that the stream at {name} restores",
                 {str(layer): value for layer, value in enumerate(rows[name])}, "share", Value(0.0), "nothing restored", on,
-                axis="layers")
+                axis="layers", figures=[heat] if name == order[0] else [])
         for name in order
     ]  # fmt: skip
-    if found:
-        found[0] = replace(found[0], figures=[heat])
-    return found

@@ -12,31 +12,24 @@ MOST_POSITIONS = 40
 
 def ask(study: Study) -> list[Finding]:
     """Accuracy, preference over wrong answers, classes, positions."""
-    chance = study.chance
-    constant = "always the same answer"
+    chance, constant = study.chance, "always the same answer"
     shared = study.telling is not None  # one answer is right everywhere, so that a fixed order of answers tells nothing
     found = [Finding("share", "the share of right answers", {"all": study.accuracy}, "share", chance, constant, study.on)]
     if study.telling is not None:
         what = "how often an answer is likelier where it is right than where it is wrong"
         found.append(Finding("share", what, {"all": study.telling}, "share", Value(0.5), "any fixed answer", study.on))
     if study.preference is not None:
-        pairs = {"all": study.preference}
-        what = "the share of answers with a higher logit than the wrong ones given"
-        against = "a fixed order of answers"
-        found.append(Finding("share", what, pairs, "share", study.coin, against, study.on, silent=shared))
+        what, pairs = "the share of answers with a higher logit than the wrong ones given", {"all": study.preference}
+        found.append(Finding("share", what, pairs, "share", study.coin, "a fixed order of answers", study.on, silent=shared))
     if study.response is not None:
         what = "the share of answers that lead by more than in the counterpart"
         found.append(Finding("share", what, {"all": study.response}, "share", Value(0.5), "a coin", study.on))
-    rows, at = study.places
-    classes = study.behaviour.classes(study.prompts)
-    named = {name: where[rows, at] for name, where in classes.items()}
+    at = study.places[1]
+    named = {name: where[study.places] for name, where in study.behaviour.classes(study.prompts).items()}
     by_class = {name: study.over(study.correct, where) for name, where in named.items() if bool(where.any())}
     if len(by_class) > 1:
-        always = {
-            name: study.over(study.right[:, int(study.right[where].sum(0).argmax())], where)
-            for name, where in named.items()
-            if name in by_class
-        }
+        common = {name: int(study.right[where].sum(0).argmax()) for name, where in named.items()}
+        always = {name: study.over(study.right[:, common[name]], named[name]) for name in by_class}
         what, against = "accuracy by class of answer", f"within the class {constant}"
         found.append(Finding("comparison", what, by_class, "share", always, against))
     positions = sorted(set(at.tolist()))

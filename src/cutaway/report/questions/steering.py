@@ -7,8 +7,9 @@ import torch
 from cutaway.report.findings import Finding, none
 from cutaway.report.study import Study
 from cutaway.runs import edits
-from cutaway.runs.editing import edited
+from cutaway.runs.editing import run
 from cutaway.runs.estimates import mean, spread
+from cutaway.runs.places import Places
 
 FEWEST, DRAWS, SHOWN = 16, 8, 24
 
@@ -54,18 +55,14 @@ def ask(study: Study) -> list[Finding]:
     generator = torch.Generator().manual_seed(study.seed)
 
     def shift(layer: int, vector: torch.Tensor) -> torch.Tensor:
-        change = edits.add(vector)
-        made = [change.at(("resid_post", layer), positions=p, examples=(where == p).nonzero().flatten().tolist())
-                for p in where.unique().tolist()]  # fmt: skip
-        with torch.no_grad(), edited(study.model, made):
-            logits = study.model(prompts.tokens, attention_mask=prompts.mask.long())[count, where]
+        made = edits.add(vector).at(("resid_post", layer), positions=Places(each=tuple((p,) for p in where.tolist())))
+        logits = run(study.model, prompts.tokens, edits=[made], mask=prompts.mask.long()).logits[count, where]
         return logits[:, other] - logits[:, one]
 
-    nothing = torch.zeros(study.model.cfg.d_model)
+    still = shift(0, torch.zeros(study.model.cfg.d_model))
     for layer in tried(study):
         stream = study.cache[study.streams[layer + 1]][rows, at]
         vector = stream[fit[0]].mean(0) - stream[fit[1]].mean(0)
-        still = shift(layer, nothing)
         values[str(layer)] = mean(shift(layer, vector) - still, shares=False)
         noise = [torch.randn(vector.shape, generator=generator) for _ in range(DRAWS)]
         base[str(layer)] = spread(torch.stack([(shift(layer, n / n.norm() * vector.norm()) - still).mean() for n in noise]))
