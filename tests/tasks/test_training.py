@@ -82,7 +82,7 @@ def test_the_global_generator_is_left_alone(tmp_path: Path):
     assert torch.equal(torch.rand(3), wanted)
 
 
-def test_every_epoch_and_every_seed_draws_examples_of_its_own(tmp_path: Path):
+def test_every_epoch_and_every_seed_draws_examples_of_its_own_and_validation_is_always_the_same(tmp_path: Path):
     drawn: list[torch.Tensor] = []
 
     class Recorded(FirstUniqueCharTask):
@@ -92,7 +92,9 @@ def test_every_epoch_and_every_seed_draws_examples_of_its_own(tmp_path: Path):
 
     for seed in (1, 2):
         train(Recorded(), tmp_path / str(seed), **{**SHORT, "epochs": 2}, seed=seed, device="cpu")
-    assert len(drawn) == 4 and len({tuple(tokens.flatten().tolist()) for tokens in drawn}) == 4
+    validated, trained = ([one for one in drawn if (len(one) == 2000) == whole] for whole in (True, False))
+    assert len(trained) == 4 and len({tuple(tokens.flatten().tolist()) for tokens in trained}) == 4
+    assert len(validated) == 2 and torch.equal(*validated)
 
 
 def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
