@@ -74,3 +74,13 @@ def test_the_site_builds_without_a_network(tmp_path: Path) -> None:
     assert "cutaway.analysis.logit_lens.lens" in page
     fetched = re.compile(r'<(?:script|img|iframe)[^>]* src="https?:|<link[^>]* rel="stylesheet"[^>]* href="https?:|@import')
     assert not [one for one in tmp_path.rglob("*.html") if fetched.search(one.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("name", cutaway._MODULES)
+def test_every_namespace_names_a_near_one(name: str) -> None:
+    module = getattr(cutaway, name)
+    real = next(one for one in getattr(module, "__all__", dir(module)) if len(one) > 3 and not one.startswith("_"))
+    with pytest.raises(AttributeError, match=f"did you mean .*'{real}'"):
+        getattr(module, real + "x")
+    with pytest.raises(AttributeError, match="did you mean 'sweep'"):
+        cutaway.sweeep  # noqa: B018

@@ -87,7 +87,9 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(_HOME[name]), _CALLED.get(name, name))
     if name in _MODULES:
         return import_module(_MODULES[name])
-    raise AttributeError(f"module 'cutaway' has no attribute {name!r}; it has {', '.join(__all__)}")
+    from cutaway.errors import nearest
+
+    raise AttributeError(f"module 'cutaway' has no attribute {name!r}{nearest(name, __all__)}; it has {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

@@ -19,6 +19,7 @@ from cutaway.commands import (
     collecting,
     console,
     explaining,
+    interrupts,
     learning,
     many,
     questions,
@@ -161,11 +162,8 @@ def train(
     chosen = tasks.find(task, text=text or [])
     given: dict[str, Any] = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed}
     shown = Console(highlight=False, soft_wrap=True)
-    try:
-        with progress.shown(shown) as watch:
-            done = training.train(chosen, out, **given, device=device, resume=resume, watch=watch)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("finished epochs are kept; the same command with --resume continues") from None
+    with progress.shown(shown) as watch:
+        done = training.train(chosen, out, **given, device=device, resume=resume, watch=watch)
     best = done.best
     shown.print(f"best: epoch {best.number}, loss {best.loss:.4f}, accuracy {best.accuracy:.4f} → {done.folder / training.MODEL}")
 
@@ -244,6 +242,7 @@ for name, group in {**learning.GROUPS, **circuits.GROUPS, **collecting.GROUPS}.i
     app.add_typer(group, name=name)
 
 app.command("open")(open_model)
+interrupts.said_by_all(app)
 
 
 def main() -> None:

@@ -37,7 +37,9 @@ Each is also the built-in error that callers of such code expect (`KeyError`, `V
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
+from typing import Any
 
 LONGEST = 2000  # characters of a message
 
@@ -209,3 +211,21 @@ def nearest(name: str, names: Iterable[str], *, most: int = 3) -> str:
     """` (did you mean 'a' or 'b'?)`, or nothing where no name is near. In brackets, so that a sentence may go on after it."""
     near = near_names(name, names, most=most)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+def suggest_names(module: str) -> None:
+    """Let a module answer for a name that it lacks with the nearest that it has: a `__getattr__` that hides nothing from mypy.
+
+    Raises:
+        AttributeError: (when the name is looked up) always.
+    """
+    names = vars(sys.modules[module])
+
+    def missing(name: str) -> Any:
+        there = names.get("__all__") or [one for one in names if not one.startswith("_")]
+        raise AttributeError(f"module {module!r} has no attribute {name!r}{nearest(name, there)}", name=name)
+
+    names["__getattr__"] = missing
+
+
+suggest_names(__name__)

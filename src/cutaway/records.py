@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cutaway import __version__, loading, reading
 from cutaway.config import DTYPES
-from cutaway.errors import CheckpointError, NotReadable, WeightsMismatch
+from cutaway.errors import CheckpointError, NotReadable, WeightsMismatch, suggest_names
 from cutaway.model.transformer import Transformer
 from cutaway.runs.grids import Cells, label_of
 from cutaway.runs.hashes import digest, model_hash
@@ -448,3 +448,6 @@ def _metric_mark(record: Record) -> str:
 def _means(values: Tensor) -> list[float]:
     flat: list[float] = (values.flatten(1).double().nanmean(1) if values.ndim > 1 else values.double()).tolist()
     return flat
+
+
+suggest_names(__name__)

@@ -329,6 +329,17 @@ def test_a_folder_of_something_else_is_refused(model: Transformer, whole: tuple[
         Collection(tmp_path)
 
 
+def test_a_corpus_that_is_read_otherwise_is_told_from_another(model: Transformer, tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("a long line\nand a short one\n")
+    collect(model, path, SITES, tmp_path / "whole", **SMALL)
+    collect(model, Corpus(path, lines=True), SITES, tmp_path / "lines", **SMALL)
+    for there, here, lines in (("lines", path, "lines=True there, False here"),
+                               ("whole", Corpus(path, lines=True), "lines=False there, True here")):  # fmt: skip
+        with pytest.raises(CollectionError, match=rf"read otherwise \({lines}\); give another folder"):
+            collect(model, here, SITES, tmp_path / there, **SMALL)
+
+
 def test_a_collection_of_another_corpus_stays(model: Transformer, whole: tuple[Path, Path], tmp_path: Path) -> None:
     before = tree(whole[1])
     other = lines_file(tmp_path, ["something else", "and no line of the other one"])

@@ -130,7 +130,14 @@ def test_a_plan_says_what_is_kept_and_what_the_rest_costs(
     """Answers of a kind that is measured whole cost what it took; the others are on the line through both parts."""
     twelve = behaviour("induction").tokens_prompts(12, model.cfg.d_vocab, 0)  # type: ignore[attr-defined]
     asked: dict[str, Any] = {"results": tmp_path / "out", "each": {"z": {"kinds": ["z"]}, "all": {"kinds": ["z", "attn_out"]}}}
-    first = many.plan(patch, {"mine": model, "other": checkpoints[0]}, {"six": pairs, "twelve": twelve}, **asked)
+    done: list[tuple[float, float]] = []
+    said: list[str] = []
+    first = many.plan(
+        patch, {"mine": model, "other": checkpoints[0]}, {"six": pairs, "twelve": twelve}, **asked,
+        progress=lambda *far: done.append(far), say=said.append,
+    )  # fmt: skip
+    assert done == [(number, 4.0) for number in (1.0, 2.0, 3.0, 4.0)]
+    assert said == ["the job is small, 72 prompts; measuring it runs 104: you may as well run it, without --plan"]
     assert not (tmp_path / "out").exists() and (first.answers, first.reused, first.measured) == (8, 0, 4)
     counts = []
     for prompts in (pairs, twelve):
@@ -152,6 +159,11 @@ def test_a_plan_says_what_is_kept_and_what_the_rest_costs(
     across(patch, checkpoints[0], {"six": pairs, "twelve": twelve}, **asked)
     nothing = many.plan(patch, [model, checkpoints[0]], {"six": pairs, "twelve": twelve}, **asked)
     assert (nothing.reused, nothing.measured, nothing.operations, nothing.seconds) == (8, 0, 0, 0)
+
+
+def test_a_job_is_small_where_measuring_runs_as_many_prompts() -> None:
+    assert planning.small_job([[40]]) == planning.small_job([[6] * 4, [40]]) == planning.small_job([]) == ""
+    assert "the job is small, 32 prompts; measuring it runs 32" in planning.small_job([[32]])
 
 
 def test_operations_are_those_of_torch() -> None:

@@ -391,6 +391,11 @@ def test_a_planted_fault_stops_the_sweep(metric: str, monkeypatch: pytest.Monkey
     assert "nothing was checked" in unchecked.summary() and unchecked.audit.difference != unchecked.audit.difference
 
 
+def test_a_metric_that_draws_at_random_is_named_as_the_cause() -> None:
+    with pytest.raises(NotExact, match="gives another number each time: the metric or an edit draws at random"):
+        sweep(MODELS["gpt2"], TOKENS, heads(edits.zero()), lambda logits: logits.mean() + torch.rand(()), audit=3)
+
+
 # Plans.
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cutaway.analysis.shared import Where, aligned, as_tokens, plain_metric, position_names, words_of
-from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest
+from cutaway.errors import ShapeError, UnknownName, UnknownSite, nearest, suggest_names
 from cutaway.executors import Executor
 from cutaway.model.sites import get_act_name, table, why_absent
 from cutaway.model.transformer import Transformer
@@ -548,3 +548,6 @@ def _exchanged(names: Sequence[str], words: tuple[Sequence[Sequence[str]], ...])
 def _share(progress: Callable[[float, float], None], number: int, count: int) -> Callable[[float, float], None]:
     """Progress of one of several sweeps, as part of all."""
     return lambda done, total: progress(number + done / total, count)
+
+
+suggest_names(__name__)

@@ -9,5 +9,8 @@ from cutaway.collect.corpus import Corpus
 from cutaway.collect.planning import CollectPlan, plan
 from cutaway.collect.shuffling import Permutation
 from cutaway.collect.statistics import Statistics
+from cutaway.errors import suggest_names
 
 __all__ = ["CollectPlan", "Collected", "Collection", "Corpus", "Permutation", "RowBatch", "Statistics", "collect", "plan"]
+
+suggest_names(__name__)

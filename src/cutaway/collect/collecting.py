@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from cutaway.runs.model_source import ModelSource
 from cutaway.tokens import to_saved
 
 FORMAT = 1
+READ = "corpus read with"
 WEIGHTS = ".weights"  # where a model that is only in memory is written for other processes
 
 Progress = Callable[[float, float], None]
@@ -192,6 +193,7 @@ def settle(
         "versions": dict(source.versions),
     }
     decides = {name: value for name, value in plan.items() if name != "model"} | {"model": source.hash}
+    plan[READ] = corpus.reading  # decides nothing by itself: the texts do
     return Settled(source, corpus, options, digest([decides]), plan)
 
 
@@ -259,6 +261,8 @@ def _begin(settled: Settled, place: Place) -> None:
             raise CollectionError(f"{place} holds files and no collection; give an empty or a new folder")
     kept = reading.decode(place.read(PLAN), dict[str, Any], f"{place}/{PLAN}")
     for name, wanted in json.loads(json.dumps(settled.plan)).items():
+        if name == READ:
+            continue
         if name == "model":
             wanted, found = wanted["hash"], (kept.get(name) or {}).get("hash")
         else:
@@ -266,19 +270,28 @@ def _begin(settled: Settled, place: Place) -> None:
         if found != wanted:
             was, now = _first_difference(found, wanted)
             raise CollectionError(f"{place} holds a collection with other {name} ({was} there, {now} here); give another folder")
-    _check_corpus(settled.corpus, place)
+    _check_corpus(settled.corpus, place, kept.get(READ) or {})
 
 
-def _check_corpus(corpus: Corpus, place: Place) -> None:
+def _check_corpus(corpus: Corpus, place: Place, read: Mapping[str, Any]) -> None:
     """A corpus that grew, or lost some, goes on; the index of one that shares nothing with it would be written over.
 
+    Args:
+        read: what the corpus of the collection was read with.
+
     Raises:
-        CollectionError: none of the documents of the first and the last chunk that are there is in this corpus.
+        CollectionError: none of the documents of the first and the last chunk that are there is in this corpus, or lines of text
+            files were documents there and are none here.
     """
+    now = corpus.reading
+    other = {name: f"{name}={read[name]!r} there, {now[name]!r} here" for name in now if read.get(name, now[name]) != now[name]}
+    how = f" ({'; '.join(other.values())})" if other else ""
+    if "lines" in other:
+        raise CollectionError(f"{place} holds a collection whose corpus was read otherwise{how}; give another folder")
     names = [name for name in place.names(TEXTS) if name.endswith(".parquet")]  # no drafts
     known = {text for name in {*names[:1], *names[-1:]} for text in texts_of(place, f"{TEXTS}/{name}")}
     if known and not any(document.text.startswith(tuple(known)) for document in corpus):
-        raise CollectionError(f"{place} holds a collection of another corpus; give another folder")
+        raise CollectionError(f"{place} holds a collection of another corpus{how}; give another folder")
 
 
 def _first_difference(found: Any, wanted: Any) -> tuple[str, str]:

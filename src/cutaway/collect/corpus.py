@@ -61,7 +61,7 @@ class Corpus:
     def __post_init__(self) -> None:
         self.path = Path(self.path).expanduser()
         self.files = _files(self.path)
-        plain = [file.suffix.lower() not in TABLES for file in self.files]
+        plain = [_plain(file) for file in self.files]
         if self.column is not None and all(plain):
             raise CollectionError(f"column={self.column!r}: {self.path} is plain text, which has no columns; leave --column out")
         if self.lines and not any(plain):
@@ -71,6 +71,12 @@ class Corpus:
     def text_column(self) -> str:
         """The column, or the field of a JSON object, that holds the text."""
         return "text" if self.column is None else self.column
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How documents are found in the files, as far as they have them: `lines` of plain text, `column` of tables."""
+        plain = [_plain(file) for file in self.files]
+        return ({"lines": self.lines} if any(plain) else {}) | ({} if all(plain) else {"column": self.text_column})
 
     @property
     def size(self) -> int:
@@ -166,6 +172,10 @@ class Corpus:
     def _column(self, file: Path, batches: Iterator[Any]) -> Iterator[tuple[str, Any]]:
         for number, text in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1):
             yield f"{file.name}:{number}", text
+
+
+def _plain(file: Path) -> bool:
+    return file.suffix.lower() not in TABLES
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,7 +78,9 @@ def across(
         "threads": threads,
     }  # fmt: skip
     if plan:
-        counted = many.plan(function, named, sets, **options)
+        with bar("measuring", as_json) as progress:
+            say = partial(console.echo, err=True)
+            counted = many.plan(function, named, sets, progress=progress, say=say, **options)
         console.echo(json.dumps(counted.to_json(), indent=2) if as_json else counted.summary())
         return
     with bar("answering", as_json) as progress:

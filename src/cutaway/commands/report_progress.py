@@ -42,5 +42,9 @@ def kept(console: Console, folder: Path) -> Iterator[dict[str, Any]]:
     except KeyboardInterrupt:
         if last and last[0].left:
             last[0].save(folder, replace=True)
-            raise KeyboardInterrupt(f"{len(last[0].findings)} questions are answered in {folder}") from None
+            rest = ",".join(last[0].left)
+            raise KeyboardInterrupt(
+                f"{len(last[0].findings)} questions are answered in {folder}; the same command with --questions {rest} and "
+                "another --out asks the others"
+            ) from None
         raise

@@ -233,12 +233,13 @@ def patch(
     }  # fmt: skip
     if baseline:
         numbers["baseline"] = {kind: one.baseline.to_json() for kind, one in found.sweeps.items() if one.baseline is not None}
-    text = _patched_text(found, request)
-    request.show(text, numbers, [(kind, found.figure(kind)) for kind in found.sweeps], f"Patching of {request.model}", found)
+    summary = found.summary(None if request.all_rows else request.top or 3)
+    text, figures = "\n".join([*_grids(found, request), summary]), [(kind, found.figure(kind)) for kind in found.sweeps]
+    request.show(text, numbers, figures, f"Patching of {request.model}", found, page_text=summary)  # its figures are whole grids
 
 
-def _patched_text(found: Any, request: Request) -> str:
-    """The first kind of patch as a grid (of `--all` each), and the largest shares of all."""
+def _grids(found: Any, request: Request) -> list[str]:
+    """The first kind of patch as a grid; with `--all` each."""
     grids = []
     for kind in list(found.sweeps)[: None if request.all_rows else 1]:
         share = found.normalised(kind)
@@ -247,7 +248,7 @@ def _patched_text(found: Any, request: Request) -> str:
         done = "restored" if found.direction == "denoising" else "destroyed"
         title = f"{kind}, share {done}, {share.axes[0]} by {'position' if share.axes[1] == 'pos' else share.axes[1]}"
         grids.append(f"{title}\n{grid(shares, names[0], names[1], share.axes[0], whole=request.all_rows)}\n")
-    return "\n".join([*grids, found.summary(None if request.all_rows else request.top or 3)])
+    return grids
 
 
 def in_pairs(request: Request) -> Any:

@@ -227,12 +227,14 @@ def attention(
     named = [(f"{layer}.{number}", patterns[layer][number]) for layer, number in chosen]
     elsewhere = "spread evenly" if len(prompts) == 1 else "other words"
     last, rest = request.rows([[name, *_looked_at(pattern[-1], words, elsewhere)] for name, pattern in named])
-    blocks = [shaded(pattern, words, name) for name, pattern in named] if head else []
-    text = "\n\n".join([*blocks, lines(["head", "from the last token to"], last) + (f"\n{rest}" if rest else "")])
+    drawn = head and not (request.html and len(words) > WIDEST)  # what is too wide for a terminal is on the page
+    blocks = [shaded(pattern, words, name) for name, pattern in named] if drawn else []
+    table = lines(["head", "from the last token to"], last) + (f"\n{rest}" if rest else "")
     if len(prompts) > 1:
-        text += f"\nmeans over {len(prompts)} texts; what a head looks at beside these words is left out"
+        table += f"\nmeans over {len(prompts)} texts; what a head looks at beside these words is left out"
     numbers = {"tokens": words, "heads": {name: _rounded(pattern) for name, pattern in named}}
-    request.show(text, numbers, _attention_figures(words, named) if request.html else [], f"Attention in {request.model}")
+    figures = _attention_figures(words, named) if request.html else []
+    request.show("\n\n".join([*blocks, table]), numbers, figures, f"Attention in {request.model}", page_text=table)
 
 
 def _rounded(pattern: Any) -> list[list[float]]:

@@ -8,8 +8,11 @@ print(explanation.verdict.verdict, explanation.program)
 
 from __future__ import annotations
 
+from cutaway.errors import suggest_names
 from cutaway.explain.explaining import Explanation, explain
 from cutaway.explain.pages import FILES, html, numbers, save, summary
 from cutaway.explain.verdict import Verdict
 
 __all__ = ["FILES", "Explanation", "Verdict", "explain", "html", "numbers", "save", "summary"]
+
+suggest_names(__name__)

@@ -154,6 +154,8 @@ def plan(
     *,
     results: Path | str,
     executor: str | Executor | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     **asked: Any,
 ) -> AcrossPlan:
     """Say what `across` with the same arguments would cost. A few prompts of each kind are asked, and nothing is kept.
@@ -162,6 +164,8 @@ def plan(
 
     Args:
         question, models, prompts, results, executor, asked: as `across` takes them.
+        progress: called with (kinds of questions that are measured, all kinds); by default a bar where somebody looks on.
+        say: called before anything is measured, with a sentence, where that takes no less than `across` itself.
 
     Raises:
         CheckpointError, ConfigError, UnknownModel, UnknownTask: as `across` raises them.
@@ -170,12 +174,16 @@ def plan(
     workers = executor_of(executor).workers
     with TemporaryDirectory() as weights:
         run = _asked(question, models, prompts, results, Processes(1), progress=_silent, weights=Path(weights), **asked)
-        found = plan_of(run.missing(), workers)
+        found = plan_of(run.missing(), workers, progress or DelayedBar("measuring"), say or _unsaid)
     return replace(found, answers=len(run.questions), reused=len(run.reused))
 
 
 def _silent(done: float, total: float) -> None:
     """No bar."""
+
+
+def _unsaid(sentence: str) -> None:
+    """Nobody listens."""
 
 
 @checked(count=1, seed=0, rows=1, threads=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,15 +75,29 @@ class AcrossPlan:
         return "\n".join(lines)
 
 
-def plan_of(missing: Iterable[OneQuestion], workers: int | None) -> AcrossPlan:
-    """The cost of questions: the first of a kind is measured, and stands for the others."""
+def plan_of(
+    missing: Iterable[OneQuestion], workers: int | None, progress: Callable[[float, float], None], say: Callable[[str], None]
+) -> AcrossPlan:
+    """The cost of questions: the first of a kind is measured, and stands for the others.
+
+    Args:
+        progress: called with (kinds that are measured, all kinds).
+        say: called before anything is measured, with a sentence where that takes no less than the questions themselves.
+    """
     kinds: dict[str, list[OneQuestion]] = {}
     for one in missing:
         kinds.setdefault(one.kind, []).append(one)
+    first = [several[0] for several in kinds.values()]
+    if small := small_job([[len(one.prompts) for one in several] for several in kinds.values()]):
+        say(small)
     took: dict[int, Taken] = {}
+
+    def done(unit: OneQuestion, found: Taken) -> None:
+        took[unit.number] = found
+        progress(float(len(took)), float(len(first)))
+
     with tempfile.TemporaryDirectory() as folder:
-        first = [several[0] for several in kinds.values()]
-        aside = Processes(1).run(MeasureJob(folder), first, lambda unit, found: took.__setitem__(unit.number, found))
+        aside = Processes(1).run(MeasureJob(folder), first, done)
     if aside:
         why = "; ".join(map(str, aside[:3]))
         raise WorkerFailed(f"{len(aside)} of {len(kinds)} kinds of questions cannot be answered: {why}")
@@ -101,6 +115,23 @@ def plan_of(missing: Iterable[OneQuestion], workers: int | None) -> AcrossPlan:
     return AcrossPlan(
         answers, 0, len(kinds), totals["operations"], int(totals["bytes"]), int(largest["memory"]), seconds, workers, elapsed
     )
+
+
+def small_job(kinds: Sequence[Sequence[int]]) -> str:
+    """A sentence about a job that measuring takes as long as; empty of larger ones.
+
+    Args:
+        kinds: of each kind of question, the prompts of each question.
+    """
+    whole, tried = sum(map(sum, kinds)), sum(2 * sum(sizes_of(several[0])) for several in kinds)
+    if not whole or whole > tried:
+        return ""
+    return f"the job is small, {whole} prompts; measuring it runs {tried}: you may as well run it, without --plan"
+
+
+def sizes_of(rows: int) -> list[int]:
+    """How many of a question's prompts are measured, each twice: once counted, once timed."""
+    return sorted({min(size, rows) for size in PARTS})
 
 
 @dataclass(frozen=True)
@@ -138,7 +169,7 @@ class MeasureJob:
         model = question.source.open()
         loading, rows = time.perf_counter() - started, len(question.prompts)
         try:
-            parts = tuple(self._took(model, question, size) for size in sorted({min(size, rows) for size in PARTS}))
+            parts = tuple(self._took(model, question, size) for size in sizes_of(rows))
         except CutawayError:  # it takes more prompts than a part has
             if rows <= PARTS[-1]:
                 raise

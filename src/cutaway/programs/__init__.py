@@ -9,6 +9,7 @@ print(program)                               # a Python file that runs alone
 
 from __future__ import annotations
 
+from cutaway.errors import suggest_names
 from cutaway.programs.drawing import draw
 from cutaway.programs.interpreter import Evaluation, predict, run
 from cutaway.programs.language import Attend, Bucket, Kind, Map, Multiply, Program, ReadOut, Selector, Term, Weigh
@@ -41,3 +42,5 @@ __all__ = [
     "to_dict",
     "to_json",
 ]  # fmt: skip
+
+suggest_names(__name__)

@@ -3,6 +3,9 @@
 `make` asks the questions of `questions/`; `first_report.make` does so of models of first unique characters.
 """
 
+from cutaway.errors import suggest_names
 from cutaway.report.reporting import Report, joined, make
 
 __all__ = ["Report", "joined", "make"]
+
+suggest_names(__name__)

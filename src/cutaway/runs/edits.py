@@ -22,7 +22,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import ConfigError, MissingActivation, ShapeError
+from cutaway.errors import ConfigError, MissingActivation, ShapeError, suggest_names
 from cutaway.model import sites
 from cutaway.model.origins import Origin
 from cutaway.numbers_given import EVERY, check_options, indices, number
@@ -584,3 +584,6 @@ def _padded(x: Tensor, ndim: int) -> Tensor:
 
 def _short(chosen: int | str | Sequence[int | str] | Places) -> str:
     return ",".join(map(str, chosen)) if isinstance(chosen, list | tuple | range) else str(chosen)
+
+
+suggest_names(__name__)

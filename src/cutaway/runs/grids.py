@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
-from cutaway.errors import ShapeError, nearest
+from cutaway.errors import ShapeError, nearest, suggest_names
 from cutaway.model import sites
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import indices, several, whole
@@ -200,3 +200,6 @@ def neurons(change: Change | None = None, site: str = "post", **only: Sequence[i
 def pairs(edits: Iterable[Edit]) -> list[tuple[Edit, Edit]]:
     """Every pair of some edits, as cells: pairs of heads, for one."""
     return list(itertools.combinations(edits, 2))
+
+
+suggest_names(__name__)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cutaway.errors import PromptError, ShapeError, TokenError, UnknownRole
+from cutaway.errors import PromptError, ShapeError, TokenError, UnknownRole, suggest_names
 from cutaway.numbers_given import several, whole
 from cutaway.prompts import Prompts, word_token
 from cutaway.runs.measures import (
@@ -402,3 +402,6 @@ def _labels(tokens: Tensor, labels: Tensor | None, mask: Tensor | None) -> Int[T
     if mask is not None:
         following = following.masked_fill(~(mask & mask.roll(-1, 1)), -1)
     return following
+
+
+suggest_names(__name__)

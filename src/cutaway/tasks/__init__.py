@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.axes import Tokens
-from cutaway.errors import ConfigError, UnknownTask, nearest
+from cutaway.errors import ConfigError, UnknownTask, nearest, suggest_names
 from cutaway.model.transformer import Transformer
 from cutaway.tasks.attn_only_2l import AttnOnly2L
 from cutaway.tasks.behaviours import ALGORITHMIC, behaviour, behaviour_names
@@ -84,3 +84,6 @@ def answers(model: Transformer, tokens: Tokens) -> Tokens | None:
     if trained_on is None or (len(trained_on.vocabulary), trained_on.length) != (cfg.d_vocab, tokens.shape[1]):
         return None
     return trained_on.answers(tokens)
+
+
+suggest_names(__name__)

@@ -5,6 +5,7 @@ Each function below returns a `Figure`: data that draws itself in a notebook, a 
 
 from __future__ import annotations
 
+from cutaway.errors import suggest_names
 from cutaway.view.attention import attention_patterns, head_gallery, head_types
 from cutaway.view.charts import bar_chart, line_chart, steering_response, table
 from cutaway.view.contributions import attribution
@@ -43,3 +44,5 @@ __all__ = [
     "topk_tokens",
     "vocabulary_circuit",
 ]
+
+suggest_names(__name__)

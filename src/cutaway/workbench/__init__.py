@@ -11,6 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from cutaway.errors import suggest_names
 from cutaway.workbench.serving import Workbench, workbench
 
 
@@ -23,3 +24,5 @@ class _Room(ModuleType):
 
 sys.modules[__name__].__class__ = _Room
 __all__ = ["Workbench", "workbench"]
+
+suggest_names(__name__)
