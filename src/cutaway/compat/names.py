@@ -104,7 +104,7 @@ _PARTS |= {
     "factories.mlp_factory": _FACTORIES,
     "utilities.devices": UTILS | {name: f"cutaway.compat.devices:{name}" for name in _DEVICES.split()},
     "utilities.activation_functions": UTILS
-    | {name: f"cutaway.compat.factories:{name}" for name in ("SUPPORTED_ACTIVATIONS", "ActivationFunction")},
+    | {name: f"cutaway.compat.factories:{name}" for name in ("SUPPORTED_ACTIVATIONS", "ActivationFunction", "XIELU", "xielu")},
 }
 
 _ROOT = {
@@ -152,16 +152,24 @@ MODULES["circuitsvis.attention"] |= {name: f"cutaway.compat.forked:{name}" for n
 """Full module name → its names → where each is."""
 
 _ENCODERS = "cutaway is about decoders, and loads no encoders"
+_ENCODERS_PARTS = (
+    "BertBlock BertEmbed BertMLMHead BertNSPHead BertPooler TokenTypeEmbed T5Attention T5Block bert_block bert_embed "
+    "bert_mlm_head bert_nsp_head bert_pooler t5_attention t5_block token_typed_embed"
+)
 _BRIDGE = "HookedTransformer.from_pretrained loads the same models, and transformers' own live ones with hf_model="
+_TABLES = "families are tables here (cutaway.weights.families); from_pretrained(name, hf_model=...) converts a live model"
 ELSEWHERE = {
     "BertNextSentencePrediction": _ENCODERS,
     "HookedAudioEncoder": _ENCODERS,
     "HookedEncoder": _ENCODERS,
     "HookedEncoderDecoder": _ENCODERS,
+    **dict.fromkeys(_ENCODERS_PARTS.split(), _ENCODERS),
     "TransformerBridge": _BRIDGE,
     "model_bridge": _BRIDGE,
     "HookedSAE": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
     "HookedSAETransformer": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
+    "pretrained": _TABLES,
+    "weight_conversions": _TABLES,
     "lit": "LIT is not supported; figures come from cutaway.view",
     "attribution": "see cutaway.analysis.attribution, which takes a model or a cache",
 }

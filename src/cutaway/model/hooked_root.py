@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cutaway.errors import HookDidNotFire, HookNeverFired, ShapeError, SharedHookPoint, UnknownSite, nearest
 from cutaway.model.hook_points import HookPoint, NamedHook, NamesFilter, called, check_signature
 from cutaway.model.listeners import HERE, HookFunction, KeepActivation, Listener, Scope, memory_of, take
+from cutaway.model.named_hooks import NamedHooks
 from cutaway.model.sites import why_absent
 from cutaway.model.slices import Slice, SliceInput
 
@@ -34,7 +35,7 @@ class RunState(threading.local):
         self.is_caching = False
 
 
-class HookedRootModule(nn.Module):
+class HookedRootModule(NamedHooks, nn.Module):
     """A module whose hook points can be listened to by name. Subclasses call `setup()` when they are built.
 
     Any module may stand at a hook point (`block.hook_mlp_out = sae`) or in place of a part, and hook points may be
