@@ -43,7 +43,7 @@ def test_a_guide_runs_and_prints_what_it_says(path: Path) -> None:
                 continue
             out = io.StringIO()
             with contextlib.redirect_stdout(out):
-                exec(compile(block, path.name, "exec"), names)
+                exec(compile(block, path.name, "exec", dont_inherit=True), names)  # a reader has no `__future__`
             printed = out.getvalue()
     finally:
         torch.set_grad_enabled(grad)
