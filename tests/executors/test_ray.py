@@ -49,7 +49,7 @@ def test_workers_are_replaced_and_poisoned_chunks_set_aside(cluster: Any, tmp_pa
         Ray(workers=1, cpus=0.5).run(Squares(str(tmp_path)), [Unit(0, "full")], lambda unit, value: None)
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.fuzz), 2, 4])
 def test_collections_and_sweeps_have_the_same_bytes(cluster: Any, tmp_path: Path, workers: int) -> None:
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
