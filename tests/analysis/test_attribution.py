@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cutaway import ActivationCache, CharTokenizer
-from cutaway.analysis.attribution import attribute, attribute_all_tokens, sites
+from cutaway.analysis.attribution import added_to, attribute, attribute_all_tokens, sites
 from cutaway.errors import MissingActivation, ShapeError, TokenError, UnknownName
 from tests.analysis.conftest import Published
 from tests.architectures import ALL, network, some_tokens
@@ -62,6 +62,20 @@ def test_all_tokens_agree_with_single_targets(name: str) -> None:
             expected = one.values.sel(component=component).data[[2, 0]][:, [4, -1]]
             got = every.values.data[every.values.names("component").index(component), ..., token]
             assert torch.allclose(got, expected, atol=1e-9), component
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma"])
+def test_what_is_added_to_a_lead_is_the_difference_of_two_attributions(name: str) -> None:
+    model, tokens = double(name), some_tokens()
+    places = torch.tensor([0, 0, 1]), torch.tensor([2, 4, 1])
+    weights = torch.zeros(3, model.cfg.d_vocab_out, dtype=torch.float64)
+    weights[:, 3], weights[:, 5] = 1.0, -1.0
+    _, cache = model.run_with_cache(tokens)
+    names, added = added_to(cache, places, weights)
+    found = attribute(cache, targets=3, minus=5).values
+    assert names == [one for one in found.names("component") if one != "bias"]
+    want = torch.stack([found.sel(component=one).data[places] for one in names])
+    assert torch.allclose(added, want, atol=1e-9)
 
 
 def test_components_are_what_the_peer_method_gives() -> None:
