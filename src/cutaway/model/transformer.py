@@ -352,7 +352,7 @@ class Transformer(HookedRootModule, StackedWeights):
         Takes text, texts, `Prompts`, a conversation (a list of messages), what a tokenizer gave (`BatchEncoding`), or tokens.
         """
         tokens, padding = self.tokens_and_padding(input, prepend_bos, padding_side)
-        return tokens, padding if padding is not None and self._masks(padding) else None
+        return tokens, padding if padding is not None and self.needs_mask(padding) else None
 
     def tokens_and_padding(self, input: Any, prepend_bos: bool | None, padding_side: str | None) -> tuple[Tokens, Tokens | None]:
         """Checked tokens `[batch, pos]`, and which of them are real, wherever some are padding."""
@@ -376,7 +376,7 @@ class Transformer(HookedRootModule, StackedWeights):
         tokens = tokens if tokens.dtype in (torch.int64, torch.int32) else tokens.long()
         return tokens, None if bool(mask.all()) else mask
 
-    def _masks(self, padding: Tokens) -> bool:
+    def needs_mask(self, padding: Tokens) -> bool:
         """Whether attention needs this mask: causal attention never sees padding that comes after the tokens."""
         return self.cfg.attention_dir == "bidirectional" or bool((padding[:, 1:] > padding[:, :-1]).any())
 
@@ -553,7 +553,7 @@ class Transformer(HookedRootModule, StackedWeights):
     ) -> tuple[Tensor | None, Tensor | None]:
         """What is padding, and the mask that attention needs: the caller's, checked, or as the tokens say."""
         if given is None:  # (kept padding stands before later tokens, on whichever side it was)
-            return padding, padding if padding is not None and (kept is not None or self._masks(padding)) else None
+            return padding, padding if padding is not None and (kept is not None or self.needs_mask(padding)) else None
         given = given.to(like.device)
         if like.ndim > 1:
             text.check_mask(given, like[..., 0] if like.ndim == 3 else like, past=kept is not None)

@@ -110,8 +110,7 @@ def tokens_of(model: Transformer, tokens: Any, mask: Tensor | None = None) -> tu
     """
     found, padding = model.tokens_and_padding(tokens, None, None)
     if mask is None:
-        needed = model.tokens_and_mask(tokens, None, None)[1]
-        return found, needed, None if padding is None else padding.bool()
+        return (found, None, None) if padding is None else (found, padding if model.needs_mask(padding) else None, padding.bool())
     mask = check_mask(mask.to(found.device), found)
     return found, mask, mask.bool()
 

@@ -103,10 +103,11 @@ def _of_value(clean: Clean, bound: Bound, name: str) -> Changed | None:
     old = whole[bound.index()]
     new = bound.change.new(old, bound.value(whole)).to(old.dtype)
     places = _places(bound, old.device)
+    apart: Tensor | None
     if differing is None:
         apart = differs(new, old, bound.same_of_chosen, places).flatten(2).any(-1)
     else:
-        apart = torch.from_numpy(differing).to(old.device)
+        apart = None if differing.all() else torch.from_numpy(differing).to(old.device)
     new = _own_elsewhere(new, old, apart)
     if name not in BY_HEAD and bound.chosen[-1] is not None:  # some neurons before their activation: all of them go on
         part, new = new, whole[index_of([*bound.chosen[:-1], None], whole.shape)].clone()
@@ -176,31 +177,34 @@ def _places(bound: Bound, device: torch.device) -> Tensor | None:
     return None if bound.positions is None else torch.tensor(bound.positions, device=device)
 
 
-def _own_elsewhere(new: Tensor, own: Tensor, apart: Tensor) -> Tensor:
-    """New values `[example, place, …]` where they differ, and the run's own bits elsewhere."""
-    return new if bool(apart.all()) else torch.where(apart[(...,) + (None,) * (new.ndim - 2)], new, own)
+def _own_elsewhere(new: Tensor, own: Tensor, apart: Tensor | None) -> Tensor:
+    """New values `[example, place, …]` where they differ (None: everywhere), and the run's own bits elsewhere."""
+    return new if apart is None or bool(apart.all()) else torch.where(apart[(...,) + (None,) * (new.ndim - 2)], new, own)
 
 
-def _where(bound: Bound, apart: Tensor, places: Tensor | None, new: Tensor, heads: tuple[int, ...] | None) -> Changed | None:
+def _where(
+    bound: Bound, apart: Tensor | None, places: Tensor | None, new: Tensor, heads: tuple[int, ...] | None
+) -> Changed | None:
     """New values cut to the examples and positions where they differ from old ones; None: nowhere.
 
     Args:
-        apart: `[example, place]`, of the chosen ones.
+        apart: `[example, place]`, of the chosen ones; None: they differ everywhere.
         places: which positions those are; None: all.
     """
-    by_place, by_example = apart.any(0), apart.any(1)
-    if not bool(by_place.any()):
-        return None
-    places = torch.arange(len(by_place), device=apart.device) if places is None else places
-    if not bool(by_place.all()):
-        places, new = places[by_place], new[:, by_place]
+    places = torch.arange(new.shape[1], device=new.device) if places is None else places
+    examples = None if bound.chosen[0] is None else torch.tensor(bound.chosen[0], device=new.device)
+    if apart is not None:
+        by_place, by_example = apart.any(0), apart.any(1)
+        if not bool(by_place.any()):
+            return None
+        if not bool(by_place.all()):
+            places, new = places[by_place], new[:, by_place]
+        if not bool(by_example.all()):
+            new = new[by_example]
+            examples = by_example.nonzero().flatten() if examples is None else examples[by_example]
     if len(places) > 1 and bool((places[1:] < places[:-1]).any()):
         order = places.argsort()
         places, new = places[order], new[:, order]
-    examples = None if bound.chosen[0] is None else torch.tensor(bound.chosen[0], device=apart.device)
-    if not bool(by_example.all()):
-        new = new[by_example]
-        examples = by_example.nonzero().flatten() if examples is None else examples[by_example]
     return Changed(Region.of_places(examples, len(new), places, bound.length, heads), new)
 
 

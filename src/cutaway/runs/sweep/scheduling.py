@@ -15,8 +15,10 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.runs.metrics import Metric
 from cutaway.runs.storage import Keeping, where_kept
-from cutaway.runs.sweep.cells import Cell, bind, kept_sites
+from cutaway.runs.sweep.cells import Cell, bind, kept_sites, short
+from cutaway.runs.sweep.measure import positions_read
 from cutaway.runs.sweep.options import Sweep
+from cutaway.runs.sweep.regions import Rules
 
 CLEAN = -1  # stands for the clean run among the chunks of a batch
 ROOM = 5 * 2**16  # numbers in one layer's stream that run at once, where nobody says how much memory there is
@@ -67,10 +69,15 @@ def schedule(task: Sweep) -> Schedule:
     count = -(-task.batch // step)
     step = -(-task.batch // count)  # batches of about equal size
     batches = [(first, min(first + step, task.batch)) for first in range(0, task.batch, step)]
-    return Schedule(cells, batches, [chunks(cells, last - first, task.length, room) for first, last in batches])
+    wanted = None if whole or not isinstance(task.metric, Metric) else task.metric.wanted(task.batch, task.length)
+    found = []
+    for first, last in batches:
+        read_at = None if wanted is None else positions_read(wanted[first:last])
+        found.append(chunks(cells, last - first, Rules.of(task.model, task.length, read_at), room))
+    return Schedule(cells, batches, found)
 
 
-def chunks(cells: Sequence[Cell], batch: int, length: int, room: int) -> list[list[Cell]]:
+def chunks(cells: Sequence[Cell], batch: int, rules: Rules, room: int) -> list[list[Cell]]:
     """Which cells run together: neighbours by layer and start, so that few tokens travel through layers in small numbers.
 
     Args:
@@ -79,7 +86,8 @@ def chunks(cells: Sequence[Cell], batch: int, length: int, room: int) -> list[li
     out: list[list[Cell]] = []
     used = 0
     for cell in sorted((cell for cell in cells if cell.way != "alone"), key=lambda cell: (cell.layer, cell.start, cell.number)):
-        tokens = batch * (length - cell.start)
+        needed = rules.needed(cell.layer, short(cell.bounds[0].site)) if cell.way == "join" else None
+        tokens = batch * (rules.length - cell.start if needed is None else len(needed))
         if not out or used + tokens > room:
             out.append([])
             used = 0
