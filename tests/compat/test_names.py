@@ -304,6 +304,29 @@ def test_hooks_attached_by_the_underscored_names_go_with_their_level() -> None:
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("family, module", [("gpt2", "loading_from_pretrained"), ("llama", "pretrained.weight_conversions")])
+def test_live_models_are_converted_by_the_names_of_families(family: str, module: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    if family == "gpt2":
+        config = transformers.GPT2Config(vocab_size=13, n_positions=9, n_embd=12, n_layer=2, n_head=3)
+        theirs = transformers.GPT2LMHeadModel(config)
+    else:
+        sizes = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+        config = transformers.LlamaConfig(vocab_size=13, max_position_embeddings=9, **sizes)
+        theirs = transformers.LlamaForCausalLM(config)
+    compat.install()
+    try:
+        convert = getattr(import_module(f"transformer_lens.{module}"), f"convert_{family}_weights")
+    finally:
+        compat.uninstall()
+    cfg = HookedTransformer.from_pretrained("", hf_model=theirs.eval(), device="cpu", fold_ln=False).cfg
+    model = HookedTransformer(cfg)
+    model.load_state_dict(convert(theirs, cfg))
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
 def test_xielu_is_that_of_transformers() -> None:
     theirs = pytest.importorskip("transformers.activations").XIELUActivation(0.9, 0.7, 0.25, dtype=torch.float32)
     ours, x = XIELU(0.9, 0.7, 0.25), torch.linspace(-4, 4, 81)

@@ -26,6 +26,7 @@ __all__ = [
     "STANFORD_CRFM_CHECKPOINTS",
     "Config",
     "convert_hf_model_config",
+    "converted",
     "fill_missing_keys",
     "get_basic_config",
     "get_checkpoint_labels",
@@ -156,3 +157,12 @@ def get_pretrained_state_dict(
     options: dict[str, Any] = {"hf_model": hf_model, "dtype": dtype, "device": "cpu"} | where | kwargs
     model = HookedTransformer.from_pretrained_no_processing(official_model_name, **options)
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def converted(model: Any, cfg: HookedTransformerConfig) -> dict[str, Tensor]:
+    """The weights of a live `transformers` model in the dialect's names: every `convert_…_weights`, as a model says its family.
+
+    Raises:
+        UnsupportedArchitecture: no table knows the family, or a field of its configuration.
+    """
+    return get_pretrained_state_dict("", cfg, model, dtype=cfg.torch_dtype)

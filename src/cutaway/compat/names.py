@@ -21,7 +21,11 @@ KEPT_ENTRY = "cutaway.model.key_values:KeyValues"
 
 UTILS = {"*": "cutaway.compat.utils"}
 COMPONENTS = {"*": "cutaway.compat.components"}
-LOADING = {"*": "cutaway.compat.loading"}
+# Every family of decoders is converted by the one function, since the model says its family.
+_DECODERS = "bloom coder gemma gpt2 gpt_oss gptj llama mistral mixtral neo neox openai opt phi phi3 qwen qwen2 qwen3"
+_FAMILIES = tuple(_DECODERS.split())
+CONVERSIONS = {f"convert_{family}_weights": "cutaway.compat.loading:converted" for family in _FAMILIES}
+LOADING = {"*": "cutaway.compat.loading"} | CONVERSIONS
 CONFIGS = {"HookedTransformerConfig": CONFIG, "TransformerLensConfig": CONFIG}
 # Names of TransformerLens 3, where they are not those of 2.
 KEPT_LATER = {"TransformerLensKeyValueCache": KEPT, "TransformerLensKeyValueCacheEntry": KEPT_ENTRY}
@@ -71,6 +75,10 @@ _PARTS: dict[str, dict[str, str]] = {
         "HookedTransformerKeyValueCacheEntry": KEPT_ENTRY,
     },
     "patching": {"*": "cutaway.analysis.patching"},
+    "pretrained": {"weight_conversions": "transformer_lens.pretrained.weight_conversions"},
+    "pretrained.weight_conversions": CONVERSIONS
+    | {family: f"transformer_lens.pretrained.weight_conversions.{family}" for family in _FAMILIES},
+    **{f"pretrained.weight_conversions.{family}": CONVERSIONS for family in _FAMILIES},
     "torchtyping_helper": {"T": "cutaway.compat.utils:T"},
     "train": {"*": "cutaway.compat.train"},
     "utilities": UTILS,
@@ -157,7 +165,7 @@ _ENCODERS_PARTS = (
     "bert_mlm_head bert_nsp_head bert_pooler t5_attention t5_block token_typed_embed"
 )
 _BRIDGE = "HookedTransformer.from_pretrained loads the same models, and transformers' own live ones with hf_model="
-_TABLES = "families are tables here (cutaway.weights.families); from_pretrained(name, hf_model=...) converts a live model"
+_TABLES = "from_pretrained(name, hf_model=...) converts live models, and from_pretrained(folder) files; other layouts, by hand"
 ELSEWHERE = {
     "BertNextSentencePrediction": _ENCODERS,
     "HookedAudioEncoder": _ENCODERS,
@@ -168,8 +176,8 @@ ELSEWHERE = {
     "model_bridge": _BRIDGE,
     "HookedSAE": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
     "HookedSAETransformer": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
-    "pretrained": _TABLES,
-    "weight_conversions": _TABLES,
+    **{f"convert_{family}_weights": _TABLES for family in ("apertus", "mingpt", "nanogpt", "neel_solu_old")},
+    **{f"convert_{family}_weights": _ENCODERS for family in ("bert", "hubert", "t5")},
     "lit": "LIT is not supported; figures come from cutaway.view",
     "attribution": "see cutaway.analysis.attribution, which takes a model or a cache",
 }
