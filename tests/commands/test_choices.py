@@ -30,11 +30,13 @@ NEEDED = {  # what else a command needs before it looks at its options
     "steer": ["m", "--text", "a", "--positive", "a", "--negative", "b"],
     "across": ["patch", "m", "--results", "no-such-folder", "--behaviour", "ioi"],
     "explain": ["m", "--out", "no-such-folder"],
+    "train": ["first-unique-char", "--out", "no-such-folder"],
+    "verify": ["m"],
     "collect": ["m", __file__, "--out", "no-such-folder", "--sites", "z0"],
 }
 ASKED = ["heads", "attribute", "lens", "predict", "neurons", "composition", "ablate", "patch", "paths", "edges", "plan", "next",
          "generate", "attention", "circuit weights", "circuit find", "steer", "across", "report", "explain",
-         "collect"]  # fmt: skip
+         "collect", "train", "verify"]  # fmt: skip
 
 
 def commands(group: Any, before: str = "") -> Iterator[tuple[str, Any]]:
@@ -95,6 +97,15 @@ def test_there_are_such_options() -> None:
         (["paths", "m", "--text", "a", "--corrupted", "b"], "needs answers"),
         (["plan", "m", "--text", "a", "--answer", "b"], "both --answer and --wrong"),
         (["composition", "m", "--modes", "QX"], "composition goes by Q, K or V"),
+        (["neurons", "m", "0.x", "--text", "a"], "no component is called '0.x'"),
+        (["circuit", "m", "ov", "0.x"], "no component is called '0.x'"),
+        (["circuit", "m", "embed -> x -> logits"], "'x' is no step of a path"),
+        (["circuit", "m", "nowhere -> 0.1"], "no start of a path is called 'nowhere'"),
+        (["paths", "m", "--clean", "a", "--receiver", "0.3"], "a head reads with '0.3.q'"),
+        (["paths", "m", "--clean", "a", "--sender", "0.3.q"], "the head itself is '0.3'"),
+        (["attention", "m", "--text", "a", "--head", "0.mlp"], "'0.mlp' is no head"),
+        (["generate", "m", "--text", "a", "--zero", "mlp0"], "did you mean '0.mlp'?"),
+        (["lens", "m", "--text", "a", "--of", "resid,0.1"], "no component is called 'resid'"),
     ],
 )
 def test_what_needs_no_model_is_refused_first(words: list[str], said: str) -> None:
@@ -172,6 +183,13 @@ def test_what_a_model_lacks_is_refused_before_its_weights_are_read(words: list[s
     (tmp_path / "corpus.txt").write_text("a text")
     done = CliRunner().invoke(app, [str(tmp_path / "corpus.txt") if one == __file__ else one for one in words])
     assert done.exit_code == 2 and done.stderr.startswith("cutaway: "), f"{done.output} {done.exception!r}"
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_a_model_too_large_to_explain_is_refused_early(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("cutaway.explain.subject.LARGEST", 1000)
+    done = CliRunner().invoke(app, ["explain", "attn-only-2l", "--behaviour", "induction", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "explanations are for at most 1,000" in done.stderr, f"{done.output} {done.exception!r}"
 
 
 def test_every_check_of_a_model_has_a_case() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +40,9 @@ def explain(
     """
     from cutaway import explain as room
     from cutaway.explain.ranging import enumerated
+    from cutaway.explain.subject import check_size
     from cutaway.prompts import Prompts
+    from cutaway.weights.canonical import shapes
     from cutaway.writing import check_folder, write
 
     if read_out is not None and read_out not in READ_OUTS:
@@ -47,6 +50,7 @@ def explain(
     if (examples is None) == (request.behaviour is None):
         raise ExplainError("explain needs examples: give either --examples FILE or --behaviour NAME")
     check_folder(out, room.FILES, replace=request.replace, option=REPLACE)
+    request.look = lambda cfg: check_size(sum(math.prod(shape) for shape in shapes(cfg).values()))
     request.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
     network, seed = request.network, request.seed
     request.options["count"] = count

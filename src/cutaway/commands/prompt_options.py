@@ -159,6 +159,7 @@ class Request:
     pairs: bool = False
     rewrites: dict[str, bool] = field(default_factory=dict)  # of weights, where they are not the usual ones
     own: dict[str, Any] = field(default_factory=dict)  # what the command's own options say
+    look: Callable[[Any], Any] | None = None  # at the model's configuration, before its weights are read
 
     @property
     def model(self) -> str:
@@ -189,6 +190,8 @@ class Request:
         Raises:
             CutawayError: it has not.
         """
+        if self.look is not None:
+            self.look(cfg)
         for name, value in self.own.items():
             if value is not None and name in choices.WITHIN:
                 choices.WITHIN[name](value, cfg, tokenizer)

@@ -20,6 +20,19 @@ LARGEST = 5_000_000  # parameters; beyond, a report on a behaviour says more
 AT_ONCE = 2**14  # tokens
 
 
+def check_size(count: int) -> None:
+    """Make sure that a model of so many parameters can be explained.
+
+    Raises:
+        ExplainError: it is too large.
+    """
+    if count > LARGEST:
+        raise ExplainError(
+            f"the model has {count:,} parameters, and explanations are for at most {LARGEST:,}; "
+            "`cutaway report` says how larger ones do a behaviour"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class InputSet:
     """Some inputs with the model's answers.
@@ -51,11 +64,7 @@ class Subject:
     def __init__(self, model: Any, prompts: Prompts, *, several: bool | None = None) -> None:
         self.model, self.cfg = model, model.cfg
         count = sum(parameter.numel() for parameter in model.parameters())
-        if count > LARGEST:
-            raise ExplainError(
-                f"the model has {count:,} parameters, and explanations are for at most {LARGEST:,}; "
-                "`cutaway report` says how larger ones do a behaviour"
-            )
+        check_size(count)
         if not prompts.right or not bool(prompts.answered.any()):
             raise ExplainError("the examples have no answers: each line needs 'answers': {position: token or [tokens]}")
         largest = max((token for row in prompts.right for tokens in row.values() for token in tokens), default=0)
