@@ -87,28 +87,57 @@ def test_the_plan_says_where_a_clean_run_is_kept(monkeypatch: pytest.MonkeyPatch
     least = 300_000
     counted = plan(model, TOKENS, some, metric, measure=False, memory=least)
     assert counted.keeping.how == storage.DISK and counted.keeping.held < counted.keeping.bytes / 3
-    assert "temporary folder" in counted.summary() and counted.to_json()["keeping"]["how"] == "disk"
+    assert "temporary file" in counted.summary() and counted.to_json()["keeping"]["how"] == "disk"
     monkeypatch.setattr(storage.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10}))
     again = plan(model, TOKENS, some, metric, measure=False, memory=least)
     assert again.keeping.how == storage.RECOMPUTE and again.operations > counted.operations
 
 
-def test_a_sweep_in_little_memory_uses_a_folder_and_leaves_nothing_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, metric = network(), metrics.loss(TOKENS)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    used: list[int] = []
-    found = sweep(model, TOKENS, cells(model), metric, memory=300_000, between=lambda: used.append(len([*tmp_path.rglob("*")])))
-    assert max(used) > 10 and not [*tmp_path.iterdir()] and found.audit.difference < 1e-5
+@pytest.mark.parametrize("executor", [None, "processes:1"])
+def test_a_sweep_in_little_memory_uses_the_disk_and_no_name_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str | None
+) -> None:
+    """So nothing is left behind, however a process ends: workers run no code when they do."""
+    model, metric, where = network(), metrics.loss(TOKENS), tmp_path / "temporary"
+    where.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(where))
+    monkeypatch.setenv("TMPDIR", str(where))
+    written: list[int] = []
+    plain = storage.OnDisk._written
+
+    def watched(*given: Any) -> Any:
+        written.append(len([*where.iterdir()]))
+        return plain(*given)
+
+    monkeypatch.setattr(storage.OnDisk, "_written", watched)
+    told = {} if executor is None else {"results": tmp_path / "results", "executor": executor}
+    found = sweep(model, TOKENS, cells(model), metric, memory=300_000, **told)
+    assert (len(written) > 10 or executor) and not any(written) and not [*where.glob("cutaway-*")]
+    assert found.audit.difference < 1e-5
 
 
 def test_a_disk_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: Any, **rest: Any) -> Any:
-        raise OSError(28, "No space left on device")
+    class Full:
+        def seek(self, at: int) -> None: ...
+
+        def write(self, data: Any) -> None:
+            raise OSError(28, "No space left on device")
 
     store = storage.OnDisk()
-    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(store, "file", Full())
     with pytest.raises(NotWritten, match="No space left"):
         store["x"] = torch.ones(3)
+
+
+KEPT = [torch.arange(7.0), torch.ones(2, 0, 3), torch.randn(3, 5).bfloat16(), torch.tensor(2), torch.randn(4, 6).T]
+
+
+@pytest.mark.parametrize("x", KEPT)
+def test_what_the_disk_keeps_comes_back_and_writing_into_it_changes_nothing(x: torch.Tensor) -> None:
+    store = storage.OnDisk()
+    store["one"], store["both"] = x, (x, x + 1)
+    store["one"].zero_()
+    assert torch.equal(store["one"], x) and torch.equal(store["both"][1], x + 1) and store["one"].dtype == x.dtype
 
 
 ERRORS = {

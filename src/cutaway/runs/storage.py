@@ -1,17 +1,20 @@
-"""Where a clean run's activations are kept: in memory, in files of a temporary folder, or computed again when they are read.
+"""Where a clean run's activations are kept: in memory, in a temporary file, or computed again when they are read.
 
-A file is mapped each time somebody asks for it, so that memory holds those of the layer at work and no others.
+A part of the file is mapped each time somebody asks for it, so that memory holds those of the layer at work and no others.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
+import os
 import re
 import shutil
 import tempfile
 import weakref
 from collections import UserDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from cutaway.errors import NotWritten
 MEMORY, DISK, RECOMPUTE = "memory", "disk", "recompute"
 WORDS = {
     MEMORY: "in memory",
-    DISK: "in a temporary folder",
+    DISK: "in a temporary file",
     RECOMPUTE: "as the stream before each layer; queries, keys and values are computed again for each pass",
 }
 
@@ -72,36 +75,56 @@ def free_memory(device: Any) -> float:
 
 
 class OnDisk(UserDict[Any, Any]):
-    """Tensors, or tuples of them in files of a temporary folder, which goes when this does; what is read is a private mapping."""
+    """Tensors, or tuples of them, in a temporary file without a name, which goes with the process, however that ends.
+
+    What is read is a private mapping.
+
+    Raises:
+        NotWritten: the folder of temporary files has no room, or takes none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="cutaway-"))
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.count = 0
+        with _named():
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115 (open for as long as this is there)
+        weakref.finalize(self, self.file.close)
+        self.end = 0
 
     def __setitem__(self, key: Any, value: Any) -> None:
         several = isinstance(value, tuple)
-        self.data[key] = several, [self._written(x) for x in (value if several else (value,))]
+        with _named():
+            self.data[key] = several, [self._written(x) for x in (value if several else (value,))]
 
-    def _written(self, x: Tensor) -> tuple[Path, torch.Size, torch.dtype]:
-        path = self.folder / str(self.count)
-        self.count += 1
-        try:
-            with path.open("wb") as out:
-                x.contiguous().flatten().view(torch.uint8).numpy().tofile(out)
-        except OSError as error:
-            raise NotWritten(
-                f"activations of a sweep do not fit into {self.folder} ({error.strerror}); give another folder (TMPDIR), "
-                "more memory=, or fewer examples"
-            ) from error
-        return path, x.shape, x.dtype
+    def _written(self, x: Tensor) -> tuple[int, torch.Size, torch.dtype]:
+        at = -(-self.end // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY  # where a mapping can begin
+        self.file.seek(at)
+        self.file.write(x.contiguous().flatten().view(torch.uint8).numpy().data)
+        self.file.flush()
+        self.end = at + x.numel() * x.element_size()
+        return at, x.shape, x.dtype
 
     def __getitem__(self, key: Any) -> Any:
         several, parts = self.data[key]
-        read = [torch.from_file(str(path), shared=False, size=shape.numel(), dtype=dtype).view(shape) if shape.numel()
-                else torch.empty(shape, dtype=dtype) for path, shape, dtype in parts]  # fmt: skip
+        read = [self._mapped(*part) for part in parts]
         return tuple(read) if several else read[0]
+
+    def _mapped(self, at: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        if not shape.numel():
+            return torch.empty(shape, dtype=dtype)
+        mapped = mmap.mmap(self.file.fileno(), shape.numel() * dtype.itemsize, access=mmap.ACCESS_COPY, offset=at)
+        return torch.frombuffer(mapped, dtype=dtype).view(shape)
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Say of a disk's error where and what to try."""
+    try:
+        yield
+    except OSError as error:
+        raise NotWritten(
+            f"activations of a sweep do not fit into {os.environ.get('TMPDIR', tempfile.tempdir or 'the temporary folder')} "
+            f"({error.strerror or error}); give another folder (TMPDIR), more memory=, or fewer examples"
+        ) from error
 
 
 class Recomputed(dict[int, tuple[Tensor, ...]]):
