@@ -38,7 +38,7 @@ Case = tuple[str, Any, Prompts]
 def examples(program: Any, count: int, seed: int, longest: int = 10) -> Prompts:
     """Random inputs of a program, with its answers."""
     dice = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(2, longest + 1, (count,), generator=dice).tolist()
+    lengths = torch.randint(1, longest + 1, (count,), generator=dice).tolist()
     rows = [[0, *torch.randint(1, len(program.vocabulary), (n - 1,), generator=dice).tolist()] for n in lengths]
     right = tuple({at: (token,) for at, token in programs.predict(program, row).items()} for row in rows)
     return Prompts.of_rows(rows, right=right)

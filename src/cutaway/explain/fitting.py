@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.explain.batched import Batch
+from cutaway.explain.choosing import chosen
 from cutaway.explain.determining import Determined, determine
 from cutaway.explain.layouts import layout_proposals
 from cutaway.explain.mechanisms import Proposal, Setting, elections, proposals
@@ -84,6 +85,8 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     batch, counted = batch_of(setting, part), part.counted
     product = product_of(subject, part)
     proposed = [*proposals(setting), *layout_proposals(subject, setting, part), *node_proposals(subject, setting, part)]
+    if not subject.several:
+        proposed += related(batch, setting, part)
     if product is not None:
         proposed.append(product_table(product, setting))
     columns: dict[str, Int[Tensor, "item"]] = {one.name: values(batch, setting, one)[counted] for one in proposed}
@@ -112,6 +115,17 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
             tree, spectrum = leaf, found[1]
     program = program_of(tree, subject, setting, part, name)
     return Fit(setting, proposed, tree, program, tree_bits(tree), spectrum)
+
+
+def related(batch: Batch, setting: Setting, part: InputSet) -> Iterator[Proposal]:
+    """Copies by a relation between tokens that the answers show."""
+
+    def valued(line: Line) -> Int[Tensor, "item"]:
+        found = values(batch, setting, Proposal((line,), 0.0))[part.counted]
+        batch.forget(line.name)  # the next one has the same name
+        return found
+
+    return chosen(setting, part, valued)
 
 
 def unpeeled(

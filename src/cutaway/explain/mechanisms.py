@@ -151,6 +151,8 @@ def copies(setting: Setting) -> Iterator[Proposal]:
     fixed = setting.length if setting.length is not None and setting.length <= 16 else min(setting.longest, 3)
     for place in range(1, fixed):
         yield _attend(f"at_{place}", Term("among", "positions", values=(place,)), LATEST, bits=math.log2(fixed + 1))
+    if not setting.causal:
+        yield _attend("last", LATEST)
     if setting.length is not None and not setting.causal:
         yield _attend("mirrored", Term("mirror", constant=setting.length - 1), LATEST, bits=4.0)
     content = Term("among", "tokens", values=setting.content)

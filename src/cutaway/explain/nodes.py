@@ -24,6 +24,7 @@ from cutaway.programs.language import Attend, Kind, Line, Program, ReadOut, Sele
 
 SHARP = 0.5  # keys with at least this share of the largest weight are selected
 MOST_CODES = 300  # distinct outputs of a node
+FINE = 500  # outputs are equal if no entry differs by more than this part of the largest
 ELEMENTS = 2**24  # of all patterns together
 LATEST, EARLIEST = Term("largest", "positions"), Term("smallest", "positions")
 
@@ -237,11 +238,28 @@ POSITIONS = Proposal((), 1.0, named="positions")
 
 def distinct(out: Float[Tensor, "item d_model"]) -> Int[Tensor, "item"] | None:
     """Which of its distinct outputs a node gives; None where there are too many."""
-    size = float(out.abs().max())
+    size = float(out.detach().abs().max())
     if size < 1e-6:
         return torch.zeros(len(out), dtype=torch.long)
-    kinds, codes = torch.unique((out / size * 500).round().int(), dim=0, return_inverse=True)
-    return codes if len(kinds) <= MOST_CODES else None
+    scaled = out / size * FINE
+    kinds, codes = torch.unique(scaled.round().int(), dim=0, return_inverse=True)
+    if len(kinds) > MOST_CODES:
+        return None
+    means = torch.zeros(kinds.shape).index_add(0, codes, scaled.float())
+    means = means / codes.bincount(minlength=len(kinds))[:, None]
+    near = torch.cdist(means, means, p=torch.inf) < 1  # what rounding has split is one output
+    return _together(near)[codes]
+
+
+def _together(near: Bool[Tensor, "kind kind"]) -> Int[Tensor, "kind"]:
+    """Kinds that are joined by steps from near to near, numbered."""
+    group = torch.arange(len(near))
+    for _ in range(len(near)):
+        lowest = torch.where(near, group, len(near)).amin(1)
+        if torch.equal(lowest, group):
+            break
+        group = lowest
+    return torch.unique(group, return_inverse=True)[1]
 
 
 def function_of(target: Int[Tensor, "item"], codes: Int[Tensor, "item"]) -> bool:
