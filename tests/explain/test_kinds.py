@@ -149,6 +149,36 @@ def sorted_from_the_first(dice: random.Random) -> tuple[list[int], dict[int, int
     return [*row, 12, *said], dict(enumerate(said, start=len(row)))
 
 
+def member(name: str) -> Callable[[random.Random], tuple[list[int], dict[int, int]]]:
+    """After a word, whether it is of a language: half of the words are, most of the others have one letter changed."""
+    delta, ends, letters = LANGUAGES[name]
+
+    def accepted(row: list[int]) -> bool:
+        state = 0
+        for token in row:
+            if token not in delta[state]:
+                return False
+            state = delta[state][token]
+        return state in ends
+
+    def make(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+        row, state = [], 0
+        for _ in range(dice.randint(1, 12)):
+            row.append(dice.choice([*delta[state]]))
+            state = delta[state][row[-1]]
+        if dice.random() < 0.5:
+            row[dice.randrange(len(row))] = dice.randrange(letters)
+        return [letters, *row, letters + 1], {len(row) + 1: int(accepted(row))}
+
+    return make
+
+
+def ciphered_by_key(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    """Each letter shifted by the first token."""
+    key, row = dice.randrange(26), [dice.randrange(26) for _ in range(8)]
+    return [key, 26, *row], {at: (token + key) % 26 for at, token in enumerate(row, start=2)}
+
+
 LISTS: dict[str, tuple[Callable[[random.Random], tuple[list[int], dict[int, int]]], int]] = {
     "interleaved majorities": (interleaved, 6), "most frequent": (most_frequent, 10), "sum": (sum_of_five, 11),
     "cipher": (cipher, 11), "group": (group, 7), "two kinds of brackets": (two_kinds_of_brackets, 6),
@@ -156,6 +186,8 @@ LISTS: dict[str, tuple[Callable[[random.Random], tuple[list[int], dict[int, int]
     "sum with carries from behind": (partial(sum_with_carries, step=-1), 12),
     "reversed with separators": (reversed_with_separators, 13), "copy of few letters": (copy_of_few_letters, 6),
     "sorted with repetitions": (sorted_with_repetitions, 11), "sorted from the first": (sorted_from_the_first, 14),
+    "cipher by a key": (ciphered_by_key, 27),
+    **{f"words of {name}": (member(name), 4) for name in ("tomita 3", "tomita 4", "tomita 5", "tomita 7", "depth 12")},
 }  # fmt: skip
 
 
@@ -189,7 +221,8 @@ def test_regular_languages(name: str, monkeypatch: Any):
     assert found_and_true(known, words(name, 1, 150)[0], d_vocab, monkeypatch) >= 0.999
 
 
-RARE = ("sum with carries from behind", "copy of few letters", "cipher", "sum")
+RARE = ("sum with carries from behind", "copy of few letters", "cipher", "sum", "cipher by a key")
+RARE += ("words of tomita 5", "words of tomita 7")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.fuzz] * (name in RARE)) for name in LISTS])

@@ -1,7 +1,8 @@
 """Copies whose selector is read off the answers: for each token at the query, which tokens at keys are preferred.
 
 Where heads are not sharp, a relation between tokens cannot be read from attention. Of few tokens all sets of preferred ones are
-tried, for each token at the query by itself: the latest (or earliest) key with a preferred token is copied, of none the latest of all.
+tried, for each token at the query by itself: the latest (or earliest) key with a preferred token is copied; where there is none,
+the latest (or earliest) of all.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def chosen(setting: Setting, part: InputSet, valued: Valued) -> Iterator[Proposa
     target, query = part.answers[part.counted], part.prompts.tokens[part.counted]
     subsets = [subset for count in range(1, size + 1) for subset in itertools.combinations(range(size), count)]
     for name, order in ORDERS.items():
-        rows = [valued(Attend("tried", Selector((Term("among", "tokens", values=subset), order)), "tokens")) for subset in subsets]
-        hits = torch.stack([row == target for row in rows])
+        tried = [Selector((Term("among", "tokens", values=subset), order)) for subset in subsets]
+        hits = torch.stack([valued(Attend("tried", select, "tokens")) == target for select in tried])
         of_query = torch.stack([hits[:, query == token].sum(1) for token in range(size)])  # [token at the query, subset]
         if float(of_query.amax(1).sum()) < ROUGHLY * len(target):
             continue

@@ -16,6 +16,7 @@ from cutaway.explain.determining import Determined, determine
 from cutaway.explain.layouts import layout_proposals
 from cutaway.explain.mechanisms import Proposal, Setting, elections, proposals
 from cutaway.explain.nodes import node_proposals
+from cutaway.explain.occurring import occurring
 from cutaway.explain.peeling import Target, peeled
 from cutaway.explain.spectrum import Spectrum, product_of, product_table, traces
 from cutaway.explain.subject import InputSet, Subject
@@ -86,7 +87,7 @@ def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
     product = product_of(subject, part)
     proposed = [*proposals(setting), *layout_proposals(subject, setting, part), *node_proposals(subject, setting, part)]
     if not subject.several:
-        proposed += related(batch, setting, part)
+        proposed += [*related(batch, setting, part), *existing(batch, setting, part, proposed)]
     if product is not None:
         proposed.append(product_table(product, setting))
     columns: dict[str, Int[Tensor, "item"]] = {one.name: values(batch, setting, one)[counted] for one in proposed}
@@ -126,6 +127,15 @@ def related(batch: Batch, setting: Setting, part: InputSet) -> Iterator[Proposal
         return found
 
     return chosen(setting, part, valued)
+
+
+def existing(batch: Batch, setting: Setting, part: InputSet, bank: list[Proposal]) -> list[Proposal]:
+    """Existences that the answers show."""
+
+    def size(one: Proposal) -> int:
+        return kinds_of(setting, one.lines)[one.name].size
+
+    return list(occurring(setting, part, bank, lambda one: values(batch, setting, one), size))
 
 
 def unpeeled(
