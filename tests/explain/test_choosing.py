@@ -10,7 +10,7 @@ from cutaway.explain.batched import Batch
 from cutaway.explain.choosing import chosen
 from cutaway.explain.fitting import kinds_of, values
 from cutaway.explain.mechanisms import Proposal, Setting
-from cutaway.explain.occurring import occurring
+from cutaway.explain.occurring import telling
 from cutaway.explain.subject import InputSet
 from cutaway.programs.language import Line
 from cutaway.prompts import Prompts
@@ -64,7 +64,7 @@ def existences(part: InputSet) -> list[Proposal]:
     def size(one: Proposal) -> int:
         return kinds_of(SETTING, one.lines)[one.name].size
 
-    return list(occurring(SETTING, part, bank, lambda one: values(batch, SETTING, one), size))
+    return list(telling(SETTING, part, bank, lambda one: values(batch, SETTING, one), size))
 
 
 def test_a_planted_mistake_is_found_and_random_verdicts_have_none():

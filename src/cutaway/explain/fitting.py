@@ -16,7 +16,7 @@ from cutaway.explain.determining import Determined, determine
 from cutaway.explain.layouts import layout_proposals
 from cutaway.explain.mechanisms import Proposal, Setting, elections, proposals
 from cutaway.explain.nodes import node_proposals
-from cutaway.explain.occurring import occurring
+from cutaway.explain.occurring import telling
 from cutaway.explain.peeling import Target, peeled
 from cutaway.explain.spectrum import Spectrum, product_of, product_table, traces
 from cutaway.explain.subject import InputSet, Subject
@@ -135,7 +135,7 @@ def existing(batch: Batch, setting: Setting, part: InputSet, bank: list[Proposal
     def size(one: Proposal) -> int:
         return kinds_of(setting, one.lines)[one.name].size
 
-    return list(occurring(setting, part, bank, lambda one: values(batch, setting, one), size))
+    return list(telling(setting, part, bank, lambda one: values(batch, setting, one), size))
 
 
 def unpeeled(

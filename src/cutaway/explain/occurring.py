@@ -32,7 +32,7 @@ Valued = Callable[[Proposal], Int[Tensor, "batch pos"]]
 Sized = Callable[[Proposal], int]
 
 
-def occurring(setting: Setting, part: InputSet, bank: Sequence[Proposal], valued: Valued, size: Sized) -> Iterator[Proposal]:
+def telling(setting: Setting, part: InputSet, bank: Sequence[Proposal], valued: Valued, size: Sized) -> Iterator[Proposal]:
     """The existences that tell most inputs apart, for each answer; none where there are many different answers."""
     answers = part.answers[part.counted].unique().tolist()
     if not setting.causal or not 2 <= len(answers) <= MOST_ANSWERS:
