@@ -28,17 +28,17 @@ KEPT = 6
 SAMPLE = 800  # items on which sets of variables are compared
 RUNS = ("run_mod_2", "run_2_before")
 LOCAL = ("tokens", "previous", "back_2", *RUNS, "run_mod_3", "run_3_before")
-Valued = Callable[[Proposal], Int[Tensor, "batch pos"]]
+Evaluated = Callable[[Proposal], Int[Tensor, "batch pos"]]
 Sized = Callable[[Proposal], int]
 
 
-def telling(setting: Setting, part: InputSet, bank: Sequence[Proposal], valued: Valued, size: Sized) -> Iterator[Proposal]:
+def telling(setting: Setting, part: InputSet, bank: Sequence[Proposal], valued: Evaluated, size: Sized) -> Iterator[Proposal]:
     """The existences that tell most inputs apart, for each answer; none where there are many different answers."""
     answers = part.answers[part.counted].unique().tolist()
     if not setting.causal or not 2 <= len(answers) <= MOST_ANSWERS:
         return
     local = [*(one for one in bank if one.name in LOCAL), *_depths(bank), *_before(bank)]
-    search = _Search(part, {one.name: valued(one) for one in local}, {one.name: size(one) for one in local})
+    search = _Presence(part, {one.name: valued(one) for one in local}, {one.name: size(one) for one in local})
     sets = [some for count in (1, 2, 3) for some in itertools.combinations(local, count) if search.size(some) <= MOST_VALUES]
     found = [(search.told(some, answer, SAMPLE)[1], some, answer) for some in sets for answer in answers]
     found.sort(key=lambda one: (-one[0], sum(v.bits for v in one[1])))
@@ -48,7 +48,7 @@ def telling(setting: Setting, part: InputSet, bank: Sequence[Proposal], valued: 
             yield _proposal(some, bad, search.size(some), number)
 
 
-class _Search:
+class _Presence:
     """Values of variables at every place, and which of them the keys of each answer hold."""
 
     def __init__(self, part: InputSet, columns: dict[str, Int[Tensor, "batch pos"]], sizes: dict[str, int]) -> None:
