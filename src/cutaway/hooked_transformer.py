@@ -21,6 +21,7 @@ from cutaway import tokens as text
 from cutaway.config import HookedTransformerConfig
 from cutaway.errors import ConfigError
 from cutaway.model.factored_matrix import FactoredMatrix, composition_scores
+from cutaway.model.initial import DrawnByName
 from cutaway.model.losses import next_token_loss
 from cutaway.model.norm import norm_of
 from cutaway.model.transformer import Transformer
@@ -32,7 +33,7 @@ from cutaway.weights import canonical, processing
 StateDict = dict[str, Tensor]
 
 
-class HookedTransformer(Transformer):
+class HookedTransformer(DrawnByName, Transformer):
     """A transformer whose every activation can be read and changed. See `Transformer` for how it runs."""
 
     def __init__(

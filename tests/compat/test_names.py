@@ -20,6 +20,7 @@ from cutaway.config import as_dtype
 from cutaway.errors import ConfigError, ShapeError, TokenError, UnknownName, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.attention import Attention
+from cutaway.model.factored_matrix import FactoredMatrix
 from cutaway.model.key_values import KeyValueCache, KeyValues
 from cutaway.model.norm import LayerNorm
 from cutaway.sources import hub
@@ -33,7 +34,8 @@ MODULES = {
     "ActivationCache FactoredMatrix HookedTransformerKeyValueCache DTYPE_FROM_STRING loading utils devices LayerNorm Embed "
     "TransformerBlock USE_DEFAULT_VALUE init_xavier_normal_ NON_HF_HOSTED_MODEL_NAMES",
     "transformer_lens.ActivationCache": "ActivationCache Slice SliceInput utils",
-    "transformer_lens.patching": "generic_activation_patch ActivationCache HookedTransformer utils",
+    "transformer_lens.patching": "generic_activation_patch ActivationCache HookedTransformer utils make_df_from_ranges "
+    "layer_pos_patch_setter get_act_patch_block_every get_act_patch_attn_head_all_pos_every get_act_patch_attn_head_by_pos_every",
     "transformer_lens.utilities.addmm": "vanilla_addmm batch_addmm",
     "transformer_lens.HookedTransformerConfig": "HookedTransformerConfig",
     "transformer_lens.config.HookedTransformerConfig": "HookedTransformerConfig",
@@ -58,13 +60,16 @@ MODULES = {
     "gelu_fast solu get_corner remove_batch_dim composition_scores transpose is_square is_lower_triangular check_structure "
     "get_device "
     "tokenize_and_concatenate get_dataset keep_single_column get_attention_mask get_offset_position_ids print_gpu_mem "
-    "download_file_from_hf clear_huggingface_cache USE_DEFAULT_VALUE",
+    "download_file_from_hf clear_huggingface_cache USE_DEFAULT_VALUE get_tokens_with_bos_removed",
     "transformer_lens.loading_from_pretrained": "get_basic_config get_pretrained_model_config get_official_model_name "
     "OFFICIAL_MODEL_NAMES MODEL_ALIASES DEFAULT_MODEL_ALIASES make_model_alias_map get_checkpoint_labels fill_missing_keys "
-    "Config get_pretrained_state_dict get_num_params_of_pretrained PYTHIA_V0_CHECKPOINTS STANFORD_CRFM_CHECKPOINTS",
+    "Config get_pretrained_state_dict get_num_params_of_pretrained PYTHIA_V0_CHECKPOINTS STANFORD_CRFM_CHECKPOINTS "
+    "convert_gpt2_weights convert_neox_weights convert_llama_weights",
     "transformer_lens.head_detector": "detect_head ErrorMeasure LayerHeadTuple LayerToHead INVALID_HEAD_NAME_ERR SEQ_LEN_ERR "
-    "DET_PAT_NOT_SQUARE_ERR",
-    "transformer_lens.evals": "IOIDataset ioi_eval sanity_check evaluate induction_loss",
+    "DET_PAT_NOT_SQUARE_ERR HEAD_NAMES HeadName is_square is_lower_triangular compute_head_attention_similarity_score "
+    "get_previous_token_head_detection_pattern get_duplicate_token_head_detection_pattern get_induction_head_detection_pattern",
+    "transformer_lens.evals": "IOIDataset ioi_eval sanity_check evaluate induction_loss evaluate_on_dataset "
+    "make_pile_data_loader make_owt_data_loader make_wiki_data_loader make_code_data_loader DATASET_NAMES DATASET_LOADERS",
     "transformer_lens.past_key_value_caching": "HookedTransformerKeyValueCache HookedTransformerKeyValueCacheEntry",
     "transformer_lens.torchtyping_helper": "T",
     "circuitsvis.utils.render": "RenderedHTML render render_cdn render_local",
@@ -81,7 +86,17 @@ ON_A_MODEL = (
     "process_weights_ "
     "load_and_process_state_dict fill_missing_keys move_model_modules_to_device "
     "set_use_attn_result set_use_split_qkv_input set_use_attn_in set_use_hook_mlp_in QK OV W_E "
-    "W_U b_U"
+    "W_U b_U W_pos W_E_pos W_Q W_K W_V W_O W_in W_out b_Q b_K b_V b_O b_in b_out add_perma_hook remove_all_hook_fns reset_hooks "
+    "tokens_to_residual_directions set_ungroup_grouped_query_attention refactor_factored_attn_matrices"
+)
+ON_A_CACHE = (
+    "compute_head_results stack_head_results stack_neuron_results stack_activation get_neuron_results decompose_resid "
+    "accumulated_resid apply_ln_to_stack logit_attrs get_full_resid_decomposition apply_slice_to_batch_dim remove_batch_dim "
+    "toggle_autodiff to items keys values cache_dict has_batch_dim has_embed has_pos_embed"
+)
+ON_A_FACTORED_MATRIX = (
+    "A B AB BA T U S Vh svd eigenvalues norm collapse_l collapse_r make_even get_corner pair ndim rdim ldim mdim shape unsqueeze "
+    "has_leading_dims"
 )
 ON_ATTENTION = (
     "mask IGNORE QK OV apply_rotary apply_causal_mask calculate_sin_cos_rotary "
@@ -108,6 +123,9 @@ def test_attributes_that_published_sources_use() -> None:
     model = network("gpt2")
     assert [name for name in ON_A_MODEL.split() if not hasattr(model, name)] == []
     assert [name for name in ON_ATTENTION.split() if not hasattr(model.blocks[0].attn, name)] == []
+    cache = model.run_with_cache(some_tokens())[1]
+    assert [name for name in ON_A_CACHE.split() if not hasattr(cache, name)] == []
+    assert [name for name in ON_A_FACTORED_MATRIX.split() if not hasattr(model.QK, name)] == []
     everything = sum(parameter.numel() for name, parameter in model.named_parameters() if ".W_" in name)
     assert model.cfg.n_params_total == everything
 
@@ -315,16 +333,30 @@ def test_live_models_are_converted_by_the_names_of_families(family: str, module:
         sizes = {"hidden_size": 12, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
         config = transformers.LlamaConfig(vocab_size=13, max_position_embeddings=9, **sizes)
         theirs = transformers.LlamaForCausalLM(config)
-    compat.install()
-    try:
-        convert = getattr(import_module(f"transformer_lens.{module}"), f"convert_{family}_weights")
-    finally:
-        compat.uninstall()
+    convert = getattr(import_module(f"transformer_lens.{module}"), f"convert_{family}_weights")
     cfg = HookedTransformer.from_pretrained("", hf_model=theirs.eval(), device="cpu", fold_ln=False).cfg
     model = HookedTransformer(cfg)
     model.load_state_dict(convert(theirs, cfg))
     tokens = torch.tensor([[1, 2, 3, 4]])
     torch.testing.assert_close(model(tokens), theirs(tokens).logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["gpt2", "xavier_normal", "xavier_uniform", "kaiming_normal", "kaiming_uniform"])
+def test_weights_are_drawn_by_the_name_of_a_mode_as_by_the_configuration(mode: str) -> None:
+    by_name, by_cfg = network("gpt2"), network("gpt2", init_mode=mode, seed=0)
+    kind, _, dist_type = mode.partition("_")
+    torch.manual_seed(0)
+    getattr(by_name, f"_init_weights_{kind}")(*([dist_type] if dist_type else []))
+    by_cfg.cfg.seed, by_cfg.cfg.initializer_range = 0, by_name.cfg.initializer_range
+    by_cfg.init_weights()
+    assert torch.equal(by_name.blocks[1].attn.W_Q, by_cfg.blocks[1].attn.W_Q)
+
+
+def test_what_subclasses_and_loops_of_others_ask_of_parts() -> None:
+    block = network("gpt2").blocks[0]
+    assert block.normalization_type == "LN" and block.attn.q_norm is None and block.attn.k_norm is None
+    assert network("gemma").blocks[0].attn.q_norm is not None
+    FactoredMatrix.svd.cache_clear()  # type: ignore[attr-defined]
 
 
 def test_xielu_is_that_of_transformers() -> None:

@@ -66,6 +66,9 @@ class Attention(DialectAttention, nn.Module):
             self.register_parameter(f"{name}b_{which}", nn.Parameter(torch.zeros(kv, d_head, dtype=dtype)))
         if cfg.use_qk_norm:
             self.q_norm, self.k_norm = _head_norm(cfg, heads), _head_norm(cfg, kv)
+        else:
+            self.register_module("q_norm", None)
+            self.register_module("k_norm", None)
         self.attn_scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
         if cfg.scale_attn_by_inverse_layer_idx:
             assert layer_id is not None

@@ -89,6 +89,11 @@ class TransformerBlock(nn.Module):
         out: Tensor = (self._run if self._as_built() else self._by_modules)(self, stream, resid_pre)
         return out
 
+    @property
+    def normalization_type(self) -> str | None:
+        """The kind of norm before attention and MLP."""
+        return self.cfg.normalization_type
+
     def apply_mlp(self, normalized_resid: Resid) -> Resid:
         """What the MLP adds to the stream, from its normalised input: the dialect's name for that part of a block."""
         written = self.mlp(normalized_resid)

@@ -250,3 +250,10 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix, broadcast_di
     rows = [torch.linalg.matrix_norm(one @ flat) for one in first.reshape(-1, *first.shape[-2:])]
     products = torch.stack(rows).reshape([*sizes.shape, *sizes_then.shape])
     return (products / (sizes.reshape([*sizes.shape, *[1] * sizes_then.ndim]) * sizes_then)).to(left.A.dtype)
+
+
+def _nothing_to_clear() -> None:
+    """The dialect keeps decompositions in one store, which this would empty; here each goes with its matrix."""
+
+
+setattr(FactoredMatrix.svd, "cache_clear", _nothing_to_clear)  # noqa: B010 (an attribute of a function, which types do not know)

@@ -6,6 +6,7 @@ Every parameter whose name has `W_` is drawn; biases start at zero and norms at 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,18 +18,39 @@ def initialise(model: nn.Module, cfg: HookedTransformerConfig) -> None:
     """Draw all weights as `cfg.init_mode` says; a `cfg.seed` reseeds Torch first."""
     if cfg.seed is not None:
         torch.manual_seed(cfg.seed)
+    draw_all(model, cfg, cfg.init_mode)
+
+
+def draw_all(model: nn.Module, cfg: HookedTransformerConfig, mode: str) -> None:
+    """Draw all weights from a mode's distribution, as Torch's generator stands."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "W_" in name:
                 values = torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device)
-                parameter.copy_(_draw(values, name, cfg))
+                parameter.copy_(_draw(values, name, cfg, mode))
             if name == "embed.W_E" and cfg.positional_embedding_type == "alibi":  # the dialect draws positions it never reads
-                _draw(torch.empty(cfg.n_ctx, cfg.d_model, dtype=parameter.dtype, device=parameter.device), "pos_embed.W_pos", cfg)
+                unread = torch.empty(cfg.n_ctx, cfg.d_model, dtype=parameter.dtype, device=parameter.device)
+                _draw(unread, "pos_embed.W_pos", cfg, mode)
 
 
-def _draw(out: Tensor, name: str, cfg: HookedTransformerConfig) -> Tensor:
+class DrawnByName:
+    """The dialect's ways of drawing a network's weights by the name of a mode, whatever its configuration says."""
+
+    cfg: HookedTransformerConfig
+
+    def _init_weights_gpt2(self) -> None:
+        draw_all(cast(nn.Module, self), self.cfg, "gpt2")
+
+    def _init_weights_xavier(self, dist_type: str = "normal") -> None:
+        draw_all(cast(nn.Module, self), self.cfg, f"xavier_{dist_type}")
+
+    def _init_weights_kaiming(self, dist_type: str = "uniform") -> None:
+        draw_all(cast(nn.Module, self), self.cfg, f"kaiming_{dist_type}")
+
+
+def _draw(out: Tensor, name: str, cfg: HookedTransformerConfig, mode: str) -> Tensor:
     """One weight, filled: the mode's distribution, with `initializer_range` as standard deviation or gain."""
-    gain, mode = cfg.initializer_range, cfg.init_mode
+    gain = cfg.initializer_range
     if mode == "gpt2":
         return out.normal_(std=gain)
     fan_in, fan_out = fans(out)
