@@ -32,7 +32,7 @@ Input = Float[Tensor, "batch pos d_model"] | Float[Tensor, "batch pos head d_mod
 KeyInput = Float[Tensor, "batch key d_model"] | Float[Tensor, "batch key kv d_model"]
 
 PACKED = 2**16  # up to this many weights, one joint product for queries, keys and values pays for joining them
-FEW = 2**16  # up to this many numbers by head, computing heads apart costs next to nothing
+FEW = 2**12  # up to this many numbers by head, a run is so short that computing heads apart costs fractions of a millisecond
 
 
 class Attention(DialectAttention, nn.Module):
