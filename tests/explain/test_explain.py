@@ -186,6 +186,8 @@ def test_what_cannot_be_explained_is_said():
         explain(model, prompts, Prompts(prompts.tokens, prompts.mask))
     with pytest.raises(ExplainError, match="5 examples are too few"):
         explain(model, prompts[:5])
+    with pytest.raises(ExplainError, match="the model has 2,000 tokens, and explanations compare all pairs of at most 512"):
+        explain(HookedTransformer.from_pretrained("attn-only-2l"), prompts)
     outside = Prompts(prompts.tokens, prompts.mask, right=tuple({0: (99,)} for _ in range(30)))
     with pytest.raises(ExplainError, match="the examples answer 99, and the model's answers are 0 to 10"):
         explain(model, outside)

@@ -50,7 +50,7 @@ def explain(
     if (examples is None) == (request.behaviour is None):
         raise ExplainError("explain needs examples: give either --examples FILE or --behaviour NAME")
     check_folder(out, room.FILES, replace=request.replace, option=REPLACE)
-    request.look = lambda cfg: check_size(sum(math.prod(shape) for shape in shapes(cfg).values()))
+    request.look = lambda cfg: check_size(sum(math.prod(shape) for shape in shapes(cfg).values()), cfg.d_vocab)
     request.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
     network, seed = request.network, request.seed
     request.options["count"] = count

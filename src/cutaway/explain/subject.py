@@ -17,11 +17,12 @@ from cutaway.errors import ExplainError
 from cutaway.prompts import Prompts
 
 LARGEST = 5_000_000  # parameters; beyond, a report on a behaviour says more
+LARGEST_VOCABULARY = 512  # tables of token × token are written out
 AT_ONCE = 2**14  # tokens
 
 
-def check_size(count: int) -> None:
-    """Make sure that a model of so many parameters can be explained.
+def check_size(count: int, d_vocab: int) -> None:
+    """Make sure that a model of so many parameters and tokens can be explained.
 
     Raises:
         ExplainError: it is too large.
@@ -29,6 +30,11 @@ def check_size(count: int) -> None:
     if count > LARGEST:
         raise ExplainError(
             f"the model has {count:,} parameters, and explanations are for at most {LARGEST:,}; "
+            "`cutaway report` says how larger ones do a behaviour"
+        )
+    if d_vocab > LARGEST_VOCABULARY:
+        raise ExplainError(
+            f"the model has {d_vocab:,} tokens, and explanations compare all pairs of at most {LARGEST_VOCABULARY:,}; "
             "`cutaway report` says how larger ones do a behaviour"
         )
 
@@ -64,7 +70,7 @@ class Subject:
     def __init__(self, model: Any, prompts: Prompts, *, several: bool | None = None) -> None:
         self.model, self.cfg = model, model.cfg
         count = sum(parameter.numel() for parameter in model.parameters())
-        check_size(count)
+        check_size(count, self.cfg.d_vocab)
         if not prompts.right or not bool(prompts.answered.any()):
             raise ExplainError("the examples have no answers: each line needs 'answers': {position: token or [tokens]}")
         largest = max((token for row in prompts.right for tokens in row.values() for token in tokens), default=0)
