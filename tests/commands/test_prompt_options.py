@@ -164,6 +164,8 @@ def test_a_behaviour_is_explained(tmp_path: Path) -> None:
     name = "first-unique-char"
     found = run("explain", name, "--behaviour", name, "--count", "40", "--out", str(tmp_path / "out"))
     assert found.exit_code == 0 and (tmp_path / "out" / "program.py").exists(), found.output
+    nameless = run("explain", "--behaviour", name, "--out", str(tmp_path / "other"))
+    assert nameless.exit_code == 2 and "explain needs a model" in nameless.output and not (tmp_path / "other").exists()
 
 
 def test_a_broken_line_is_numbered(pairs: Path) -> None:

@@ -49,6 +49,8 @@ def explain(
         raise ExplainError(f"--read-out {read_out!r} is not known; there are {' and '.join(READ_OUTS)}")
     if (examples is None) == (request.behaviour is None):
         raise ExplainError("explain needs examples: give either --examples FILE or --behaviour NAME")
+    if request.options["model"] is None:  # the usual one is too large
+        raise ExplainError("explain needs a model; name one, such as first-unique-char, a small bundled one, or give a file")
     check_folder(out, room.FILES, replace=request.replace, option=REPLACE)
     request.look = lambda cfg: check_size(sum(math.prod(shape) for shape in shapes(cfg).values()), cfg.d_vocab)
     request.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
