@@ -16,6 +16,7 @@ from cutaway.errors import CheckpointError, ConfigError, UnknownModel, WeightsMi
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model import placement
 from cutaway.sources import files, hub, toys
+from cutaway.sources.checkpoint import LazyTensors
 from tests.architectures import network
 
 TOKENS = torch.tensor([[1, 5, 9, 30, 52, 7], [1, 8, 8, 11, 3, 40]])
@@ -231,3 +232,12 @@ def test_options_without_effect_are_taken_and_noted(folder: Path) -> None:
     options = {"attn_implementation": "sdpa", "trust_remote_code": True, "local_files_only": True}
     found = HookedTransformer.from_pretrained(folder, device="cpu", **options)
     assert torch.equal(found(TOKENS), HookedTransformer.from_pretrained(folder, device="cpu")(TOKENS))
+
+
+@pytest.mark.parametrize(("fresh", "whole", "copied"), [(True, True, False), (True, False, True), (False, True, True)])
+def test_what_is_read_for_nobody_else_is_not_copied(fresh: bool, whole: bool, copied: bool) -> None:
+    """Only a part of something larger is, which would keep all of it; and what somebody else has."""
+    there = torch.randn(6, 4) if whole else torch.randn(12, 4)[:6]
+    given = LazyTensors({"x": (6, 4)}, lambda name: there, fresh=fresh)
+    read = loading._read_once(given, torch.float32, loading.Shown())["x"]
+    assert torch.equal(read, there) and (read.data_ptr() != there.data_ptr()) == copied

@@ -455,17 +455,18 @@ def _not_finite(x: Tensor) -> int:
 
 
 def _read_once(weights: Mapping[str, Tensor], dtype: torch.dtype, shown: Shown) -> LazyTensors:
-    """Copies of the weights, each made when it is asked for, as their rewriting will.
+    """The weights, each read when it is asked for, as their rewriting will; copies where somebody else has them, too.
 
     They have the precision that is asked for, or their own where that is wider: rewriting must not round twice.
     """
     shapes = getattr(weights, "shapes", None) or {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    step = shown.steps(len(shapes), "reading")
+    step, fresh = shown.steps(len(shapes), "reading"), bool(getattr(weights, "fresh", False))
 
     def read(name: str) -> Tensor:
         step()
         tensor = weights[name].detach()
-        return tensor.to(torch.promote_types(tensor.dtype, dtype), copy=True)
+        own = fresh and tensor.untyped_storage().nbytes() == tensor.nbytes  # nobody else's, and no part of something larger
+        return tensor.to(torch.promote_types(tensor.dtype, dtype), copy=not own)
 
     return LazyTensors(shapes, read)
 
