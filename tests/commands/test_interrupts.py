@@ -57,6 +57,16 @@ def test_without_a_folder_it_says_how_to_keep_something() -> None:
     assert interrupted(found["collect"], out="FOLDER", plan=True) == "nothing is kept"
 
 
+def test_it_says_that_something_is_kept_only_where_something_is(tmp_path: Path) -> None:
+    patch = dict(commands(typer.main.get_command(app)))["patch"]
+    folder = tmp_path / "r"
+    assert "nothing was finished yet" in interrupted(patch, results=folder)
+    (folder / "values").mkdir(parents=True)
+    assert "nothing was finished yet" in interrupted(patch, results=folder)
+    (folder / "values" / "one").touch()
+    assert "what is finished is kept" in interrupted(patch, results=folder)
+
+
 def pairs(folder: Path) -> Path:
     answers = {"answer": " a", "wrong": " the"}
     rows = [{"clean": f"the {word} was", "corrupted": f"a {word} was", **answers} for word in ("man", "day")]

@@ -6,6 +6,7 @@ A command that knows more (how many questions a report has answered) raises its 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -43,8 +44,11 @@ def left(command: str, given: Mapping[str, Any]) -> str:
     if command in ENDS:
         return ENDS[command].format(**given)
     option, sentence = KEPT.get(command, ("", ""))
-    if given.get(option) is not None and not given.get("plan"):
-        return sentence.format(given[option])
+    folder = given.get(option)
+    if folder is not None and not given.get("plan"):
+        if any(one.is_file() for one in Path(folder).rglob("*")):
+            return sentence.format(folder)
+        return f"nothing was finished yet, so nothing is kept in {folder}; the same command begins anew"
     hint = f"; with --{option} FOLDER what is finished is, and the same command goes on" if option and option in given else ""
     return "nothing is kept" + (hint if not given.get("plan") else "")
 

@@ -112,7 +112,8 @@ def judge(
     if names[smallest].low < LEAST:
         reasons.append(f"the lower end of {smallest} is {names[smallest].low:.3f}, and {LEAST} is needed")
     if weakest is not None and weakest[1] < HALF:
-        reasons.append(f"{weakest[0]}, exchanged by itself, keeps {weakest[1]:.2f}: it holds more than the program says")
+        kept = f"{weakest[1]:.2f} of 1 ({HALF} is needed)"
+        reasons.append(f"{weakest[0]}, exchanged by itself, keeps {kept}: it holds more than the program says")
     for name, value in controls.items():
         if value > MOST_CONTROL:
             reasons.append(f"the control '{name}' reaches {value:.2f}, and at most {MOST_CONTROL} is allowed")
