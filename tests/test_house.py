@@ -370,3 +370,14 @@ def test_prompts_are_numbered_from_0_everywhere() -> None:
     found = [f"{path.name}: {line.strip()}" for path in PACKAGE.rglob("*.py") for line in path.read_text("utf-8").splitlines()
              if counted.search(line)]  # fmt: skip
     assert not found, found
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_modules_of_the_front_door_can_be_imported_by_their_names(order: int) -> None:
+    """They are the same modules, by whichever name they are asked for first, and stay what they are."""
+    lines = ["import sys, cutaway"]
+    for name, real in cutaway._MODULES.items():
+        lines += [f"import {one}" for one in (f"cutaway.{name}", real)[::order]]
+        lines.append(f"a, b = sys.modules['cutaway.{name}'], sys.modules[{real!r}]")
+        lines.append(f"assert a is b is cutaway.{name} and a.__name__ == a.__spec__.name == {real!r}")
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
