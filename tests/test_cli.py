@@ -70,13 +70,16 @@ def test_wrong_usage_exits_with_2(words: list[str]):
     assert result.exit_code == 2 and "Traceback" not in result.output
 
 
-def test_an_interrupt_is_one_line_and_130(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("epochs", "hint"), [(0, "begins anew"), (1, "--resume")])
+def test_an_interrupt_is_one_line_and_130(epochs: int, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def interrupted(*_: Any, **__: Any) -> None:
+        for epoch in range(epochs):
+            (tmp_path / f"epoch{epoch}").touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("cutaway.tasks.training.train", interrupted)
     result = run(*TRAIN, "--out", str(tmp_path))
-    assert result.exit_code == 130 and result.stderr.count("\n") == 1 and "--resume" in result.stderr
+    assert result.exit_code == 130 and result.stderr.count("\n") == 1 and hint in result.stderr
 
 
 def test_ctrl_c_in_the_middle_of_training(tmp_path: Path):
