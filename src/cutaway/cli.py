@@ -31,7 +31,9 @@ from cutaway.commands import (
     texts,
 )
 from cutaway.commands.opening import open_model
+from cutaway.commands.progress import tell
 from cutaway.errors import CutawayError, near_names, nearest
+from cutaway.runs.bars import TELL
 
 TASKS = (
     "Which task: first-unique-char, palindromes, sorted-list, sum-of-two, cumulative-sum, modular-addition, balanced-brackets, "
@@ -62,6 +64,7 @@ class Commands(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         shared.WORDS.set(("cutaway", *args))
+        TELL.set(tell)
         return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

@@ -62,9 +62,9 @@ def test_names_may_be_separated_by_commas() -> None:
 
 def test_what_takes_long_is_said_before_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["attn-only-2l", "--text", "The king of my man", "--corrupted", "The lord of my man", "--answer", " king"]
-    assert "cells, at least" not in CliRunner().invoke(app, ["patch", *words]).stderr
-    monkeypatch.setattr("cutaway.commands.sweeps.LONG", 0.0)
+    assert " cells, about " not in CliRunner().invoke(app, ["patch", *words]).stderr
+    monkeypatch.setattr("cutaway.commands.progress.LONG", 0.0)
     for command, given, said in (("patch", words, "--kind, --positions and --count"), ("ablate", words[:3], "--component")):
         done = CliRunner().invoke(app, [command, *given])
         assert done.exit_code == 0, done.output
-        assert " cells, at least 0 min on this machine; " in done.stderr and said in done.stderr
+        assert " s on this machine; " in done.stderr and said in done.stderr

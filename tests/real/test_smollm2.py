@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from cutaway import HookedTransformer, attribute, metrics, patch
+from cutaway import HookedTransformer, attribute, behaviour, metrics, patch
 from cutaway.cli import app
 from cutaway.errors import CheckpointError
 from tests.model.test_streaming import fits_in_half
@@ -30,6 +30,14 @@ def test_it_names_the_indirect_object(smollm2: HookedTransformer) -> None:
     assert probabilities.argmax() == smollm2.to_single_token(" Mary")
     assert torch.isclose(probabilities.max(), torch.tensor(0.92), atol=0.01)
     assert smollm2(OTHER)[0, -1].argmax() == smollm2.to_single_token(" John")
+
+
+@torch.no_grad()
+def test_it_names_a_later_year(smollm2: HookedTransformer) -> None:
+    """Its tokenizer splits digits; each digit is right or wrong, and it takes a right one."""
+    prompts = behaviour("greater-than").prompts(24, 0, smollm2.tokenizer)
+    likeliest = smollm2(prompts.tokens)[range(24), prompts.at].argmax(-1).tolist()
+    assert all(token in next(iter(right.values())) for token, right in zip(likeliest, prompts.right, strict=True))
 
 
 def test_its_texts_begin_with_no_token_of_a_chat(smollm2: HookedTransformer) -> None:

@@ -195,10 +195,20 @@ def check_language(task: Any, tokenizer: Any) -> None:
         if task.name == "induction":
             assert words["Earlier"] == words["Repeated"] == words["end"] and words["Answer"] == next(iter(right))
         if task.name == "greater-than":
-            assert min(right) > words["Year"] and max(wrong) <= words["Year"]
+            check_years(text, right, wrong)
     counted = sum(where.long() for where in task.classes(prompts).values())
     assert torch.equal(counted, prompts.answered.long())
     assert all(source.shape == (*prompts.tokens.shape, prompts.tokens.shape[1]) for source in task.sources(prompts).values())
+
+
+def check_years(text: str, right: set[str], wrong: set[str]) -> None:
+    """By the years themselves, however they are split: what can go on to a later one is right, what cannot is wrong."""
+    begin, century = re.findall(r"\d+", text)
+    year, tens = int(begin[2:]), {len(word) for word in right | wrong} == {1}
+    last = {word: 10 * int(word) + 9 if tens else int(word) for word in right | wrong}  # the latest year it can go on to
+    first = {word: 10 * int(word) if tens else int(word) for word in right | wrong}
+    assert begin.startswith(century) and all(first[word] > year for word in right) and all(last[word] <= year for word in wrong)
+    assert not tens or right | wrong == set("0123456789")
 
 
 def test_a_vocabulary_without_the_words_is_refused():

@@ -121,7 +121,7 @@ def ablate_heads(
     seed: int = 0,
     memory: int | None = None,
     progress: Callable[[float, float], None] | None = None,
-    say: Callable[[int, float], None] | None = None,
+    say: Callable[[int, int, float], None] | None = None,
     baseline: int = 0,
 ) -> HeadAblation:
     """Ablate each head, and all heads of each layer, and measure what changes at every position.
@@ -139,7 +139,7 @@ def ablate_heads(
         layers: only the heads of these.
         mask: `[batch, pos]`, 1 for tokens and 0 for padding.
         audit, seed, memory, progress, baseline: as `sweep` takes them.
-        say: told how many cells there are and the least seconds that they take, before anything long is run.
+        say: told before anything long is run how many cells there are, how many are known (0), and the least seconds of the rest.
 
     Raises:
         UnknownName: no such kind or site.
@@ -156,7 +156,7 @@ def ablate_heads(
             edits += _edits(zero() if kind == "zero" else mean(over=over), site, cfg, chosen, positions)
     if say is not None:
         expected = plan(model, tokens, edits, measure, mask=mask, memory=memory)
-        say(expected.cells, expected.seconds or 0.0)
+        say(expected.cells, expected.reused, expected.seconds or 0.0)
     done = sweep(
         model, tokens, edits, measure, mask=mask, audit=audit, seed=seed, memory=memory, progress=progress, baseline=baseline
     )

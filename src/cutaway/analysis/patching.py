@@ -439,7 +439,7 @@ def patch(
     seed: int = 0,
     memory: int | None = None,
     progress: Callable[[float, float], None] | None = None,
-    say: Callable[[int, float], None] | None = None,
+    say: Callable[[int, int, float], None] | None = None,
     baseline: int = 0,
     results: Path | str | None = None,
     executor: str | Executor | None = None,
@@ -454,7 +454,7 @@ def patch(
             `Prompts` of different lengths, every role.
         direction: "denoising" (clean into corrupted) or "noising" (corrupted into clean).
         audit, seed, memory, progress, baseline, results, executor: as `sweep` takes them.
-        say: told how many cells there are and the least seconds that they take, before anything long is run.
+        say: told before anything is run how many cells there are, how many `results` holds, and the least seconds of the rest.
 
     Raises:
         ShapeError: prompts that do not align, a metric that compares with a clean run, or one that is the same for both.
@@ -462,8 +462,7 @@ def patch(
     """
     kinds = some_of(kinds, tuple(GRIDS), "kind of patch")
     one_of(direction, DIRECTIONS, "direction")
-    metric = settled(metric, model, clean)
-    plain_metric(metric, "patch")
+    plain_metric(metric := settled(metric, model, clean), "patch")
     both = aligned(model, clean, corrupted)
     pair = both.clean, both.corrupted
     source, target = pair if direction == "denoising" else pair[::-1]
@@ -493,8 +492,9 @@ def patch(
     run = target if prompts is None else replace(prompts if target is both.clean else prompts.counterparts, roles=prompts.roles)
     grids = {kind: _grid(put_in(cache), kind, places, heads_there=positions is not None) for kind in kinds}
     if say is not None:
-        plans = [plan(model, run, grid, metric, mask=both.mask, memory=memory) for grid in grids.values()]
-        say(sum(one.cells for one in plans), sum(one.seconds or 0.0 for one in plans))
+        how: dict[str, Any] = {"mask": both.mask, "memory": memory, "results": results, "executor": executor}
+        plans = [plan(model, run, grid, metric, **how) for grid in grids.values()]
+        say(sum(one.cells for one in plans), sum(one.reused for one in plans), sum(one.seconds or 0.0 for one in plans))
     sweeps = {}
     for number, kind in enumerate(kinds):
         step = None if progress is None else _share(progress, number, len(kinds))

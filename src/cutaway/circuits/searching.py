@@ -26,6 +26,7 @@ from cutaway.circuits.measuring import CircuitRunner
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.numbers_given import options
 from cutaway.runs.hashes import model_hash
+from cutaway.runs.sweep.baseline import share
 
 METHODS = ("greedy", "backward", "both")
 ORDERS = ("best", "absolute", "signed")
@@ -63,7 +64,8 @@ def find_circuit(
     if size is None and method != "greedy":
         wide = _used(runner, largest(values, min(2 * count, runner.graph.size), sign))
         begins = [wide] if method == "backward" else [edges, wide]
-        fewer = [eliminated(runner, begin, values, target, checks, progress) for begin in begins]
+        steps = [share(progress, number, 1, len(begins)) for number in range(len(begins))]
+        fewer = [eliminated(runner, one, values, target, checks, step) for one, step in zip(begins, steps, strict=True)]
         edges = min((*fewer, edges), key=lambda one: int(one.sum()))
     about: dict[str, Any] = {
         "scores": scores.method, "metric": runner.metric.name, "method": "size" if size is not None else method,

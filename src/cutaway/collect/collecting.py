@@ -32,6 +32,7 @@ READ = "corpus read with"
 WEIGHTS = ".weights"  # where a model that is only in memory is written for other processes
 
 Progress = Callable[[float, float], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def collect(
     weight_bits: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
+    say: Say | None = None,
 ) -> Collected:
     """Store the activations of a corpus as a data set; where part of it is there already, the rest.
 
@@ -139,7 +141,8 @@ def collect(
         stream: bytes of weights in memory at most; layers beyond them are read when they run.
         weight_bits: 8: keep the weights of a model by name in 8 bits; `rounding` of what comes back says what that changes.
         device: where to compute, or a plan of `accelerate` (`auto`, `balanced`, …) that places layers over all devices.
-        progress: called with (bytes of text done, all bytes).
+        progress: called with (bytes of text done now, all bytes that were not done before, as far as they are known).
+        say: called once with a sentence, before the first chunk is computed, where some were finished before.
 
     Raises:
         CollectionError: the corpus cannot be read, or `out` holds another collection.
@@ -151,7 +154,7 @@ def collect(
         model, corpus, sites, packing=packing, length=length, positions=positions, tokens=tokens, dtype=dtype, compute=compute,
         prepend_bos=prepend_bos, chunk=chunk, batch=batch, threads=threads, stream=stream, weight_bits=weight_bits, device=device,
     )  # fmt: skip
-    return run(settled, place_of(out), executor_of(executor), progress)
+    return run(settled, place_of(out), executor_of(executor), progress, say)
 
 
 def settle(
@@ -197,36 +200,43 @@ def settle(
     return Settled(source, corpus, options, digest([decides]), plan)
 
 
-def run(settled: Settled, place: Place, executor: Executor, progress: Progress | None = None) -> Collected:
+def run(
+    settled: Settled, place: Place, executor: Executor, progress: Progress | None = None, say: Say | None = None
+) -> Collected:
     """Compute the chunks that are not there."""
     _begin(settled, place)
     with _travelling(settled.source, place, executor) as source:
         settled = replace(settled, source=source)  # where workers load the model, this process lets go of it
-        return _run(settled, CollectJob(source, settled.options, str(place)), place, executor, progress)
+        return _run(settled, CollectJob(source, settled.options, str(place)), place, executor, progress, say)
 
 
-def _run(settled: Settled, job: CollectJob, place: Place, executor: Executor, progress: Progress | None) -> Collected:
+def _run(
+    settled: Settled, job: CollectJob, place: Place, executor: Executor, progress: Progress | None, say: Say | None
+) -> Collected:
     receipts: dict[int, Receipt] = {}
     reused, total, passed = 0, float(settled.corpus.size), 0.0
-    count = 0
+    count = before = 0
 
     def missing() -> Iterator[Chunk]:
-        nonlocal reused, count
+        nonlocal reused, count, before
         for chunk in settled.chunks():
             count += 1
             kept = finished(place, chunk.head)
             if kept is None:
+                if say is not None and reused and count == reused + 1:
+                    say(f"{reused} chunks of {before:,} characters finished before; the rest is left")
                 yield chunk
             else:
                 reused += 1
-                done(chunk, kept)
+                before += chunk.characters
+                receipts[kept.number] = kept
 
     def done(chunk: Any, receipt: Receipt) -> None:
         nonlocal passed
         receipts[receipt.number] = receipt
         passed += getattr(chunk, "characters", 0)
         if progress is not None:
-            progress(min(passed, total), total)
+            progress(passed, max(passed, total - before))
 
     aside = executor.run(job, missing(), done)
     if not count:

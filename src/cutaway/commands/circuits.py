@@ -8,14 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from cutaway.commands import choices
+from cutaway.commands.progress import bar, say_cost
 from cutaway.commands.prompt_options import Request, shared_options
 from cutaway.commands.questions import circuit as weights
 from cutaway.commands.shared import Record, lines
-from cutaway.commands.sweeps import EDGE_ABLATIONS, bar, check_pairs, in_pairs
+from cutaway.commands.sweeps import EDGE_ABLATIONS, check_pairs, in_pairs
 from cutaway.errors import ConfigError, PromptError, nearest
 
 METRICS = ("logit-difference", "log-probability", "probability", "probability-difference")
 AGREE = ("resample", "mean", "zero")  # ablations whose circuits are compared
+RUNS, SEARCH = 30, 0.25  # runs of circuits that bisection takes about, and what one takes beside a full pass
 
 
 class PathsToo(TyperGroup):
@@ -84,6 +86,8 @@ def circuit_find(
     from cutaway.circuits.scoring import curve
     from cutaway.circuits.searching import find_circuit
     from cutaway.circuits.stable_edges import stability
+    from cutaway.runs.sweep.baseline import share
+    from cutaway.runs.sweep.planning import forward_cost, rate
 
     folder = None if record is None else recording.check_free(record)
     if ablation == "resample":
@@ -97,20 +101,22 @@ def circuit_find(
     if network.cfg.attention_dir == "bidirectional" and not bool(given.mask.all()):
         raise PromptError("this model's attention sees all positions, padding too; give prompts of one length")
     source = None if given.corrupted is None else given.corrupted.tokens.to(network.W_U.device)
-    quiet, seed = request.as_json, request.seed
-    with bar("scoring edges", quiet) as progress:
-        scores = edge_attribution(network, tokens, source, measure, steps=steps, ablation=ablation, progress=progress)
+    seed, agree = request.seed, [one for one in AGREE if one != ablation and (one != "resample" or source is not None)]
     runner = CircuitRunner(network, tokens, source, measure, ablation=ablation)
-    with bar("searching", quiet) as progress:
-        found = find_circuit(
-            runner, scores, target=target, size=size, method=method, order=order, checks=checks, progress=progress
-        )
-    controls = curve(runner, scores.values.data, sizes=[found.size], sign=found.about["sign"], seed=seed)
-    others = {}
-    for other in AGREE:
-        if other != ablation and (other != "resample" or source is not None):
-            with bar(f"scoring edges, {other} ablation", quiet) as progress:
-                others[other] = edge_attribution(network, tokens, source, measure, steps=steps, ablation=other, progress=progress)
+    search = 0 if size is not None else SEARCH * (RUNS + 2 * checks * (method != "greedy"))  # in full passes, as scores are
+    whole = steps * (1 + len(agree)) + search
+    cost = whole * len(tokens) * forward_cost(network, tokens.shape[1]) / rate(network)
+    say_cost("--count, --steps, --checks and --size", "edges")(runner.graph.size, 0, cost)
+    with bar("finding the circuit") as progress:
+        given_steps = {"steps": steps, "progress": share(progress, 0, steps, whole)}
+        scores = edge_attribution(network, tokens, source, measure, ablation=ablation, **given_steps)
+        step = share(progress, steps, search, whole)
+        found = find_circuit(runner, scores, target=target, size=size, method=method, order=order, checks=checks, progress=step)
+        controls = curve(runner, scores.values.data, sizes=[found.size], sign=found.about["sign"], seed=seed)
+        others = {}
+        for number, other in enumerate(agree):
+            given_steps["progress"] = share(progress, search + steps * (1 + number), steps, whole)
+            others[other] = edge_attribution(network, tokens, source, measure, ablation=other, **given_steps)
     sure = stability(found, scores, seed=seed, others=others) if len(tokens) >= 4 else None
     values = runner.values(found.edges)
     recovered, interval = runner.share(values), runner.interval(values)

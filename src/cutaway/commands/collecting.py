@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cutaway.commands import choices, console
+from cutaway.commands.progress import bar
 from cutaway.commands.shared import Device, Json, located
-from cutaway.commands.sweeps import bar, in_bytes
+from cutaway.commands.sweeps import in_bytes
 from cutaway.errors import ConfigError
 
 INCOMPLETE = 1  # the exit code where chunks were set aside, or a cluster fails its check
@@ -86,8 +88,8 @@ def collect(
         counted = count(located(model), read, sites, out, **options)
         console.echo(json.dumps(counted.to_json(), indent=2) if as_json else counted.summary())
         return
-    with bar("collecting", as_json) as progress:
-        found = run(located(model), read, sites, out, progress=progress, **options)
+    with bar("collecting") as progress:
+        found = run(located(model), read, sites, out, progress=progress, say=partial(console.echo, err=True), **options)
     console.echo(json.dumps(found.to_json(), indent=2) if as_json else found.summary())
     if found.set_aside:
         raise typer.Exit(INCOMPLETE)

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import choices, console
+from cutaway.commands.progress import bar
 from cutaway.commands.shared import Device, Json, Replace, located
-from cutaway.commands.sweeps import bar
 from cutaway.errors import ConfigError, UnknownName, nearest
 
 QUESTIONS = {
@@ -77,14 +77,14 @@ def across(
         "results": results, "executor": executor, "each": each, "count": count, "seed": seed, "rows": rows, "device": device,
         "threads": threads,
     }  # fmt: skip
+    say = partial(console.echo, err=True)
     if plan:
-        with bar("measuring", as_json) as progress:
-            say = partial(console.echo, err=True)
+        with bar("measuring") as progress:
             counted = many.plan(function, named, sets, progress=progress, say=say, **options)
         console.echo(json.dumps(counted.to_json(), indent=2) if as_json else counted.summary())
         return
-    with bar("answering", as_json) as progress:
-        found = many.across(function, named, sets, progress=progress, **options)
+    with bar("answering") as progress:
+        found = many.across(function, named, sets, progress=progress, say=say, **options)
     written = [] if question != "report" else _reports(found, out, replace)
     console.echo(json.dumps(found.to_json(), indent=2) if as_json else "\n".join([found.summary(), *written]))
 

@@ -15,9 +15,9 @@ import typer
 
 from cutaway.commands import choices
 from cutaway.commands.choices import each, lens_rows
+from cutaway.commands.progress import bar
 from cutaway.commands.prompt_options import SCREEN, SHARED, Positions, Request, positions_of, shared_options
 from cutaway.commands.shared import lines, one_token
-from cutaway.commands.sweeps import bar
 from cutaway.errors import TokenError, UnknownName
 from cutaway.numbers_given import one_of
 
@@ -406,7 +406,7 @@ def circuit(
         found = made(network, head.strip(), scales=scales)
     else:
         found = weight_circuits.path_circuit(network, path, scales=scales)
-    with bar("looking for the largest entries", request.as_json) as progress:
+    with bar("looking for the largest entries") as progress:
         found.top(top, progress=progress)
     printed = [f"{found.name}: {found.what}, {found.shape[0]} × {found.shape[1]}"]
     printed.append(

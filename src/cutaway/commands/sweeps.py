@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +10,7 @@ import typer
 
 from cutaway.commands import choices, console
 from cutaway.commands.choices import SORTS, among, layers_of, names, some_among
+from cutaway.commands.progress import bar, say_cost
 from cutaway.commands.prompt_options import SCREEN, Layers, Positions, Request, positions_of, shared_options
 from cutaway.commands.shaded import grid
 from cutaway.commands.shared import Device, Json, Record, lines, load
@@ -30,35 +29,6 @@ STREAMS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")  # by 
 PLANNED = (*STREAMS, "z", "q", "k", "v", "result", "pattern")
 ABLATED = some_among("cutaway.analysis.ablation:KINDS", "kind of ablation")
 EDGE_ABLATIONS = among("cutaway.circuits.pairs:ABLATIONS", "ablation of edges")
-Step = Callable[[float, float], None]
-
-
-@contextmanager
-def bar(what: str, quiet: bool) -> Iterator[Step | None]:
-    """A progress bar on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    with Progress(console=console, transient=True) as shown:
-        task = shown.add_task(what, total=1.0)
-        yield lambda done, total: shown.update(task, completed=done / total)
-
-
-LONG = 60.0  # seconds
-
-
-def say_cost(fewer: str) -> Callable[[int, float], None]:
-    """Something that says on stderr how long a long sweep takes, and how to have less of it."""
-
-    def say(cells: int, seconds: float) -> None:
-        if seconds >= LONG:
-            console.echo(f"{cells:,} cells, at least {seconds / 60:.0f} min on this machine; {fewer} make it shorter", err=True)
-
-    return say
 
 
 def metric_of(request: Request) -> Any:
@@ -115,7 +85,7 @@ def ablate(
     options: dict[str, Any] = {
         "over": ("batch", "pos"), "positions": places, "seed": request.seed, "memory": in_bytes(memory), "baseline": baseline,
     }  # fmt: skip
-    with bar("ablating", request.as_json) as progress:
+    with bar("ablating") as progress:
         if component is not None:
             labels = _components(network.cfg, component, chosen)
             found: Any = ablation.ablate(
@@ -213,7 +183,7 @@ def patch(
     if positions is None and len(prompts.roles) < 2 and len(set(prompts.lengths.tolist())) > 1:
         note = "the prompts differ in length and name no roles, so a position holds another word in each; give 'roles' in the"
         console.echo(f"{note} pairs file, or --positions (from the end: -1)", err=True)
-    with bar("patching", request.as_json) as progress:
+    with bar("patching") as progress:
         found = patching.patch(
             network, prompts, metric=metric_of(request), kinds=kinds, positions=positions_of(positions), direction=direction,
             seed=request.seed, memory=in_bytes(memory), progress=progress,
@@ -300,7 +270,7 @@ def paths(
     check_pairs(request)
     network, prompts = request.network, in_pairs(request)
     senders = sender or _components(network.cfg, ["heads"], layers_of(layers, network.cfg.n_layers))
-    with bar("patching paths", request.as_json) as progress:
+    with bar("patching paths") as progress:
         found = path_patch(
             network, prompts, metric=metric_of(request), senders=senders, receivers=receiver or ["logits"],
             positions=positions_of(positions), seed=request.seed, memory=in_bytes(memory), progress=progress,
@@ -331,13 +301,13 @@ def edges(
         check_pairs(request)
     network, prompts = request.network, in_pairs(request) if ablation == "resample" else request.given_prompts
     metric = metric_of(request)
-    with bar("scoring edges", request.as_json) as progress:
+    with bar("scoring edges") as progress:
         found = edge_attribution(network, prompts, None, metric, steps=steps, ablation=ablation, progress=progress)
     count = int((~found.values.data.isnan()).sum())
     top = found.top(count if request.all_rows else max(request.top or SCREEN, exact))
     effects = {}
     if exact:
-        with bar("ablating edges", request.as_json) as progress:
+        with bar("ablating edges") as progress:
             chosen = [(one, other) for one, other, _ in top[:exact]]
             done = edge_effects(network, prompts, None, metric, edges=chosen, ablation=ablation, progress=progress)
         effects = {(one, other): change for one, other, change in done.top(exact)}
@@ -400,13 +370,13 @@ def replay(
 
     done: list[Any] = []
     if (folder / recording.CIRCUIT).is_file():
-        with bar(f"replaying {folder.name}", as_json):
+        with bar(f"replaying {folder.name}"):
             done.append(recording.replay(folder, load(recording.model_of(folder) if model is None else model, device)))
     found = records.records_in(folder) if not done else []
     names = {record.about["model"]["name"] if model is None else model for record in found}
     networks = {name: load(name, device) for name in names}
     for record in found:
-        with bar(f"replaying {record.folder.name}", as_json) as progress:
+        with bar(f"replaying {record.folder.name}") as progress:
             network = networks[record.about["model"]["name"] if model is None else model]
             done.append(records.replay(record, network, progress=progress))
     console.echo(json.dumps([one.to_json() for one in done], indent=2) if as_json else "\n".join(one.summary() for one in done))

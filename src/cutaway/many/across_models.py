@@ -108,6 +108,7 @@ def across(
     device: str = "cpu",
     threads: int = 1,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Across:
     """Ask every model about every set of prompts. An answer that `results` holds is not computed again.
@@ -129,6 +130,8 @@ def across(
         each: label → more options: every model and every set of prompts is asked with each.
         count, seed: prompts of a behaviour.
         rows: take each set in parts of so many prompts, so that more prompts compute what is new.
+        progress: called with (answers computed now, all that were not there, as far as they are known).
+        say: called for each model of which some answers are there, with how many are left.
         options: for the function.
 
     Raises:
@@ -140,7 +143,7 @@ def across(
     """
     run = _asked(
         question, models, prompts, results, executor_of(executor), each=each, count=count, seed=seed, rows=rows, dtype=dtype,
-        device=device, threads=threads, progress=progress, **options,
+        device=device, threads=threads, progress=progress, say=say or _unsaid, **options,
     )  # fmt: skip
     run.folder.mkdir(parents=True, exist_ok=True)
     answers = run.answers()
@@ -191,7 +194,7 @@ def _asked(
     question: Callable[..., Any], models: Any, prompts: Any, results: Path | str, executor: Executor, *,
     each: Mapping[str, Mapping[str, Any]] | None = None, count: int | None = None, seed: int = 0, rows: int | None = None,
     dtype: str = "float32", device: str = "cpu", threads: int = 1, progress: Progress | None = None,
-    weights: Path | None = None, **options: Any,
+    weights: Path | None = None, say: Callable[[str], None] = _unsaid, **options: Any,
 ) -> _Run:  # fmt: skip
     """What a call asks; nothing is loaded yet."""
     folder, function, named = check_folder(results), name_of(question), _labelled(models)
@@ -199,7 +202,7 @@ def _asked(
     variants = {label: {**options, **more} for label, more in (each or {"": {}}).items()}
     check_options(question, {name for one in variants.values() for name in one})
     bar = DelayedBar("answering") if progress is None else progress
-    return _Run(folder, executor, function, named, drawing, variants, (dtype, device, threads), bar, weights)
+    return _Run(folder, executor, function, named, drawing, variants, (dtype, device, threads), bar, weights, say)
 
 
 @dataclass
@@ -215,6 +218,7 @@ class _Run:
     how: tuple[str, str, int]  # precision, device, threads
     progress: Progress
     weights: Path | None = None  # where models that are only in memory are written; None: in the folder
+    say: Callable[[str], None] = _unsaid
     questions: dict[Place, OneQuestion] = field(default_factory=dict)
     reused: dict[int, Any] = field(default_factory=dict)
     done: int = 0
@@ -244,14 +248,17 @@ class _Run:
     def missing(self) -> Iterator[OneQuestion]:
         """Questions that no answer is kept of; a model is loaded when its turn comes, since its hash is part of each key."""
         for label, model in self.models.items():
+            left, before = [], len(self.reused)
             for place, one in self._questions(label, model):
                 self.questions[place] = one.head
                 answer = answer_of(self.folder, one)
                 if answer is None:
-                    yield one
+                    left.append(one)
                 else:
                     self.reused[one.number] = answer
-                    self._count()
+            if known := len(self.reused) - before:
+                self.say(f"{label}: {known} of {known + len(left)} answers finished before, {len(left)} left")
+            yield from left
 
     def _questions(self, label: str, model: Model) -> Iterator[tuple[Place, OneQuestion]]:
         (dtype, device, threads), step = self.how, _step(model)
@@ -280,7 +287,7 @@ class _Run:
 
     def _count(self) -> None:
         self.done += 1
-        self.progress(float(self.done), float(max(self.done, len(self.questions))))
+        self.progress(float(self.done), float(max(self.done, len(self.questions) - len(self.reused))))
 
 
 def _labelled(models: Any) -> dict[str, Model]:

@@ -1,15 +1,37 @@
-"""A progress bar that comes by itself: where something takes longer than two seconds, and somebody looks on."""
+"""A progress bar that comes by itself: where something takes longer than two seconds, and somebody looks on.
+
+Where nobody does, commands print a line after half a minute, one minute, two, four …; `TELL` says where to.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 PATIENCE = 2.0  # seconds
+FIRST = 30.0  # seconds until the first line
+TELL: ContextVar[Callable[[str], None] | None] = ContextVar("where lines of progress go", default=None)
+
+
+class Lines:
+    """Called with (work done, all work): tells at times how far it is, and how long the rest takes at the rate until now."""
+
+    def __init__(self, what: str, tell: Callable[[str], None]):
+        self.what, self.tell, self.begun, self.next = what, tell, time.monotonic(), FIRST
+
+    def __call__(self, done: int | float, total: int | float) -> None:
+        """Tell, if it is time to."""
+        passed = time.monotonic() - self.begun
+        if passed < self.next or not 0 < done < total:
+            return
+        self.next = 2 * passed
+        left = duration(passed * (total - done) / done)
+        self.tell(f"{self.what}: {done / total:.0%} after {duration(passed)}, about {left} left")
 
 
 class DelayedBar:
@@ -20,9 +42,12 @@ class DelayedBar:
         self.watched = _watched() if watched is None else watched
         self._shown: Any = None
         self._task: Any = None
+        self._lines = None if self.watched or (tell := TELL.get()) is None else Lines(what, tell)
 
     def __call__(self, done: int | float, total: int | float) -> None:
         """Move the bar."""
+        if self._lines is not None:
+            self._lines(done, total)
         if not self.watched:
             return
         if done >= total:

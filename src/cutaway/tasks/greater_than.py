@@ -1,7 +1,8 @@
 """Greater than: "from the year 1732 to the year 17", and a later year comes next (https://arxiv.org/abs/2305.00586).
 
-Where a year's two last digits are one token, every larger number is right; where digits are tokens of their own, every
-larger tens digit. The counterpart begins in the year 01.
+Where a year's two last digits are one token, every larger number is right. Where digits are tokens of their own, the answer is
+the tens digit, and years end in 9: after 1739 a "3" cannot go on to a later year, while after 1732 it could (to 1735). The
+counterpart begins in the year 01, or 09.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class GreaterThan(Language):
             words |= {"century": century, "Year": begin}
             return FilledTemplate(template, words, {**words, "Year": years[century][0]}, right, wrong)
         single(tokenizer, DIGITS, 10, "digits")
-        tens, ones = number(2, 8, generator), number(0, 10, generator)
-        words |= {"century": str(pick(CENTURIES, generator)[0]), "Year": str(tens), "rest": str(ones)}
-        return FilledTemplate(template, words, {**words, "Year": "0"}, DIGITS[tens + 1 :], DIGITS[:tens])
+        tens = number(2, 8, generator)
+        words |= {"century": str(pick(CENTURIES, generator)[0]), "Year": str(tens), "rest": DIGITS[-1]}
+        return FilledTemplate(template, words, {**words, "Year": "0"}, DIGITS[tens + 1 :], DIGITS[: tens + 1])
 
 
 @lru_cache(maxsize=4)

@@ -86,13 +86,13 @@ def fill(kept: Keyed, executor: Executor, progress: Progress | None = None) -> N
     """
     units = units_of(kept, executor.workers or 1)
     missing = [unit for unit in units if any(kept.known(unit.batch, chunk) is None for chunk in unit.chunks)]
-    done = len(units) - len(missing)
+    done = 0
 
     def note(unit: Any, receipt: Any) -> None:
         nonlocal done
         done += 1
         if progress is not None:
-            progress(float(min(done, len(units))), float(len(units)))
+            progress(float(min(done, len(missing))), float(len(missing)))
 
     source = ModelSource.of(kept.task.model, threads=kept.threads)
     kept.tell()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.executors import Executor, executor_of
 from cutaway.model.products import linear
 from cutaway.model.steps import FIRST, FROM_KEYS, LAST, Z
 from cutaway.model.transformer import Transformer
@@ -23,6 +24,7 @@ from cutaway.numbers_given import options
 from cutaway.runs.grids import Cells, Edits, Grid
 from cutaway.runs.kept_sweeps.by_key import Keyed
 from cutaway.runs.metrics import Metric
+from cutaway.runs.model_source import ModelSource
 from cutaway.runs.storage import RECOMPUTE, Keeping
 from cutaway.runs.sweep.baseline import random_cells
 from cutaway.runs.sweep.cells import Cell, bind, kept_sites
@@ -133,6 +135,7 @@ def plan(
     seed: int = 0,
     measure: bool = True,
     results: Path | str | None = None,
+    executor: str | Executor | None = None,
 ) -> Plan:
     """Count what `sweep` with the same arguments would cost, without running anything.
 
@@ -140,11 +143,11 @@ def plan(
 
     Args:
         measure: time a matrix product for the estimate in seconds.
-        results: a folder of results, as `sweep` takes it: cells that are there are only read.
+        results, executor: as `sweep` takes them: cells that are in this folder are only read, and each worker has one thread.
     """
     how = SweepOptions(skip=skip, memory=memory, baseline=baseline, seed=seed)
     task = task_of(model, tokens, edits, metric, mask=mask, options=how)
-    speed = rate(model) if measure else 0.0
+    speed = 0.0 if not measure else rate(model) if results is None else _rate_of_workers(model, executor)
     if results is None and (parts := parts_of(task)):
         own = _together([(plan_of(one.task, schedule(one.task), speed), one.cells) for one in parts], task)
     else:
@@ -296,6 +299,12 @@ def declared_way(cell: Cell, first: int, last: int, rules: Rules) -> Way | None:
         (((layer, name), region),) = entered.items()
         return rules.way_from(layer, name, region)
     return rules.way_of(entered) if entered else None
+
+
+def _rate_of_workers(model: Transformer, executor: str | Executor | None) -> float:
+    """Of all workers that fill a folder of results; of one where only the cluster knows how many there are."""
+    with ModelSource.of(model).computing():
+        return rate(model) * (executor_of(executor).workers or 1)
 
 
 def rate(model: Transformer, seconds: float = 0.05) -> float:
