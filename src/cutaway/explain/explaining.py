@@ -93,7 +93,7 @@ def explain(
     progress("running the model")
     known, unseen = subject.answered(examples[:FITTED]), subject.answered(test)
     progress("fitting a program")
-    fitted = fit(subject, with_short(subject, known), name)
+    fitted = fit(subject, with_short(subject, known), name, examples=known)
     part = subject.answered(test[:SUBSTITUTED])
     exchange = Exchange(subject, part, seed)
     progress("finding the nodes that carry the answers")

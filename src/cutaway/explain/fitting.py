@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from cutaway.explain.tree import Grower, Leaf, Split, Test, Tree, answers, leave
 from cutaway.programs.language import Bucket, Kind, Line, Map, Program, ReadOut, Table
 
 ANSWER = "answer"  # the name of a table that gives the answer
+DOES_IT = 0.9  # of the answers right, at least, for the examples to say what the rule is
 DIGITS = 9  # numbers that agree to so many places are equal
 
 
@@ -80,8 +82,27 @@ def values(batch: Batch, setting: Setting, one: Proposal) -> Tensor:
     return found[..., 0].mul(10.0**DIGITS).round().div(10.0**DIGITS) if found.ndim == 3 else found
 
 
-def fit(subject: Subject, part: InputSet, name: str = "explanation") -> Fit:
-    """The shortest tree found for the model's answers on these inputs, as a program."""
+def fit(subject: Subject, part: InputSet, name: str = "explanation", *, examples: InputSet | None = None) -> Fit:
+    """The shortest program found for the model's answers on these inputs.
+
+    Mistakes hide a rule, so where the model makes some on the `examples`, programs are fitted to the right answers, too; the
+    one that takes fewer bits, with those for each of the model's answers that it gets wrong, is kept.
+    """
+    found = [_fit(subject, part, name)]
+    if examples is not None and DOES_IT <= subject.accuracy(examples) < 1:
+        found.append(_fit(subject, InputSet(examples.prompts, subject.right(examples.prompts).clamp(min=0)), name))
+    return min(found, key=lambda one: one.bits + _missed_bits(one, subject, part)) if len(found) > 1 else found[0]
+
+
+def _missed_bits(fitted: Fit, subject: Subject, part: InputSet) -> float:
+    """Bits to correct the answers that a program gets wrong."""
+    target = part.answers[part.counted]
+    wrong = int((tree_answers(fitted, part) != target).sum())
+    return wrong * (math.log2(max(len(subject.sets), 2)) + math.log2(max(len(target), 2)))
+
+
+def _fit(subject: Subject, part: InputSet, name: str) -> Fit:
+    """The shortest tree found for the answers of these inputs, as a program."""
     setting = setting_of(subject, part)
     batch, counted = batch_of(setting, part), part.counted
     product = product_of(subject, part)

@@ -6,8 +6,9 @@ between them. A digit of a sum needs the carry: 1 where the nearest less signifi
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Bool, Int
@@ -90,8 +91,36 @@ def placed(layout: Layout, setting: Setting) -> Iterator[Proposal]:
         yield Proposal((Attend("placed", looking(places, setting), "tokens"),), 2 * CHOICE + cost * len(found), answers=True)
 
 
+@dataclass(frozen=True)
+class Columns:
+    """How a digit of a result comes from the pair of digits in its column and what the column below passes on.
+
+    Args:
+        code: digits above and below → the number of the pair; `codes` how many there are.
+        passes: number of a pair → what it passes on: 1, 0, or 2: as the pair below does.
+        digit: number of a pair, whether the one below passes on → the digit.
+    """
+
+    name: str
+    code: Callable[[int, int], int]
+    codes: int
+    passes: Callable[[int], int]
+    digit: Callable[[int, int], int]
+
+
+def columns(base: int) -> list[Columns]:
+    """Sums with their carries, and differences with what they borrow."""
+    nine = base - 1
+    return [
+        Columns("", lambda a, b: a + b, 2 * base - 1, lambda sum_: 2 if sum_ == nine else int(sum_ > nine),
+                lambda sum_, one: (sum_ + one) % base),
+        Columns("difference_", lambda a, b: a - b + nine, 2 * base - 1, lambda code: 2 if code == nine else int(code < nine),
+                lambda code, one: (code - nine - one) % base),
+    ]  # fmt: skip
+
+
 def carried(layout: Layout, setting: Setting) -> Iterator[Proposal]:
-    """Digits of the sum of two numbers: the pair of digits at the query's place, with the carry into it."""
+    """Digits of the sum or difference of two numbers: the pair of digits at the query's place, with the carry into it."""
     base = max((token for token in setting.content), default=0) + 1
     if len(layout.runs) != 2 or not setting.causal or not 2 <= base <= 16:
         return
@@ -100,9 +129,9 @@ def carried(layout: Layout, setting: Setting) -> Iterator[Proposal]:
     contiguous = layout.answered == tuple(range(layout.answered[0], layout.answered[0] + answers))
     if last - second != count or count < 2 or answers not in (count, count + 1) or not contiguous or second == end:
         return
-    pair = _pairs(second - first, base, setting)
     separator, query = second - 1, layout.answered[0]
-    for name, ascending in (("ending", False), ("beginning", True)):  # with the least significant digit
+    for kind, (name, ascending) in itertools.product(columns(base), (("ending", False), ("beginning", True))):
+        pair, name = _pairs(kind, second - first, base, setting), kind.name + name  # where the least significant digit is
         here: dict[int, list[int]] = {}
         lower: dict[int, list[int]] = {}
         for number in range(answers):
@@ -112,22 +141,22 @@ def carried(layout: Layout, setting: Setting) -> Iterator[Proposal]:
             below = range(second, second + index) if ascending else range(second + index + 1, last)
             lower[query + number] = [*below, separator if ascending else query]
         order = LATEST if ascending else EARLIEST
-        decided = Term("among", "decided", values=(0, 1))
-        carry = Attend(f"carry_{name}", looking(lower, setting, order, decided), "decided")
-        at = Attend(f"pair_{name}", looking(here, setting), "pair")
-        table = tuple((total + int(carries == 1)) % base for total in range(2 * base - 1) for carries in range(3))
+        decided = Term("among", pair[-1].name, values=(0, 1))
+        carry = Attend(f"carry_{name}", looking(lower, setting, order, decided), pair[-1].name)
+        at = Attend(f"pair_{name}", looking(here, setting), pair[-2].name)
+        table = tuple(kind.digit(code, int(carries == 1)) for code in range(kind.codes) for carries in range(3))
         made = Map(f"digit_{name}", (at.name, carry.name), table, base)
         bits = 8 * CHOICE + 2 * math.log2(setting.longest) + math.log2(base)
         yield Proposal((*pair, carry, at, made), bits, answers=True)
-        raw = tuple(total % base for total in range(2 * base - 1))
+        raw = tuple(kind.digit(code, 0) for code in range(kind.codes))
         yield Proposal((*pair[:-1], at, Map(f"{at.name}_alone", (at.name,), raw, base)), bits - CHOICE, answers=True)
 
 
-def _pairs(back: int, base: int, setting: Setting) -> tuple[Line, ...]:
-    """The sum of each digit with the one `back` places before; and whether it carries: 1, 0, or 2: as the pair below does."""
+def _pairs(kind: Columns, back: int, base: int, setting: Setting) -> tuple[Line, ...]:
+    """The number of each digit's pair with the one `back` places before, and what it passes on; of other tokens as of 0 and 0."""
     digits = range(setting.d_vocab)
-    both = [(a, b) if a < base and b < base else (0, 0) for a in digits for b in digits]
+    both = [(a, b) if a < base and b < base else (0, 0) for b in digits for a in digits]
     above = Attend("above", Selector((Term("offset", constant=back),)), "tokens")
-    pair = Map("pair", ("tokens", "above"), tuple(a + b for a, b in both), 2 * base - 1)
-    table = tuple(2 if total == base - 1 else int(total >= base) for total in range(2 * base - 1))
-    return above, pair, Map("decided", ("pair",), table, 3)
+    pair = Map(f"{kind.name}pair", ("tokens", "above"), tuple(kind.code(a, b) for a, b in both), kind.codes)
+    table = tuple(kind.passes(code) for code in range(kind.codes))
+    return above, pair, Map(f"{kind.name}decided", (pair.name,), table, 3)

@@ -114,6 +114,7 @@ def proposals(setting: Setting) -> list[Proposal]:
     codes = [TOKENS, *copies(setting)]
     found = [
         *codes,
+        *ranked(setting),
         *periods(setting),
         *successors(setting, codes),
         *sums(setting, codes),
@@ -175,6 +176,30 @@ def beyond(size: int) -> Iterator[tuple[str, tuple[tuple[float, ...], ...], str]
     smaller = tuple(tuple(float(key < query) for key in numbers) for query in numbers)
     yield "next_larger", larger, "smallest"
     yield "next_smaller", smaller, "largest"
+
+
+def ranked(setting: Setting) -> Iterator[Proposal]:
+    """Where the extreme key stands, and what is extreme among the others: of the other places, or beyond its value."""
+    if setting.n_ctx > PLACES or setting.longest < 2:
+        return
+    some = setting.d_vocab - len(setting.content) > 0
+    among = (Term("among", "tokens", values=setting.content),) if some else ()
+    bits = float(setting.d_vocab - len(setting.content))
+    numbers, size = range(setting.d_vocab), setting.n_ctx
+    elsewhere = tuple(tuple(float(key != place) for key in range(size)) for place in range(size))
+    for relation, beyond_it in (("largest", "smaller"), ("smallest", "larger")):
+        extreme, suffix = Term(relation, "tokens"), "_content" if some else ""
+        for name, order in (("last", LATEST), ("first", EARLIEST)):
+            yield _attend(f"place_of_{relation}_{name}", *among, extreme, order, of="positions", bits=bits)
+        place = Attend(f"place_of_{relation}_last", Selector((*among, extreme, LATEST)), "positions")
+        others = Term("table", "positions", place.name, table=elsewhere)
+        yield _attend(f"second_{relation}", *among, others, extreme, LATEST, bits=2 * bits + 2 * CHOICE, before=(place,))
+        value = Attend(f"{relation}{suffix}", Selector((*among, extreme, LATEST)), "tokens")
+        rows = tuple(tuple(float((k < q) if relation == "largest" else (k > q)) for k in numbers) for q in numbers)
+        rest = Term("table", "tokens", value.name, table=rows)
+        yield _attend(
+            f"next_{beyond_it}_than_{relation}", *among, rest, extreme, LATEST, bits=2 * bits + 2 * CHOICE, before=(value,)
+        )
 
 
 def induced(setting: Setting) -> Iterator[Proposal]:
@@ -294,11 +319,18 @@ def counts(setting: Setting) -> Iterator[Proposal]:
     place = numbered(setting) if setting.causal else None
     tables = {f"count_{token}": {token: 1.0} for token in numbers}
     tables |= {f"count_{a}_minus_{b}": {a: 1.0, b: -1.0} for a, b in itertools.combinations(numbers, 2)}
+    size = setting.n_ctx
+    before = tuple(tuple(float(key <= query) for key in range(size)) for query in range(size)) if size <= PLACES else None
     for name, weights in tables.items():
         rows = tuple((weights.get(token, 0.0),) for token in numbers)
         bits = CHOICE + len(weights) * setting.token_bits
         if place is None:
             yield Proposal((Attend(name, Selector(()), "tokens", "mean", rows),), bits, numeric=True)
+            if before is not None:  # keys behind the query are visible, and a head has to look away from them
+                so_far = Selector((Term("table", "positions", "positions", table=before),))
+                share = Attend(f"share_{name}", so_far, "tokens", "mean", rows)
+                lines = (share, numbered(setting), Multiply(f"{name}_so_far", share.name, "place"))
+                yield Proposal(lines, bits + 4 * CHOICE, numeric=True)
             continue
         share = Attend(f"share_{name}", Selector(()), "tokens", "mean", rows)
         yield Proposal((share,), bits, numeric=True)
@@ -408,6 +440,8 @@ def uniques(setting: Setting) -> Iterator[Proposal]:
     for separator in (token for token in range(setting.d_vocab) if token not in setting.content):
         if setting.causal and setting.d_vocab - len(setting.content) <= SMALL:
             yield _left_over(separator, setting)
+            if setting.n_ctx <= PLACES:
+                yield _each_once(separator, setting)
     alone = Attend("first_alone", Selector((Term("among", "often", values=(1,)), EARLIEST)), "tokens")
     yield Proposal((*often, alone), 5 * CHOICE, answers=True)
 
@@ -426,6 +460,24 @@ def _left_over(separator: int, setting: Setting) -> Proposal:
     table = tuple(int(used < given) for given in range(size) for used in range(size))
     made = Map(f"left_over_{separator}", tuple(lines[-1].name for lines in counts), table, 2)
     return Proposal(_joined((after,), *counts, (made,)), 5 * CHOICE + setting.token_bits)
+
+
+def _each_once(separator: int, setting: Setting) -> Proposal:
+    """Behind a separator, each token before it once, by the number of first instances up to it; after the last the separator."""
+    size = setting.n_ctx
+    ends = tuple(int(token == separator) for token in range(setting.d_vocab))
+    often = counting(setting, "often", Term("equal", "tokens", "tokens"), first=first_is_same(setting))
+    after = Attend(f"seen_{separator}", Selector((Term("among", "tokens", values=(separator,)),)), how="exists")
+    end = Map(f"is_{separator}", ("tokens",), ends, 2)
+    fresh = tuple(int(count == 1 and seen == ending) for count in range(size) for seen in range(2) for ending in range(2))
+    new = Map(f"new_{separator}", (often[-1].name, after.name, end.name), fresh, 2)
+    always = Map("always", ("tokens",), (1,) * setting.d_vocab, 2)
+    rank = counting(setting, f"rank_{separator}", Term("among", new.name, values=(1,)), first=always)
+    start = Attend(f"place_of_{separator}", Selector((Term("among", "tokens", values=(separator,)), LATEST)), "positions")
+    table = tuple(max(at - first + 1, 0) if at - first + 1 < size else 0 for at in range(size) for first in range(size))
+    index = Map(f"index_{separator}", ("positions", start.name), table, size)
+    made = Attend(f"each_once_{separator}", Selector((Term("equal", rank[-1].name, index.name), EARLIEST)), "tokens")
+    return Proposal(_joined(often, (after, end, new), rank, (start, index, made)), 10 * CHOICE, answers=True)
 
 
 def existences(setting: Setting) -> Iterator[Proposal]:

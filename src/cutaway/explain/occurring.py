@@ -35,10 +35,12 @@ Sized = Callable[[Proposal], int]
 def telling(setting: Setting, part: InputSet, bank: Sequence[Proposal], valued: Evaluated, size: Sized) -> Iterator[Proposal]:
     """The existences that tell most inputs apart, for each answer; none where there are many different answers."""
     answers = part.answers[part.counted].unique().tolist()
-    if not setting.causal or not 2 <= len(answers) <= MOST_ANSWERS:
+    if not 2 <= len(answers) <= MOST_ANSWERS:
         return
     local = [*(one for one in bank if one.name in LOCAL), *_depths(bank), *_before(bank)]
-    search = _Presence(part, {one.name: valued(one) for one in local}, {one.name: size(one) for one in local})
+    search = _Presence(
+        part, {one.name: valued(one) for one in local}, {one.name: size(one) for one in local}, causal=setting.causal
+    )
     sets = [some for count in (1, 2, 3) for some in itertools.combinations(local, count) if search.size(some) <= MOST_VALUES]
     found = [(search.told(some, answer, SAMPLE)[1], some, answer) for some in sets for answer in answers]
     found.sort(key=lambda one: (-one[0], sum(v.bits for v in one[1])))
@@ -51,10 +53,14 @@ def telling(setting: Setting, part: InputSet, bank: Sequence[Proposal], valued: 
 class _Presence:
     """Values of variables at every place, and which of them the keys of each answer hold."""
 
-    def __init__(self, part: InputSet, columns: dict[str, Int[Tensor, "batch pos"]], sizes: dict[str, int]) -> None:
+    def __init__(
+        self, part: InputSet, columns: dict[str, Int[Tensor, "batch pos"]], sizes: dict[str, int], *, causal: bool
+    ) -> None:
         self.columns, self.sizes, self.target = columns, sizes, part.answers[part.counted]
         self.rows, places = part.counted.nonzero(as_tuple=True)
-        self.visible = torch.arange(part.prompts.tokens.shape[1]) <= places[:, None]
+        self.visible = part.prompts.mask[self.rows]
+        if causal:
+            self.visible = self.visible & (torch.arange(part.prompts.tokens.shape[1]) <= places[:, None])
         self.visible[:, 0] = False  # the first place is no key of an existence
         self.last: tuple[Any, Bool[Tensor, "item value"]] | None = None
 
