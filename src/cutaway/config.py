@@ -289,7 +289,7 @@ class HookedTransformerConfig:
         if self.initializer_range < 0:
             self.initializer_range = 0.8 / self.d_model**0.5 if self.init_mode == "gpt2" else 1.0
         if self.device is None:
-            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.n_params = self.n_layers * self.d_model * self.d_head * self.n_heads * 4
         if not self.attn_only:
             assert self.d_mlp is not None
@@ -306,6 +306,7 @@ class HookedTransformerConfig:
         """The dialect's fields, one a line, as notebooks print and show them."""
         names = [field.name for field in dataclasses.fields(self)]
         shown = {name: getattr(self, name) for name in names[: names.index("rotary_base_local")]}
+        shown["rotary_base"] = int(self.rotary_base) if self.rotary_base == 10000 else self.rotary_base  # as it is given
         return f"{type(self).__name__}:\n{pprint.pformat(shown)}"
 
     # What the rest of the code asks.

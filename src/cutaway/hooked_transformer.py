@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ StateDict = dict[str, Tensor]
 class HookedTransformer(DrawnByName, Transformer):
     """A transformer whose every activation can be read and changed. See `Transformer` for how it runs."""
 
+    says: ClassVar[bool] = False
+    """Whether loading, moving and stacking print what they do, and models and caches print all their parts, as notebooks
+    written for the dialect show; set with the aliases."""
+
     def __init__(
         self,
         cfg: HookedTransformerConfig | dict[str, Any],
@@ -53,7 +57,10 @@ class HookedTransformer(DrawnByName, Transformer):
     @classmethod
     def from_pretrained(cls, model_name: str | PathLike[str], *args: Any, **kwargs: Any) -> HookedTransformer:
         """A model by name, from a folder or from a live `transformers` model: see `loading.from_pretrained`."""
-        return loading.from_pretrained(cls, model_name, *args, **kwargs)
+        model = loading.from_pretrained(cls, model_name, *args, **kwargs)
+        if cls.says:
+            print(f"Loaded pretrained model {model_name} into HookedTransformer")
+        return model
 
     @classmethod
     def from_pretrained_no_processing(
@@ -67,8 +74,7 @@ class HookedTransformer(DrawnByName, Transformer):
         **kwargs: Any,
     ) -> HookedTransformer:
         """A model with its weights as they were published."""
-        return loading.from_pretrained(
-            cls,
+        return cls.from_pretrained(
             model_name,
             fold_ln,
             center_writing_weights,
@@ -77,6 +83,12 @@ class HookedTransformer(DrawnByName, Transformer):
             fold_value_biases=fold_value_biases,
             **kwargs,
         )
+
+    def __repr__(self) -> str:
+        if not self.says:
+            return super().__repr__()
+        hidden = ("(hook_tokens): HookPoint()", "_norm): None")[self.cfg.use_hook_tokens :]
+        return "\n".join(line for line in nn.Module.__repr__(self).splitlines() if not line.endswith(hidden))
 
     # Running.
 
@@ -209,8 +221,10 @@ class HookedTransformer(DrawnByName, Transformer):
 
     def to(self, *device_or_dtype: Any, print_details: bool = True, **options: Any) -> HookedTransformer:
         """Move to a device, to a precision, or both, as `nn.Module.to`; the configuration follows."""
-        device, *_ = torch._C._nn._parse_to(*device_or_dtype, **options)
+        device, dtype, *_ = torch._C._nn._parse_to(*device_or_dtype, **options)
         super().to(*device_or_dtype, **options)
+        if self.says and print_details and (device is not None or dtype is not None):
+            print(*(("Moving model to device: ", device) if device is not None else ("Changing model dtype to", dtype)))
         if device is not None:
             self.cfg.device = str(device)
         return self
@@ -238,7 +252,7 @@ class HookedTransformer(DrawnByName, Transformer):
 
     def move_model_modules_to_device(self) -> None:
         """Move everything to the device that the configuration names."""
-        self.to(self.cfg.device)
+        self.to(self.cfg.device, print_details=False)
 
     # Weights.
 

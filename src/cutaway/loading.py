@@ -97,7 +97,7 @@ def from_pretrained(
     bos = checkpoint.config.default_prepend_bos if default_prepend_bos is None else default_prepend_bos
     precision = own_dtype(source) if dtype == "auto" else as_dtype(dtype)
     cfg = _changed(checkpoint.config, chosen | {"default_prepend_bos": bos, "n_devices": n_devices, "dtype": precision})
-    cfg.device = (device or ("cuda" if torch.cuda.is_available() else "cpu")) if move_to_device else "cpu"
+    cfg.device = (device or torch.device("cuda" if torch.cuda.is_available() else "cpu")) if move_to_device else "cpu"
     where = placement.of(device_map, cfg) if device_map is not None else {}
     check_device(cfg, placed=bool(where))
     rewrites = {

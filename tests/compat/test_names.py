@@ -16,7 +16,7 @@ from cutaway.compat import utils
 from cutaway.compat.components import CanBeUsedAsMLP, GatedMLP4Bit
 from cutaway.compat.evals import IOIDataset
 from cutaway.compat.factories import XIELU, xielu
-from cutaway.config import as_dtype
+from cutaway.config import HookedTransformerConfig, as_dtype
 from cutaway.errors import ConfigError, ShapeError, TokenError, UnknownName, WeightsMismatch
 from cutaway.hooked_transformer import HookedTransformer
 from cutaway.model.attention import Attention
@@ -264,6 +264,54 @@ def test_missing_keys_are_filled_and_the_configuration_shows_itself() -> None:
     assert set(filled) == set(model.state_dict()) and not filled["embed.W_E"].any()
     assert repr(model.cfg) == str(model.cfg) and "\n 'n_layers': 2,\n" in repr(model.cfg)
     assert as_dtype("bf16") is torch.bfloat16
+
+
+def test_what_is_done_is_said_while_the_aliases_stand(capsys: pytest.CaptureFixture[str]) -> None:
+    model = HookedTransformer.from_pretrained("cutaway-attn-only-2l")
+    model.to("cpu").to(torch.float32)
+    model.to("cpu", print_details=False)
+    _, cache = model.run_with_cache(torch.arange(4)[None])
+    cache.stack_head_results(1, pos_slice=-1)
+    cache.stack_head_results(1)
+    assert capsys.readouterr().out.splitlines() == [
+        "Loaded pretrained model cutaway-attn-only-2l into HookedTransformer",
+        "Moving model to device:  cpu",
+        "Changing model dtype to torch.float32",
+        "Tried to stack head results when they weren't cached. Computing head results now",
+    ]
+    compat.uninstall()
+    model.to("cpu")
+    assert capsys.readouterr().out == "" and "\n" not in repr(model)
+
+
+def test_models_and_caches_show_all_their_parts_while_the_aliases_stand() -> None:
+    model = network("gpt2")
+    shown = [line.strip().partition(":")[0] for line in repr(model).splitlines()]
+    attention = ["hook_k", "hook_q", "hook_v", "hook_z", "hook_attn_scores", "hook_pattern", "hook_result"]
+    assert shown[1:4] == ["(embed)", "(hook_embed)", "(pos_embed)"] and "(q_norm)" not in shown
+    start = shown.index("(attn)") + 1
+    assert shown[start : start + 7] == [f"({name})" for name in attention]
+    _, cache = model.run_with_cache(some_tokens())
+    assert repr(cache) == f"ActivationCache with keys {list(cache.keys())}"
+
+
+def test_the_configuration_of_no_device_is_that_of_the_dialect() -> None:
+    cfg = HookedTransformerConfig(1, 8, 4, 4, act_fn="relu", d_vocab=3)
+    assert cfg.device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert "'rotary_base': 10000,\n" in repr(cfg)
+
+
+def test_going_through_a_cache_after_heads_were_stacked_finds_their_results() -> None:
+    model, tokens = network("gpt2"), some_tokens()
+    _, cache = model.run_with_cache(tokens)
+    before = list(cache.keys())
+    cache.stack_head_results(1, pos_slice=-1)
+    results = [f"blocks.{layer}.attn.hook_result" for layer in (0, 1)]
+    one = cache.apply_slice_to_batch_dim(0)
+    assert list(cache) == [*before, *results] == list(one) and len(cache) == len(before) + 2
+    expected = torch.einsum("bphd,hdm->bphm", cache["z", 1], model.W_O[1])
+    torch.testing.assert_close(dict(cache.items())[results[1]], expected)
+    torch.testing.assert_close(one["result", 1], expected[0])
 
 
 def test_alibi_by_the_names_of_the_dialect() -> None:

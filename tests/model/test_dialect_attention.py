@@ -108,6 +108,23 @@ def test_scores_are_hidden_by_what_a_file_says() -> None:
     assert not torch.equal(model(tokens), before)
 
 
+@torch.no_grad()
+def test_the_causal_mask_of_a_published_state_dict_hides_nothing_where_attention_looks_both_ways() -> None:
+    """The dialect keeps one in every network and applies it in causal ones only."""
+    model, tokens = network("bidirectional"), some_tokens()
+    before, causal = model(tokens), torch.ones_like(model.blocks[0].attn.mask).tril()
+    model.load_state_dict(model.state_dict() | {f"blocks.{layer}.attn.mask": causal for layer in (0, 1)})
+    model.blocks[0].attn.load_state_dict(model.blocks[0].attn.state_dict() | {"mask": causal})
+    assert torch.equal(model(tokens), before) and bool(model.blocks[0].attn.mask.all())
+    compat.install()
+    try:
+        assert torch.equal(model.state_dict()["blocks.0.attn.mask"], causal)
+    finally:
+        compat.uninstall()
+    model.load_state_dict(model.state_dict() | {"blocks.1.attn.mask": without_the_first_key(model)})
+    assert not torch.equal(model(tokens), before)
+
+
 def test_state_dicts_hold_masks_while_the_aliases_stand() -> None:
     """A course's loader compares its file's names with the model's, or takes the model's and fills them in."""
     model = network("gpt2")

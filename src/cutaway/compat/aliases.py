@@ -24,14 +24,19 @@ from cutaway.sources.short_names import LEFT_TO_THE_DIALECT, OURS_TOO
 _displaced: dict[str, ModuleType] = {}  # modules of the originals, imported before `install`
 
 
-ATTENTION = "cutaway.model.dialect_attention"
-
-
 def _masks_in_state_dicts(module: ModuleType, on: bool = True) -> None:
     module.DialectAttention.in_state_dict = on
 
 
-_MASKS = Watch(ATTENTION, _masks_in_state_dicts)  # (it is not imported here, since it takes Torch)
+def _models_say_what_they_do(module: ModuleType, on: bool = True) -> None:
+    module.HookedTransformer.says = on
+
+
+SWITCHES = {  # (none is imported here, since they take Torch)
+    "cutaway.model.dialect_attention": _masks_in_state_dicts,
+    "cutaway.hooked_transformer": _models_say_what_they_do,
+}
+_WATCHES = [Watch(name, switch) for name, switch in SWITCHES.items()]
 
 
 class NoSuchAlias(CutawayError, ImportError):
@@ -46,7 +51,8 @@ def install() -> None:
         _displaced[name] = sys.modules.pop(name)
     sys.meta_path.insert(0, _FINDER)
     LEFT_TO_THE_DIALECT.update(OURS_TOO)
-    _MASKS.start()
+    for watch in _WATCHES:
+        watch.start()
     plotly_titles.allow()
     transformers4.allow()
 
@@ -57,9 +63,11 @@ def uninstall() -> None:
         return
     sys.meta_path.remove(_FINDER)
     LEFT_TO_THE_DIALECT.clear()
-    _MASKS.stop()
-    if ATTENTION in sys.modules:
-        _masks_in_state_dicts(sys.modules[ATTENTION], False)
+    for watch in _WATCHES:
+        watch.stop()
+    for name, switch in SWITCHES.items():
+        if name in sys.modules:
+            switch(sys.modules[name], False)
     plotly_titles.forbid()
     transformers4.forbid()
     for name in [one for one, module in sys.modules.items() if isinstance(module, Alias)]:

@@ -106,7 +106,7 @@ def get_pretrained_model_config(
         cfg.normalization_type += "Pre"
     if default_prepend_bos is not None:
         cfg.default_prepend_bos = default_prepend_bos
-    cfg.device = str(device) if device is not None else ("cuda" if torch.cuda.is_available() else "cpu")
+    cfg.device = device if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cfg.n_devices, cfg.dtype = n_devices, dtype
     return cfg
 

@@ -75,11 +75,11 @@ class Attention(DialectAttention, nn.Module):
             self.attn_scale *= layer_id + 1
         self.window = cfg.window_size if attn_type == "local" else None
         self.rotary = (rotary_of or rotaries(cfg))(layer_id or 0)
-        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_k, self.hook_q, self.hook_v = HookPoint(), HookPoint(), HookPoint()  # in the dialect's order, as models print
+        self.hook_z, self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint(), HookPoint()
+        self.hook_result = HookPoint()
         if self.rotary is not None:
-            self.hook_rot_q, self.hook_rot_k = HookPoint(), HookPoint()
-        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
-        self.hook_z, self.hook_result = HookPoint(), HookPoint()
+            self.hook_rot_k, self.hook_rot_q = HookPoint(), HookPoint()
 
     @property
     def _kv_heads(self) -> int:

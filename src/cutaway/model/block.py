@@ -62,12 +62,17 @@ class TransformerBlock(nn.Module):
         self.attn = kind(cfg, attn_type, block_index, rotary_of)
         if not cfg.attn_only:
             self.mlp = mlp_of(cfg, block_index)
-            self.hook_mlp_in, self.hook_mlp_out = HookPoint(), HookPoint()
-            if not cfg.parallel_attn_mlp:
-                self.hook_resid_mid = HookPoint()
-        self.hook_attn_in, self.hook_attn_out = HookPoint(), HookPoint()
+        self.hook_attn_in = HookPoint()  # (in the dialect's order, as models print)
         self.hook_q_input, self.hook_k_input, self.hook_v_input = HookPoint(), HookPoint(), HookPoint()
-        self.hook_resid_pre, self.hook_resid_post = HookPoint(), HookPoint()
+        if not cfg.attn_only:
+            self.hook_mlp_in = HookPoint()
+        self.hook_attn_out = HookPoint()
+        if not cfg.attn_only:
+            self.hook_mlp_out = HookPoint()
+        self.hook_resid_pre = HookPoint()
+        if cfg.has_resid_mid:
+            self.hook_resid_mid = HookPoint()
+        self.hook_resid_post = HookPoint()
         self.program = program(cfg, block_index)
         self._run = self.program.between((BEFORE,))
 

@@ -115,7 +115,9 @@ class DialectAttention:
         if not self.in_state_dict or self.cfg.n_ctx > LARGEST_KEPT:
             return
         self.take_written_mask()
-        destination |= {f"{prefix}mask": self._standing_mask(), f"{prefix}IGNORE": self.IGNORE}
+        both_ways = self._own_mask is None and self.cfg.attention_dir != "causal"
+        mask = standard_mask(self.cfg.n_ctx, self.window, True, self.W_Q.device) if both_ways else self._standing_mask()
+        destination |= {f"{prefix}mask": mask, f"{prefix}IGNORE": self.IGNORE}
         if self.rotary is not None:
             destination |= {f"{prefix}rotary_sin": self.rotary_sin, f"{prefix}rotary_cos": self.rotary_cos}
 
@@ -124,12 +126,19 @@ class DialectAttention:
         self.take_buffers(mask, ignore)
         super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[misc] # (of nn.Module)
 
-    def take_buffers(self, mask: Tensor | None, ignore: Tensor | None) -> None:
-        """The mask and `IGNORE` of a state dict, where it has them; a mask of another length is left aside."""
+    def take_buffers(self: Any, mask: Tensor | None, ignore: Tensor | None) -> None:
+        """The mask and `IGNORE` of a state dict, where it has them; a mask of another length is left aside.
+
+        So is the causal mask that the dialect keeps in networks which look both ways: it is never applied there.
+        """
         if ignore is not None and ignore.numel() == 1:
             self.IGNORE = ignore
-        if mask is not None and tuple(mask.shape) == (self.cfg.n_ctx,) * 2:  # type: ignore[attr-defined]
+        if mask is not None and tuple(mask.shape) == (self.cfg.n_ctx,) * 2 and not self._kept_by_habit(mask):
             self.mask = mask
+
+    def _kept_by_habit(self: Any, mask: Tensor) -> bool:
+        causal = standard_mask(self.cfg.n_ctx, self.window, True, mask.device)
+        return self.cfg.attention_dir != "causal" and torch.equal(mask.bool(), causal)
 
     # Rotary and ALiBi, as tables.
 

@@ -88,8 +88,8 @@ class MLP(CanBeUsedAsMLP):
     def __init__(self, cfg: HookedTransformerConfig | dict[str, Any]):
         super().__init__(cfg)
         self._make_weights(self.cfg.d_model, self.d_mlp, self.cfg.torch_dtype)
-        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
         self.select_activation_function()
+        self.hook_pre, self.hook_post = HookPoint(), HookPoint()
 
     def _make_weights(self, d_model: int, d_mlp: int, dtype: torch.dtype) -> None:
         """The parameters, in the order in which the dialect lists them and draws initial weights."""

@@ -164,7 +164,7 @@ class Transformer(HookedRootModule, StackedWeights):
             self.init_weights()
         self.setup()
         if move_to_device and self.embed.W_E.device.type != "meta":
-            self.to(cfg.device)
+            nn.Module.to(self, cfg.device)
 
     def __repr__(self) -> str:
         cfg = self.cfg

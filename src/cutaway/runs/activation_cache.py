@@ -180,6 +180,18 @@ class ActivationCache(ActivationStore):
         self._keep_results("hook_result", [int(name.split(".")[1])])
         return True
 
+    def _whole(self) -> dict[str, Tensor]:
+        if self._stacked_heads and self._weights in (None, self.model.weights_state()):
+            every = range(self.model.cfg.n_layers)
+            self._keep_results("hook_result", [l for l in every if get_act_name("z", l) in self.cache_dict])
+        return self.cache_dict
+
+    def apply_slice_to_batch_dim(self, batch_slice: Part) -> ActivationCache:
+        """A new cache of some examples; a number drops the batch axis."""
+        made = super().apply_slice_to_batch_dim(batch_slice)
+        made._stacked_heads = self._stacked_heads
+        return made
+
     def stack_head_results(
         self,
         layer: int | None = -1,
@@ -190,11 +202,14 @@ class ActivationCache(ActivationStore):
     ) -> Stack | LabelledStack:
         """What each head of the layers before `layer` adds to the stream, from `hook_result` or else `hook_z`.
 
-        From then on `cache["result", l]` gives the results of a whole layer, which are computed when they are read.
+        From then on `cache["result", l]` gives the results of a whole layer, which are computed when they are read, and going
+        through the cache finds those of all layers.
 
         `incl_remainder` appends what is left of the stream. Labels: `L0H0`, …, `remainder`.
         """
         last, part = self._layer(layer), self._positions(pos_slice)
+        if getattr(self.model, "says", False) and get_act_name("result", 0) not in self.cache_dict and not self._stacked_heads:
+            print("Tried to stack head results when they weren't cached. Computing head results now")
         if part.mode == "identity":  # they are made here in any case
             self._keep_results("stack_head_results", range(last))
         stack, labels = self._stack("stack_head_results", heads(self.model.cfg, range(last)), part)

@@ -67,7 +67,7 @@ class ActivationStore:
 
     def __repr__(self) -> str:
         names = list(self.cache_dict)
-        if len(names) <= 6:
+        if len(names) <= 6 or getattr(self.model, "says", False):
             return f"{type(self).__name__} with keys {names}"
         size = sum(one.numel() * one.element_size() for one in self.cache_dict.values()) / 1e6
         shown = ", ".join(map(repr, names[:3]))
@@ -110,23 +110,27 @@ class ActivationStore:
             return False
         return True
 
+    def _whole(self) -> dict[str, Tensor]:
+        """What somebody finds who goes through all of it."""
+        return self.cache_dict
+
     def __len__(self) -> int:
-        return len(self.cache_dict)
+        return len(self._whole())
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.cache_dict)
+        return iter(self._whole())
 
     def keys(self) -> KeysView[str]:
         """Full names of the kept sites, in the order in which the run passed them."""
-        return self.cache_dict.keys()
+        return self._whole().keys()
 
     def values(self) -> ValuesView[Tensor]:
         """The kept activations."""
-        return self.cache_dict.values()
+        return self._whole().values()
 
     def items(self) -> ItemsView[str, Tensor]:
         """Pairs of full name and activation."""
-        return self.cache_dict.items()
+        return self._whole().items()
 
     # The whole store.
 

@@ -257,6 +257,7 @@ def _with_progress(steps: Iterator[Tensor], total: int, *, shown: bool) -> Itera
     if not shown:
         yield from steps
         return
+    from rich.console import Console
     from rich.progress import track
 
-    yield from track(steps, description="Generating", total=total, transient=True)
+    yield from track(steps, description="Generating", total=total, transient=True, console=Console(stderr=True))

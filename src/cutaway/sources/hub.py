@@ -190,6 +190,8 @@ def read(
     access = access or Access(revision)
     folder = folder or fetch(repo, access)
     found = folders.read(folder, tokenizer=tokenizer, with_tokenizer=with_tokenizer, name=repo)
+    if tokenizer is None and found.tokenizer is not None:
+        found.tokenizer.name_or_path = repo  # rather than the folder of the cache
     config = found.config
     if repo.endswith("_old"):  # the first of the dialect's own models, whose configs do not say so themselves
         config = {"architecture": "neel-solu-old", **config}
