@@ -20,7 +20,9 @@ from cutaway.errors import ConfigError, nearest
 
 NORMALIZATIONS = (None, "LN", "LNPre", "RMS", "RMSPre")
 POSITIONS = ("standard", "rotary", "shortformer", "alibi", "none")
-ACTIVATIONS = ("relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu_ln", "gelu_ln", "solu", "relu2")
+ACTIVATIONS = (
+    "relu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "silu", "solu_ln", "gelu_ln", "solu", "relu2", "xielu",
+)  # fmt: skip
 INITS = ("gpt2", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "muP")
 MOST_LAYERS, MOST = 10_000, 2**31  # of layers or experts, and of any other size
 SMALLEST, LARGEST = 1e-15, 1e15  # of any number that is no size
@@ -278,6 +280,8 @@ class HookedTransformerConfig:
         if self.act_fn is None:
             raise ConfigError("act_fn is needed unless attn_only=True; there are " + ", ".join(ACTIVATIONS))
         self.d_mlp = 4 * self.d_model if self.d_mlp is None else self.d_mlp
+        if self.num_experts is not None and self.act_fn == "xielu":
+            raise ConfigError("act_fn='xielu' has weights of its own, and experts have none: leave out num_experts")
         if self.num_experts is not None and self.experts_per_token is None:
             raise ConfigError(f"num_experts={self.num_experts} needs experts_per_token")
         if self.num_experts is not None and self.experts_per_token is not None and self.experts_per_token > self.num_experts:

@@ -22,7 +22,7 @@ KEPT_ENTRY = "cutaway.model.key_values:KeyValues"
 UTILS = {"*": "cutaway.compat.utils"}
 COMPONENTS = {"*": "cutaway.compat.components"}
 # Every family of decoders is converted by the one function, since the model says its family.
-_DECODERS = "bloom coder gemma gpt2 gpt_oss gptj llama mistral mixtral neo neox openai opt phi phi3 qwen qwen2 qwen3"
+_DECODERS = "apertus bloom coder gemma gpt2 gpt_oss gptj llama mistral mixtral neo neox openai opt phi phi3 qwen qwen2 qwen3"
 _FAMILIES = tuple(_DECODERS.split())
 CONVERSIONS = {f"convert_{family}_weights": "cutaway.compat.loading:converted" for family in _FAMILIES}
 LOADING = {"*": "cutaway.compat.loading"} | CONVERSIONS
@@ -176,7 +176,7 @@ ELSEWHERE = {
     "model_bridge": _BRIDGE,
     "HookedSAE": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
     "HookedSAETransformer": "sparse autoencoders live in packages of their own; their weights are plain tensors in a hook",
-    **{f"convert_{family}_weights": _TABLES for family in ("apertus", "mingpt", "nanogpt", "neel_solu_old")},
+    **{f"convert_{family}_weights": _TABLES for family in ("mingpt", "nanogpt", "neel_solu_old")},
     **{f"convert_{family}_weights": _ENCODERS for family in ("bert", "hubert", "t5")},
     "lit": "LIT is not supported; figures come from cutaway.view",
     "attribution": "see cutaway.analysis.attribution, which takes a model or a cache",

@@ -38,6 +38,32 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+Number = float | Tensor
+
+
+def xielu(x: Tensor, alpha_p: Number = 0.8, alpha_n: Number = 0.8, beta: float = 0.5, eps: float = -1e-6) -> Tensor:
+    """The integral of trainable ELUs (https://arxiv.org/abs/2411.13010), with the parameters that its training begins with."""
+    positive = alpha_p * x * x + beta * x
+    return torch.where(x > 0, positive, (torch.expm1(x.clamp(max=eps)) - x) * alpha_n + beta * x)
+
+
+class XIELU(nn.Module):
+    """xIELU whose curvatures are trained, and kept as what `softplus` makes positive; `beta` is a constant."""
+
+    def __init__(
+        self, alpha_p_init: float = 0.8, alpha_n_init: float = 0.8, beta_init: float = 0.5, eps: float = -1e-6,
+        dtype: torch.dtype = torch.float32,
+    ):  # fmt: skip
+        super().__init__()
+        inverse = [torch.tensor([value]).expm1().log().to(dtype) for value in (alpha_p_init, alpha_n_init - beta_init)]
+        self.alpha_p, self.alpha_n = (nn.Parameter(value) for value in inverse)
+        self.beta, self.eps = beta_init, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The activation of each number."""
+        return xielu(x, F.softplus(self.alpha_p), self.beta + F.softplus(self.alpha_n), self.beta, self.eps)
+
+
 gelu_new = partial(F.gelu, approximate="tanh")
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -51,6 +77,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "solu": solu,
     "solu_ln": solu,
+    "xielu": xielu,
 }
 
 
@@ -72,7 +99,7 @@ class CanBeUsedAsMLP(nn.Module):
         """Set `act_fn` as the configuration says, and `hook_mid` and `ln` where the activations are normalised."""
         cfg = self.cfg
         assert cfg.act_fn is not None
-        self.act_fn = ACTIVATIONS[cfg.act_fn]
+        self.act_fn = XIELU(dtype=cfg.torch_dtype) if cfg.act_fn == "xielu" else ACTIVATIONS[cfg.act_fn]
         if cfg.has_mlp_norm:
             self.hook_mid = HookPoint()
             self.ln = LayerNorm(cfg, cfg.d_mlp) if cfg.normalization_type == "LN" else LayerNormPre(cfg, cfg.d_mlp)

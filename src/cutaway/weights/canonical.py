@@ -27,7 +27,7 @@ FOLDED = {"LN": "LNPre", "RMS": "RMSPre"}
 
 UNFOLDED = {"LNPre": "LN", "RMSPre": "RMS"}
 
-BUFFERS = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos")
+BUFFERS = ("attn.mask", "attn.IGNORE", "attn.rotary_sin", "attn.rotary_cos", "act_fn.beta")
 """Constants that published state dicts carry along; each can be computed, so they are dropped."""
 
 
@@ -217,6 +217,8 @@ def _mlp(prefix: str, cfg: HookedTransformerConfig, width: int | None = None) ->
         table[f"{prefix}.W_gate"] = (cfg.d_model, width)
     if has_gate_biases(cfg):
         table |= {f"{prefix}.{name}": (width,) for name in ("b_gate", "b_up")}
+    if cfg.act_fn == "xielu":
+        table |= {f"{prefix}.act_fn.{name}": (1,) for name in ("alpha_p", "alpha_n")}
     if cfg.has_mlp_norm and cfg.normalization_type == "LN":
         table |= _norm(f"{prefix}.ln", "LN", width)
     table[f"{prefix}.W_out"] = (width, cfg.d_model)

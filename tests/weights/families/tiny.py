@@ -30,6 +30,7 @@ NEOX = {name: value for name, value in COMMON.items() if name != "num_key_value_
 BLOOM = {"vocab_size": 53, "hidden_size": 36, "n_layer": 3, "n_head": 6, **IDS}
 MPT = {"vocab_size": 53, "d_model": 36, "n_layers": 3, "n_heads": 6, "max_seq_len": 40, **IDS}
 MOE = COMMON | {"num_local_experts": 5, "num_experts_per_tok": 2}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 30}
 YARN = {"factor": 4.0, "original_max_position_embeddings": 90}
 LOCAL_GLOBAL = ["sliding_attention", "full_attention", "sliding_attention"]
 
@@ -101,6 +102,8 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         COMMON | {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", COMMON | {"head_dim": 10, "attention_bias": True}),
+    "apertus": ("ApertusConfig", "ApertusForCausalLM", scaled("llama3", **LLAMA3) | {"attention_bias": True}),
+    "apertus, silu": ("ApertusConfig", "ApertusForCausalLM", scaled("llama3", **LLAMA3) | {"hidden_act": "silu"}),
     "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM", MOE | {"moe_intermediate_size": 12, "head_dim": 10}),
     "qwen3_moe, some dense": (
         "Qwen3MoeConfig", "Qwen3MoeForCausalLM",

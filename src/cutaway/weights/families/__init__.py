@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cutaway.config import HookedTransformerConfig
 from cutaway.weights.families import claims, dialect, heads, quantised, schema
+from cutaway.weights.families.apertus import APERTUS
 from cutaway.weights.families.bloom import BLOOM
 from cutaway.weights.families.convert import CanonicalTensors, configure, unknown
 from cutaway.weights.families.falcon import FALCON
@@ -36,7 +37,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         GPT2, GPT_NEO, GPTJ, NEOX, OPT, BLOOM, FALCON, MPT, LLAMA, MISTRAL, MINISTRAL, MIXTRAL, QWEN2, QWEN3, QWEN3_MOE,
-        GEMMA, GEMMA2, GEMMA3, PHI, PHI3, STABLELM, OLMO, OLMO2, SMOLLM3, GRANITE, COHERE, STARCODER2,
+        GEMMA, GEMMA2, GEMMA3, PHI, PHI3, STABLELM, OLMO, OLMO2, SMOLLM3, GRANITE, COHERE, STARCODER2, APERTUS,
     )
 }  # fmt: skip
 """`model_type` of a config → its family."""
