@@ -33,6 +33,8 @@ POSITIVE = (
     "longrope_attention_factor",
 )  # fmt: skip
 LENGTHS = ("NTK_original_ctx_len", "yarn_original_max_position_embeddings", "longrope_original_max_position_embeddings")
+OF_VERSION_3 = ("yarn_", "use_yarn", "rmsnorm_uses_offset")
+"""How the dialect's fields begin that came with its version 3."""
 DTYPES = {
     "float32": torch.float32, "float": torch.float32, "float64": torch.float64, "double": torch.float64,
     "bfloat16": torch.bfloat16, "float16": torch.float16, "half": torch.float16,
@@ -308,9 +310,13 @@ class HookedTransformerConfig:
 
     def __repr__(self) -> str:
         """The dialect's fields, one a line, as notebooks print and show them."""
-        names = [field.name for field in dataclasses.fields(self)]
-        shown = {name: getattr(self, name) for name in names[: names.index("rotary_base_local")]}
-        shown["rotary_base"] = int(self.rotary_base) if self.rotary_base == 10000 else self.rotary_base  # as it is given
+        every = dataclasses.fields(self)
+        beyond = [field.name for field in every].index("rotary_base_local") + 1
+        later = [field for field in every[:beyond] if field.name.startswith(OF_VERSION_3)]  # shown where they say something
+        hidden = {field.name for field in later if getattr(self, field.name) == field.default}
+        shown = {field.name: getattr(self, field.name) for field in every[:beyond] if field.name not in hidden}
+        if self.rotary_base == 10000:  # as it is given
+            shown["rotary_base"] = 10000
         return f"{type(self).__name__}:\n{pprint.pformat(shown)}"
 
     # What the rest of the code asks.

@@ -295,10 +295,19 @@ def test_models_and_caches_show_all_their_parts_while_the_aliases_stand() -> Non
     assert repr(cache) == f"ActivationCache with keys {list(cache.keys())}"
 
 
+def test_refactored_heads_have_the_signs_of_the_dialect() -> None:
+    model = network("gpt2")
+    even = model.refactor_factored_attn_matrices(model.state_dict())
+    U, _, V = FactoredMatrix(model.W_V[1], model.W_O[1]).svd()
+    assert bool(((U * even["blocks.1.attn.W_V"]).sum(-2) > 0).all())
+    assert bool(((V.mT * even["blocks.1.attn.W_O"]).sum(-1) > 0).all())
+
+
 def test_the_configuration_of_no_device_is_that_of_the_dialect() -> None:
     cfg = HookedTransformerConfig(1, 8, 4, 4, act_fn="relu", d_vocab=3)
     assert cfg.device == torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    assert "'rotary_base': 10000,\n" in repr(cfg)
+    assert "'rotary_base': 10000,\n" in repr(cfg) and "'rotary_base_local': None" in repr(cfg) and "yarn" not in repr(cfg)
+    assert "'yarn_factor': 2.0" in repr(HookedTransformerConfig(1, 8, 4, 4, act_fn="relu", d_vocab=3, yarn_factor=2.0))
 
 
 def test_going_through_a_cache_after_heads_were_stacked_finds_their_results() -> None:

@@ -403,13 +403,21 @@ def _fold_value_bias(weights: StateDict, cfg: HookedTransformerConfig, attn: str
 def _svd_of_product(
     A: Float[Tensor, "head m d_head"], B: Float[Tensor, "head d_head n"]
 ) -> tuple[Float[Tensor, "head m d_head"], Float[Tensor, "head d_head"], Float[Tensor, "head d_head n"]]:
-    """U, S, Vh of A @ B without building the product; padded with zeros to d_head where its rank must be lower."""
-    left, R = torch.linalg.qr(A)
-    right, L = torch.linalg.qr(B.mT)
-    U, S, Vh = torch.linalg.svd(R @ L.mT, full_matrices=False)
-    U, Vh, lacking = left @ U, Vh @ right.mT, A.shape[-1] - S.shape[-1]
+    """U, S, Vh of A @ B without building the product; padded with zeros to d_head where its rank must be lower.
+
+    The signs that a decomposition leaves open are those of the dialect's steps in float32.
+    """
+    U, S, Vh = _svd_by_factors(A, B)
+    signs = torch.where((U * _svd_by_factors(A.float(), B.float())[0]).sum(-2) < 0, -1.0, 1.0).to(U)
+    U, Vh, lacking = U * signs[..., None, :], Vh * signs[..., :, None], A.shape[-1] - S.shape[-1]
     pad = torch.nn.functional.pad
     return pad(U, (0, lacking)), pad(S, (0, lacking)), pad(Vh, (0, 0, 0, lacking))
+
+
+def _svd_by_factors(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    (U_a, S_a, V_a), (U_b, S_b, V_b) = (torch.linalg.svd(one, full_matrices=False) for one in (A, B))
+    U, S, Vh = torch.linalg.svd(S_a[..., :, None] * V_a @ U_b * S_b[..., None, :], full_matrices=False)
+    return U_a @ U, S, Vh @ V_b
 
 
 def _wide(tensor: Tensor) -> Tensor:
