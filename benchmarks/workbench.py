@@ -96,7 +96,7 @@ def full_pass(made: serving.Workbench) -> float:
     found = session.find(session.state, session.pair)
     start = time.perf_counter()
     with torch.no_grad(), editing.edited(session.model, found.edits):
-        logits = session.model.last_logits(found.own.tokens)
+        logits = session.model.last_logits(found.own.tokens)[:, 0]
     spent = time.perf_counter() - start
     assert torch.allclose(logits, found.now.logits(found.at), atol=1e-3 * float(logits.abs().max())), "other numbers"
     return spent

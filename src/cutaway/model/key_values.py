@@ -77,6 +77,10 @@ class KeyValues:
         self.length = end
         return self.past_keys, self.past_values
 
+    def shorten(self, length: int) -> None:
+        """Forget all but the first positions."""
+        self.length = min(self.length, length)
+
     def _grown(self, buffer: Tensor, room: int) -> Tensor:
         new = buffer.new_empty(buffer.shape[0], max(room, 2 * self.length, 16), *buffer.shape[2:])
         new[:, : self.length] = buffer[:, : self.length]
@@ -177,6 +181,12 @@ class KeyValueCache:
         if not self.frozen:
             self.previous_attention_mask = mask
         return mask
+
+    def shorten(self, length: int) -> None:
+        """Forget all but the first positions of every layer."""
+        for entry in self.entries:
+            entry.shorten(length)
+        self.previous_attention_mask = self.previous_attention_mask[:, :length]
 
     def __getitem__(self, layer: int) -> KeyValues:
         return self.entries[layer]

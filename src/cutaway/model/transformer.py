@@ -469,16 +469,16 @@ class Transformer(HookedRootModule, StackedWeights):
         cap = self.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
-    def last_logits(self, tokens: Tokens, attention_mask: Tokens | None = None, kept: KeyValueCache | None = None) -> Tensor:
-        """The logits `[batch, d_vocab_out]` after the last of these tokens; those before it only if somebody listens."""
+    def last_logits(
+        self, tokens: Tokens, attention_mask: Tokens | None = None, kept: KeyValueCache | None = None, count: int = 1
+    ) -> Float[Tensor, "batch count d_vocab_out"]:
+        """The logits after the last `count` of these tokens; those before them only if somebody listens."""
         self._here.runs += 1
         text.check_tokens(tokens, self.cfg.d_vocab)
-        stream = self.prepare(tokens, attention_mask, kept)
-        resid = self.run_blocks(*self.embed_tokens(tokens, stream))
+        resid = self.run_blocks(*self.embed_tokens(tokens, self.prepare(tokens, attention_mask, kept)))
         self._here.covered = None
-        if any(point.listening for point in self.ln_final.modules() if isinstance(point, HookPoint)):
-            return self.logits_of(resid)[:, -1]
-        return self.logits_of(resid[:, -1:])[:, 0]
+        heard = any(point.listening for point in self.ln_final.modules() if isinstance(point, HookPoint))
+        return self.logits_of(resid if heard else resid[:, -count:])[:, -count:]
 
     def forward(
         self,

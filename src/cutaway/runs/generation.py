@@ -2,13 +2,15 @@
 
 Each step is an ordinary run of the network from where the last one stood, so hooks fire at every step; those
 that need to know where they are read `model.current.start`, the position of the step's first token, and `model.prompt_columns`.
-Logits are computed where a token is drawn: at the last position only.
+Logits are computed where a token is drawn: at the last position only. Where nobody listens, a step may check several tokens of a
+draft at once (see `drafts.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from cutaway.errors import ConfigError, NotFinite, TokenError, nearest
 from cutaway.model.key_values import KeyValueCache
 from cutaway.model.transformer import Transformer
 from cutaway.numbers_given import at_least, check_options, options
+from cutaway.runs.drafts import Drafts
 
 RETURN_TYPES = ("input", "str", "tokens", "tensor", "embeds")
 
@@ -51,17 +54,22 @@ class Sampling:
         check_options(vars(self), top_k=1, top_p=(0, 1), temperature=(0, math.inf), freq_penalty=(0, math.inf))
         if self.top_p == 0:
             raise ConfigError("top_p=0 leaves no token; take temperature=0 for the likeliest one")
-        greedy = "do_sample=False" if not self.do_sample else "temperature=0" if self.temperature == 0 else None
+        named = "do_sample=False" if not self.do_sample else "temperature=0" if self.temperature == 0 else None
         drawing = {"top_k": self.top_k, "top_p": self.top_p, "freq_penalty": self.freq_penalty or None}
         if not self.do_sample and self.temperature not in (0, 1):
             drawing["temperature"] = self.temperature
         without = [f"{name}={value}" for name, value in drawing.items() if value is not None]
-        if greedy and without:
+        if named and without:
             raise ConfigError(
-                f"with {greedy} the likeliest token is taken, so {', '.join(without)} can have no effect; leave it out"
+                f"with {named} the likeliest token is taken, so {', '.join(without)} can have no effect; leave it out"
             )
         if self.top_k is not None and self.top_p is not None:
             raise ConfigError(f"with top_k={self.top_k}, top_p={self.top_p} can have no effect; give one of them")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return not self.do_sample or self.temperature == 0
 
 
 def sample_logits(
@@ -106,7 +114,8 @@ def stream(
 ) -> Iterator[Int[Tensor, "batch"]]:
     """Yield the next token of each row, up to `max_new_tokens` times, until every row has drawn a stop token.
 
-    A row that has finished goes on yielding the first of the stop tokens.
+    A row that has finished goes on yielding the first of the stop tokens. The likeliest tokens of one row are drafted from what
+    it repeats, where nobody listens (see `drafts.py`).
 
     Args:
         attention_mask: `[batch, pos]`, 0 where a row is padded (on the left).
@@ -117,17 +126,21 @@ def stream(
     text.check_length(tokens.shape[1] + max_new_tokens, model.cfg.n_ctx, reload=model.cfg.takes_longer)
     kept = KeyValueCache.init_cache(model.cfg, tokens.device, len(tokens)) if use_past_kv_cache else None
     finished: Bool[Tensor, "batch"] = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    drafts = Drafts() if sampling.greedy and len(tokens) == 1 and attention_mask is None else None
+    foreseen: list[int] = []
     so_far, new, real = tokens, tokens, attention_mask
-    for _ in range(max_new_tokens):
-        model.prompt_columns = tokens.shape[1]
-        try:
-            with torch.no_grad():
-                logits = model.last_logits(new if kept is not None else so_far, attention_mask, kept)
-        finally:
-            model.prompt_columns = None
-        if not bool(logits.amax(-1).isfinite().all()):
+    for step in range(max_new_tokens):
+        with _generating(model, tokens.shape[1]):
+            if step and drafts is not None and kept is not None and not foreseen:
+                foreseen = drafts.foreseen(model, so_far, kept, max_new_tokens - step - 1)
+            if not foreseen:
+                logits = model.last_logits(new if kept is not None else so_far, attention_mask, kept)[:, 0]
+        if foreseen:
+            sampled = new.new_tensor([foreseen.pop(0)])
+        elif bool(logits.amax(-1).isfinite().all()):
+            sampled = _draw(logits, sampling, so_far, real)
+        else:
             raise NotFinite(f"the logits after {so_far.shape[1]} tokens are NaN or infinite, so there is no next token")
-        sampled = _draw(logits, sampling, so_far, real)
         if stop_tokens:
             sampled = sampled.masked_fill(finished, stop_tokens[0])
             finished = finished | torch.isin(sampled, torch.tensor(stop_tokens, device=sampled.device))
@@ -142,8 +155,18 @@ def stream(
             attention_mask = one if kept is not None else torch.cat([attention_mask, one], dim=1)
 
 
+@contextmanager
+def _generating(model: Transformer, prompt_columns: int) -> Iterator[None]:
+    model.prompt_columns = prompt_columns
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.prompt_columns = None
+
+
 def _draw(logits: Float[Tensor, "batch d_vocab_out"], how: Sampling, tokens: Tokens, mask: Tokens | None) -> Int[Tensor, "batch"]:
-    temperature = how.temperature if how.do_sample else 0.0
+    temperature = 0.0 if how.greedy else how.temperature
     return sample_logits(logits, how.top_k, how.top_p, temperature, how.freq_penalty, tokens, mask)
 
 
