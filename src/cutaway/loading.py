@@ -27,6 +27,7 @@ from cutaway.model import eight_bits, placement
 from cutaway.model.dialect_attention import DialectAttention
 from cutaway.model.streaming import StreamedBlocks
 from cutaway.model.transformer import Transformer
+from cutaway.numbers_given import size
 from cutaway.sources import adapters, files, folders, gguf, hub, objects, packages, toys, wrapped
 from cutaway.sources.checkpoint import Checkpoint, LazyTensors
 from cutaway.sources.foreign import ForeignCheckpoint
@@ -53,7 +54,7 @@ def from_pretrained(
     device: torch.device | str | None = None, n_devices: int = 1, tokenizer: Any = None, move_to_device: bool = True,
     fold_value_biases: bool = True, default_prepend_bos: bool | None = None, default_padding_side: str | None = None,
     dtype: torch.dtype | str = "float32", first_n_layers: int | None = None, n_ctx: int | None = None,
-    architecture: str | None = None, device_map: Any = None, stream: int | None = None, weight_bits: int | None = None,
+    architecture: str | None = None, device_map: Any = None, stream: int | str | None = None, weight_bits: int | None = None,
     look: Look | None = None, **hf_kwargs: Any,
 ) -> Network:  # fmt: skip
     """A network of class `kind` with published weights, rewritten as asked, each rewrite exact.
@@ -72,7 +73,8 @@ def from_pretrained(
         first_n_layers, n_ctx, dtype: a smaller model than the published one; a precision, or "auto" for the checkpoint's.
         architecture: the class of `transformers` that a model computes like, where its own class is not known.
         device_map: where layers go, as `transformers` has it: "auto", a device, or a dict of module names (with `accelerate`).
-        stream: bytes that weights may take in memory; blocks beyond them are read when they run. For weights as published.
+        stream: bytes, or a text such as "2 GiB", that weights may take in memory; blocks beyond them are read when they run.
+            For weights as published.
         weight_bits: 8: keep the matrices of blocks as whole numbers with a scale for each output, a quarter of float32. For
             weights as published; how far log-probabilities are off is measured, and is `provenance["weight_bits"]`.
         look: called with the configuration and the tokenizer before any weight is read; what it raises ends the loading.
@@ -106,6 +108,7 @@ def from_pretrained(
         "refactor_factored_attn_matrices": refactor_factored_attn_matrices,
     }  # fmt: skip
     rewritten = any(rewrites.values()) and not checkpoint.processed
+    stream = None if stream is None else size(stream, "stream")
     _check_stream(stream, weight_bits, plainly=not (n_devices > 1 or where or rewritten))
     words = _tokenizer(tokenizer, checkpoint)
     if look:

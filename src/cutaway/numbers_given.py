@@ -11,6 +11,7 @@ import inspect
 import math
 import numbers
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,6 +21,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 EVERY = (-math.inf, math.inf)
 Rule = int | tuple[float | int, float | int]
+SIZE = re.compile(r"(\d+(?:\.\d*)?) ?([kKmMgG]i?[bB]|[bB])?")
+UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+SIZES = ("memory", "stream")  # options that are bytes
 
 
 def index(given: Any, size: int, what: str) -> int:
@@ -112,11 +116,30 @@ def number(given: Any, low: float | int, high: float | int, what: str) -> float:
     return float(given)
 
 
+def size(given: Any, what: str, unit: str = "") -> int:
+    """Bytes: a whole number of them, or a text, such as "512 MiB" or "2 GB".
+
+    Args:
+        unit: what a number alone counts in a text; "": a text needs its own.
+
+    Raises:
+        ShapeError: it is neither, or nothing.
+    """
+    if not isinstance(given, str):
+        return at_least(given, 1, what)
+    found = SIZE.fullmatch(given.strip())
+    named = "" if found is None else (found[2] or unit).lower()
+    if found is None or named not in UNITS or float(found[1]) * UNITS[named] < 1:
+        alone = f"a number alone counts {unit}" if unit else "or a number of bytes"
+        raise ShapeError(f"{what} is a size such as '512 MiB' or '2 GiB' ({alone}), not {given!r}")
+    return int(float(found[1]) * UNITS[named])
+
+
 def options(**rules: Rule) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A function whose options are looked at before it does anything; None stays what it means there.
 
     Args:
-        rules: for each option, the least whole number that it may be, or the range of a number.
+        rules: for each option, the least whole number that it may be, or the range of a number; `SIZES` may be texts.
 
     Raises:
         ConfigError: (when the function is called) an option is no such number. Names it.
@@ -154,7 +177,10 @@ def check_options(given: Mapping[str, Any], **rules: Rule) -> None:
         if (value := given.get(name)) is None:
             continue
         try:
-            number(value, *rule, name) if isinstance(rule, tuple) else at_least(value, rule, name)
+            if name in SIZES:
+                size(value, name)
+            else:
+                number(value, *rule, name) if isinstance(rule, tuple) else at_least(value, rule, name)
         except ShapeError as error:
             raise ConfigError(str(error)) from None
 

@@ -23,6 +23,7 @@ from cutaway.axes import Tokens
 from cutaway.errors import PromptError, ShapeError, TokenError, UnknownRole, nearest
 from cutaway.tokens import Tokenizer, to_str_tokens, to_tokens
 
+FIRST = "take the first with allow_first_token=True, in a command --allow-first-token"  # of an answer of several tokens
 UNCOUNTED = -100  # a label at a position whose answer does not count
 LARGEST_LINE = 2**20  # characters
 Answers = tuple[Mapping[int, tuple[int, ...]], ...]  # of each row: position → tokens
@@ -418,21 +419,22 @@ def check_aligned(clean: Prompts, corrupted: Prompts) -> None:
         )
 
 
-def word_token(tokenizer: Tokenizer | None, word: str, *, allow_first_token: bool = False) -> int:
+def word_token(tokenizer: Tokenizer | None, word: str, *, allow_first_token: bool | None = None) -> int:
     """The token of a word.
 
+    Args:
+        allow_first_token: take the first of several; None: whoever asks has no option that allows it.
+
     Raises:
-        TokenError: it is several; shows them, and says how to take the first.
+        TokenError: it is several; shows them, and says how to take the first, where that can be asked for.
     """
     ids = to_tokens(tokenizer, word, prepend_bos=False)[0].tolist()
     if len(ids) == 1 or (ids and allow_first_token):
         return int(ids[0])
     parts = to_str_tokens(tokenizer, torch.tensor(ids)) if ids else []
     spaced = "" if word.startswith(" ") else f" Is a space in front missing (' {word}')?"
-    raise TokenError(
-        f"{word!r} is {len(ids)} tokens, not one: {parts}; take the first with allow_first_token=True, in "
-        f"a command --allow-first-token.{spaced}"
-    )
+    todo = "give a word that is one" if allow_first_token is None else FIRST
+    raise TokenError(f"{word!r} is {len(ids)} tokens, not one: {parts}; {todo}.{spaced}")
 
 
 # Files.

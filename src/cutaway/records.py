@@ -71,7 +71,7 @@ def write(folder: Path | str, results: SweepResult | Mapping[str, SweepResult] |
     about = {
         "format": FORMAT,
         "model": {"name": model_name, "hash": model_hash(task.model), "dtype": str(task.model.cfg.torch_dtype)},
-        "options": {**results.options, "memory": task.options.memory},
+        "options": {**results.options, "memory": task.options.room},
         "cells": cells, "metric": metric, "changes": writer.changes,
         "audit": {"cells": results.audit.cells, "difference": _number(results.audit.difference)},
         "notes": results.notes,

@@ -63,6 +63,18 @@ def replacing(path: PathLike, *, under: PathLike | None = None) -> Iterator[IO[b
         raise _refused(path, error) from error
 
 
+def named(path: PathLike, ending: str) -> Path:
+    """The path with this ending, where it has none; a device or a pipe (`/dev/null`) keeps its name."""
+    given = Path(path)
+    return given if given.suffix or _is_device(_target(given)) else given.with_name(f"{given.name}{ending}")
+
+
+def found_as(path: PathLike, ending: str) -> Path:
+    """A file to read: as it is called or, where there is none of that name, with the ending that `named` adds."""
+    given = Path(path)
+    return given if given.is_file() or not (other := named(given, ending)).is_file() else other
+
+
 def write(path: PathLike, data: bytes | str, *, under: PathLike | None = None) -> Path:
     """Write a whole file, text as UTF-8. Lone surrogates, which UTF-8 lacks, become U+FFFD. `under`: see `replacing`.
 

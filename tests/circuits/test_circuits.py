@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from cutaway.circuits.measuring import CircuitRunner, run_circuit
 from cutaway.circuits.scoring import faithfulness
 from cutaway.circuits.searching import find_circuit
 from cutaway.circuits.stable_edges import stability
-from cutaway.errors import ShapeError
+from cutaway.errors import NotExact, ShapeError
 from cutaway.programs.compiler import compile_program
 from cutaway.runs import metrics
 from tests.architectures import ALL, network, some_tokens
@@ -88,6 +89,23 @@ def test_edges_into_the_logits_are_paths(name: str) -> None:
         path = path_patch(model, CLEAN, CORRUPTED, METRIC, senders=[sender], receivers=[receiver])
         mine = effects.values.sel(writer=sender, reader=receiver).data
         torch.testing.assert_close(mine.float(), path.averages().data[0, 0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("steady", "said"), [(True, "downstream='recomputed', and report it"), (False, "draws at random")])
+def test_a_failed_audit_says_what_to_do(steady: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    each, whole = effects.DirectEffects.each, effects.sweep
+
+    def off(self: Any, *given: Any) -> Any:
+        yield from ((writers, reader, changes + 1.0) for writers, reader, changes in each(self, *given))
+
+    def other(*given: Any, **more: Any) -> Any:
+        found = whole(*given, **more)
+        return found if steady else replace(found, values=replace(found.values, data=found.values.data + torch.rand(())))
+
+    monkeypatch.setattr(effects.DirectEffects, "each", off)
+    monkeypatch.setattr(effects, "sweep", other)
+    with pytest.raises(NotExact, match=said):
+        edge_effects(network("gpt2"), CLEAN, CORRUPTED, METRIC, downstream="frozen")
 
 
 def test_frozen_effects_pass_through_nothing_else() -> None:

@@ -123,7 +123,10 @@ def test_a_table_ends_with_the_screen_unless_asked(pairs: Path) -> None:
         (["patch", MODEL, "--clean", "a", "--clean", "b", "--corrupted", "c", "--answer", " a"], "2 prompts have 1 counterpart"),
         (["next", MODEL, "--text", "a", "--text", "b", "--answer", " a", "--answer", " b", "--answer", " a"], "3 answers for 2"),
         (["attribute", MODEL, "--text", "a", "--answer", " went"], "--answer ' went' is 2 tokens, not one"),
-        (["lens", MODEL, "--text", "a", "--target", " went"], "--allow-first-token (in Python allow_first_token=True)"),
+        (
+            ["lens", MODEL, "--text", "a", "--target", " went"],
+            "in a command --allow-first-token",
+        ),
         (["edges", MODEL, "--clean", "a king", "--corrupted", "a king of", "--answer", " a"], "the two need the same number"),
         (["lens", MODEL, "--text", "a king", "--positions", "S2"], "no role 'S2'; there are end"),
         (["lens", MODEL, "--text", "a", "--pairs", __file__], "lens takes --text or --pairs, not both"),

@@ -64,7 +64,10 @@ def test_what_takes_long_is_said_before_it_runs(monkeypatch: pytest.MonkeyPatch)
     words = ["attn-only-2l", "--text", "The king of my man", "--corrupted", "The lord of my man", "--answer", " king"]
     assert " cells, about " not in CliRunner().invoke(app, ["patch", *words]).stderr
     monkeypatch.setattr("cutaway.commands.progress.LONG", 0.0)
-    for command, given, said in (("patch", words, "--kind, --positions and --count"), ("ablate", words[:3], "--component")):
+    for command, given, said in (
+        ("patch", words, "--kind, --layers, --positions and --count"),
+        ("ablate", words[:3], "--component"),
+    ):
         done = CliRunner().invoke(app, [command, *given])
         assert done.exit_code == 0, done.output
         assert " s on this machine; " in done.stderr and said in done.stderr

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import cutaway
 from cutaway import view
-from cutaway.errors import ConfigError, NotReadable, ShapeError
+from cutaway.errors import AlreadyThere, ConfigError, NotReadable, ShapeError
 from cutaway.model.transformer import Transformer
 from cutaway.prompts import Prompts
 from cutaway.runs.bars import DelayedBar
@@ -178,3 +178,13 @@ def test_a_bar_comes_late_and_only_where_somebody_looks(capsys: Any) -> None:
     assert quiet._shown is None and early._shown is None and late._shown is not None
     late(2, 2)
     assert late._shown is None
+
+
+def test_a_name_without_an_ending_gets_one_and_is_found(results: dict[str, Result], tmp_path: Path) -> None:
+    found = results["lens"]
+    assert found.save(tmp_path / "kept") == tmp_path / "kept.cutaway"
+    (tmp_path / "kept").mkdir()  # a folder of that name is no file
+    assert cutaway.load(tmp_path / "kept").summary() == found.summary()
+    assert found.page().save(tmp_path / "page").name == "page.html" and found.figure().save(tmp_path / "one").name == "one.html"
+    with pytest.raises(AlreadyThere, match=r"kept\.cutaway"):
+        found.save(tmp_path / "kept")

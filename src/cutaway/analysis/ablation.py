@@ -119,7 +119,7 @@ def ablate_heads(
     mask: Tensor | None = None,
     audit: int = 2,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: Callable[[float, float], None] | None = None,
     say: Callable[[int, int, float], None] | None = None,
     baseline: int = 0,
@@ -275,7 +275,7 @@ def ablate(
     positions: Where | None = None,
     audit: int = 2,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: Callable[[float, float], None] | None = None,
     baseline: int = 0,
 ) -> Ablation:

@@ -433,11 +433,12 @@ def patch(
     metric: Any = None,
     *,
     kinds: Sequence[str] = ("resid_pre", "attn_out", "mlp_out", "z"),
+    layers: Sequence[int] | None = None,
     positions: Where | None = None,
     direction: str = "denoising",
     audit: int = 2,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: Callable[[float, float], None] | None = None,
     say: Callable[[int, int, float], None] | None = None,
     baseline: int = 0,
@@ -452,6 +453,7 @@ def patch(
         kinds: what to patch: resid_pre, resid_mid, attn_out, mlp_out (layer × position); z, q, k, v, pattern (layer × head).
         positions: where: numbers or roles, each by itself; heads at all of them together. None: every position, or, in
             `Prompts` of different lengths, every role.
+        layers: some of the layers; None: all.
         direction: "denoising" (clean into corrupted) or "noising" (corrupted into clean).
         audit, seed, memory, progress, baseline, results, executor: as `sweep` takes them.
         say: told before anything is run how many cells there are, how many `results` holds, and the least seconds of the rest.
@@ -490,11 +492,9 @@ def patch(
     prompts = clean if isinstance(clean, Prompts) else None
     places = _places(prompts, positions)
     run = target if prompts is None else replace(prompts if target is both.clean else prompts.counterparts, roles=prompts.roles)
-    grids = {kind: _grid(put_in(cache), kind, places, heads_there=positions is not None) for kind in kinds}
+    grids = {kind: _grid(put_in(cache), kind, layers, places, heads_there=positions is not None) for kind in kinds}
     if say is not None:
-        how: dict[str, Any] = {"mask": both.mask, "memory": memory, "results": results, "executor": executor}
-        plans = [plan(model, run, grid, metric, **how) for grid in grids.values()]
-        say(sum(one.cells for one in plans), sum(one.reused for one in plans), sum(one.seconds or 0.0 for one in plans))
+        _tell(say, model, run, grids, metric, mask=both.mask, memory=memory, results=results, executor=executor)
     sweeps = {}
     for number, kind in enumerate(kinds):
         step = None if progress is None else _share(progress, number, len(kinds))
@@ -518,6 +518,12 @@ def patch(
     )
 
 
+def _tell(say: Callable[[int, int, float], None], model: Transformer, run: Any, grids: Any, metric: Any, **how: Any) -> None:
+    """What all grids together cost, before they run."""
+    plans = [plan(model, run, grid, metric, **how) for grid in grids.values()]
+    say(sum(one.cells for one in plans), sum(one.reused for one in plans), sum(one.seconds or 0.0 for one in plans))
+
+
 def _places(prompts: Prompts | None, positions: Where | None) -> list[str | int] | None:
     """The places that are patched one by one; None: every column."""
     if positions is not None:
@@ -527,13 +533,13 @@ def _places(prompts: Prompts | None, positions: Where | None) -> list[str | int]
     return list(prompts.roles)
 
 
-def _grid(change: Change, kind: str, places: list[str | int] | None, *, heads_there: bool) -> Grid:
-    axes = GRIDS[kind]
+def _grid(change: Change, kind: str, layers: Sequence[int] | None, places: list[str | int] | None, *, heads_there: bool) -> Grid:
+    axes, only = GRIDS[kind], {} if layers is None else {"layer": layers}
     if places is None or not (heads_there or "pos" in axes):
-        return Grid(change, kind, axes)
+        return Grid(change, kind, axes, only=only)
     if "pos" in axes:
-        return Grid(change, kind, axes, only={"pos": places})
-    return Grid(change, kind, axes, where={"positions": places})
+        return Grid(change, kind, axes, only={**only, "pos": places})
+    return Grid(change, kind, axes, only=only, where={"positions": places})
 
 
 def _exchanged(names: Sequence[str], words: tuple[Sequence[Sequence[str]], ...]) -> tuple[str, ...]:

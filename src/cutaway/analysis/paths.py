@@ -114,7 +114,7 @@ def path_patch(
     positions: Where | None = None,
     audit: int = 2,
     seed: int = 0,
-    memory: int | None = None,
+    memory: int | str | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> PathResult:
     """Let each direct path from a sender to a receiver carry the activations of another run, and measure what changes.

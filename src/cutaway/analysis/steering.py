@@ -35,7 +35,7 @@ from cutaway.runs.editing import hooks_of
 from cutaway.runs.hashes import model_hash
 from cutaway.runs.places import Places
 from cutaway.weights.canonical import weights_hash, without_buffers
-from cutaway.writing import check_new, write
+from cutaway.writing import check_new, found_as, named, write
 
 Vector = Float[Tensor, "place d_model"]
 HOW = ("add", "project_out", "clamp")
@@ -152,7 +152,7 @@ class SteeringVector:
         return edits.add(self.values, strength).at(site, positions=Places(tuple(range(len(self.values))), strict=False))
 
     def save(self, path: str | Path, *, replace: bool = False) -> None:
-        """Write values and provenance to a safetensors file, whole or not at all.
+        """Write values and provenance to a safetensors file, whole or not at all; a name without an ending gets `.safetensors`.
 
         Raises:
             AlreadyThere: the file exists, and `replace` is off.
@@ -161,7 +161,7 @@ class SteeringVector:
 
         fields = {key: value for key, value in asdict(self).items() if key != "values"}
         write(
-            check_new(path, replace=replace),
+            check_new(named(path, ".safetensors"), replace=replace),
             save({"values": self.values.contiguous()}, metadata={"steering_vector": json.dumps(fields)}),
         )
 
@@ -175,6 +175,7 @@ class SteeringVector:
         """
         from safetensors import SafetensorError, safe_open
 
+        path = found_as(path, ".safetensors")
         try:
             with safe_open(str(path), framework="pt") as file:
                 fields = (file.metadata() or {}).get("steering_vector")

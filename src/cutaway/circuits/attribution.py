@@ -32,7 +32,7 @@ from cutaway.circuits.pairs import ablated, as_pair, check_apart, constant_parts
 from cutaway.errors import ConfigError, ShapeError
 from cutaway.model.components import parse_writers
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import options
+from cutaway.numbers_given import options, size
 from cutaway.runs.bars import DelayedBar
 from cutaway.runs.metrics import Metric
 from cutaway.runs.provenance import with_provenance
@@ -122,7 +122,7 @@ def largest(scores: Float[Tensor, "*edge"], count: int, sign: int = 0) -> Bool[T
 @options(steps=1, memory=1)
 def edge_attribution(
     model: Transformer, clean: Any, corrupted: Any = None, metric: Any = None, *, steps: int = 5, path: str = "inputs",
-    ablation: str = "resample", writers: Sequence[str] | None = None, memory: int = ROOM,
+    ablation: str = "resample", writers: Sequence[str] | None = None, memory: int | str = 4 * ROOM,
     progress: Callable[[float, float], None] | None = None,
 ) -> EdgeScores:  # fmt: skip
     """Score every edge.
@@ -137,7 +137,7 @@ def edge_attribution(
             The gradient of means and zeros is that of the clean run (`steps=1`), or on the way there from activations.
         writers: what edges come from, in place of the graph's nodes (of which a circuit is made): any components that write,
             such as neurons ("0.mlp.17") and a whole attention ("0.attn"). A bias scores exactly 0, unless it is ablated by zero.
-        memory: numbers that the parts of one batch may take.
+        memory: bytes, or a text such as "512 MiB", that the parts of one batch may take.
 
     Raises:
         ShapeError: prompts that do not align, or a metric without a gradient.
@@ -167,7 +167,7 @@ def edge_attribution(
     while done < len(tokens):
         start = int(begin[order[done]])
         kept_parts = len(graph.writers) + (0 if finer is None else len(finer.components))
-        room = max(1, memory // (2 * kept_parts * (tokens.shape[1] - start) * model.cfg.d_model))
+        room = max(1, size(memory, "memory") // (8 * kept_parts * (tokens.shape[1] - start) * model.cfg.d_model))
         rows = order[done : done + room].to(tokens.device)
         each[rows.cpu()] = _scores(_Some(model, graph, finer, tokens, source, rows, start, metric, constant), steps, path)
         done += len(rows)

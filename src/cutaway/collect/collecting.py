@@ -21,7 +21,7 @@ from cutaway.config import HookedTransformerConfig
 from cutaway.errors import CollectionError, ConfigError, ContextTooLong
 from cutaway.executors import Executor, SetAside, executor_of
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import options
+from cutaway.numbers_given import options, size
 from cutaway.prompts import word_token
 from cutaway.runs.hashes import digest
 from cutaway.runs.model_source import ModelSource
@@ -113,7 +113,7 @@ def collect(
     batch: int = 2**11,
     executor: str | Executor | None = None,
     threads: int = 1,
-    stream: int | None = None,
+    stream: int | str | None = None,
     weight_bits: int | None = None,
     device: str = "cpu",
     progress: Progress | None = None,
@@ -138,7 +138,7 @@ def collect(
         chunk, batch: characters of a chunk, and tokens that run together, at most.
         executor: "local", "processes:N", "ray", "ray:ADDRESS", "ranks", or one of `cutaway.executors`.
         threads: of each worker.
-        stream: bytes of weights in memory at most; layers beyond them are read when they run.
+        stream: bytes of weights in memory at most, or a text such as "2 GiB"; layers beyond them are read when they run.
         weight_bits: 8: keep the weights of a model by name in 8 bits; `rounding` of what comes back says what that changes.
         device: where to compute, or a plan of `accelerate` (`auto`, `balanced`, …) that places layers over all devices.
         progress: called with (bytes of text done now, all bytes that were not done before, as far as they are known).
@@ -160,10 +160,11 @@ def collect(
 def settle(
     model: Transformer | str | Path, corpus: Corpus | str | Path, sites: Sequence[str | tuple[Any, ...]], *, packing: str,
     length: int, positions: str, tokens: Sequence[int | str], dtype: str, compute: str, prepend_bos: bool | None, chunk: int,
-    batch: int, threads: int, stream: int | None, weight_bits: int | None, device: str,
+    batch: int, threads: int, stream: int | str | None, weight_bits: int | None, device: str,
 ) -> Settled:  # fmt: skip
     """Check what is asked, before a weight is read; see `collect`."""
     arrows()
+    stream = None if stream is None else size(stream, "stream")
     corpus = corpus if isinstance(corpus, Corpus) else Corpus(Path(corpus))
     given = (("weight_bits", weight_bits),) if weight_bits else ()
     if weight_bits and isinstance(model, Transformer) and not model.provenance.get("weight_bits"):

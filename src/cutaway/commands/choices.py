@@ -46,6 +46,17 @@ def names(check: Callable[[str], Any] = str) -> Callback:
     return split
 
 
+def size_of(option: str) -> Callback:
+    """A callback of a size, `512 MiB`; a number alone counts MiB."""
+
+    def look(given: Any) -> Any:
+        from cutaway.numbers_given import size
+
+        return given if given is None else f"{size(given, option, 'MiB')} B"
+
+    return look
+
+
 def among(place: str, what: str) -> Callback:
     """A word that is known: of a constant, `module:NAME`, whose module is imported only where the option is given.
 

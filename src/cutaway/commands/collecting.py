@@ -12,7 +12,6 @@ import typer
 from cutaway.commands import choices, console
 from cutaway.commands.progress import bar
 from cutaway.commands.shared import Device, Json, located
-from cutaway.commands.sweeps import in_bytes
 from cutaway.errors import ConfigError
 
 INCOMPLETE = 1  # the exit code where chunks were set aside, or a cluster fails its check
@@ -29,7 +28,8 @@ def collect(
     out: Annotated[str, typer.Option(help="The folder of the collection, or an address of fsspec, which all workers see.")],
     sites: Annotated[
         list[str],
-        typer.Option(help="Sites, such as resid_post5; several by commas, or repeated.", callback=choices.names(choices.site)),
+        typer.Option("--sites", "--site", help="Sites, such as resid_post5; several by commas, or repeated.",
+                     callback=choices.names(choices.site)),
     ],
     packing: Annotated[
         str,
@@ -39,7 +39,7 @@ def collect(
     length: Annotated[int, typer.Option(min=1, help="Tokens of a row at most.")] = 128,
     positions: Annotated[
         str,
-        typer.Option(help="all, last (of each document), or tokens (those of --token).",
+        typer.Option("--positions", "--position", help="all, last (of each document), or tokens (those of --token).",
                      callback=choices.among("cutaway.collect.options:POSITIONS", "positions")),
     ] = "all",
     token: Annotated[list[str] | None, typer.Option(help="Store positions where this token stands; may be repeated.")] = None,
@@ -62,7 +62,11 @@ def collect(
     batch: Annotated[int, typer.Option(min=1, help="Tokens that run together at most.")] = 2**11,
     executor: Executor = "local",
     threads: Annotated[int, typer.Option(min=1, help="Threads of each worker.")] = 1,
-    stream: Annotated[float | None, typer.Option(min=0, help="MiB of weights in memory; the rest is read as it runs.")] = None,
+    stream: Annotated[
+        str | None,
+        typer.Option(help="How much of the weights is in memory, the rest is read as it runs: '2 GiB'; a number alone is MiB.",
+                     callback=choices.size_of("--stream")),
+    ] = None,
     weight_bits: Annotated[int | None, typer.Option(help="8: keep weights in 8 bits, and say what that changes.")] = None,
     device: Device = "cpu",
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would cost and what would be reused; run one chunk.")] = False,
@@ -82,7 +86,7 @@ def collect(
     options: dict[str, Any] = {
         "packing": packing, "length": length, "positions": "tokens" if token else positions, "tokens": token or (),
         "dtype": dtype, "compute": compute, "prepend_bos": bos, "chunk": chunk, "batch": batch, "executor": executor,
-        "threads": threads, "stream": in_bytes(stream), "weight_bits": weight_bits, "device": device,
+        "threads": threads, "stream": stream, "weight_bits": weight_bits, "device": device,
     }  # fmt: skip
     if plan:
         counted = count(located(model), read, sites, out, **options)

@@ -17,7 +17,7 @@ from cutaway.errors import ExplainError
 READ_OUTS = ("most-likely", "above")
 
 
-@shared_options(without=("text", *(SHARED.keys() - {"behaviour", "count"}), "top", "all_rows"))
+@shared_options(without=("text", *(SHARED.keys() - {"behaviour", "count", "allow_first_token"}), "top", "all_rows"))
 def explain(
     request: Request,
     out: Annotated[Path, typer.Option(help="Folder for program.py, explanation.json and explanation.html.")],
@@ -56,8 +56,9 @@ def explain(
     request.rewrites["center_unembed"] = False  # which shifts logits, and a threshold would read others
     network, seed = request.network, request.seed
     request.options["count"] = count
-    given = request.behaviour_prompts() if examples is None else Prompts.read(examples, network.tokenizer)
-    unseen = None if test is None else Prompts.read(test, network.tokenizer)
+    first = {"allow_first_token": request.allow_first_token}
+    given = request.behaviour_prompts() if examples is None else Prompts.read(examples, network.tokenizer, **first)
+    unseen = None if test is None else Prompts.read(test, network.tokenizer, **first)
     if enumerate_all:
         unseen = enumerated(given)
         if unseen is None:

@@ -79,7 +79,7 @@ def list_exercises(folder: Folder = Path(".")) -> None:
 def start_exercise(
     name: Annotated[str, typer.Argument(help="Which exercise.")],
     folder: Folder = Path("."),
-    force: Annotated[bool, typer.Option("--force", help="Begin anew: what you wrote is lost.")] = False,
+    force: Annotated[bool, typer.Option("--force", "--replace", help="Begin anew: what you wrote is lost.")] = False,
 ) -> None:
     """Write NAME.py: the task, a function to write, a hint."""
     from cutaway import exercises as room

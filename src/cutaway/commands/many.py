@@ -11,6 +11,7 @@ import typer
 
 from cutaway.commands import choices, console
 from cutaway.commands.progress import bar
+from cutaway.commands.prompt_options import FirstToken
 from cutaway.commands.shared import Device, Json, Replace, located
 from cutaway.errors import ConfigError, UnknownName, nearest
 
@@ -37,6 +38,7 @@ def across(
     ] = None,
     count: Annotated[int, typer.Option(min=2, help="How many prompts of a behaviour.")] = 32,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the prompts.")] = 0,
+    allow_first_token: FirstToken = False,
     rows: Annotated[int | None, typer.Option(min=1, help="Take prompts in parts of so many, each kept by itself.")] = None,
     option: Annotated[list[str] | None, typer.Option("--option", help="Of the question: NAME=JSON, such as size=20.")] = None,
     executor: Annotated[
@@ -75,7 +77,7 @@ def across(
     named = {name: located(name) for name in models}
     options |= {
         "results": results, "executor": executor, "each": each, "count": count, "seed": seed, "rows": rows, "device": device,
-        "threads": threads,
+        "threads": threads, "allow_first_token": allow_first_token,
     }  # fmt: skip
     say = partial(console.echo, err=True)
     if plan:

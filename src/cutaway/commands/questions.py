@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from cutaway.commands import choices
-from cutaway.commands.choices import each, lens_rows
+from cutaway.commands.choices import each, layers_of, lens_rows
 from cutaway.commands.progress import bar
-from cutaway.commands.prompt_options import SCREEN, SHARED, Positions, Request, positions_of, shared_options
+from cutaway.commands.prompt_options import SCREEN, SHARED, Layers, Positions, Request, positions_of, shared_options
 from cutaway.commands.shared import lines, one_token
 from cutaway.errors import TokenError, UnknownName
 from cutaway.numbers_given import one_of
@@ -41,6 +41,7 @@ def heads(
     ] = 0.4,
     length: Annotated[int | None, typer.Option(min=1, help="Tokens of the random half. By default 50, or what fits.")] = None,
     examples: Annotated[int, typer.Option(min=1, help="Random sequences.")] = 32,
+    layers: Layers = None,
 ) -> None:
     """Say which head attends to what: current, previous and first tokens, duplicates, induction."""
     from cutaway.analysis.heads import KINDS, head_scores, random_repeats
@@ -58,6 +59,10 @@ def heads(
         found, left_out = head_scores(network, tokens), {}
         half = tokens.shape[1] // 2
         note = f"no text was given: means over {examples} sequences of {half} random tokens that come twice (seed {request.seed})"
+    if layers is not None:
+        chosen = layers_of(layers, network.cfg.n_layers)
+        here = [name for name in found.values.names("head") if int(name.partition(".")[0]) in chosen]
+        found = replace(found, values=found.values.sel(head=here))
     report = {
         kind: {head: found.mean.sel(kind=kind, head=head).item() for head in names}
         for kind, names in found.report(threshold).items()
@@ -184,6 +189,7 @@ def lens(
         str, typer.Option(help="resid, attn_out, mlp_out, heads, or names of components: '0.1,1.attn'.", callback=lens_rows)
     ] = "resid",
     target: Annotated[str | None, typer.Option(help="The token whose probability and rank are shown.")] = None,
+    layers: Layers = None,
     positions: Positions = None,
 ) -> None:
     """Say what the model would predict if it stopped at each layer, at one position of each text (by default the end)."""
@@ -206,8 +212,10 @@ def lens(
         at = at * 0
     wanted = found.targets.cpu()[range(len(prompts)), at]
     counted = wanted >= 0
-    rows, numbers = [], []
+    rows, numbers, chosen_layers = [], [], layers_of(layers, network.cfg.n_layers)
     for index, name in enumerate(found.values.names("row")):
+        if (of_layer := re.match(r"\d+", name)) is not None and int(of_layer[0]) not in chosen_layers:
+            continue
         fact = _lens_row(found, index, at)
         own = None if not bool(counted.any()) else float(fact["probability"][counted].mean())
         rank = None if own is None else float(fact["rank"][counted].float().median())

@@ -34,7 +34,12 @@ def report(
     allow_first_token: FirstToken = False,
     questions: Annotated[
         list[str] | None,
-        typer.Option(help="Ask only this, such as ablation; more by commas. A wrong one lists them.", callback=choices.names()),
+        typer.Option(
+            "--questions",
+            "--question",
+            help="Ask only this, such as ablation; more by commas. A wrong one lists them.",
+            callback=choices.names(),
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Of the task first-unique-char: weights, .pt or .safetensors. By default bundled ones.")

@@ -49,10 +49,10 @@ def grid(values: Any, rows: Sequence[str], columns: Sequence[str], corner: str, 
         lines.append((f"{rows[row]:<{width}}" + "".join(cells)).rstrip())
     left = []
     if count < len(rows):
-        left.append(f"{corner}s {rows[first]} to {rows[first + count - 1]} of {len(rows)}, where most changes")
+        left.append(f"{count} of {len(rows)} {corner}s, {rows[first]} to {rows[first + count - 1]}, where most changes")
     if (rest := len(columns) - len(shown)) > 0:
         left.append(f"{rest} of {len(columns)} columns left out, the smallest")
-    return "\n".join([*lines, *([f"{'; '.join(left)}; --all prints all"] if left else [])])
+    return "\n".join([*lines, *([f"{'; '.join(left)}; --all prints all, --html draws them"] if left else [])])
 
 
 def _busiest(values: Any, count: int) -> tuple[int, int]:

@@ -13,7 +13,8 @@ import typer
 from cutaway.commands import console
 from cutaway.commands.console import visible
 from cutaway.errors import ConfigError, TokenError
-from cutaway.writing import check_new, check_writable
+from cutaway.prompts import FIRST
+from cutaway.writing import check_new, check_writable, named
 
 DEFAULT = "attn-only-2l"
 Model = Annotated[
@@ -41,7 +42,7 @@ def _page_file(context: Any, path: Path | None) -> Path | None:
         raise ConfigError(f"--html writes an HTML page, not {path.suffix}; call it {path.with_suffix('.html').name!r}")
     if path.is_dir():
         raise ConfigError(f"--html {path} is a folder; give the name of a file in it, such as {str(path / 'page.html')!r}")
-    return free_file(context, path)
+    return free_file(context, named(path, ".html"))
 
 
 def free_file(context: Any, path: Path | None) -> Path | None:
@@ -136,10 +137,7 @@ def token_of(tokenizer: Any, word: str, option: str, *, first: bool = False) -> 
             hint = f"such as {other!r}, with a space in front"
     except TokenError:  # the vocabulary has no space
         hint = f"such as {parts[0]!r}"
-    raise TokenError(
-        f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}, or take the first with "
-        "--allow-first-token (in Python allow_first_token=True)"
-    )
+    raise TokenError(f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}, or {FIRST}")
 
 
 def spaced(network: Any, word: str) -> str | None:

@@ -88,7 +88,9 @@ def steer(
     where: Where = "all",
     tokens: Annotated[int, typer.Option(min=1, help="How many tokens to generate.")] = 30,
     temperature: Annotated[float, typer.Option(min=0, help="Of the sampling; 0 takes the likeliest token.")] = 0.7,
-    random: Annotated[int, typer.Option(min=0, help="How many random directions of the same norm to compare with.")] = 20,
+    random: Annotated[
+        int, typer.Option("--random", "--baseline", min=0, help="How many random directions of the same norm to compare with.")
+    ] = 20,
     vector: Annotated[Path | None, typer.Option(help="A saved vector, in place of --positive and --negative.")] = None,
     save: Annotated[
         Path | None,

@@ -18,7 +18,10 @@ from cutaway.errors import ConfigError, PromptError
 
 DIFFERENT = 1  # the exit code of numbers that are not those recorded
 Baseline = Annotated[int, typer.Option(min=0, help="Also run this many random changes of the same size, to compare with.")]
-Memory = Annotated[float | None, typer.Option(min=0, help="MiB that the sweep may take beside the weights.")]
+Memory = Annotated[
+    str | None, typer.Option(help="What the sweep may take beside the weights: '512 MiB', '2 GiB'; a number alone is MiB.",
+                             callback=choices.size_of("--memory")),
+]  # fmt: skip
 Results = Annotated[Path | None, typer.Option(help="A folder of results by what they are: what is there is not computed again.")]
 Executor = Annotated[
     str | None,
@@ -44,7 +47,9 @@ def ablate(
     request: Request,
     kind: Annotated[
         list[str] | None,
-        typer.Option("--kind", "--kinds", help="zero or mean, or both by a comma. By default zero.", callback=ABLATED),
+        typer.Option(
+            "--kind", "--kinds", "--ablation", help="zero or mean, or both by a comma. By default zero.", callback=ABLATED
+        ),
     ] = None,
     site: Annotated[
         list[str] | None,
@@ -58,6 +63,10 @@ def ablate(
     component: Annotated[
         list[str] | None,
         typer.Option(
+            "--component",
+            "--components",
+            "--head",
+            "--heads",
             help="In place of all heads: mlps, attentions, heads, or labels, 0.mlp, 0.mlp.17, 1.3; several by commas.",
             callback=names(choices.ablated),
         ),
@@ -83,7 +92,7 @@ def ablate(
     kinds, sites, places = kind or ["zero"], site or ["z"], positions_of(positions)
     chosen = layers_of(layers, network.cfg.n_layers)
     options: dict[str, Any] = {
-        "over": ("batch", "pos"), "positions": places, "seed": request.seed, "memory": in_bytes(memory), "baseline": baseline,
+        "over": ("batch", "pos"), "positions": places, "seed": request.seed, "memory": memory, "baseline": baseline,
     }  # fmt: skip
     with bar("ablating") as progress:
         if component is not None:
@@ -152,7 +161,7 @@ def patch(
     request: Request,
     what: Annotated[
         list[str] | None,
-        typer.Option("--what", "--kinds", "--kind",
+        typer.Option("--what", "--kinds", "--kind", "--site", "--sites",
                      help="resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v, pattern; several by commas. By default the "
                           "stream, what attention and MLP add to it, and z.",
                      callback=some_among("cutaway.analysis.patching:GRIDS", "kind of patch")),
@@ -161,6 +170,7 @@ def patch(
         str, typer.Option(help="denoising (clean into corrupted) or noising.",
                           callback=among("cutaway.analysis.patching:DIRECTIONS", "direction")),
     ] = "denoising",
+    layers: Layers = None,
     positions: Positions = None,
     baseline: Baseline = 0,
     memory: Memory = None,
@@ -186,8 +196,9 @@ def patch(
     with bar("patching") as progress:
         found = patching.patch(
             network, prompts, metric=metric_of(request), kinds=kinds, positions=positions_of(positions), direction=direction,
-            seed=request.seed, memory=in_bytes(memory), progress=progress,
-            say=say_cost("--kind, --positions and --count"), baseline=baseline, results=results,
+            layers=None if layers is None else layers_of(layers, network.cfg.n_layers), seed=request.seed, memory=memory,
+            progress=progress,
+            say=say_cost("--kind, --layers, --positions and --count"), baseline=baseline, results=results,
             executor=executor,
         )  # fmt: skip
     if record is not None:
@@ -254,11 +265,21 @@ def paths(
     request: Request,
     sender: Annotated[
         list[str] | None,
-        typer.Option(help="0.3, 0.mlp, embed …; several by commas. By default every head.", callback=names(choices.writer)),
+        typer.Option(
+            "--sender",
+            "--senders",
+            help="0.3, 0.mlp, embed …; several by commas. By default every head.",
+            callback=names(choices.writer),
+        ),
     ] = None,
     receiver: Annotated[
         list[str] | None,
-        typer.Option(help="1.4.k, 1.mlp, logits; several by commas. By default logits.", callback=names(choices.reader)),
+        typer.Option(
+            "--receiver",
+            "--receivers",
+            help="1.4.k, 1.mlp, logits; several by commas. By default logits.",
+            callback=names(choices.reader),
+        ),
     ] = None,
     layers: Layers = None,
     positions: Positions = None,
@@ -273,7 +294,7 @@ def paths(
     with bar("patching paths") as progress:
         found = path_patch(
             network, prompts, metric=metric_of(request), senders=senders, receivers=receiver or ["logits"],
-            positions=positions_of(positions), seed=request.seed, memory=in_bytes(memory), progress=progress,
+            positions=positions_of(positions), seed=request.seed, memory=memory, progress=progress,
         )  # fmt: skip
     top = found.top(found.averages().data.numel())
     shown, more = request.rows([[f"{one} → {other}", change] for one, other, change in top])
@@ -328,11 +349,16 @@ def plan(
     what: Annotated[
         str,
         typer.Option(
+            "--what",
+            "--kind",
+            "--site",
             help="resid_pre, attn_out, mlp_out, z, q, k, v, pattern.",
             callback=among("cutaway.commands.sweeps:PLANNED", "site to plan for"),
         ),
     ] = "z",
     by_position: Annotated[bool, typer.Option("--by-position", help="Heads at every position by itself.")] = False,
+    layers: Layers = None,
+    positions: Positions = None,
     baseline: Baseline = 0,
     memory: Memory = None,
     results: Results = None,
@@ -353,8 +379,12 @@ def plan(
     tokens, real = real_tokens(network, prompts)
     metric = metric_of(request) or metrics.loss(tokens, mask=real)
     axes = ("layer", "pos") if what in STREAMS else ("layer", "pos", "head") if by_position else ("layer", "head")
-    cells = Grid(zero(), what, axes)
-    found = count(network, prompts, cells, metric, memory=in_bytes(memory), baseline=baseline, seed=request.seed, results=results)
+    only: dict[str, Any] = {} if layers is None else {"layer": layers_of(layers, network.cfg.n_layers)}
+    where: dict[str, Any] = {}
+    if (places := positions_of(positions)) is not None:
+        (only if "pos" in axes else where)["pos" if "pos" in axes else "positions"] = places
+    cells = Grid(zero(), what, axes, only=only, where=where)
+    found = count(network, prompts, cells, metric, memory=memory, baseline=baseline, seed=request.seed, results=results)
     request.show(found.summary(), found.to_json(), [], f"A plan for {request.model}")
 
 
@@ -394,11 +424,6 @@ def compare(
 
     found = records.compare(records.read_record(one), records.read_record(other))
     console.echo(json.dumps(found.to_json(), indent=2) if as_json else found.summary())
-
-
-def in_bytes(mebibytes: float | None) -> int | None:
-    """MiB as bytes."""
-    return None if mebibytes is None else int(mebibytes * 2**20)
 
 
 COMMANDS = (ablate, patch, paths, edges, plan, replay, compare)

@@ -204,7 +204,10 @@ def attention(
     head: Annotated[
         list[str] | None,
         typer.Option(
-            help="layer.head, such as 3.1; several by commas. By default --layers.", callback=choices.names(choices.head)
+            "--head",
+            "--heads",
+            help="layer.head, such as 3.1; several by commas. By default --layers.",
+            callback=choices.names(choices.head),
         ),
     ] = None,
     layers: Layers = None,

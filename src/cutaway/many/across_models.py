@@ -104,6 +104,7 @@ def across(
     count: int | None = None,
     seed: int = 0,
     rows: int | None = None,
+    allow_first_token: bool = False,
     dtype: str = "float32",
     device: str = "cpu",
     threads: int = 1,
@@ -129,6 +130,7 @@ def across(
         executor: "local", "processes:N", "ray", "ray:ADDRESS", "ranks", or one of `cutaway.executors`.
         each: label → more options: every model and every set of prompts is asked with each.
         count, seed: prompts of a behaviour.
+        allow_first_token: of answers in files that are several tokens take the first.
         rows: take each set in parts of so many prompts, so that more prompts compute what is new.
         progress: called with (answers computed now, all that were not there, as far as they are known).
         say: called for each model of which some answers are there, with how many are left.
@@ -143,6 +145,7 @@ def across(
     """
     run = _asked(
         question, models, prompts, results, executor_of(executor), each=each, count=count, seed=seed, rows=rows, dtype=dtype,
+        allow_first_token=allow_first_token,
         device=device, threads=threads, progress=progress, say=say or _unsaid, **options,
     )  # fmt: skip
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -193,12 +196,12 @@ def _unsaid(sentence: str) -> None:
 def _asked(
     question: Callable[..., Any], models: Any, prompts: Any, results: Path | str, executor: Executor, *,
     each: Mapping[str, Mapping[str, Any]] | None = None, count: int | None = None, seed: int = 0, rows: int | None = None,
-    dtype: str = "float32", device: str = "cpu", threads: int = 1, progress: Progress | None = None,
-    weights: Path | None = None, say: Callable[[str], None] = _unsaid, **options: Any,
+    allow_first_token: bool = False, dtype: str = "float32", device: str = "cpu", threads: int = 1,
+    progress: Progress | None = None, weights: Path | None = None, say: Callable[[str], None] = _unsaid, **options: Any,
 ) -> _Run:  # fmt: skip
     """What a call asks; nothing is loaded yet."""
     folder, function, named = check_folder(results), name_of(question), _labelled(models)
-    drawing = _Drawing(_sets(prompts), count, seed, rows, takes(question, "behaviour"))
+    drawing = _Drawing(_sets(prompts), count, seed, rows, allow_first_token, takes(question, "behaviour"))
     variants = {label: {**options, **more} for label, more in (each or {"": {}}).items()}
     check_options(question, {name for one in variants.values() for name in one})
     bar = DelayedBar("answering") if progress is None else progress
@@ -338,6 +341,7 @@ class _Drawing:
     count: int | None
     seed: int
     rows: int | None
+    allow_first_token: bool
     named: bool  # whether the function is told of the behaviour
 
     def of(self, model: Transformer) -> Iterator[tuple[str, str, Prompts, dict[str, Any]]]:
@@ -361,7 +365,7 @@ class _Drawing:
         if isinstance(one, Prompts):
             return None, one
         if isinstance(one, Path):
-            return None, Prompts.read(one, model)
+            return None, Prompts.read(one, model, allow_first_token=self.allow_first_token)
         if not isinstance(one, str | Behaviour):
             raise ConfigError(
                 f"{label} is a {type(one).__name__}; give Prompts (Prompts.of_texts makes them), a file or a behaviour"

@@ -367,12 +367,13 @@ def _lacking(one: Component, cfg: HookedTransformerConfig) -> str:
     if one.kind in ("neuron", "mlp bias") and cfg.is_moe(one.layer or 0):
         return f"layer {one.layer} is a mixture of experts, whose neurons are not kept; take '{one.layer}.mlp'"
     if one.kind == "neuron" and (one.index or 0) >= (cfg.d_mlp or 0):
-        return f"its MLPs have {cfg.d_mlp} neurons"
+        return f"its MLPs have {cfg.d_mlp} neurons, 0 to {(cfg.d_mlp or 0) - 1}"
     return ""
 
 
 def _shape(cfg: HookedTransformerConfig) -> str:
-    return f"{cfg.n_layers} layer{'s' * (cfg.n_layers != 1)} of {cfg.n_heads} head{'s' * (cfg.n_heads != 1)}"
+    last = f" (0.0 to {cfg.n_layers - 1}.{cfg.n_heads - 1})" if cfg.n_layers and cfg.n_heads else ""
+    return f"{cfg.n_layers} layer{'s' * (cfg.n_layers != 1)} of {cfg.n_heads} head{'s' * (cfg.n_heads != 1)}{last}"
 
 
 def _near_spelling(label: object) -> str:

@@ -7,12 +7,14 @@ or that nothing was measured.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 from cutaway.report.findings import Finding
 from cutaway.runs.estimates import Value, number_text
 
 MOST = 3  # labels that a sentence names
+INTERVAL = re.compile(r" \[−?[\d.,e+-]+%?, −?[\d.,e+-]+%?\]")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -28,6 +30,11 @@ def named(label: str) -> str:
 def capital(text: str) -> str:
     """The same with a capital first."""
     return text[:1].upper() + text[1:]
+
+
+def subject(finding: Finding) -> str:
+    """What was measured as a sentence begins with it; an addition behind a comma is closed by another."""
+    return f"{capital(finding.what)}{',' * (', ' in finding.what and not finding.what.endswith(')'))}"
 
 
 def _base(finding: Finding, label: str) -> str:
@@ -60,7 +67,7 @@ def largest(finding: Finding) -> str:
         return f"{capital(finding.what)}: {none_of}; the largest is {_measured(finding, top)}, {_base(finding, top)}."
     shown = listed([_measured(finding, label) for label in claims[:MOST]])
     more = f"; {len(claims)} of {len(known)} lie {_beyond(finding)}outside the baseline" if len(known) > 1 else ""
-    return f"{capital(finding.what)} is largest for {shown}; {_base(finding, claims[0])}{more}."
+    return f"{subject(finding)} is largest for {shown}; {_base(finding, claims[0])}{more}."
 
 
 def _beyond(finding: Finding) -> str:
@@ -81,7 +88,7 @@ def share(finding: Finding) -> str:
         base, whose = _base(finding, label), "" if len(finding.values) == 1 else f" for {named(label)}"
         inside = "" if finding.stands_out(label) or not base else _not_above(finding, label)
         parts.append(f"{finding.values[label].text(finding.unit)}{whose}" + (f" ({base}{inside})" if base else ""))
-    text = f"{capital(finding.what)} is {listed(parts)}"
+    text = f"{subject(finding)} is {listed(parts)}"
     return f"{text}." if finding.baseline is not None else _no_baseline(finding, text)
 
 
@@ -101,7 +108,7 @@ def comparison(finding: Finding) -> str:
     ends = f"is {most}, against {least}"
     if len(known) > 2:
         ends = f"ranges from {least} to {most}, the lowest and the highest of {len(known)}"
-    return f"{capital(finding.what)} {ends}{end}{f'; {base}' if base else ''}."
+    return f"{subject(finding)} {ends}{end}{f'; {base}' if base else ''}."
 
 
 def trend(finding: Finding) -> str:
@@ -134,6 +141,11 @@ def count(finding: Finding) -> str:
 def none(finding: Finding) -> str:
     """Why nothing was measured."""
     return f"{capital(finding.what)} was not measured: {finding.reason}."
+
+
+def brief(finding: Finding) -> str:
+    """The same without intervals, for who wants to know what was found before how sure it is."""
+    return INTERVAL.sub("", sentence(finding))
 
 
 GRAMMAR: dict[str, Callable[[Finding], str]] = {

@@ -26,7 +26,7 @@ from cutaway.runs.hashes import digest
 from cutaway.runs.provenance import Provenance
 from cutaway.runs.results import Labelled, Result
 from cutaway.view import Figure
-from cutaway.writing import check_new, write
+from cutaway.writing import check_new, found_as, write
 
 FORMAT = "cutaway result 1"
 LARGEST = 2**32  # bytes
@@ -69,7 +69,7 @@ def save_value(value: Any, path: str | Path, *, timeless: bool = False, under: s
 
 
 def load_result(path: str | Path) -> Result:
-    """A result that was saved.
+    """A result that was saved; the ending `.cutaway` may be left out.
 
     Example: `cutaway.load("lens.cutaway").figure()`
 
@@ -88,7 +88,8 @@ def load_value(path: str | Path) -> Any:
     Raises:
         NotReadable: no such file, or one that is damaged or something else.
     """
-    data = reading.read_bytes(Path(path), largest=LARGEST)
+    path = found_as(path, ".cutaway")
+    data = reading.read_bytes(path, largest=LARGEST)
     try:
         size = int.from_bytes(data[:8], "little")
         header = reading.parse(data[8 : 8 + size], f"{path}", finite=False)

@@ -22,6 +22,7 @@ from torch import Tensor
 from cutaway.errors import ConfigError, ShapeError, UnknownName, nearest
 from cutaway.runs.intervals import interval_of_mean
 from cutaway.view import Figure, Page, bar_chart, line_chart
+from cutaway.writing import named
 
 if TYPE_CHECKING:
     from cutaway.runs.provenance import Provenance
@@ -77,7 +78,7 @@ class Labelled:
                 raise UnknownName(f"{self.what!r} has no {axis} {which!r}{nearest(which, names)}; there are {some}")
             return names.index(which)
         if not -size <= which < size:
-            raise UnknownName(f"{self.what!r} has {size} entries along {axis!r}; {which} is outside")
+            raise UnknownName(f"{self.what!r} has {size} entries along {axis!r}, 0 to {size - 1}; {which} is outside")
         return which % size
 
     @property
@@ -242,6 +243,8 @@ class Result(ABC):
     def save(self, path: str | Path, *, replace: bool = False) -> Path:
         """Write it to a file, `.cutaway`, that `cutaway.load` reads, without its model; or, to `.html`, its page.
 
+        A name without an ending gets `.cutaway`. Returns where it is.
+
         Raises:
             ConfigError: the file's name is that of something else.
             NotWritten: the folder or the disk does not take it.
@@ -257,7 +260,7 @@ class Result(ABC):
             )
         from cutaway.runs.result_files import save_result
 
-        return save_result(self, path, replace=replace)
+        return save_result(self, named(path, ".cutaway"), replace=replace)
 
     def page(self, title: str = "", figures: Sequence[tuple[str, Figure]] | None = None) -> Page:
         """A page: model, hash, date, call, prompts, metric, what the summary says, audit and baseline, then the figures.

@@ -81,7 +81,7 @@ class Language(Behaviour):
                 here = at == places[:, None]
                 found[role] = here[:, None, :] & (at[:, None] >= at)
         first = (at == 0) & (at[:, None] >= at)
-        return {**found, "first token": first.expand(len(prompts), -1, -1)}
+        return {**found, "the first token": first.expand(len(prompts), -1, -1)}
 
     def classes(self, prompts: Prompts) -> dict[str, Where]:
         return {"all": prompts.answered}

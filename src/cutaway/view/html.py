@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.errors import ConfigError
-from cutaway.writing import check_new, write
+from cutaway.writing import check_new, named, write
 
 MARGIN = 24  # CSS pixels around a figure in its frame
 ENDINGS = ("", ".html", ".htm")
@@ -62,13 +62,13 @@ def document(title: str, body: str, *, head: str = "", kind: str = "single") -> 
 
 
 def save(path: str | Path, page: Callable[[], str], *, replace: bool = False) -> Path:
-    """Write a page to a file, and say where.
+    """Write a page to a file, and say where; a name without an ending gets `.html`.
 
     Raises:
         ConfigError: the file's name is that of something else.
         NotWritten: the folder or the disk does not take it; `AlreadyThere`, where it exists and `replace` is off.
     """
-    path = Path(path)
+    path = named(path, ".html")
     if path.suffix.lower() not in ENDINGS:
         name = path.with_suffix(".html").name
         raise ConfigError(

@@ -167,7 +167,9 @@ class Session:
         cfg = self.model.cfg
         for layer, head in new.pins:
             if layer >= cfg.n_layers or head >= cfg.n_heads:
-                raise ShapeError(f"there is no head {layer}.{head}: there are {cfg.n_layers} layers of {cfg.n_heads} heads")
+                raise ShapeError(
+                    f"there is no head {layer}.{head}: there are {cfg.n_layers} layers of {cfg.n_heads} heads, counted from 0"
+                )
         maps.seen_as(new.source, prompts.tokens[new.side][0], new.roles, None) if new.colour == "attention" else None
         return new
 

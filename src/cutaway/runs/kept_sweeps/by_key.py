@@ -66,7 +66,7 @@ class Keyed:
             raise CheckpointError("this sweep's metric is a function, which has no key; use a metric of cutaway.metrics")
         return digest([
             model_hash(task.model), task.tokens, task.mask, metric, *writer.tensors.values(), task.options.skip,
-            task.options.memory, versions(), self.threads, task.tokens.device.type,
+            task.options.room, versions(), self.threads, task.tokens.device.type,
         ])  # fmt: skip
 
     def _key(self, number: int) -> str:
@@ -175,7 +175,7 @@ class Keyed:
         task = self.task
         writer = written.Writer(self._sites, task.model)
         about = {"cells": writer.write(task.cells), "metric": writer.write(task.metric), "changes": writer.changes,
-                 "skip": task.options.skip, "memory": task.options.memory, "threads": self.threads}  # fmt: skip
+                 "skip": task.options.skip, "memory": task.options.room, "threads": self.threads}  # fmt: skip
         tensors = {f"edit.{name}": tensor for name, tensor in writer.tensors.items()} | {"tokens": task.tokens}
         if task.mask is not None:
             tensors["mask"] = task.mask

@@ -19,7 +19,7 @@ from cutaway.executors import Executor
 from cutaway.model import sites
 from cutaway.model.dialect_attention import has_masks
 from cutaway.model.transformer import Transformer
-from cutaway.numbers_given import check_options, one_of
+from cutaway.numbers_given import check_options, one_of, size
 from cutaway.runs.editing import ManyEdits, of_real, plainly, tokens_of
 from cutaway.runs.edits import Put
 from cutaway.runs.grids import Cells, Grid, at_columns
@@ -46,7 +46,8 @@ class SweepOptions:
         audit: how many cells, drawn at random, run again in full; and as many of the baseline. 0: none, as the result says.
         baseline: how many cells, drawn at random, also run with random changes of the same size in place of their own.
         seed: of what is drawn at random.
-        memory: bytes beside the weights; a clean run that does not fit is kept on disk (`plan` says so). None: what is free.
+        memory: bytes, or a text such as "512 MiB", beside the weights; a clean run that does not fit is kept on disk (`plan`
+            says so). None: what is free.
         resume: a folder that keeps finished chunks, so that the same call goes on where an interrupted one stopped. Of a
             screen or of gradients nothing but a screen's baseline is kept.
         results: a folder of results by what they are (model, tokens, edit, metric), for any number of sweeps: cells that are
@@ -67,7 +68,7 @@ class SweepOptions:
     audit: int = 2
     baseline: int = 0
     seed: int = 0
-    memory: int | None = None
+    memory: int | str | None = None
     resume: Path | str | None = None
     results: Path | str | None = None
     executor: str | Executor | None = None
@@ -85,6 +86,11 @@ class SweepOptions:
             )
         if self.between is not None and self.executor is not None:
             raise ConfigError("between= is called in this process; leave out executor=")
+
+    @property
+    def room(self) -> int | None:
+        """`memory` in bytes."""
+        return None if self.memory is None else size(self.memory, "memory")
 
     def written(self) -> dict[str, Any]:
         """Those that a record keeps."""

@@ -130,7 +130,7 @@ def plan(
     *,
     mask: Tensor | None = None,
     skip: str = "all",
-    memory: int | None = None,
+    memory: int | str | None = None,
     baseline: int = 0,
     seed: int = 0,
     measure: bool = True,

@@ -64,7 +64,7 @@ def schedule(task: Sweep) -> Schedule:
     whole = whole or any(not bound.change.declared for cell in cells for bound in cell.bounds)
     smallest = task.length * (task.batch if whole else 1)
     usual = ROOM_CUDA if task.tokens.device.type == "cuda" else ROOM
-    room = room_for(cfg, smallest, task.options.memory, max(64, usual // cfg.d_model))
+    room = room_for(cfg, smallest, task.options.room, max(64, usual // cfg.d_model))
     step = task.batch if whole else min(task.batch, room // task.length)
     count = -(-task.batch // step)
     step = -(-task.batch // count)  # batches of about equal size
@@ -102,7 +102,7 @@ def keeping_of(task: Sweep, plan: Schedule, number: int) -> Keeping:
     running = max((sum(task.length - cell.start for cell in chunk) for chunk in plan.chunks[number]), default=0) * (last - first)
     sites = len(kept_sites(task.model, plan.cells))
     tokens = (last - first) * task.length
-    return where_kept(cfg, tokens, sites, running * bytes_per_token(cfg), task.options.memory, task.tokens.device)
+    return where_kept(cfg, tokens, sites, running * bytes_per_token(cfg), task.options.room, task.tokens.device)
 
 
 def bytes_per_token(cfg: HookedTransformerConfig) -> int:

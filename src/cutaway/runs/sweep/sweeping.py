@@ -207,14 +207,25 @@ def audited(task: Sweep, engine: Engine) -> Audit:
             off[number] = f"'{label_of(task.cells.edits[number])}' by {difference / scale:.1e}"
             steady = steady and _largest(again - plain_values(task, cell, first, first + some)[0]) <= bound * scale
     if off:
-        todo = "Run it with skip='layers', and report it"
-        if not steady:
-            todo = "The same full pass gives another number each time: the metric or an edit draws at random (as dropout does)"
-        raise NotExact(
+        raise not_exact(
             f"{len(off)} of {len(chosen)} audited cells differ from their full forward passes by more than {bound:g} of the "
-            f"largest value: {', '.join(list(off.values())[:5])}; so this sweep is not exact. {todo}"
-        )
+            f"largest value: {', '.join(list(off.values())[:5])}; so this sweep is not exact", steady, "skip='layers'",
+        )  # fmt: skip
     return Audit(tuple(label_of(task.cells.edits[number]) for number in chosen), examples, worst)
+
+
+def not_exact(what: str, steady: bool, plainly: str) -> NotExact:
+    """The error that says what was off, and what to do.
+
+    Args:
+        steady: whether the same plain run gives the same numbers twice.
+        plainly: the option that computes it without shortcuts.
+    """
+    if steady:
+        return NotExact(f"{what}. Run it with {plainly}, and report it")
+    return NotExact(
+        f"{what}. The same full pass gives another number each time: the metric or an edit draws at random (as dropout does)"
+    )
 
 
 def _largest_of(task: Sweep, logits: float) -> float:
