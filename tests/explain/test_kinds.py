@@ -125,6 +125,12 @@ def sum_with_carries(dice: random.Random, step: int = 1) -> tuple[list[int], dic
     return [*digits[0], 10, *digits[1], 11, *digits[2]], {9 + at: digit for at, digit in enumerate(digits[2])}
 
 
+def sum_with_an_end(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+    """As before, a token before all and one behind all."""
+    row, answers = sum_with_carries(dice)
+    return [12, *row, 13], {at + 1: digit for at, digit in answers.items()} | {15: 13}
+
+
 def reversed_with_separators(dice: random.Random) -> tuple[list[int], dict[int, int]]:
     """Digits that may be the same, a separator behind each; then the digits from behind, which no constant offset finds."""
     row = [dice.randrange(10) for _ in range(5)]
@@ -211,6 +217,7 @@ LISTS: dict[str, tuple[Callable[[random.Random], tuple[list[int], dict[int, int]
     "cipher": (cipher, 11), "group": (group, 7), "two kinds of brackets": (two_kinds_of_brackets, 6),
     "reversed": (reversed_list, 23), "sum with carries": (sum_with_carries, 12),
     "sum with carries from behind": (partial(sum_with_carries, step=-1), 12),
+    "sum with an end": (sum_with_an_end, 14),
     "reversed with separators": (reversed_with_separators, 13), "copy of few letters": (copy_of_few_letters, 6),
     "sorted with repetitions": (sorted_with_repetitions, 11), "sorted from the first": (sorted_from_the_first, 14),
     "cipher by a key": (ciphered_by_key, 27), "difference": (difference, 12), "each once": (each_once, 13),

@@ -49,6 +49,12 @@ class Layout:
         edges = [at for at in range(len(varies) + 1) if (at < len(varies) and varies[at]) != (at > 0 and varies[at - 1])]
         return cls(tokens, part.answers, tuple(answered), tuple(zip(edges[::2], edges[1::2], strict=True)))
 
+    @property
+    def said(self) -> tuple[int, ...]:
+        """The places of the answers without the last one where it is always the same: a token that ends every input."""
+        ends = len(self.answers[:, self.answered[-1]].unique()) == 1
+        return self.answered[:-1] if ends else self.answered
+
 
 def layout_proposals(subject: Subject, setting: Setting, part: InputSet) -> list[Proposal]:
     """Proposals for these inputs; none where they have several layouts, or answers are sets."""
@@ -121,12 +127,13 @@ def columns(base: int) -> list[Columns]:
 
 def carried(layout: Layout, setting: Setting) -> Iterator[Proposal]:
     """Digits of the sum or difference of two numbers: the pair of digits at the query's place, with the carry into it."""
-    base = max((token for token in setting.content), default=0) + 1
-    if len(layout.runs) != 2 or not setting.causal or not 2 <= base <= 16:
+    if len(layout.runs) != 2 or not setting.causal:
         return
     (first, end), (second, last) = layout.runs
-    count, answers = end - first, len(layout.answered)
-    contiguous = layout.answered == tuple(range(layout.answered[0], layout.answered[0] + answers))
+    base = int(layout.tokens[:, [*range(first, end), *range(second, last)]].max()) + 1
+    said = layout.said
+    count, answers = end - first, len(said)
+    contiguous = 2 <= base <= 16 and said == tuple(range(layout.answered[0], layout.answered[0] + answers))
     if last - second != count or count < 2 or answers not in (count, count + 1) or not contiguous or second == end:
         return
     separator, query = second - 1, layout.answered[0]
