@@ -205,6 +205,16 @@ def difference(dice: random.Random) -> tuple[list[int], dict[int, int]]:
     return [*digits[0], 10, *digits[1], 11, *digits[2]], dict(enumerate(digits[2], start=9))
 
 
+def of_two(answer: Callable[[int, int], int]) -> Callable[[random.Random], tuple[list[int], dict[int, int]]]:
+    """Two numbers below 20, and what is asked of them; answers may be larger."""
+
+    def make(dice: random.Random) -> tuple[list[int], dict[int, int]]:
+        a, b = dice.randrange(20), dice.randrange(20)
+        return [40, a, 41, b, 42], {4: answer(a, b)}
+
+    return make
+
+
 def each_once(dice: random.Random, begins: tuple[int, ...] = (10,)) -> tuple[list[int], dict[int, int]]:
     """The tokens of a list without repetitions, in the order in which they came."""
     row = [dice.randrange(8) for _ in range(dice.randint(1, 9))]
@@ -222,6 +232,8 @@ LISTS: dict[str, tuple[Callable[[random.Random], tuple[list[int], dict[int, int]
     "sorted with repetitions": (sorted_with_repetitions, 11), "sorted from the first": (sorted_from_the_first, 14),
     "cipher by a key": (ciphered_by_key, 27), "difference": (difference, 12), "each once": (each_once, 13),
     "each once from the first": (partial(each_once, begins=()), 13),
+    "sum of two": (of_two(lambda a, b: a + b), 43), "apart": (of_two(lambda a, b: abs(a - b)), 43),
+    "sum of five as it is": (of_five(sum), 50),
     "second largest": (of_five(lambda row: sorted(row)[-2]), 13), "second smallest": (of_five(lambda row: sorted(row)[1]), 13),
     "next to the largest": (of_five(lambda row: max([one for one in row if one < max(row)], default=row[-1])), 13),
     "place of the largest": (of_five(lambda row: row.index(max(row))), 13),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from cutaway.programs.language import (
@@ -281,7 +281,7 @@ def successors(setting: Setting, codes: Sequence[Proposal]) -> Iterator[Proposal
 
 
 def sums(setting: Setting, codes: Sequence[Proposal]) -> Iterator[Proposal]:
-    """Sums and differences of two codes of fixed places, modulo the number of values."""
+    """Sums and differences of two codes of fixed places, modulo the number of values or as they are."""
     if setting.length is None or setting.length > 16:
         return
     fixed = [code for code in codes if (code.name.startswith("at_") and code.name != "at_0") or code.name == "tokens"]
@@ -290,11 +290,18 @@ def sums(setting: Setting, codes: Sequence[Proposal]) -> Iterator[Proposal]:
     if values < 2 or values > 2**8 or setting.content != tuple(range(values)):
         return
     inside = range(setting.d_vocab)
+    kinds: list[tuple[str, int, Callable[[int, int], int]]] = [
+        ("plus", values, lambda a, b: (a + b) % values),
+        ("minus", values, lambda a, b: (a - b) % values),
+        ("apart_from", setting.d_vocab, lambda a, b: abs(a - b)),
+    ]
+    if setting.d_answers > values:  # more answers than numbers, so a sum may be one of them itself
+        kinds.append(("and", 2 * setting.d_vocab - 1, lambda a, b: a + b))
     for one, other in itertools.combinations(places, 2):
-        for name, sign in (("plus", 1), ("minus", -1)):
-            table = tuple((a + sign * b) % values for a in inside for b in inside)
+        for name, size, of in kinds:
+            table = tuple(of(a, b) for a in inside for b in inside)
             lines = _joined(one.lines, other.lines)
-            made = Map(f"{one.name}_{name}_{other.name}", (one.name, other.name), table, values)
+            made = Map(f"{one.name}_{name}_{other.name}", (one.name, other.name), table, size)
             yield Proposal((*lines, made), one.bits + other.bits + CHOICE + math.log2(values), answers=True)
 
 
@@ -400,6 +407,8 @@ def totals(setting: Setting) -> Iterator[Proposal]:
     most = min(int((values - 1) * setting.longest), 512)
     edges = tuple(n + 0.5 for n in range(most))
     count = Bucket("total_code", "total", edges, 0.5)
+    if setting.d_answers > values:
+        yield Proposal((mean, place, total, count), 5 * CHOICE, answers=True)
     table = tuple(n % values for n in range(most + 1))
     made = Map(f"total_mod_{values}", ("total_code",), table, values)
     yield Proposal((mean, place, total, count, made), 6 * CHOICE, answers=True)
