@@ -295,6 +295,14 @@ def test_models_and_caches_show_all_their_parts_while_the_aliases_stand() -> Non
     assert repr(cache) == f"ActivationCache with keys {list(cache.keys())}"
 
 
+def test_masks_that_a_state_dict_lacks_are_among_what_is_missing() -> None:
+    model = network("gpt2")
+    every, W_E = list(model.state_dict()), model.W_E.detach()
+    missing, unexpected = model.load_state_dict({"embed.W_E": W_E, "other": W_E}, strict=False)
+    assert missing == [name for name in every if name != "embed.W_E"] and "blocks.1.attn.IGNORE" in missing
+    assert unexpected == ["other"] and model.load_state_dict(model.state_dict(), strict=False).missing_keys == []
+
+
 def test_refactored_heads_have_the_signs_of_the_dialect() -> None:
     model = network("gpt2")
     even = model.refactor_factored_attn_matrices(model.state_dict())
