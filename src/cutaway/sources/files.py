@@ -161,6 +161,7 @@ def config_from_json(fields: Mapping[str, Any]) -> HookedTransformerConfig:
     """
     typed = _typed(fields)
     cfg = HookedTransformerConfig.from_dict({**typed, "seed": None})
+    cfg.device = str(cfg.device)  # (files name none)
     cfg.seed = typed.get("seed")
     return cfg
 
