@@ -58,7 +58,7 @@ def test_spread_of_draws():
         (
             Finding("largest", "attention to it", {"0.1": Value(0.6, 0.5, 0.7), "0.2": Value(0.1, 0.05, 0.15)}, "share",
                     Value(0.1), "even attention"),
-            "Attention to it is largest for 0.1 (60.0% [50.0%, 70.0%]); even attention 10.0%; 1 of 2 lie outside the baseline.",
+            "Attention to it is largest for 0.1 (60.0% [50.0%, 70.0%]); even attention 10.0%; 1 of 2 lies outside the baseline.",
         ),
         (
             Finding("largest", "attention to it", {"0.1": Value(0.1, 0.05, 0.15)}, "share", Value(0.1), "even attention"),

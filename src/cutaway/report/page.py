@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cutaway.report.findings import Finding
-from cutaway.report.sentences import brief, capital, sentence
+from cutaway.report.sentences import capital, sentence
 from cutaway.runs.estimates import Value
 from cutaway.tasks.given import Given
 from cutaway.view import Figure, Section, bar_chart, line_chart
@@ -23,9 +23,6 @@ INTRO = (
     "with 95% intervals over prompts, in brackets, and beside a baseline: what chance, or no effect, would give. Of several "
     "things at once, an interval has to lie outside its baseline after a correction for how many there are. Heads are called "
     "layer.head, MLPs layer.mlp."
-)
-SHORT = (
-    "Behind each value stands what it is compared with: what chance or no effect gives. How sure each is, the sections below say."
 )
 
 
@@ -64,8 +61,8 @@ def html(
     claims = [one for one in firsts if one is not None]
     if claims:
         shown = [one for found in findings.values() for one in found if not one.silent]
-        in_short = dict.fromkeys(map(brief, [shown[0], *claims]))  # how well it does comes first, whatever it is
-        sections.insert(0, Section("In short", [list(in_short), SHORT]))
+        in_short = dict.fromkeys(map(sentence, [shown[0], *claims]))  # how well it does comes first, whatever it is
+        sections.insert(0, Section("In short", [list(in_short)]))
     return whole(title(about), sections, intro=intro, subtitle=subtitle(about)).html()
 
 

@@ -7,14 +7,12 @@ or that nothing was measured.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 
 from cutaway.report.findings import Finding
 from cutaway.runs.estimates import Value, number_text
 
 MOST = 3  # labels that a sentence names
-INTERVAL = re.compile(r" \[−?[\d.,e+-]+%?, −?[\d.,e+-]+%?\]")
 
 
 def listed(names: Sequence[str]) -> str:
@@ -27,14 +25,9 @@ def named(label: str) -> str:
     return f"“{label}”" if " " in label else label
 
 
-def capital(text: str) -> str:
-    """The same with a capital first."""
-    return text[:1].upper() + text[1:]
-
-
-def subject(finding: Finding) -> str:
-    """What was measured as a sentence begins with it; an addition behind a comma is closed by another."""
-    return f"{capital(finding.what)}{',' * (', ' in finding.what and not finding.what.endswith(')'))}"
+def capital(text: str, *, closed: bool = False) -> str:
+    """The same with a capital first; `closed`: an addition behind a comma is closed by another."""
+    return text[:1].upper() + text[1:] + "," * (closed and ", " in text and not text.endswith(")"))
 
 
 def _base(finding: Finding, label: str) -> str:
@@ -63,11 +56,12 @@ def largest(finding: Finding) -> str:
     if finding.baseline is None:
         return _no_baseline(finding, f"{capital(finding.what)}: largest {_measured(finding, top)}, of {len(known)}")
     if not claims:
-        none_of = f"none of {len(known)} lies {_beyond(finding)}outside the baseline"
-        return f"{capital(finding.what)}: {none_of}; the largest is {_measured(finding, top)}, {_base(finding, top)}."
+        none_of = f"{capital(finding.what)}: none of {len(known)} lies {_beyond(finding)}outside the baseline"
+        return f"{none_of}; the largest is {_measured(finding, top)}, {_base(finding, top)}."
     shown = listed([_measured(finding, label) for label in claims[:MOST]])
-    more = f"; {len(claims)} of {len(known)} lie {_beyond(finding)}outside the baseline" if len(known) > 1 else ""
-    return f"{subject(finding)} is largest for {shown}; {_base(finding, claims[0])}{more}."
+    lie = f"lie{'s' * (len(claims) == 1)} {_beyond(finding)}outside the baseline"
+    more = f"; {len(claims)} of {len(known)} {lie}" if len(known) > 1 else ""
+    return f"{capital(finding.what, closed=True)} is largest for {shown}; {_base(finding, claims[0])}{more}."
 
 
 def _beyond(finding: Finding) -> str:
@@ -88,7 +82,7 @@ def share(finding: Finding) -> str:
         base, whose = _base(finding, label), "" if len(finding.values) == 1 else f" for {named(label)}"
         inside = "" if finding.stands_out(label) or not base else _not_above(finding, label)
         parts.append(f"{finding.values[label].text(finding.unit)}{whose}" + (f" ({base}{inside})" if base else ""))
-    text = f"{subject(finding)} is {listed(parts)}"
+    text = f"{capital(finding.what, closed=True)} is {listed(parts)}"
     return f"{text}." if finding.baseline is not None else _no_baseline(finding, text)
 
 
@@ -97,18 +91,16 @@ def comparison(finding: Finding) -> str:
     known = {label: value for label, value in finding.values.items() if math.isfinite(value.value)}
     if len(known) < 2:
         return f"{capital(finding.what)}: nothing to compare but {listed([_measured(finding, one) for one in known])}."
-    order = sorted(known, key=lambda label: -known[label].value)
-    high, low = order[0], order[-1]
+    high, *_, low = sorted(known, key=lambda label: -known[label].value)
     apart = known[high].low > known[low].high
     end = "; their intervals do not meet" if apart else "; their intervals meet, so no difference is claimed"
     if not (math.isfinite(known[high].low) and math.isfinite(known[low].high)):  # of a number that is no mean over prompts
         end = ""
     base = _base(finding, high)
     most, least = (f"{known[label].text(finding.unit)} for {named(label)}" for label in (high, low))
-    ends = f"is {most}, against {least}"
-    if len(known) > 2:
-        ends = f"ranges from {least} to {most}, the lowest and the highest of {len(known)}"
-    return f"{subject(finding)} {ends}{end}{f'; {base}' if base else ''}."
+    span = f"ranges from {least} to {most}, the lowest and the highest of {len(known)}"
+    ends = span if len(known) > 2 else f"is {most}, against {least}"
+    return f"{capital(finding.what, closed=True)} {ends}{end}{f'; {base}' if base else ''}."
 
 
 def trend(finding: Finding) -> str:
@@ -141,11 +133,6 @@ def count(finding: Finding) -> str:
 def none(finding: Finding) -> str:
     """Why nothing was measured."""
     return f"{capital(finding.what)} was not measured: {finding.reason}."
-
-
-def brief(finding: Finding) -> str:
-    """The same without intervals, for who wants to know what was found before how sure it is."""
-    return INTERVAL.sub("", sentence(finding))
 
 
 GRAMMAR: dict[str, Callable[[Finding], str]] = {

@@ -1,8 +1,7 @@
 """Greater than: "from the year 1732 to the year 17", and a later year comes next (https://arxiv.org/abs/2305.00586).
 
-Where a year's two last digits are one token, every larger number is right. Where digits are tokens of their own, the answer is
-the tens digit, and years end in 9: after 1739 a "3" cannot go on to a later year, while after 1732 it could (to 1735). The
-counterpart begins in the year 01, or 09.
+Where a year's two last digits are one token, every larger number is right. Where each digit is a token, the tens digit is the
+answer, and years end in 9: 1732 could go on to 1735, 1739 to no later year with a "3". The counterpart begins in 01 or 09.
 """
 
 from __future__ import annotations
