@@ -139,6 +139,8 @@ class WeightCircuit(Result):
     def __post_init__(self) -> None:
         if self.shape != (len(self.rows), len(self.columns)):
             raise ShapeError(f"{self.name} is {self.shape}, but has {len(self.rows)} and {len(self.columns)} labels")
+        whole_ones = (one if one.T.is_contiguous() else one.contiguous() for one in self.factors)  # as files keep them: products
+        object.__setattr__(self, "factors", tuple(whole_ones))  # round by how their factors lie in memory
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -127,9 +127,9 @@ def _encoded(value: Any, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, PLAIN):
         return value
     if isinstance(value, Tensor):
-        name = f"t{len(tensors)}"
-        tensors[name] = value.detach().cpu().clone().contiguous()
-        return {"tensor": name}
+        name, turned = f"t{len(tensors)}", value.ndim == 2 and not value.is_contiguous() and value.T.is_contiguous()
+        tensors[name] = (value.T if turned else value).detach().cpu().clone().contiguous()
+        return {"tensor": name, "turned": True} if turned else {"tensor": name}  # products round as their factors lie in memory
     if isinstance(value, Figure):
         return {"figure": value.to_json()}
     if isinstance(value, torch.Size | tuple):
@@ -162,7 +162,7 @@ def _decoded(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        return tensors[value["tensor"]]
+        return tensors[value["tensor"]].T if value.get("turned") else tensors[value["tensor"]]
     if "figure" in value:
         return Figure.from_json(value["figure"])
     if "tuple" in value:
