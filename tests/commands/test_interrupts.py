@@ -62,6 +62,9 @@ def test_it_says_that_something_is_kept_only_where_something_is(tmp_path: Path) 
     folder = tmp_path / "r"
     assert "nothing was finished yet" in interrupted(patch, results=folder)
     (folder / "values").mkdir(parents=True)
+    for before in ("plans", "asked"):  # written before the first cell is run
+        (folder / before).mkdir()
+        (folder / before / "one").touch()
     assert "nothing was finished yet" in interrupted(patch, results=folder)
     (folder / "values" / "one").touch()
     assert "what is finished is kept" in interrupted(patch, results=folder)

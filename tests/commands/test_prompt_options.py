@@ -154,6 +154,18 @@ def test_induction_is_asked_of_a_vocabulary_that_lacks_its_words(model: Any) -> 
     assert (with_bos["shortest"], with_bos["longest"]) == (without["shortest"] + 1, without["longest"] + 1)
 
 
+def test_count_takes_the_first_prompts_of_whatever_is_given(tmp_path: Path, model: Any) -> None:
+    rows = [{"clean": f"the {word} was", "corrupted": f"a {word} was", "answer": " a", "wrong": " the"} for word in ("man", "day", "king")]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "texts.txt").write_text("the man was\na day was\nthe king was\n")
+    sources = (["--pairs", str(tmp_path / "pairs.jsonl")], ["--prompts", str(tmp_path / "texts.txt"), "--answer", " a"])
+    for given in (*sources, ["--behaviour", "induction"]):
+        assert [
+            json.loads(asked("attribute", *given, *count, "--json").stdout)["prompts"]["count"]
+            for count in (["--count", "2"], ["--count", "3"])
+        ] == [2, 3]
+
+
 def test_commands_ask_for_options_that_there_are() -> None:
     """An option that a command has no use for is None, so a name that nothing has would be found only where it is used."""
     known = {*dir(Request), *(one.name for one in fields(Request)), *SHARED, *LAST, "text", "corrupted"}

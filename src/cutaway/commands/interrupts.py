@@ -44,9 +44,11 @@ def left(command: str, given: Mapping[str, Any]) -> str:
     if command in ENDS:
         return ENDS[command].format(**given)
     option, sentence = KEPT.get(command, ("", ""))
+    from cutaway.runs.kept_sweeps.by_key import PLANS, TASKS
+
     folder = given.get(option)
     if folder is not None and not given.get("plan"):
-        if any(one.is_file() for one in Path(folder).rglob("*")):
+        if any(one.is_file() and not {PLANS, TASKS} & {*one.parts} for one in Path(folder).rglob("*")):
             return sentence.format(folder)
         return f"nothing was finished yet, so nothing is kept in {folder}; the same command begins anew"
     hint = f"; with --{option} FOLDER what is finished is, and the same command goes on" if option and option in given else ""

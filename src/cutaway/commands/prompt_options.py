@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 Words = list[str] | None
 Figures = Sequence[tuple[str, Any]]
+COUNT = 64  # prompts of a behaviour, unless --count says otherwise
 SCREEN = 20  # rows of a table, unless --top or --all say otherwise
 NO_BOS = "no BOS in front: each text's first token is what heads rest on where they do nothing"
 TOKENS = ("target", "minus", "word", "effect")  # options that name one token of the model
@@ -59,7 +60,9 @@ BehaviourName = Annotated[
     str | None,
     typer.Option("--behaviour", help="Prompts of a behaviour: ioi, greater-than, subject-verb, …", callback=choices.behaviour),
 ]
-Count = Annotated[int, typer.Option(min=1, help="How many prompts of the behaviour.")]
+Count = Annotated[
+    int | None, typer.Option(min=1, help=f"How many prompts: of a behaviour (by default {COUNT}), or the first of what is given.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of the behaviour's prompts, and of all else that is drawn.")]
 AnswerWords = Annotated[Words, typer.Option("--answer", help="The token after each text: one for all, or one for each.")]
 WrongWords = Annotated[Words, typer.Option("--wrong", help="The token that it is compared with: one for all, or one for each.")]
@@ -88,7 +91,7 @@ SHARED: dict[str, tuple[Any, Any]] = {
     "prompts": (PromptsFile, None),
     "pairs": (PairsFile, None),
     "behaviour": (BehaviourName, None),
-    "count": (Count, 64),
+    "count": (Count, None),
     "answer": (AnswerWords, None),
     "wrong": (WrongWords, None),
     "allow_first_token": (FirstToken, False),
@@ -252,7 +255,7 @@ class Request:
             made = self._of_texts(bos)
         if self.options.get("pairs") is not None or self.prompts_file is not None:
             self._note_spaces(made)
-        return self._fitting(made)
+        return self._fitting(made if self.count is None else made[: self.count])
 
     def _note_spaces(self, made: Prompts) -> None:
         """Say on stderr where the answers of a file lack the space that a text usually goes on with."""
@@ -332,7 +335,7 @@ class Request:
 
         if self.messages:
             raise ConfigError("--messages is for texts of --text, --file or --prompts; a behaviour's prompts are no messages")
-        return of_behaviour(self.behaviour, self.network, self.count, self.seed, prepend_bos=not self.no_bos)[1]
+        return of_behaviour(self.behaviour, self.network, self.count or COUNT, self.seed, prepend_bos=not self.no_bos)[1]
 
     def _fitting(self, made: Prompts) -> Prompts:
         """Prompts that fit the context: a text without answers is cut to it, and what is left unread is said on stderr."""

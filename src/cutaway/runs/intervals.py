@@ -118,7 +118,8 @@ def _skewed(x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     long, short = torch.full_like(mean, math.nan), torch.full_like(mean, math.nan)
     for number in n.unique().tolist():
         if number > 1:
-            tail = min(LONG_TAIL * max(1.0, number / 4) ** 0.4, (1 - LEVEL) / 2)
+            tail = (1 - LEVEL) / 2  # of two numbers neither is a tail: what is left of their skew is rounding
+            tail = min(LONG_TAIL * max(1.0, number / 4) ** 0.4, tail) if number > 2 else tail
             long[n == number] = t_quantile(1 - tail, number - 1)
             short[n == number] = t_quantile(1 - min(TAIL, 1 - LEVEL - tail), number - 1)
     return mean - torch.where(right, short, long) * error, mean + torch.where(right, long, short) * error
