@@ -129,6 +129,14 @@ def test_a_wrong_line_is_numbered(tmp_path: Path, line: Any, message: str):
         Prompts.read(file, LETTERS)
 
 
+def test_all_wrong_lines_are_named(tmp_path: Path):
+    wrong, right = {"clean": "ab", "corrupted": "abc", "answer": "d"}, {"clean": "ab", "corrupted": "cb", "answer": "d"}
+    with pytest.raises(PromptError, match=r"line 2: .*counterpart 4.* \(2 more lines have an error: 4, 5\)$"):
+        Prompts.read(written(tmp_path, right, wrong, right, wrong, wrong), LETTERS)
+    with pytest.raises(PromptError, match=r"line 1: .* \(1 more line has an error: 3\)$"):
+        Prompts.read(written(tmp_path, {"tokens": []}, {"tokens": [1]}, {"tokens": [1.5]}), LETTERS)
+
+
 def test_files_that_cannot_be_read_are_said(tmp_path: Path):
     with pytest.raises(PromptError, match="cannot be read"):
         Prompts.read(tmp_path / "none.jsonl")

@@ -8,8 +8,7 @@ and, for contrasts, tokens that are wrong there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -497,35 +496,27 @@ def _pairs(
     path: str | Path, made: list[tuple[int, dict[str, Any]]], tokenizer: Tokenizer | None, options: dict[str, Any]
 ) -> Prompts:
     """Prompts of `{"clean", "corrupted", "answer", "wrong"}`."""
-    parts = []
-    for number, one in made:
-        lacking = [key for key in PAIR[:3] if not isinstance(one.get(key), str)]
-        if lacking or not isinstance(one.get("wrong", ""), str):
-            which = f"{lacking[0]!r} {'is no text' if lacking[0] in one else 'is missing'}" if lacking else "'wrong' is no text"
-            raise PromptError(
-                f"{path}, line {number}: a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'; {which}"
-            )
-        roles = one.get("roles", {})
-        if not isinstance(roles, dict) or not all(type(word) in (str, int) for word in roles.values()):
-            raise PromptError(f"{path}, line {number}: 'roles' must be {{role: word or position}}")
-        given = {"answers": one["answer"], "wrong": one.get("wrong"), "corrupted": [one["corrupted"]], "roles": roles}
-        with _at_line(path, number):
-            parts.append(Prompts.of_texts(tokenizer, [one["clean"]], **given, **options))
-    return join(parts)
+    return join(_of_each(path, made, lambda one: _pair(one, tokenizer, options)))
+
+
+def _pair(one: dict[str, Any], tokenizer: Tokenizer | None, options: dict[str, Any]) -> Prompts:
+    lacking = [key for key in PAIR[:3] if not isinstance(one.get(key), str)]
+    if lacking or not isinstance(one.get("wrong", ""), str):
+        which = f"{lacking[0]!r} {'is no text' if lacking[0] in one else 'is missing'}" if lacking else "'wrong' is no text"
+        raise PromptError(f"a pair needs texts 'clean', 'corrupted', 'answer' and, if any, 'wrong'; {which}")
+    roles = one.get("roles", {})
+    if not isinstance(roles, dict) or not all(type(word) in (str, int) for word in roles.values()):
+        raise PromptError("'roles' must be {role: word or position}")
+    given = {"answers": one["answer"], "wrong": one.get("wrong"), "corrupted": [one["corrupted"]], "roles": roles}
+    return Prompts.of_texts(tokenizer, [one["clean"]], **given, **options)
 
 
 def _examples(
     path: str | Path, made: list[tuple[int, dict[str, Any]]], tokenizer: Tokenizer | None, options: dict[str, Any]
 ) -> Prompts:
     """Prompts of `{"tokens" or "text", "answers": {position: token or tokens}}`."""
-    rows, right, several = [], [], False
-    for number, one in made:
-        with _at_line(path, number):
-            row, at, many = _example(one, tokenizer, options)
-        rows.append(row)
-        right.append(at)
-        several |= many
-    return Prompts.of_rows(rows, right=tuple(right), several=several)
+    rows, right, several = zip(*_of_each(path, made, lambda one: _example(one, tokenizer, options)), strict=True)
+    return Prompts.of_rows(list(rows), right=right, several=any(several))
 
 
 def _example(
@@ -561,13 +552,20 @@ def _answer(tokenizer: Tokenizer | None, token: Any, options: dict[str, Any]) ->
     return token
 
 
-@contextmanager
-def _at_line(path: str | Path, number: int) -> Iterator[None]:
-    """Errors say the file and the line."""
-    try:
-        yield
-    except (PromptError, TokenError) as error:
-        raise PromptError(f"{path}, line {number}: {error}") from None
+def _of_each(path: str | Path, made: list[tuple[int, dict[str, Any]]], read: Callable[[dict[str, Any]], Any]) -> list[Any]:
+    """What is read of each line; an error is that of the first line that has one, and names the others."""
+    found, wrong = [], []
+    for number, one in made:
+        try:
+            found.append(read(one))
+        except (PromptError, TokenError) as error:
+            wrong.append((number, str(error)))
+    if wrong:
+        number, said = wrong[0]
+        others = ", ".join(str(other) for other, _ in wrong[1:11]) + (", …" if len(wrong) > 11 else "")
+        more = f" ({len(wrong) - 1} more {'lines have' if len(wrong) > 2 else 'line has'} an error: {others})" if others else ""
+        raise PromptError(f"{path}, line {number}: {said}{more}")
+    return found
 
 
 def join(parts: Sequence[Prompts], pad: int = 0) -> Prompts:

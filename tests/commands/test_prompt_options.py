@@ -155,7 +155,8 @@ def test_induction_is_asked_of_a_vocabulary_that_lacks_its_words(model: Any) -> 
 
 
 def test_count_takes_the_first_prompts_of_whatever_is_given(tmp_path: Path, model: Any) -> None:
-    rows = [{"clean": f"the {word} was", "corrupted": f"a {word} was", "answer": " a", "wrong": " the"} for word in ("man", "day", "king")]
+    answers = {"answer": " a", "wrong": " the"}
+    rows = [{"clean": f"the {word} was", "corrupted": f"a {word} was", **answers} for word in ("man", "day", "king")]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "texts.txt").write_text("the man was\na day was\nthe king was\n")
     sources = (["--pairs", str(tmp_path / "pairs.jsonl")], ["--prompts", str(tmp_path / "texts.txt"), "--answer", " a"])

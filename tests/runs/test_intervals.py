@@ -46,7 +46,8 @@ def test_skew_to_the_left_is_covered_as_well() -> None:
 def test_two_numbers_have_the_interval_of_student() -> None:
     pairs = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).double()
     half = 12.7062 * (pairs[0] - pairs[1]).abs() / 2
-    torch.testing.assert_close(interval_of_mean(pairs), torch.stack([pairs.mean(0) - half, pairs.mean(0) + half]), rtol=1e-4, atol=1e-4)
+    wanted = torch.stack([pairs.mean(0) - half, pairs.mean(0) + half])
+    torch.testing.assert_close(interval_of_mean(pairs), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("examples", [4, 8, 30])

@@ -63,7 +63,9 @@ def circuit_find(
             callback=choices.each(lambda one: _known_metric(one)),
         ),
     ] = None,
-    size: Annotated[int | None, typer.Option(min=0, help="How many edges, less those that lead nowhere; without, as few as recover TARGET.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=0, help="How many edges, less those that lead nowhere; without, as few as recover TARGET.")
+    ] = None,
     target: Annotated[float, typer.Option(help="How much of the difference the circuit has to recover.")] = 0.9,
     ablation: Annotated[
         str, typer.Option(help="What other edges carry: resample, mean, mean over positions, zero.", callback=EDGE_ABLATIONS)
