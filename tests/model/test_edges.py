@@ -327,4 +327,4 @@ def test_every_end_token_of_the_generation_config_ends_a_row(where: str, tmp_pat
 def test_a_configuration_prints_one_field_a_line() -> None:
     lines = str(network("gpt2").cfg).splitlines()
     assert lines[0] == "HookedTransformerConfig:" and len(lines) > 50
-    assert any("'d_model': 24," in line for line in lines) and not any("rotary_base_local" in line for line in lines)
+    assert any("'d_model': 24," in line for line in lines) and not any("clip_qkv" in line for line in lines)

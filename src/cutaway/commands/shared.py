@@ -13,7 +13,6 @@ import typer
 from cutaway.commands import console
 from cutaway.commands.console import visible
 from cutaway.errors import ConfigError, TokenError
-from cutaway.prompts import FIRST
 from cutaway.writing import check_new, check_writable, named
 
 DEFAULT = "attn-only-2l"
@@ -137,6 +136,8 @@ def token_of(tokenizer: Any, word: str, option: str, *, first: bool = False) -> 
             hint = f"such as {other!r}, with a space in front"
     except TokenError:  # the vocabulary has no space
         hint = f"such as {parts[0]!r}"
+    from cutaway.prompts import FIRST
+
     raise TokenError(f"{option} {word!r} is {len(ids)} tokens, not one: {parts}; give one token, {hint}, or {FIRST}")
 
 

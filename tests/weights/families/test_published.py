@@ -176,4 +176,6 @@ def test_small_models_of_published_configs_agree_with_transformers(group: str, t
         logits = loading.build(HookedTransformer, cfg, weights)(tokens)
         assert (logits - want).abs().max() < 2e-5 * want.abs().max(), name
         processed = HookedTransformer.from_pretrained(name, hf_model=model, device="cpu")
+        if not small.get("reorder_and_upcast_attn"):  # which is float32 only
+            want = model.double()(tokens).logits  # without the rounding of float32, which differs by processor
         assert (processed(tokens).log_softmax(-1) - want.log_softmax(-1)).abs().max() < 5e-5, name
