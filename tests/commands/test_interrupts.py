@@ -68,6 +68,8 @@ def test_it_says_that_something_is_kept_only_where_something_is(tmp_path: Path) 
     assert "nothing was finished yet" in interrupted(patch, results=folder)
     (folder / "values" / "one").touch()
     assert "what is finished is kept" in interrupted(patch, results=folder)
+    collect = dict(commands(typer.main.get_command(app)))["collect"]
+    assert "are kept in s3://bucket/x" in interrupted(collect, out="s3://bucket/x")
 
 
 def pairs(folder: Path) -> Path:

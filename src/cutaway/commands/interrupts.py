@@ -44,10 +44,12 @@ def left(command: str, given: Mapping[str, Any]) -> str:
     if command in ENDS:
         return ENDS[command].format(**given)
     option, sentence = KEPT.get(command, ("", ""))
-    from cutaway.runs.kept_sweeps.by_key import PLANS, TASKS
-
     folder = given.get(option)
     if folder is not None and not given.get("plan"):
+        if "://" in str(folder):  # an address, which is not asked now
+            return sentence.format(folder)
+        from cutaway.runs.kept_sweeps.by_key import PLANS, TASKS
+
         if any(one.is_file() and not {PLANS, TASKS} & {*one.parts} for one in Path(folder).rglob("*")):
             return sentence.format(folder)
         return f"nothing was finished yet, so nothing is kept in {folder}; the same command begins anew"
